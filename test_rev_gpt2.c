@@ -1,0 +1,880 @@
+/*
+test_rev_gpt2.c: what must hold of train_rev_gpt2.c, checked on a machine without network or Python.
+
+It includes the trainer, so it can call every function, and wraps the allocator and the file operations.
+Built with -DREAL=double it checks gradients against finite differences; built as the trainer is, it
+checks everything else. It runs itself as the trainer (--trainer N flags...) where a process has to die:
+the N-th file operation then kills it half-way, or interrupts it if N is negative.
+*/
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+static size_t allocated;                // bytes handed out by the allocator
+static int file_operations, die_at_operation;  // 0: never
+
+static void *counted_alloc(size_t alignment, size_t bytes) {
+    allocated += bytes;
+    return aligned_alloc(alignment, bytes);
+}
+
+static int time_to_die(void) {
+    file_operations++;
+    if (die_at_operation < 0 && file_operations == -die_at_operation) raise(SIGINT);
+    return file_operations == die_at_operation;
+}
+static size_t fatal_fwrite(const void *data, size_t size, size_t count, FILE *f) {
+    if (time_to_die()) {
+        (void)!fwrite(data, size, count / 2, f);
+        fflush(f);
+        raise(SIGKILL);
+    }
+    return fwrite(data, size, count, f);
+}
+static int fatal_fsync(int fd) {
+    if (time_to_die()) raise(SIGKILL);
+    return fsync(fd);
+}
+static int fatal_rename(const char *from, const char *to) {
+    if (time_to_die()) raise(SIGKILL);
+    return rename(from, to);
+}
+
+#define aligned_alloc counted_alloc
+#define fwrite fatal_fwrite
+#define fsync fatal_fsync
+#define rename fatal_rename
+#define REV_GPT2_NO_MAIN
+#include "train_rev_gpt2.c"
+
+// ---- counting
+
+static int passed, failed;
+__attribute__((format(printf, 2, 3))) static void check(int ok, const char *format, ...) {
+    va_list args;
+    if (ok) passed++;
+    else failed++;
+    if (ok) return;
+    va_start(args, format);
+    printf("FAILED: ");
+    vprintf(format, args);
+    printf("\n");
+    va_end(args);
+}
+static void section(const char *name) {
+    static double last;
+    static int before;
+    if (last > 0) printf("  %d checks, %.1f s\n", passed + failed - before, seconds() - last);
+    before = passed + failed;
+    last = seconds();
+    if (name) printf("%s\n", name);
+    fflush(stdout);
+}
+
+static void set_threads(int n) {
+#ifdef _OPENMP
+    omp_set_num_threads(n);
+#else
+    (void)n;
+#endif
+}
+
+// ---- small networks
+
+static uint64_t draws;
+static double uniform(void) { return 2 * random_uniform(7, 99, draws++) - 1; }
+
+static real_t *random_reals(size_t n, double scale) {
+    real_t *x = (real_t *)calloc(n, sizeof(real_t));
+    for (size_t i = 0; i < n; i++) x[i] = (real_t)(scale * uniform());
+    return x;
+}
+
+typedef struct { int L, C, NH, V, B, T, chunk, head_chunk; } Shape;
+static const Shape odd = {5, 60, 3, 65, 3, 37, 2, 50}, deep = {96, 16, 2, 32, 2, 8, 1, 16}, even = {2, 32, 4, 128, 4, 64, 4, 256};
+
+// A planned and allocated model with weights large enough that the forces matter, and a batch.
+static void make_model(Model *m, Shape s, int mode, int memory, int grid) {
+    memset(m, 0, sizeof *m);
+    m->net.L = s.L, m->net.C = s.C, m->net.NH = s.NH, m->net.V = s.V, m->net.Vp = (s.V + 127) / 128 * 128, m->net.maxT = s.T + 3;
+    m->net.mode = mode, m->net.grid = grid, m->net.h = (float)default_step_size(mode, s.L);
+    if (mode == MIDPOINT_A) draw_coefficients(&m->net, 5);
+    m->B = s.B, m->T = s.T, m->chunk = s.chunk, m->head_chunk = s.head_chunk, m->memory = memory;
+    plan(m);
+    model_alloc(m);
+    size_t size[TENSORS], layers[TENSORS], at = 0;
+    tensor_sizes(&m->net, size, layers);
+    for (int t = 0; t < TENSORS; t++)
+        for (size_t i = 0; i < size[t] * layers[t]; i++, at++) {
+            double gain = t == 2 || t == 8 || t == 14, x = gain + (s.L > 50 ? 0.1 : 0.3) * uniform();
+            param_t p = (param_t)(t == 0 && i >= (size_t)s.V * (size_t)s.C ? 0 : x);
+            to_device(m->params + at, &p, sizeof p);
+        }
+    for (int i = 0; i < s.B * s.T; i++) {
+        int token = (int)(random_bits(3, 3, (uint64_t)i) % (uint64_t)s.V), target = (int)(random_bits(4, 4, (uint64_t)i) % (uint64_t)s.V);
+        to_device(m->inputs + i, &token, sizeof token);
+        to_device(m->targets + i, &target, sizeof target);
+    }
+}
+
+// ---- finite differences, in double precision
+
+#define DIRECTIONS 4
+
+// Compares a gradient with finite differences of f along random directions (+-1 in every element): the mean of
+// (d . u)^2 over such u is |d|^2, so this estimates the norm of the difference over the norm of the gradient.
+static void check_gradient(const char *what, double (*f)(void *), void *context, real_t *x, const real_t *gradient, size_t n) {
+    const double eps = 1e-4;
+    double difference = 0, norm = 0;
+    real_t *saved = (real_t *)malloc(n * sizeof(real_t)), *moved = (real_t *)malloc(n * sizeof(real_t));
+    to_host(saved, x, n * sizeof(real_t));
+    for (int d = 0; d < DIRECTIONS; d++) {
+        double value[4], along = 0;
+        const double at[4] = {2, 1, -1, -2};
+        for (int i = 0; i < 4; i++) {
+            for (size_t j = 0; j < n; j++) {
+                double u = random_bits(11, (uint64_t)d, j) & 1 ? 1 : -1;
+                moved[j] = (real_t)(saved[j] + at[i] * eps * u);
+                if (i == 0) along += u * gradient[j];
+            }
+            to_device(x, moved, n * sizeof(real_t));
+            value[i] = f(context);
+        }
+        double measured = (-value[0] + 8 * value[1] - 8 * value[2] + value[3]) / (12 * eps);
+        difference += (measured - along) * (measured - along);
+        norm += along * along;
+    }
+    to_device(x, saved, n * sizeof(real_t));
+    free(saved), free(moved);
+    check(sqrt(difference / norm) <= 1e-6, "%s: the gradient differs from finite differences by %.2e", what, sqrt(difference / norm));
+}
+
+static double model_loss(void *context) {
+    Model *m = (Model *)context;
+    forward(m, m->B, m->T, 0);
+    return head(m, m->B, m->T, 0);
+}
+
+static void test_network_gradients(void) {
+    static const char *const tensor_names[TENSORS] = {"wte", "wpe", "ln1w", "ln1b", "qkvw", "qkvb", "attprojw", "attprojb",
+                                                      "ln2w", "ln2b", "fcw", "fcb", "fcprojw", "fcprojb", "lnfw", "lnfb"};
+    for (int mode = 0; mode < MODES; mode++) {
+        Model m;
+        size_t size[TENSORS], layers[TENSORS], at = 0;
+        double drift;
+        make_model(&m, odd, mode, mode == BASELINE ? STORE : REVERSE, 0);
+        tensor_sizes(&m.net, size, layers);
+        forward_backward(&m, 1, &drift);
+        for (int t = 0; t < TENSORS; t++) {
+            char what[64];
+            size_t n = t == 0 ? (size_t)m.net.V * (size_t)m.net.C : size[t] * layers[t];
+            snprintf(what, sizeof what, "%s %s", mode_names[mode], tensor_names[t]);
+            check_gradient(what, model_loss, &m, m.params + at, m.grads + at, n);
+            at += size[t] * layers[t];
+        }
+        model_free(&m);
+    }
+}
+
+// One layer on its own: y = f(x, w, b), loss = y . weights.
+typedef struct {
+    int kind, n, C, OC, T, NH;
+    real_t *x, *w, *b, *y, *y2, *probe;  // probe: dloss/dy
+    stream_t *s;
+    int *tokens;
+} Layer;
+enum { MATMUL, MATMUL_GELU, LAYERNORM, ATTENTION, CLASSIFIER, EMBEDDING };
+
+static double layer_loss(void *context) {
+    Layer *l = (Layer *)context;
+    size_t count = (size_t)l->n * (size_t)l->OC;
+    double loss = 0;
+    switch (l->kind) {
+    case MATMUL: matmul_forward(l->y, l->x, l->w, l->b, l->n, l->C, l->OC); break;
+    case MATMUL_GELU: matmul_gelu_forward(l->y, l->y2, l->x, l->w, l->b, l->n, l->C, l->OC); break;
+    case LAYERNORM: layernorm_forward(l->y, l->s, l->x, l->w, l->b, l->n, l->C, 0); break;
+    case ATTENTION: attention_forward(l->y, l->y2, l->x, l->n / l->T, l->T, l->OC, l->NH); break;
+    case CLASSIFIER:
+        memcpy(l->y2, l->x, sizeof(real_t) * (size_t)l->n * (size_t)l->C);
+        classifier(l->y, l->y2, l->tokens, l->n, l->C - 3, l->C, 0);
+        break;
+    case EMBEDDING:
+        stream_embed(l->s, l->s + count, l->tokens, l->w, l->b, l->n, l->T, l->OC, 0);
+        for (size_t i = 0; i < count; i++) l->y[i] = l->s[i].real;
+        break;
+    }
+    for (size_t i = 0; i < count; i++) loss += l->y[i] * l->probe[i];
+    return loss;
+}
+
+static void test_layer_gradients(void) {
+    enum { N = 2 * 70, C = 24, OC = 40, T = 70, NH = 3 };  // T crosses a tile of attention
+    Layer l = {0, N, C, OC, T, NH, random_reals(N * 3*C, 1), random_reals(OC * 100, 1), random_reals(200 * OC, 1),
+               random_reals(N * 100, 0), random_reals(N * 100, 0), random_reals(N * 100, 1),
+               (stream_t *)calloc(2 * N * 100, sizeof(stream_t)), (int *)calloc(N, sizeof(int))};
+    real_t *dx = random_reals(N * 100, 0), *dw = random_reals(OC * 100, 0), *db = random_reals(200 * OC, 0), *dy = random_reals(N * 100, 0);
+    void *scratch = device_alloc(layers_scratch_bytes(100));
+    layers_begin(scratch);
+    for (int i = 0; i < N * 100; i++) l.s[i].real = (real_t)uniform();
+
+    matmul_backward(dx, dw, db, l.probe, l.x, l.w, NULL, N, C, OC);
+    check_gradient("matmul input", layer_loss, &l, l.x, dx, N * C);
+    check_gradient("matmul weight", layer_loss, &l, l.w, dw, OC * C);
+    check_gradient("matmul bias", layer_loss, &l, l.b, db, OC);
+
+    // GELU's slope multiplies what comes from the layer above, here the identity
+    l.kind = MATMUL_GELU;
+    real_t *identity = random_reals(OC * OC, 0), *ignored = random_reals(OC * OC, 0);
+    for (int i = 0; i < OC; i++) identity[i*OC + i] = 1;
+    layer_loss(&l);
+    matmul_backward(dy, ignored, NULL, l.probe, l.y, identity, l.y2, N, OC, OC);
+    memset(dw, 0, sizeof(real_t) * OC * C);
+    memset(db, 0, sizeof(real_t) * OC);
+    matmul_backward(dx, dw, db, dy, l.x, l.w, NULL, N, C, OC);
+    check_gradient("matmul gelu input", layer_loss, &l, l.x, dx, N * C);
+    check_gradient("matmul gelu weight", layer_loss, &l, l.w, dw, OC * C);
+
+    l.kind = LAYERNORM;
+    l.OC = C;
+    memset(dx, 0, sizeof(real_t) * N * C);
+    memset(dy, 0, sizeof(real_t) * N * C);
+    memset(dw, 0, sizeof(real_t) * C);
+    memset(db, 0, sizeof(real_t) * C);
+    layernorm_backward(dx, dy, dw, db, l.probe, l.s, l.x, l.w, N, C, 0);
+    check_gradient("layernorm add", layer_loss, &l, l.x, dy, N * C);
+    check_gradient("layernorm stream", layer_loss, &l, (real_t *)l.s, dx, N * C);
+    check_gradient("layernorm weight", layer_loss, &l, l.w, dw, C);
+    check_gradient("layernorm bias", layer_loss, &l, l.b, db, C);
+
+    l.kind = ATTENTION;
+    layer_loss(&l);
+    attention_backward(dx, l.probe, l.x, l.y, l.y2, N / T, T, C, NH);
+    check_gradient("attention", layer_loss, &l, l.x, dx, N * 3*C);
+
+    l.kind = CLASSIFIER;
+    l.OC = 1;
+    for (int i = 0; i < N; i++) l.tokens[i] = i % (C - 3), l.probe[i] = 2;
+    memcpy(dx, l.x, sizeof(real_t) * N * C);
+    classifier(l.y, dx, l.tokens, N, C - 3, C, 2);
+    check_gradient("classifier", layer_loss, &l, l.x, dx, N * C);
+
+    l.kind = EMBEDDING;
+    l.OC = C;
+    memset(dw, 0, sizeof(real_t) * 30 * C);
+    memset(db, 0, sizeof(real_t) * T * C);
+    for (int i = 0; i < N; i++) l.tokens[i] = i * i % 30;
+    embed_backward(dw, db, l.probe, NULL, l.tokens, N, T, C);
+    check_gradient("embedding of tokens", layer_loss, &l, l.w, dw, 30 * C);
+    check_gradient("embedding of positions", layer_loss, &l, l.b, db, T * C);
+    real_t *all[] = {l.x, l.w, l.b, l.y, l.y2, l.probe, (real_t *)l.s, dx, dw, db, dy, identity, ignored};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);
+    free(l.tokens);
+    device_free(scratch);
+}
+
+// ---- matrix product and attention against the obvious loops
+
+static void test_matmul(void) {
+    static const int shapes[][3] = {{1, 1, 1}, {7, 300, 5}, {37, 60, 180}, {130, 257, 33}, {1200, 40, 70}, {3, 20, 3200}};  // the last three cross a block each
+    for (int i = 0; i < 6; i++) {
+        int n = shapes[i][0], C = shapes[i][1], OC = shapes[i][2];
+        real_t *x = random_reals((size_t)n*C, 1), *w = random_reals((size_t)OC*C, 1), *b = random_reals((size_t)OC, 1), *y = random_reals((size_t)n*OC, 1);
+        real_t *dx = random_reals((size_t)n*C, 1), *dw = random_reals((size_t)OC*C, 1), *db = random_reals((size_t)OC, 1), *dy = random_reals((size_t)n*OC, 1);
+        double worst = 0, before_w = dw[0], before_b = db[0];
+        void *scratch = device_alloc(layers_scratch_bytes(C));
+        layers_begin(scratch);
+        matmul_forward(y, x, w, b, n, C, OC);
+        for (int r = 0; r < n; r++)
+            for (int o = 0; o < OC; o++) {
+                double sum = b[o];
+                for (int c = 0; c < C; c++) sum += (double)x[r*C + c] * w[o*C + c];
+                worst = fmax(worst, fabs(sum - y[r*OC + o]));
+            }
+        check(worst < 1e-4, "matmul_forward (%d, %d, %d) is off by %g", n, C, OC, worst);
+        matmul_backward(dx, dw, db, dy, x, w, NULL, n, C, OC);
+        worst = 0;
+        for (int r = 0; r < n; r++)
+            for (int c = 0; c < C; c++) {
+                double sum = 0;
+                for (int o = 0; o < OC; o++) sum += (double)dy[r*OC + o] * w[o*C + c];
+                worst = fmax(worst, fabs(sum - dx[r*C + c]));
+            }
+        double sum_w = before_w, sum_b = before_b;  // accumulated onto what was there
+        for (int r = 0; r < n; r++) sum_w += (double)dy[r*OC] * x[r*C], sum_b += dy[r*OC];
+        check(worst < 1e-3 && fabs(sum_w - dw[0]) < 1e-3 && fabs(sum_b - db[0]) < 1e-3, "matmul_backward (%d, %d, %d) is off by %g, %g, %g", n, C,
+              OC, worst, sum_w - dw[0], sum_b - db[0]);
+        free(x), free(w), free(b), free(y), free(dx), free(dw), free(db), free(dy), device_free(scratch);
+    }
+}
+
+static void test_attention(void) {
+    enum { B = 2, T = 131, C = 40, NH = 2, HS = C / NH };
+    real_t *qkv = random_reals(B*T*3*C, 2), *out = random_reals(B*T*C, 0), *lse = random_reals(B*NH*T, 0);
+    double worst = 0, worst_lse = 0;
+    attention_forward(out, lse, qkv, B, T, C, NH);
+    for (int b = 0; b < B; b++)
+        for (int h = 0; h < NH; h++)
+            for (int t = 0; t < T; t++) {
+                double p[T], sum = 0;
+                const real_t *q = qkv + (b*T + t)*3*C + h*HS;
+                for (int u = 0; u <= t; u++) {
+                    double dot = 0;
+                    for (int c = 0; c < HS; c++) dot += (double)q[c] * qkv[(b*T + u)*3*C + C + h*HS + c];
+                    sum += p[u] = exp(dot / sqrt(HS));
+                }
+                for (int c = 0; c < HS; c++) {
+                    double o = 0;
+                    for (int u = 0; u <= t; u++) o += p[u] / sum * qkv[(b*T + u)*3*C + 2*C + h*HS + c];
+                    worst = fmax(worst, fabs(o - out[(b*T + t)*C + h*HS + c]));
+                }
+                worst_lse = fmax(worst_lse, fabs(log(sum) - lse[(b*NH + h)*T + t]));
+            }
+    check(worst < 1e-5 && worst_lse < 1e-5, "attention is off by %g, its log-sum-exp by %g", worst, worst_lse);
+    free(qkv), free(out), free(lse);
+}
+
+// ---- exactness
+
+static void test_multiplication(void) {
+    for (int i = 0; i < 20000; i++) {
+        int n = 1 + (int)(random_bits(1, 1, (uint64_t)i) % 255);
+        uint16_t r = (uint16_t)(random_bits(1, 2, (uint64_t)i) % (n < 16 ? 4096u * (unsigned)n / 16 : 4096u)), was = r;
+        int32_t s = (int32_t)random_bits(1, 3, (uint64_t)i);
+        int64_t t = multiply(s, n, &r);
+        double expected = (double)s * n / 16;
+        int near = fabs((double)t - expected) <= n;
+        int64_t back = unmultiply(t, n, &r);
+        check(near && back == s && r == was, "%d * %d/16 gave %" PRId64 ", and back %" PRId64 " with remainders %d for %d", s, n, t, back, r, was);
+    }
+}
+
+static void test_policies(void) {
+    static const Shape shapes[] = {odd, deep, even};
+    for (int s = 0; s < 3; s++)
+        for (int mode = MIDPOINT; mode < MODES; mode++) {
+            param_t *reference = NULL;
+            double loss0 = 0;
+            for (int threads = 1; threads <= 3; threads++)
+                for (int memory = STORE; memory <= REVERSE; memory++) {
+                    Model m;
+                    double drift, loss;
+                    draws = 0;
+                    set_threads(threads);
+                    make_model(&m, shapes[s], mode, memory, mode == MIDPOINT_A ? 23 : 20);
+                    size_t bytes = parameter_count(&m.net) * sizeof(param_t);
+                    loss = forward_backward(&m, 1, &drift);
+                    param_t *grads = (param_t *)malloc(bytes);
+                    to_host(grads, m.grads, bytes);
+                    if (!reference) {
+                        double norm = norm_squared(m.grads, parameter_count(&m.net));
+                        check(isfinite(norm) && norm > 1e-6 && !stream_fault(), "%s L=%d: the gradient's norm is %g", mode_names[mode], m.net.L, norm);
+                        reference = (param_t *)malloc(bytes);
+                        memcpy(reference, grads, bytes);
+                        loss0 = loss;
+                    }
+                    check(loss == loss0 && memcmp(reference, grads, bytes) == 0, "%s L=%d: --memory %s with %d threads has other gradients",
+                          mode_names[mode], m.net.L, memory_names[memory], threads);
+                    if (memory == REVERSE) check(drift == 0, "%s L=%d: drift %g", mode_names[mode], m.net.L, drift);
+                    free(grads);
+                    model_free(&m);
+                }
+            free(reference);
+        }
+    for (int threads = 1; threads <= 3; threads++) {  // baseline has two policies
+        Model m[2];
+        double drift;
+        for (int memory = STORE; memory <= CHECKPOINT; memory++) {
+            draws = 0;
+            set_threads(memory == STORE ? 1 : threads);
+            make_model(&m[memory], odd, BASELINE, memory, 0);
+            forward_backward(&m[memory], 1, &drift);
+        }
+        check(memcmp(m[0].grads, m[1].grads, parameter_count(&m[0].net) * sizeof(param_t)) == 0, "baseline: store and checkpoint differ with %d threads", threads);
+        model_free(&m[0]), model_free(&m[1]);
+    }
+    set_threads(2);
+}
+
+// A bit of a stream flips in mid-backward: the streams do not come back to the embedding.
+static void test_flipped_bit(void) {
+    for (int mode = MIDPOINT; mode < MODES; mode++)
+        for (int bit = 0; bit < 31; bit += 6) {
+            Model m;
+            make_model(&m, odd, mode, REVERSE, mode == MIDPOINT_A ? 23 : 20);
+            Tensors w = tensors_at(&m.net, m.params, 0);
+            forward(&m, m.B, m.T, 1);
+            head(&m, m.B, m.T, 1.0 / (m.B * m.T));
+            for (int k = steps(&m.net) - 1; k >= 0; k--) {
+                if (k == steps(&m.net) / 2) {
+                    stream_t s;
+                    to_host(&s, m.prev + 1234, sizeof s);
+                    s.fixed ^= 1 << bit;
+                    to_device(m.prev + 1234, &s, sizeof s);
+                }
+                step_back(&m, k);
+            }
+            double drift = stream_compare(m.prev, m.cur, m.remainders, m.inputs, w.wte, w.wpe, m.B * m.T, m.T, m.net.C, m.net.grid);
+            check(drift > 0, "%s: bit %d flipped in mid-backward went unnoticed", mode_names[mode], bit);
+            stream_fault();
+            model_free(&m);
+        }
+}
+
+static void test_range(void) {
+    for (int mode = MIDPOINT; mode < MODES; mode++)
+        for (int kind = 0; kind < 2; kind++) {
+            Model m;
+            double drift;
+            param_t bad = kind ? (param_t)NAN : (param_t)1e5;
+            make_model(&m, odd, mode, REVERSE, 20);
+            Tensors w = tensors_at(&m.net, m.params, 2);
+            to_device(w.fcprojb + 7, &bad, sizeof bad);
+            forward_backward(&m, 1, &drift);
+            check(stream_fault() && !stream_fault(), "%s: a force of %g went unnoticed", mode_names[mode], (double)bad);
+            model_free(&m);
+        }
+}
+
+// ---- memory
+
+static void test_plan(void) {
+    for (int mode = 0; mode < MODES; mode++)
+        for (int memory = STORE; memory <= (mode == BASELINE ? CHECKPOINT : REVERSE); memory++) {
+            Model m;
+            size_t rows[ROWS_PLANNED + 2], before = allocated;
+            make_model(&m, odd, mode, memory, mode == BASELINE ? 0 : 20);
+            plan_rows(&m, rows);
+            check(allocated - before == rows[ROWS_PLANNED + 1], "%s, %s: planned %zu bytes, allocated %zu", mode_names[mode], memory_names[memory],
+                  rows[ROWS_PLANNED + 1], allocated - before);
+            model_free(&m);
+        }
+    // GPT-2 124M, 64 sequences of 1024 tokens, default chunks
+    Model m;
+    memset(&m, 0, sizeof m);
+    m.net.L = 12, m.net.C = 768, m.net.NH = 12, m.net.V = 50257, m.net.Vp = 50304, m.net.maxT = 1024, m.net.grid = 20;
+    m.B = 64, m.T = 1024, m.head_chunk = head_chunk_tokens, m.chunk = default_chunk(m.B, m.T);
+    for (int mode = MIDPOINT; mode < MODES; mode++) {
+        size_t at12[ROWS_PLANNED + 2], at96[ROWS_PLANNED + 2], token_layers = (size_t)m.B * (size_t)m.T * 12;
+        m.net.mode = mode, m.memory = REVERSE;
+        m.net.L = 96, plan(&m), plan_rows(&m, at96);
+        m.net.L = 12, plan(&m), plan_rows(&m, at12);
+        check(at12[ROWS_PLANNED] == at96[ROWS_PLANNED], "%s: %zu bytes of activations at L=12, %zu at L=96", mode_names[mode], at12[ROWS_PLANNED], at96[ROWS_PLANNED]);
+        check((double)at12[ROWS_PLANNED] <= (mode == MIDPOINT_A ? 1.40 : 1.30) * (1 << 30), "%s: %zu bytes of activations", mode_names[mode], at12[ROWS_PLANNED]);
+        m.memory = STORE, plan(&m), plan_rows(&m, at12);
+        check(at12[ROW_KEPT] <= token_layers * 16*768*sizeof(act_t), "%s: store keeps %zu bytes", mode_names[mode], at12[ROW_KEPT]);
+    }
+}
+
+static long resident_peak(void) {
+    struct rusage u;
+    getrusage(RUSAGE_SELF, &u);
+    return u.ru_maxrss * 1024L;
+}
+
+// Peak resident memory minus that at start is the plan. In a process of its own, since a peak never falls.
+static int resident_matches_plan(int memory) {
+    Shape s = {6, 128, 4, 512, 8, 256, 2, 512};
+    Model m;
+    size_t rows[ROWS_PLANNED + 2];
+    double drift;
+    long before = resident_peak();
+    make_model(&m, s, MIDPOINT, memory, 20);
+    forward_backward(&m, 1, &drift);
+    update(&m, 1e-3, 0.9, 0.95, 0.1, 1);
+    plan_rows(&m, rows);
+    long off = resident_peak() - before - (long)rows[ROWS_PLANNED + 1];
+    if (labs(off) <= 16 << 20) return 0;
+    printf("resident memory is off its plan of %zu by %ld bytes\n", rows[ROWS_PLANNED + 1], off);
+    return 1;
+}
+
+// ---- optimizer, schedule, bf16
+
+static void test_optimizer(void) {
+    double p = 0.5, m1 = 0, v1 = 0;
+    param_t P = 0.5, G, M = 0, V = 0;
+    for (int t = 1; t <= 5; t++) {
+        double g = 0.3 * t - 0.7, clip = 0.5;
+        G = (param_t)g;
+        adamw(&P, &G, &M, &V, 1, 1e-2, 0.9, 0.95, 0.1, clip, t);
+        m1 = 0.9 * m1 + 0.1 * g * clip, v1 = 0.95 * v1 + 0.05 * g * clip * g * clip;
+        p -= 1e-2 * 0.1 * p;
+        p -= 1e-2 * (m1 / (1 - pow(0.9, t))) / (sqrt(v1 / (1 - pow(0.95, t))) + 1e-8);
+        check(fabs(p - P) < 1e-6, "AdamW step %d: %.9g for %.9g", t, (double)P, p);
+    }
+    opt.rate = 1, opt.warmup = 10, opt.final_fraction = 0.1;
+    check(fabs(learning_rate(0, 110) - 1 / 11.0) < 1e-12 && learning_rate(10, 110) == 1 && fabs(learning_rate(60, 110) - 0.55) < 1e-12 &&
+          fabs(learning_rate(110, 110) - 0.1) < 1e-12, "the schedule is not nanoGPT's cosine");
+    check(to_bf16(1.0f) == 0x3F80 && to_bf16(1.00390625f) == 0x3F80 && to_bf16(1.01171875f) == 0x3F82 && from_bf16(0xC040) == -3.0f &&
+          to_bf16((float)NAN) == 0x7FC0, "bf16 is not rounded to nearest even");
+}
+
+static void test_accumulation(void) {
+    Model whole, half;
+    Shape s = even;
+    double drift, worst = 0, norm = 0;
+    make_model(&whole, s, MIDPOINT, REVERSE, 20);
+    forward_backward(&whole, 1, &drift);
+    s.B = 2, s.chunk = 1;
+    draws = 0;
+    make_model(&half, s, MIDPOINT, REVERSE, 20);
+    size_t P = parameter_count(&half.net);
+    device_copy(half.params, whole.params, P * sizeof(param_t));
+    for (int i = 0; i < 2; i++) {
+        device_copy(half.inputs, whole.inputs + i * 2 * s.T, 2 * (size_t)s.T * sizeof(int));
+        device_copy(half.targets, whole.targets + i * 2 * s.T, 2 * (size_t)s.T * sizeof(int));
+        forward_backward(&half, 0.5, &drift);
+    }
+    for (size_t i = 0; i < P; i++) worst = fmax(worst, fabs(whole.grads[i] - half.grads[i])), norm = fmax(norm, fabs(whole.grads[i]));
+    check(worst < 1e-5 * norm, "two micro-batches differ from one batch by %g of %g", worst, norm);
+    model_free(&whole), model_free(&half);
+}
+
+// ---- the program: files, resuming, bad input
+
+static char self[PATH], dir[] = "/tmp/rev_gpt2_test_XXXXXX", output[8192];
+
+// Runs the trainer with the flags; operation as --trainer has it. After `milliseconds`, if not 0, it is killed.
+// Returns its exit status, or 256 + the signal; its stderr is left in `output`.
+__attribute__((format(printf, 3, 4))) static int trainer(int operation, int milliseconds, const char *format, ...) {
+    char flags[2048], number[16], path[PATH], *argv[64] = {self, (char *)"--trainer", number};
+    int argc = 3, status;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(flags, sizeof flags, format, args);
+    va_end(args);
+    snprintf(number, sizeof number, "%d", operation);
+    snprintf(path, sizeof path, "%s/stderr", dir);
+    for (char *word = strtok(flags, " "); word && argc < 63; word = strtok(NULL, " ")) argv[argc++] = word;
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        if (!freopen("/dev/null", "w", stdout) || !freopen(path, "w", stderr)) _exit(99);
+        execv(self, argv);
+        _exit(99);
+    }
+    if (milliseconds) {
+        usleep((useconds_t)milliseconds * 1000);
+        kill(child, SIGKILL);
+    }
+    waitpid(child, &status, 0);
+    FILE *f = fopen(path, "r");
+    output[f ? fread(output, 1, sizeof output - 1, f) : 0] = 0;
+    if (f) fclose(f);
+    return WIFSIGNALED(status) ? 256 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+static void write_tokens(const char *name, int count, int V, int header_count) {
+    char path[PATH];
+    int32_t header[256] = {20240520, 1, header_count, V};
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    FILE *f = fopen(path, "wb");
+    (fwrite)(header, sizeof header, 1, f);
+    for (int i = 0; i < count; i++) {
+        uint16_t token = (uint16_t)(random_bits(8, 8, (uint64_t)i) % 16 + (uint64_t)(i % 7));
+        (fwrite)(&token, sizeof token, 1, f);
+    }
+    fclose(f);
+}
+
+static size_t read_file(const char *name, char **data) {
+    char path[PATH];
+    struct stat st;
+    *data = NULL;
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    FILE *f = fopen(path, "rb");
+    if (!f || fstat(fileno(f), &st) != 0) return 0;
+    *data = (char *)malloc((size_t)st.st_size + 1);
+    size_t n = fread(*data, 1, (size_t)st.st_size, f);
+    (*data)[n] = 0;
+    fclose(f);
+    return n;
+}
+
+static int same_files(const char *a, const char *b) {
+    char *x, *y;
+    size_t n = read_file(a, &x), k = read_file(b, &y);
+    int same = n > 0 && n == k && memcmp(x, y, n) == 0;
+    free(x), free(y);
+    return same;
+}
+
+static void damage(const char *name, long at, int truncate_there) {
+    char path[PATH], c = 0;
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    if (truncate_there) {
+        check(truncate(path, at) == 0, "cannot cut %s", name);
+        return;
+    }
+    int fd = open(path, O_RDWR);
+    check(pread(fd, &c, 1, at) == 1, "cannot read %s", name);
+    c ^= 0x10;
+    check(pwrite(fd, &c, 1, at) == 1, "cannot write %s", name);
+    close(fd);
+}
+
+static void shell(const char *format, ...) {
+    char command[2 * PATH];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(command, sizeof command, format, args);
+    va_end(args);
+    check(system(command) == 0, "%s", command);
+}
+
+// The columns of log.csv that do not measure time or memory.
+static int same_logs(const char *a, const char *b) {
+    char *x, *y, *p, *q;
+    size_t n = read_file(a, &x), k = read_file(b, &y);
+    int same = n > 0 && k > 0;
+    for (p = x, q = y; same && *p && *q; p = strchr(p, '\n') + 1, q = strchr(q, '\n') + 1) {
+        char *end = p;
+        for (int comma = 0; comma < 5 && *end && *end != '\n'; end++) comma += *end == ',';
+        same = strncmp(p, q, (size_t)(end - p)) == 0;
+    }
+    same = same && *p == *q;
+    free(x), free(y);
+    return same;
+}
+
+static const char tiny[] = "-e d6 --layers 2 --channels 16 --heads 2 --context 16 -b 2 -t 16 -x 6 -n 2 -v 3 -m 2";
+
+static void test_resume(void) {
+    static const char *const variants[] = {"--mode midpoint-a --shuffle --save bf16", "--mode leapfrog -d 64 -nk 1"};
+    for (int v = 0; v < 2; v++) {
+        char flags[1024];
+        snprintf(flags, sizeof flags, "-i %s/train*.bin -j %s/val.bin %s %s", dir, dir, tiny, variants[v]);
+        check(trainer(0, 0, "%s -o %s/whole", flags, dir) == 0, "a plain run ended with: %s", output);
+        int died = 1, operation;
+        for (operation = 1; died && operation < 500; operation++) {
+            shell("rm -rf %s/cut", dir);
+            died = trainer(operation, 0, "%s -o %s/cut", flags, dir) == 256 + SIGKILL;
+            if (!died) break;
+            check(trainer(0, 0, "%s -o %s/cut -y 1", flags, dir) == 0, "after dying at file operation %d it did not resume: %s", operation, output);
+            check(same_files("whole/model_00000006.bin", "cut/model_00000006.bin") && same_files("whole/state_00000006.bin", "cut/state_00000006.bin"),
+                  "%s: dying at file operation %d changed the result", variants[v], operation);
+            check(same_logs("whole/log.csv", "cut/log.csv"), "%s: dying at file operation %d changed the log", variants[v], operation);
+        }
+        check(operation > 40 && !died, "only %d file operations could be interrupted", operation);
+        // Ctrl-C: the step is finished and saved
+        shell("rm -rf %s/cut", dir);
+        check(trainer(-12, 0, "%s -o %s/cut", flags, dir) == STATUS_INTERRUPTED, "Ctrl-C ended with another status: %s", output);
+        check(trainer(0, 0, "%s -o %s/cut -y 1", flags, dir) == 0 && same_files("whole/model_00000006.bin", "cut/model_00000006.bin"), "Ctrl-C changed the result");
+        shell("rm -rf %s/cut %s/kept; mv %s/whole %s/kept", dir, dir, dir, dir);
+    }
+    char *x;
+    check(read_file("kept/model_00000004.bin", &x) == 0 && read_file("kept/model_00000006.bin", &x) > 0, "-nk 1 keeps another number of checkpoints");
+    free(x);
+    // killed five times at random moments of a longer run
+    char flags[1024];
+    snprintf(flags, sizeof flags, "-i %s/train*.bin %s --mode hamiltonian -x 400 -n 7", dir, "-e d6 --layers 2 --channels 16 --heads 2 --context 16 -b 2 -t 16 -nk 2");
+    check(trainer(0, 0, "%s -o %s/whole", flags, dir) == 0, "a plain run ended with: %s", output);
+    int kills = 0;
+    for (int i = 0; i < 5; i++) kills += trainer(0, 60 + (int)(random_bits((uint64_t)time(NULL), 0, (uint64_t)i) % 200), "%s -o %s/cut -y 1", flags, dir) == 256 + SIGKILL;
+    check(trainer(0, 0, "%s -o %s/cut -y 1", flags, dir) == 0, "it did not resume: %s", output);
+    check(kills > 0, "no run was killed");
+    check(same_files("whole/model_00000400.bin", "cut/model_00000400.bin") && same_logs("whole/log.csv", "cut/log.csv"), "being killed %d times changed the result", kills);
+    // policy and threads may change, what shapes the arithmetic may not
+    shell("rm -rf %s/cut", dir);
+    check(trainer(0, 0, "%s -x 200 -o %s/cut -q 1", "", dir) == STATUS_USAGE, "a flag given twice or a missing -i was taken");
+    shell("cp -r %s/whole %s/cut; rm %s/cut/*0400.bin", dir, dir, dir);
+    check(trainer(0, 0, "%s -o %s/cut -y 1 --memory checkpoint", flags, dir) == 0 && same_files("whole/model_00000400.bin", "cut/model_00000400.bin"), "another policy changed the result");
+    check(trainer(0, 0, "%s -o %s/cut -y 1 --chunk 1", flags, dir) == STATUS_USAGE, "another --chunk was taken on resuming");
+    check(trainer(0, 0, "%s -o %s/cut -y 1 --grid 18", flags, dir) == STATUS_USAGE, "another --grid was taken on resuming");
+    check(trainer(0, 0, "%s -o %s/cut", flags, dir) == STATUS_USAGE, "checkpoints would have been overwritten");
+    damage("cut/state_00000400.bin", 5000, 0);
+    check(trainer(0, 0, "%s -o %s/cut -y 1", flags, dir) == STATUS_DATA && strstr(output, "checksum"), "a corrupt state was taken: %s", output);
+    damage("cut/model_00000400.bin", 5000, 1);
+    check(trainer(0, 0, "%s -o %s/cut -y 1", flags, dir) == STATUS_DATA && strstr(output, "bytes"), "a truncated model was taken: %s", output);
+}
+
+// The final model is the same bytes for every policy and number of threads.
+static void test_training_is_deterministic(void) {
+    const char *policies[] = {"store", "checkpoint", "reverse"};
+    char names[3][64];
+    for (int i = 0; i < 3; i++) {
+        char threads[2] = {(char)('1' + i), 0};
+        setenv("OMP_NUM_THREADS", threads, 1);
+        check(trainer(0, 0, "-i %s/train0.bin %s --mode midpoint --memory %s -o %s/run%d", dir, tiny, policies[i], dir, i) == 0, "%s", output);
+        snprintf(names[i], sizeof names[i], "run%d/model_00000006.bin", i);
+        check(same_files(names[0], names[i]), "%s with %d threads trains another model", policies[i], i + 1);
+    }
+    unsetenv("OMP_NUM_THREADS");
+    // a model file that is loaded and saved again is the same file; llm.c's layout for baseline
+    check(trainer(0, 0, "-i %s/train0.bin -b 2 -e %s/run0/model_00000006.bin -x 0 -o %s/again", dir, dir, dir) == 0 &&
+          same_files("run0/model_00000006.bin", "again/model_00000000.bin"), "loading and saving changed a model: %s", output);
+    check(trainer(0, 0, "-i %s/train0.bin %s --mode baseline -x 0 -o %s/base", dir, "-e d6 --layers 2 --channels 16 --heads 2 --context 16 -b 2", dir) == 0, "%s", output);
+    char *x;
+    size_t bytes = read_file("base/model_00000000.bin", &x);
+    const int32_t expected[] = {20240326, 3, 16, 32, 2, 2, 16, 128, 0, 0, 0};
+    check(bytes == 1024 + 4 * (128*16 + 16*16 + 2 * (12*16*16 + 13*16) + 2*16) && memcmp(x, expected, sizeof expected) == 0, "a baseline model is not in llm.c's format");
+    free(x);
+}
+
+// Each with its exit status and exactly one line that contains the given word.
+static void test_bad_input(void) {
+    static const struct { int status; const char *word, *flags; } cases[] = {
+        {2, "-i", "-e d12"},
+        {2, "no such flag", "-i D/train0.bin --frobnicate"},
+        {2, "twice", "-i D/train0.bin -b 2 -b 4"},
+        {2, "needs a value", "-i D/train0.bin -b"},
+        {2, "-b 0", "-i D/train0.bin -b 0"},
+        {2, "-b 4x", "-i D/train0.bin -b 4x"},
+        {2, "-b 99999999999999999999", "-i D/train0.bin -b 99999999999999999999"},
+        {2, "-l nan", "-i D/train0.bin -l nan"},
+        {2, "midpoint", "-i D/train0.bin --mode euler"},
+        {2, "reversed", "-i D/train0.bin --mode baseline --memory reverse"},
+        {2, "fixed", "-i D/train0.bin --mode baseline --stream fixed"},
+        {2, "--grid", "-i D/train0.bin --stream float --grid 20"},
+        {2, "--help", "-i D/train0.bin -h 1"},
+        {2, "--memory", "-i D/train0.bin -r 1"},
+        {2, "heads", "-i D/train0.bin -e d6 --heads 5"},
+        {2, "context", "-i D/train0.bin -e d6 --context 16 -t 32"},
+        {2, "multiple", "-i D/train0.bin -e d6 -b 2 -t 16 -d 33"},
+        {2, "from scratch", "-i D/train0.bin -e D/run0/model_00000006.bin --layers 3"},
+        {2, "midpoint network", "-i D/train0.bin -e D/run0/model_00000006.bin --mode leapfrog"},
+        {2, "d6, d12", "-i D/train0.bin -e d7"},
+        {2, "-y 1 needs -o", "-i D/train0.bin -y 1"},
+        {1, "no such file", "-i D/nothing.bin"},
+        {1, "not a token file", "-i D/run0/model_00000006.bin"},
+        {1, "instead of", "-i D/short.bin"},
+        {1, "too short", "-i D/train0.bin -e d6 -b 64 -t 1024"},
+        {1, "vocabulary", "-i D/train0.bin -j D/other.bin -e d6 -b 1 -t 16"},
+        {1, "but the vocabulary has 6", "-i D/small.bin -e d6 --layers 1 --channels 8 --heads 1 -b 1 -t 16"},
+        {1, "No such file", "-i D/train0.bin -e D/nothing.bin"},
+        {1, "not a model file", "-i D/train0.bin -e D/train0.bin"},
+        {1, "cannot make", "-i D/train0.bin -e d6 --layers 1 --channels 8 --heads 1 -b 1 -t 16 -o D/no/such/place"},
+        {3, "out of memory", "-i D/train0.bin -e d48 --layers 60000 -b 1 -t 16"},
+    };
+    write_tokens("short.bin", 50, 32, 100);
+    write_tokens("other.bin", 500, 64, 500);
+    write_tokens("small.bin", 500, 6, 500);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char flags[1024] = "";
+        for (const char *p = cases[i].flags; *p; p++) {
+            if (p[0] == 'D' && p[1] == '/') strcat(flags, dir);
+            else strncat(flags, p, 1);
+        }
+        int status = trainer(0, 0, "%s", flags);
+        char *newline = strchr(output, '\n');
+        check(status == cases[i].status && strstr(output, cases[i].word) && newline && !newline[1], "%s: status %d for %d, one line with \"%s\" expected: %s",
+              cases[i].flags, status, cases[i].status, cases[i].word, output);
+    }
+    // a loss that is not a number names the step, and the checkpoint before stays
+    int status = trainer(0, 0, "-i %s/train0.bin %s --mode baseline -l 1000 -c 1000 -x 50 -o %s/nan", dir, "-e d6 --layers 2 --channels 16 --heads 2 --context 16 -b 2 -t 16 -n 1", dir);
+    char *x;
+    check(status == STATUS_NUMBERS && strstr(output, "step ") && read_file("nan/model_00000001.bin", &x) > 0, "a run that blows up ended with %d: %s", status, output);
+    status = trainer(0, 0, "-i %s/train0.bin %s --mode midpoint -l 1000 -c 1000 -x 50", dir, "-e d6 --layers 2 --channels 16 --heads 2 --context 16 -b 2 -t 16");
+    check(status == STATUS_NUMBERS && strstr(output, "grid"), "streams that leave the range ended with %d: %s", status, output);
+    status = trainer(0, 0, "-i %s/train0.bin %s -o /dev/full", dir, tiny);
+    check(status == STATUS_DATA, "a full device ended with %d: %s", status, output);
+    for (int cut = 0; cut < 2; cut++) {
+        shell("cp %s/run0/model_00000006.bin %s/broken.bin", dir, dir);
+        damage("broken.bin", cut ? 3000 : 13, cut);
+        status = trainer(0, 0, "-i %s/train0.bin -e %s/broken.bin -b 2 -x 1", dir, dir);
+        check(status == STATUS_DATA, "a broken model ended with %d: %s", status, output);
+    }
+}
+
+// Batches in order cover every shard once; random offsets stay inside.
+static void test_batches(void) {
+    Model m;
+    Data d;
+    char pattern[PATH];
+    Shape s = {1, 8, 1, 32, 2, 16, 2, 32};
+    make_model(&m, s, MIDPOINT, REVERSE, 20);
+    snprintf(pattern, sizeof pattern, "%s/train*.bin", dir);
+    data_open(&d, pattern);
+    check(d.shard_count == 2 && d.V == 32, "%d shards with vocabulary %d", d.shard_count, d.V);
+    int64_t batches = data_batches(&d, 32), first = (d.shards[0].count - 1) / 32;
+    check(batches == first + (d.shards[1].count - 1) / 32, "%d batches", (int)batches);
+    for (int64_t i = 0; i <= batches; i++) {
+        const Shard *shard = &d.shards[i % batches >= first];
+        int64_t at = (i % batches - (i % batches >= first ? first : 0)) * 32;
+        unsigned char raw[66];
+        int in[32], out[32], same = 1;
+        data_batch(&d, &m, (uint64_t)i, 0, 0);
+        to_host(in, m.inputs, sizeof in), to_host(out, m.targets, sizeof out);
+        if (pread(shard->fd, raw, sizeof raw, 1024 + 2 * at) != sizeof raw) same = 0;
+        for (int j = 0; j < 32; j++) same &= in[j] == raw[2*j] && out[j] == raw[2*j + 2];
+        check(same, "batch %d is not tokens %d to %d of its shard", (int)i, (int)at, (int)at + 32);
+    }
+    int different = 0, first_token = -1;
+    for (uint64_t i = 0; i < 200; i++) {
+        int in[32], out[32];
+        data_batch(&d, &m, i, 1, 42);
+        to_host(in, m.inputs, sizeof in), to_host(out, m.targets, sizeof out);
+        for (int j = 0; j < 15; j++) check(in[j + 1] == out[j], "targets of a random batch are not its inputs moved by one");
+        different += first_token >= 0 && in[0] != first_token;
+        first_token = in[0];
+    }
+    check(different > 100, "random batches are not random");
+    model_free(&m);
+    data_close(&d);
+}
+
+int main(int argc, char **argv) {
+    if (argc > 2 && strcmp(argv[1], "--trainer") == 0) {
+        die_at_operation = atoi(argv[2]);
+        argv[2] = argv[0];
+        return rev_gpt2_main(argc - 2, argv + 2);
+    }
+    if (argc > 2 && strcmp(argv[1], "--resident") == 0) return resident_matches_plan(atoi(argv[2]));
+    if (!realpath("/proc/self/exe", self)) snprintf(self, sizeof self, "%s", argv[0]);
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    if (sizeof(real_t) == 8) {
+        section("layers against finite differences");
+        test_layer_gradients();
+        section("networks against finite differences");
+        test_network_gradients();
+    } else {
+        if (!mkdtemp(dir)) die(STATUS_DATA, "cannot make %s", dir);
+        write_tokens("train0.bin", 700, 32, 700);
+        write_tokens("train1.bin", 450, 32, 450);
+        write_tokens("val.bin", 300, 32, 300);
+        section("matrix product and attention against plain loops");
+        test_matmul();
+        test_attention();
+        section("exact multiplication by sixteenths");
+        test_multiplication();
+        section("store = checkpoint = reverse, 1, 2 and 3 threads");
+        test_policies();
+        section("a flipped bit, a value out of range");
+        test_flipped_bit();
+        test_range();
+        section("the plan");
+        test_plan();
+#if !defined(__SANITIZE_ADDRESS__)
+        for (int memory = STORE; memory <= REVERSE; memory++) {
+            char command[PATH + 32];
+            snprintf(command, sizeof command, "%s --resident %d", self, memory);
+            check(system(command) == 0, "resident memory under --memory %s", memory_names[memory]);
+        }
+#endif
+        section("optimizer, accumulation, batches");
+        test_optimizer();
+        test_accumulation();
+        test_batches();
+        section("training, model files");
+        test_training_is_deterministic();
+        section("bad input");
+        test_bad_input();
+        section("dying and resuming");
+        test_resume();
+        shell("rm -rf %s", dir);
+    }
+    section(NULL);
+    printf("%d passed, %d failed\n", passed, failed);
+    return 0;
+}

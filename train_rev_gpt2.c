@@ -1,0 +1,2026 @@
+/*
+train_rev_gpt2.c: GPT-2 whose layers can be run backwards, trained without stored activations.
+It follows "Reversing Large Language Models for Efficient Training and Fine-Tuning"; numbers in
+parentheses, like (2.4), are equations of that paper.
+
+The idea. An ordinary network computes p <- p + f(p) layer by layer. Back-propagation needs every p
+again, in the opposite order, so all of them are kept, and memory grows with depth. Here a step uses
+two neighbouring states, as integrators of differential equations do:
+
+    next = alpha_k * prev + beta_k * cur + gamma_k * F_k(cur);     prev = cur;     cur = next
+
+It can be solved for prev. The backward pass recomputes F_k(cur), steps the state back, and uses the
+internals of the same evaluation for the gradient: nothing is kept but the last two states.
+
+Exactly. Rounding would make the reconstructed state drift, so the streams (prev, cur) are integers on
+a grid 2^-n. What a step adds, beta*cur + gamma*F(cur), is rounded to one integer and depends on cur
+alone: subtracting it undoes adding it, bit for bit, at any depth, if F gives the same bits twice. So no
+sum in this file depends on the number of threads or on the memory policy.
+
+Reading order: the layer functions (streams, matrix product, layernorm, attention, adjoint, head,
+optimizer), then the network (recurrence, force, memory, forward, reverse and adjoint), then training,
+data, files, sampling and the command line. Shapes are in comments, B sequences of T tokens, N = B*T,
+C channels, NH heads, L layers, V vocabulary, Vp = V padded to a multiple of 128.
+*/
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <fcntl.h>
+#include <glob.h>
+#include <inttypes.h>
+#include <math.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef REAL
+#define REAL float  // -DREAL=double: for checking gradients, with float streams
+#endif
+typedef REAL real_t;   // gradients of streams, losses, statistics
+typedef real_t act_t;  // activations inside a block
+typedef real_t param_t;
+typedef union { int32_t fixed; real_t real; } stream_t;  // an element of p, in units of 2^-grid, or as it is if grid = 0
+
+// alpha and beta of a step in sixteenths, so that they multiply integers exactly
+typedef struct { int alpha, beta; double gamma; } Coefficients;
+
+enum { STATUS_OK = 0, STATUS_DATA = 1, STATUS_USAGE = 2, STATUS_NUMBERS = 3, STATUS_INTERRUPTED = 130 };
+
+// One clear line, then the end.
+__attribute__((format(printf, 2, 3), noreturn)) static void die(int status, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fprintf(stderr, "train_rev_gpt2: ");
+    vfprintf(stderr, format, args);
+    fprintf(stderr, "\n");
+    va_end(args);
+    exit(status);
+}
+
+// -------------------------------------------------------------------------------------------------
+// The layer functions: all that touches device memory. The CUDA twin brings its own; the rest of this
+// file is the same for both. Here is what they promise; n counts tokens, and every output is the same
+// bits for the same input, whatever the number of threads.
+
+extern const int chunk_tokens, head_chunk_tokens;  // default sizes of chunks: enough to fill the machine
+void *device_alloc(size_t bytes);  // zeroed, 256-byte aligned; NULL if there is none
+void device_free(void *p);
+void device_zero(void *p, size_t bytes);
+void device_copy(void *dst, const void *src, size_t bytes);
+void to_device(void *dst, const void *src, size_t bytes);
+void to_host(void *dst, const void *src, size_t bytes);
+size_t device_peak_bytes(void);
+double device_flops(void);           // measured limit, FLOP/s of all cores
+size_t layers_scratch_bytes(int C);  // what the functions below need for packing and partial sums
+void layers_begin(void *scratch);
+int stream_fault(void);  // has a value been NaN or out of the grid's range since the last call?
+
+// both streams = wte[token] + wpe[t] (2.1); prev and cur (n, C), tokens (n)
+void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe,
+                  int n, int T, int C, int grid);
+// s (n*C): prev becomes next (direction 1), or next becomes prev (-1); force = f + f2, f2 may be NULL;
+// r (n*C) keeps what multiplying by alpha drops, NULL where |alpha| = 1
+void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r, size_t count,
+                 Coefficients k, int grid, int direction);
+// the distance of both streams from the embedding over its norm: 0 exactly if not a bit differs and r is zero
+double stream_compare(const stream_t *prev, const stream_t *cur, const uint16_t *r, const int *tokens,
+                      const param_t *wte, const param_t *wpe, int n, int T, int C, int grid);
+// dwte (Vp, C), dwpe (maxT, C) += dx, the sum of d1 and d2 (n, C); d2 may be NULL
+void embed_backward(param_t *dwte, param_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens, int n, int T, int C);
+
+// out (n, OC) = inp (n, C) weight (OC, C)^T + bias (OC); bias may be NULL
+void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C, int OC);
+// the same into pre, and out = GELU(pre)
+void matmul_gelu_forward(act_t *out, act_t *pre, const act_t *inp, const param_t *weight, const param_t *bias,
+                         int n, int C, int OC);
+// dinp (n, C) = dout (n, OC) weight, times GELU'(pre) if pre (n, C) is given; dweight, dbias += ; dbias may be NULL
+void matmul_backward(act_t *dinp, param_t *dweight, param_t *dbias, const act_t *dout, const act_t *inp,
+                     const param_t *weight, const act_t *pre, int n, int C, int OC);
+
+// out (n, C) = LN(s + add) * weight + bias, straight from a stream; add may be NULL
+void layernorm_forward(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, const param_t *bias,
+                       int n, int C, int grid);
+// the gradient in s + add is added to ds (n, C), and to dadd if given; dweight, dbias (C) +=
+void layernorm_backward(real_t *ds, act_t *dadd, param_t *dweight, param_t *dbias, const act_t *dout, const stream_t *s,
+                        const act_t *add, const param_t *weight, int n, int C, int grid);
+
+// causal attention in linear memory: out (B, T, C), qkv (B, T, 3C), lse (B, NH, T) = log of the softmax's denominator
+void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH);
+void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse,
+                        int B, int T, int C, int NH);
+
+void scale_cast(act_t *out, const real_t *x, double scale, size_t count);  // out = scale * x
+// A += beta*B; B *= alpha: the linear part of the adjoint (count elements, coefficients in sixteenths)
+void adjoint_update(real_t *A, real_t *B, int alpha, int beta, size_t count);
+
+// losses (n) from logits (n, Vp); if scale is not 0, logits become their gradient times scale, in place
+void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V, int Vp, double scale);
+
+double norm_squared(const param_t *x, size_t count);
+// one step of AdamW (t = 1, 2, ...) with the gradient times scale
+void adamw(param_t *p, const param_t *g, param_t *m, param_t *v, size_t count, double rate, double beta1, double beta2,
+           double decay, double scale, int t);
+
+#ifndef REV_GPT2_OTHER_LAYERS
+// ==== layers for the CPU: from here to the next such line ==========================================
+
+const int chunk_tokens = 1024, head_chunk_tokens = 1024;
+
+void *device_alloc(size_t bytes) {
+    void *p = aligned_alloc(256, (bytes + 255) / 256 * 256);
+    if (p) memset(p, 0, bytes);
+    return p;
+}
+void device_free(void *p) { free(p); }
+void device_zero(void *p, size_t bytes) { memset(p, 0, bytes); }
+void device_copy(void *dst, const void *src, size_t bytes) { memcpy(dst, src, bytes); }
+void to_device(void *dst, const void *src, size_t bytes) { memcpy(dst, src, bytes); }
+void to_host(void *dst, const void *src, size_t bytes) { memcpy(dst, src, bytes); }
+size_t device_peak_bytes(void) {
+    struct rusage u;
+    getrusage(RUSAGE_SELF, &u);
+    return (size_t)u.ru_maxrss * 1024;
+}
+
+// ---- streams
+
+static int fault;
+int stream_fault(void) {
+    int f = fault;
+    fault = 0;
+    return f;
+}
+
+static inline real_t real_rint(real_t x) { return (real_t)(sizeof(real_t) == 8 ? rint(x) : rintf((float)x)); }
+static inline real_t grid_unit(int grid) { return grid ? (real_t)ldexp(1, -grid) : 0; }
+static inline real_t stream_value(stream_t s, real_t unit) { return unit != 0 ? (real_t)s.fixed * unit : s.real; }
+
+// A real number as a whole number of grid units; *bad is set where it is NaN or has no place in 32 bits.
+static inline int64_t to_grid(real_t x, real_t per_unit, int *bad) {
+    real_t v = real_rint(x * per_unit);
+    int inside = v > (real_t)-2147483648.0 && v < (real_t)2147483648.0;
+    *bad |= !inside;
+    return inside ? (int64_t)v : 0;
+}
+
+static inline stream_t embed_element(real_t x, real_t per_unit, int *bad) {
+    stream_t s;
+    memset(&s, 0, sizeof s);
+    if (per_unit != 0) s.fixed = (int32_t)to_grid(x, per_unit, bad);
+    else s.real = x;
+    return s;
+}
+
+void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe,
+                  int n, int T, int C, int grid) {
+    real_t per_unit = grid ? (real_t)ldexp(1, grid) : 0;
+    int bad = 0;
+    #pragma omp parallel for reduction(|:bad)
+    for (int i = 0; i < n; i++)
+        for (int c = 0; c < C; c++)
+            prev[(size_t)i*C + c] = cur[(size_t)i*C + c] =
+                embed_element(wte[(size_t)tokens[i]*C + c] + wpe[(size_t)(i % T)*C + c], per_unit, &bad);
+    fault |= bad;
+}
+
+// s * n/16 for n > 0; the remainder goes on top of the stack of remainders *r, so nothing is lost
+// (Maclaurin, Duvenaud & Adams 2015, section 3).
+static inline int64_t multiply(int64_t s, int n, uint16_t *r) {
+    uint32_t stack = *r * 16u + (uint32_t)(s & 15);
+    *r = (uint16_t)(stack / (uint32_t)n);
+    return (s >> 4) * n + stack % (uint32_t)n;
+}
+static inline int64_t unmultiply(int64_t s, int n, uint16_t *r) {
+    int64_t quotient = s / n - (s % n < 0), digit = s - quotient * n;
+    uint32_t stack = *r * (uint32_t)n + (uint32_t)digit;
+    *r = (uint16_t)(stack >> 4);
+    return quotient * 16 + (stack & 15);
+}
+
+// beta*cur + gamma*F as one integer, a function of cur alone: added in one direction, subtracted in the other.
+static inline int64_t increment(int32_t cur, real_t force, int beta, real_t gamma, int *bad) {
+    return (((int64_t)beta * cur + 8) >> 4) + to_grid(force, gamma, bad);
+}
+
+void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r, size_t count,
+                 Coefficients k, int grid, int direction) {
+    // next = alpha prev + add and prev = (next - add) / alpha are both from * s + with * add
+    double alpha = k.alpha / 16.0, from = direction > 0 ? alpha : 1 / alpha, with = direction > 0 ? 1 : -1 / alpha;
+    real_t beta = (real_t)(k.beta / 16.0), gamma = (real_t)ldexp(k.gamma, grid), from_real = (real_t)from, with_real = (real_t)with;
+    int bad = 0, sign = k.alpha < 0 ? -1 : 1, add_sign = direction > 0 ? 1 : -sign;
+    if (!grid) {
+        #pragma omp parallel for
+        for (size_t i = 0; i < count; i++)
+            s[i].real = from_real * s[i].real + with_real * (beta * cur[i].real + gamma * (f2 ? f[i] + f2[i] : f[i]));
+    } else if (!r) {  // alpha = 1 or -1
+        #pragma omp parallel for reduction(|:bad)
+        for (size_t i = 0; i < count; i++) {
+            int64_t add = increment(cur[i].fixed, f2 ? f[i] + f2[i] : f[i], k.beta, gamma, &bad);
+            int64_t t = sign * (int64_t)s[i].fixed + add_sign * add;
+            bad |= t != (int32_t)t;
+            s[i].fixed = (int32_t)t;
+        }
+    } else {
+        #pragma omp parallel for reduction(|:bad)
+        for (size_t i = 0; i < count; i++) {
+            int64_t add = increment(cur[i].fixed, f2 ? f[i] + f2[i] : f[i], k.beta, gamma, &bad);
+            int64_t t = direction > 0 ? sign * multiply(s[i].fixed, abs(k.alpha), r + i) + add
+                                      : unmultiply(sign * (s[i].fixed - add), abs(k.alpha), r + i);
+            bad |= t != (int32_t)t;
+            s[i].fixed = (int32_t)t;
+        }
+    }
+    fault |= bad;
+}
+
+// Sums over n things are cut at the same places for any number of threads: part p of PARTS.
+enum { PARTS = 64 };
+static inline size_t part(size_t n, int p) { return n / PARTS * (size_t)p + n % PARTS * (size_t)p / PARTS; }
+
+double stream_compare(const stream_t *prev, const stream_t *cur, const uint16_t *r, const int *tokens,
+                      const param_t *wte, const param_t *wpe, int n, int T, int C, int grid) {
+    double difference[PARTS] = {0}, norm[PARTS] = {0}, d = 0, x2 = 0;
+    real_t per_unit = grid ? (real_t)ldexp(1, grid) : 0;
+    #pragma omp parallel for
+    for (int p = 0; p < PARTS; p++) {
+        for (size_t i = part((size_t)n, p); i < part((size_t)n, p + 1); i++) {
+            for (int c = 0; c < C; c++) {
+                size_t at = i*(size_t)C + (size_t)c;
+                int bad = 0;
+                stream_t x = embed_element(wte[(size_t)tokens[i]*C + c] + wpe[i % (size_t)T*C + c], per_unit, &bad);
+                double v = grid ? x.fixed : x.real;
+                double d1 = (grid ? prev[at].fixed : prev[at].real) - v, d2 = (grid ? cur[at].fixed : cur[at].real) - v;
+                difference[p] += d1 * d1 + d2 * d2 + (r ? r[at] : 0);
+                norm[p] += 2 * v * v;
+            }
+        }
+    }
+    for (int p = 0; p < PARTS; p++) d += difference[p], x2 += norm[p];
+    return d == 0 ? 0 : sqrt(d / (x2 > 0 ? x2 : 1));
+}
+
+void embed_backward(param_t *dwte, param_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens, int n, int T, int C) {
+    enum { COLUMNS = 16 };  // a thread owns columns, not tokens: no two threads meet in a row
+    #pragma omp parallel for
+    for (int c0 = 0; c0 < C; c0 += COLUMNS) {
+        int end = c0 + COLUMNS < C ? c0 + COLUMNS : C;
+        for (int i = 0; i < n; i++) {
+            for (int c = c0; c < end; c++) {
+                real_t d = d1[(size_t)i*C + c] + (d2 ? d2[(size_t)i*C + c] : 0);
+                dwte[(size_t)tokens[i]*C + c] += d;
+                dwpe[(size_t)(i % T)*C + c] += d;
+            }
+        }
+    }
+}
+
+// ---- matrix product
+// c (M, N) = sum_k a(i,k) b(k,j), with a(i,k) = a[i*a_row + k*a_col] and so for b: strides make it any
+// orientation. Both operands are first packed into panels, MR rows of a and NR columns of b wide, so the
+// innermost loop reads memory in order and keeps an MR x NR piece of c in registers.
+
+#if defined(__AVX512F__)
+enum { VECTOR_BYTES = 64, MR = 12 };
+#elif defined(__AVX__)
+enum { VECTOR_BYTES = 32, MR = 6 };
+#elif defined(__aarch64__)
+enum { VECTOR_BYTES = 16, MR = 12 };
+#else
+enum { VECTOR_BYTES = 16, MR = 6 };
+#endif
+typedef real_t vector_t __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real_t)), may_alias));
+enum { LANES = VECTOR_BYTES / sizeof(real_t), NV = 2, NR = NV * LANES };
+enum { KC = 256, MC = 96 * 12, NC = 96 * 32 };  // a block of a (MC, KC) stays in L2, one of b (KC, NC) in L3
+
+typedef struct { const real_t *at; int64_t row, col; } Matrix;
+
+static real_t *pack_a, *pack_b, *partial_sums;
+size_t layers_scratch_bytes(int C) {
+    return sizeof(real_t) * ((size_t)MC*KC + (size_t)KC*NC + (size_t)PARTS*2*(size_t)C);
+}
+void layers_begin(void *scratch) {
+    pack_a = (real_t *)scratch;
+    pack_b = pack_a + (size_t)MC*KC;
+    partial_sums = pack_b + (size_t)KC*NC;
+}
+
+// out[k*width + i] = x[i*row + k*col] for i < rows, zero up to width
+static inline void pack(real_t *out, const real_t *x, int64_t row, int64_t col, int rows, int K, int width) {
+    if (rows < width) memset(out, 0, sizeof(real_t) * (size_t)K * (size_t)width);
+    if (row == 1)
+        for (int k = 0; k < K; k++) memcpy(out + k*width, x + k*col, sizeof(real_t) * (size_t)rows);
+    else
+        for (int i = 0; i < rows; i++)
+            for (int k = 0; k < K; k++) out[k*width + i] = x[i*row + k*col];
+}
+
+// c (rows, columns) (+)= panel a (K, MR) times panel b (K, NR); where it does not accumulate it starts from bias, or 0
+static inline void multiply_panels(real_t *c, int64_t row, int rows, int columns, int K, const real_t *a, const real_t *b,
+                                   const real_t *bias, int accumulate) {
+    vector_t sum[MR][NV], tile[MR][NV];
+    for (int i = 0; i < rows; i++)  // c is needed only at the end: have it come meanwhile
+        for (int j = 0; j < columns; j += 64 / (int)sizeof(real_t)) __builtin_prefetch(c + i*row + j, 1);
+    for (int i = 0; i < MR; i++)
+        for (int v = 0; v < NV; v++) sum[i][v] = (vector_t){0};
+    for (int k = 0; k < K; k++, a += MR, b += NR) {
+        #pragma GCC unroll 12
+        for (int i = 0; i < MR; i++)
+            #pragma GCC unroll 2
+            for (int v = 0; v < NV; v++) sum[i][v] += a[i] * ((const vector_t *)b)[v];
+    }
+    for (int i = 0; i < MR; i++)
+        for (int v = 0; v < NV; v++) tile[i][v] = sum[i][v];  // sum itself is only indexed by constants, so it lives in registers
+    for (int i = 0; i < rows; i++) {
+        const real_t *t = (const real_t *)tile[i], *start = accumulate ? c + i*row : bias;
+        if (columns == NR && start)
+            for (int j = 0; j < NR; j++) c[i*row + j] = start[j] + t[j];
+        else
+            for (int j = 0; j < columns; j++) c[i*row + j] = start ? start[j] + t[j] : t[j];
+    }
+}
+
+static inline int least(int a, int b) { return a < b ? a : b; }
+
+static void gemm(real_t *c, int M, int N, int K, Matrix a, Matrix b, const real_t *bias, int accumulate) {
+    #pragma omp parallel
+    for (int j0 = 0; j0 < N; j0 += NC) {
+        for (int k0 = 0; k0 < K; k0 += KC) {
+            int n = least(NC, N - j0), k = least(KC, K - k0);
+            #pragma omp for
+            for (int j = 0; j < n; j += NR)
+                pack(pack_b + (size_t)j*k, b.at + (j0 + j)*b.col + k0*b.row, b.col, b.row, least(NR, n - j), k, NR);
+            for (int i0 = 0; i0 < M; i0 += MC) {
+                int m = least(MC, M - i0);
+                #pragma omp for
+                for (int i = 0; i < m; i += MR)
+                    pack(pack_a + (size_t)i*k, a.at + (i0 + i)*a.row + k0*a.col, a.row, a.col, least(MR, m - i), k, MR);
+                enum { ROWS = 8 * MR };  // a task: one panel of b against some panels of a
+                #pragma omp for collapse(2) schedule(dynamic, 4)
+                for (int j = 0; j < n; j += NR)
+                    for (int r = 0; r < m; r += ROWS)
+                        for (int i = r; i < least(r + ROWS, m); i += MR)
+                            multiply_panels(c + (int64_t)(i0 + i)*N + j0 + j, N, least(MR, m - i), least(NR, n - j), k,
+                                            pack_a + (size_t)i*k, pack_b + (size_t)j*k,
+                                            bias && !accumulate ? bias + j0 + j : NULL, accumulate || k0 > 0);
+            }
+        }
+    }
+}
+
+// The same for one thread and small blocks: M at most TILE, rows of c `row` apart.
+enum { TILE = 64, TILE_A = (TILE + MR - 1) / MR * MR, TILE_B = (TILE + NR - 1) / NR * NR };
+static void gemm_tile(real_t *c, int64_t row, int M, int N, int K, Matrix a, Matrix b, int accumulate) {
+    real_t packed_a[TILE_A * TILE], packed_b[TILE_B * TILE];
+    for (int k0 = 0; k0 < K; k0 += TILE) {
+        int k = least(TILE, K - k0);
+        for (int i = 0; i < M; i += MR) pack(packed_a + i*k, a.at + i*a.row + k0*a.col, a.row, a.col, least(MR, M - i), k, MR);
+        for (int j0 = 0; j0 < N; j0 += TILE) {
+            int n = least(TILE, N - j0);
+            for (int j = 0; j < n; j += NR)
+                pack(packed_b + j*k, b.at + (j0 + j)*b.col + k0*b.row, b.col, b.row, least(NR, n - j), k, NR);
+            for (int j = 0; j < n; j += NR)
+                for (int i = 0; i < M; i += MR)
+                    multiply_panels(c + i*row + j0 + j, row, least(MR, M - i), least(NR, n - j), k,
+                                    packed_a + i*k, packed_b + j*k, NULL, accumulate || k0 > 0);
+        }
+    }
+}
+
+static inline Matrix matrix(const real_t *at, int64_t row, int64_t col) {
+    Matrix m = {at, row, col};
+    return m;
+}
+
+// exp without a call, so loops over it become vector code: 2^k times a Taylor polynomial on [-ln2/2, ln2/2],
+// within 2e-7; NaN stays NaN, far below 0 it stops at 1e-38
+static inline real_t real_exp(real_t x) {
+    if (sizeof(real_t) == 8) return (real_t)exp(x);
+    union { float f; uint32_t u; } k, scale;
+    float f = (float)x;
+    f = f < -87.0f ? -87.0f : f;
+    f = f > 88.0f ? 88.0f : f;
+    k.f = f * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum has no room for a fraction, so it is rounded
+    float n = k.f - 12582912.0f;
+    float r = (f - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two pieces, the first exact times n
+    scale.u = (k.u - 0x4B400000u + 127u) << 23;
+    float p = 1 + r * (1 + r * (1/2.0f + r * (1/6.0f + r * (1/24.0f + r * (1/120.0f + r * (1/720.0f + r * (1/5040.0f)))))));
+    return (real_t)(p * scale.f);
+}
+
+// GELU with tanh, x/2 (1 + tanh u) = x sigmoid(2u) for u = sqrt(2/pi) (x + 0.044715 x^3)
+static inline real_t gelu(real_t x) {
+    const real_t k = (real_t)0.7978845608028654;
+    return x / (1 + real_exp(-2 * k * (x + (real_t)0.044715 * x * x * x)));
+}
+static inline real_t gelu_slope(real_t x) {
+    const real_t k = (real_t)0.7978845608028654;
+    real_t s = 1 / (1 + real_exp(-2 * k * (x + (real_t)0.044715 * x * x * x)));
+    return s + x * s * (1 - s) * 2 * k * (1 + (real_t)(3 * 0.044715) * x * x);
+}
+
+void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C, int OC) {
+    gemm(out, n, OC, C, matrix(inp, C, 1), matrix(weight, 1, C), bias, 0);
+}
+
+void matmul_gelu_forward(act_t *out, act_t *pre, const act_t *inp, const param_t *weight, const param_t *bias,
+                         int n, int C, int OC) {
+    matmul_forward(pre, inp, weight, bias, n, C, OC);
+    #pragma omp parallel for simd
+    for (size_t i = 0; i < (size_t)n * (size_t)OC; i++) out[i] = gelu(pre[i]);
+}
+
+void matmul_backward(act_t *dinp, param_t *dweight, param_t *dbias, const act_t *dout, const act_t *inp,
+                     const param_t *weight, const act_t *pre, int n, int C, int OC) {
+    gemm(dweight, OC, C, n, matrix(dout, 1, OC), matrix(inp, C, 1), NULL, 1);
+    if (dbias) {
+        #pragma omp parallel for
+        for (int p = 0; p < PARTS; p++)  // a thread owns columns
+            for (int i = 0; i < n; i++)
+                for (size_t o = part((size_t)OC, p); o < part((size_t)OC, p + 1); o++) dbias[o] += dout[(size_t)i*OC + o];
+    }
+    gemm(dinp, n, C, OC, matrix(dout, OC, 1), matrix(weight, C, 1), NULL, 0);
+    if (pre) {
+        #pragma omp parallel for simd
+        for (size_t i = 0; i < (size_t)n * (size_t)C; i++) dinp[i] *= gelu_slope(pre[i]);
+    }
+}
+
+// ---- layernorm
+
+// x_c = s_c + add_c of one token: its mean, returned, and 1 / standard deviation
+static inline real_t layernorm_statistics(real_t *rstd, const stream_t *s, const act_t *add, int C, real_t unit) {
+    real_t mean = 0, variance = 0;
+    #pragma omp simd reduction(+:mean)
+    for (int c = 0; c < C; c++) mean += stream_value(s[c], unit) + (add ? add[c] : 0);
+    mean /= (real_t)C;
+    #pragma omp simd reduction(+:variance)
+    for (int c = 0; c < C; c++) {
+        real_t d = stream_value(s[c], unit) + (add ? add[c] : 0) - mean;
+        variance += d * d;
+    }
+    *rstd = (real_t)(1 / sqrt(variance / (real_t)C + (real_t)1e-5));
+    return mean;
+}
+
+void layernorm_forward(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, const param_t *bias,
+                       int n, int C, int grid) {
+    real_t unit = grid_unit(grid);
+    #pragma omp parallel for
+    for (int i = 0; i < n; i++) {
+        const stream_t *x = s + (size_t)i*C;
+        const act_t *y = add ? add + (size_t)i*C : NULL;
+        real_t rstd, mean = layernorm_statistics(&rstd, x, y, C, unit);
+        #pragma omp simd
+        for (int c = 0; c < C; c++)
+            out[(size_t)i*C + c] = (stream_value(x[c], unit) + (y ? y[c] : 0) - mean) * rstd * weight[c] + bias[c];
+    }
+}
+
+void layernorm_backward(real_t *ds, act_t *dadd, param_t *dweight, param_t *dbias, const act_t *dout, const stream_t *s,
+                        const act_t *add, const param_t *weight, int n, int C, int grid) {
+    real_t unit = grid_unit(grid);
+    memset(partial_sums, 0, sizeof(real_t) * (size_t)PARTS * 2 * (size_t)C);
+    #pragma omp parallel for
+    for (int p = 0; p < PARTS; p++) {
+        real_t *dw = partial_sums + (size_t)p*2*(size_t)C, *db = dw + C;
+        for (size_t i = part((size_t)n, p); i < part((size_t)n, p + 1); i++) {
+            const stream_t *x = s + i*(size_t)C;
+            const act_t *y = add ? add + i*(size_t)C : NULL, *d = dout + i*(size_t)C;
+            real_t rstd, mean = layernorm_statistics(&rstd, x, y, C, unit), sum = 0, sum_x = 0;
+            #pragma omp simd reduction(+:sum,sum_x)
+            for (int c = 0; c < C; c++) {
+                real_t normed = (stream_value(x[c], unit) + (y ? y[c] : 0) - mean) * rstd, dn = d[c] * weight[c];
+                dw[c] += d[c] * normed;
+                db[c] += d[c];
+                sum += dn;
+                sum_x += dn * normed;
+            }
+            sum /= (real_t)C;
+            sum_x /= (real_t)C;
+            #pragma omp simd
+            for (int c = 0; c < C; c++) {
+                real_t normed = (stream_value(x[c], unit) + (y ? y[c] : 0) - mean) * rstd;
+                real_t dx = (d[c] * weight[c] - sum - normed * sum_x) * rstd;
+                ds[i*(size_t)C + (size_t)c] += dx;
+                if (dadd) dadd[i*(size_t)C + (size_t)c] += dx;
+            }
+        }
+    }
+    for (int p = 0; p < PARTS; p++) {
+        const real_t *dw = partial_sums + (size_t)p*2*(size_t)C;
+        for (int c = 0; c < C; c++) dweight[c] += dw[c], dbias[c] += dw[C + c];
+    }
+}
+
+// ---- attention: tiles of TILE queries against TILE keys, the softmax carried along from tile to tile
+
+void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH) {
+    int hs = C / NH;
+    real_t scale = (real_t)(1 / sqrt((double)hs));
+    #pragma omp parallel for collapse(3) schedule(dynamic)
+    for (int b = 0; b < B; b++)
+        for (int h = 0; h < NH; h++)
+            for (int q0 = 0; q0 < T; q0 += TILE) {
+                const act_t *q = qkv + ((size_t)b*T + q0)*3*C + h*hs, *k0 = qkv + (size_t)b*T*3*C + C + h*hs;
+                act_t *o = out + ((size_t)b*T + q0)*C + h*hs;
+                real_t score[TILE * TILE], highest[TILE], sum[TILE];
+                int queries = least(TILE, T - q0);
+                for (int i = 0; i < queries; i++) highest[i] = (real_t)-1e30, sum[i] = 0;
+                for (int t0 = 0; t0 <= q0; t0 += TILE) {
+                    const act_t *k = k0 + (size_t)t0*3*C, *v = k + C;
+                    int keys = least(TILE, T - t0);
+                    gemm_tile(score, TILE, queries, keys, hs, matrix(q, 3*C, 1), matrix(k, 1, 3*C), 0);
+                    for (int i = 0; i < queries; i++) {
+                        real_t *s = score + i*TILE, top = highest[i], total = 0;
+                        int seen = least(keys, q0 + i - t0 + 1);  // causal
+                        for (int j = 0; j < seen; j++) top = s[j] * scale > top ? s[j] * scale : top;
+                        #pragma omp simd reduction(+:total)
+                        for (int j = 0; j < seen; j++) total += s[j] = real_exp(s[j] * scale - top);
+                        for (int j = seen; j < keys; j++) s[j] = 0;
+                        real_t shrink = real_exp(highest[i] - top);
+                        sum[i] = sum[i] * shrink + total;
+                        highest[i] = top;
+                        if (t0) for (int c = 0; c < hs; c++) o[(size_t)i*C + c] *= shrink;
+                    }
+                    gemm_tile(o, C, queries, hs, keys, matrix(score, TILE, 1), matrix(v, 3*C, 1), t0 > 0);
+                }
+                for (int i = 0; i < queries; i++) {
+                    for (int c = 0; c < hs; c++) o[(size_t)i*C + c] /= sum[i];
+                    lse[((size_t)b*NH + h)*T + q0 + i] = highest[i] + (real_t)log(sum[i]);
+                }
+            }
+}
+
+void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse,
+                        int B, int T, int C, int NH) {
+    int hs = C / NH;
+    real_t scale = (real_t)(1 / sqrt((double)hs));
+    #pragma omp parallel for collapse(2) schedule(dynamic)
+    for (int b = 0; b < B; b++)
+        for (int h = 0; h < NH; h++) {
+            size_t head = (size_t)b*T*3*C + (size_t)h*hs;
+            for (int t = 0; t < T; t++)
+                for (int x = 0; x < 3; x++) memset(dqkv + head + (size_t)t*3*C + x*C, 0, sizeof(act_t) * (size_t)hs);
+            for (int q0 = 0; q0 < T; q0 += TILE) {
+                const act_t *q = qkv + head + (size_t)q0*3*C;
+                const act_t *o = out + ((size_t)b*T + q0)*C + h*hs, *d = dout + (o - out);
+                act_t *dq = dqkv + (q - qkv);
+                real_t p[TILE * TILE], ds[TILE * TILE], along[TILE];  // along: sum_j p_j dp_j, which is d . o
+                int queries = least(TILE, T - q0);
+                for (int i = 0; i < queries; i++) {
+                    real_t dot = 0;
+                    #pragma omp simd reduction(+:dot)
+                    for (int c = 0; c < hs; c++) dot += d[(size_t)i*C + c] * o[(size_t)i*C + c];
+                    along[i] = dot;
+                }
+                for (int t0 = 0; t0 <= q0; t0 += TILE) {
+                    const act_t *k = qkv + head + (size_t)t0*3*C + C, *v = k + C;
+                    act_t *dk = dqkv + (k - qkv), *dv = dk + C;
+                    int keys = least(TILE, T - t0);
+                    gemm_tile(p, TILE, queries, keys, hs, matrix(q, 3*C, 1), matrix(k, 1, 3*C), 0);
+                    gemm_tile(ds, TILE, queries, keys, hs, matrix(d, C, 1), matrix(v, 1, 3*C), 0);
+                    for (int i = 0; i < queries; i++) {
+                        real_t *pi = p + i*TILE, *dsi = ds + i*TILE, l = lse[((size_t)b*NH + h)*T + q0 + i], dot = along[i];
+                        int seen = least(keys, q0 + i - t0 + 1);
+                        #pragma omp simd
+                        for (int j = 0; j < seen; j++) {
+                            pi[j] = real_exp(pi[j] * scale - l);
+                            dsi[j] = pi[j] * (dsi[j] - dot) * scale;
+                        }
+                        for (int j = seen; j < keys; j++) pi[j] = dsi[j] = 0;
+                    }
+                    gemm_tile(dv, 3*C, keys, hs, queries, matrix(p, 1, TILE), matrix(d, C, 1), 1);
+                    gemm_tile(dk, 3*C, keys, hs, queries, matrix(ds, 1, TILE), matrix(q, 3*C, 1), 1);
+                    gemm_tile(dq, 3*C, queries, hs, keys, matrix(ds, TILE, 1), matrix(k, 3*C, 1), 1);
+                }
+            }
+        }
+}
+
+// ---- adjoint, head, optimizer
+
+void scale_cast(act_t *out, const real_t *x, double scale, size_t count) {
+    #pragma omp parallel for simd
+    for (size_t i = 0; i < count; i++) out[i] = (real_t)scale * x[i];
+}
+
+void adjoint_update(real_t *A, real_t *B, int alpha, int beta, size_t count) {
+    real_t a = (real_t)(alpha / 16.0), b = (real_t)(beta / 16.0);
+    if (alpha == 16 && beta == 0) return;
+    #pragma omp parallel for simd
+    for (size_t i = 0; i < count; i++) {
+        A[i] += b * B[i];
+        B[i] *= a;
+    }
+}
+
+void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V, int Vp, double scale) {
+    #pragma omp parallel for
+    for (int i = 0; i < n; i++) {
+        act_t *x = logits + (size_t)i*Vp, target = x[targets[i]];
+        real_t top = x[0], sum = 0;
+        for (int v = 0; v < V; v++) top = x[v] > top ? x[v] : top;
+        if (scale == 0) {
+            #pragma omp simd reduction(+:sum)
+            for (int v = 0; v < V; v++) sum += real_exp(x[v] - top);
+        } else {
+            #pragma omp simd reduction(+:sum)
+            for (int v = 0; v < V; v++) sum += x[v] = real_exp(x[v] - top);
+            real_t factor = (real_t)scale / sum;
+            #pragma omp simd
+            for (int v = 0; v < V; v++) x[v] *= factor;
+            x[targets[i]] -= (real_t)scale;
+            for (int v = V; v < Vp; v++) x[v] = 0;
+        }
+        losses[i] = top + (real_t)log(sum) - target;
+    }
+}
+
+double norm_squared(const param_t *x, size_t count) {
+    double sums[PARTS], total = 0;
+    #pragma omp parallel for
+    for (int p = 0; p < PARTS; p++) {
+        double sum = 0;
+        #pragma omp simd reduction(+:sum)
+        for (size_t i = part(count, p); i < part(count, p + 1); i++) sum += (double)x[i] * x[i];
+        sums[p] = sum;
+    }
+    for (int p = 0; p < PARTS; p++) total += sums[p];
+    return total;
+}
+
+void adamw(param_t *p, const param_t *g, param_t *m, param_t *v, size_t count, double rate, double beta1, double beta2,
+           double decay, double scale, int t) {
+    real_t b1 = (real_t)beta1, b2 = (real_t)beta2, keep = (real_t)(1 - rate * decay), clip = (real_t)scale;
+    real_t step = (real_t)(rate / (1 - pow(beta1, t))), unbias = (real_t)(1 / sqrt(1 - pow(beta2, t)));
+    #pragma omp parallel for simd
+    for (size_t i = 0; i < count; i++) {
+        real_t grad = clip * g[i];
+        m[i] = b1 * m[i] + (1 - b1) * grad;
+        v[i] = b2 * v[i] + (1 - b2) * grad * grad;
+        real_t root = (real_t)(sizeof(real_t) == 8 ? sqrt(v[i]) : sqrtf((float)v[i]));
+        p[i] = keep * p[i] - step * m[i] / (root * unbias + (real_t)1e-8);
+    }
+}
+
+// Independent chains of multiply-add on every core, the best of some milliseconds: what the arithmetic units can do.
+double device_flops(void) {
+    double best = 0;
+    for (int attempt = 0; attempt < 4; attempt++) {
+        double flops = 0;
+        struct timespec t0, t1;
+        clock_gettime(CLOCK_MONOTONIC, &t0);
+        #pragma omp parallel reduction(+:flops)
+        {
+            volatile real_t half = (real_t)0.5;  // read at run time, or the compiler would see through the chains
+            vector_t x[MR * NV], factor;
+            for (int j = 0; j < LANES; j++) factor[j] = half;
+            for (int j = 0; j < MR * NV; j++) x[j] = factor * (real_t)j;
+            for (int i = 0; i < 500000; i++) {
+                #pragma GCC unroll 24
+                for (int j = 0; j < MR * NV; j++) x[j] = x[j] * factor + factor;
+            }
+            for (int j = 1; j < MR * NV; j++) x[0] += x[j];
+            flops += 500000.0 * MR * NV * LANES * 2 + (double)x[0][0];
+        }
+        clock_gettime(CLOCK_MONOTONIC, &t1);
+        double s = (double)(t1.tv_sec - t0.tv_sec) + 1e-9 * (double)(t1.tv_nsec - t0.tv_nsec);
+        if (flops / s > best) best = flops / s;
+    }
+    return best;
+}
+
+// ==== end of the layers for the CPU =================================================================
+#endif
+
+// -------------------------------------------------------------------------------------------------
+// The network: one recurrence, five sets of coefficients
+
+enum Mode { BASELINE, MIDPOINT, MIDPOINT_A, LEAPFROG, HAMILTONIAN, MODES };
+enum Memory { STORE, CHECKPOINT, REVERSE };
+static const char *const mode_names[] = {"baseline", "midpoint", "midpoint-a", "leapfrog", "hamiltonian", NULL};
+static const char *const memory_names[] = {"store", "checkpoint", "reverse", NULL};
+enum { MAX_A = 240 };
+
+typedef struct {
+    int maxT, V, L, NH, C, Vp;
+    int mode;      // enum Mode
+    float h;       // step size
+    int grid;      // streams are integers on a grid 2^-grid; 0: floating point
+    int a[MAX_A];  // a_k of (3.6) in sixteenths, midpoint-a only
+} Config;
+
+static double default_step_size(int mode, int L) {
+    return mode == MIDPOINT ? 0.25 : mode == LEAPFROG ? 1 / sqrt(L) : 1;
+}
+
+static Coefficients coefficients(const Config *net, int k) {
+    double h = net->h;
+    Coefficients c = {0, 16, 1};  // baseline (2.2): next = cur + F
+    switch (net->mode) {
+    case MIDPOINT:    c.alpha = 16;        c.beta = 0;                c.gamma = 2 * h; break;  // (2.4)
+    case MIDPOINT_A:  c.alpha = net->a[k]; c.beta = 16 - net->a[k];   c.gamma = h;     break;  // (3.6)
+    case LEAPFROG:    c.alpha = -16;       c.beta = 32;               c.gamma = h * h; break;  // (2.6)
+    case HAMILTONIAN: c.alpha = 16;        c.beta = 0;                c.gamma = h;     break;  // (2.8), (2.9)
+    }
+    return c;
+}
+
+// A step's force is the whole block (2.5), or in turn one of its halves: written out, the Hamiltonian
+// network q += Attn(LN1(p)), p += MLP(LN2(q)) is the midpoint recurrence at half a block a step.
+enum { ATTN = 1, MLP = 2, BLOCK = 3 };
+static int steps(const Config *net) { return net->mode == HAMILTONIAN ? 2 * net->L : net->L; }
+static int layer_of(const Config *net, int k) { return net->mode == HAMILTONIAN ? k / 2 : k; }
+static int parts_of(const Config *net, int k) { return net->mode != HAMILTONIAN ? BLOCK : k % 2 ? MLP : ATTN; }
+
+// The deepest stack of remainders that multiplying by a_0, a_1, ... can pile up in one element. It has
+// to fit 16 bits.
+static int remainders_fit(const Config *net) {
+    uint64_t bound = 0;
+    for (int k = 0; k < net->L; k++) {
+        int n = abs(net->a[k]);
+        if (n == 0 || n > 255) return 0;
+        bound = (16 * bound + 15) / (uint64_t)n;
+        if (bound >= 65536) return 0;
+    }
+    return 1;
+}
+
+// ---- parameters: sixteen tensors, in llm.c's order
+
+enum { TENSORS = 16 };
+typedef struct {
+    param_t *wte;       // (Vp, C)
+    param_t *wpe;       // (maxT, C)
+    param_t *ln1w;      // (L, C)
+    param_t *ln1b;      // (L, C)
+    param_t *qkvw;      // (L, 3C, C)
+    param_t *qkvb;      // (L, 3C)
+    param_t *attprojw;  // (L, C, C)
+    param_t *attprojb;  // (L, C)
+    param_t *ln2w;      // (L, C)
+    param_t *ln2b;      // (L, C)
+    param_t *fcw;       // (L, 4C, C)
+    param_t *fcb;       // (L, 4C)
+    param_t *fcprojw;   // (L, C, 4C)
+    param_t *fcprojb;   // (L, C)
+    param_t *lnfw;      // (C)
+    param_t *lnfb;      // (C)
+} Tensors;
+
+// The size of each tensor for one layer, and how many layers it is stacked over. Returns the sum.
+static size_t tensor_sizes(const Config *net, size_t size[TENSORS], size_t layers[TENSORS]) {
+    size_t C = (size_t)net->C, total = 0;
+    const size_t one[TENSORS] = {(size_t)net->Vp * C, (size_t)net->maxT * C, C, C, 3*C*C, 3*C, C*C, C, C, C, 4*C*C, 4*C, 4*C*C, C, C, C};
+    for (int i = 0; i < TENSORS; i++) {
+        size[i] = one[i];
+        layers[i] = i >= 2 && i < 14 ? (size_t)net->L : 1;
+        total += size[i] * layers[i];
+    }
+    return total;
+}
+
+static size_t parameter_count(const Config *net) {
+    size_t size[TENSORS], layers[TENSORS];
+    return tensor_sizes(net, size, layers);
+}
+
+// Matrices and embeddings decay; gains and biases do not.
+static int tensor_decays(int i) { return i == 0 || i == 1 || i == 4 || i == 6 || i == 10 || i == 12; }
+
+// Where the tensors of layer l begin in a buffer of all.
+static Tensors tensors_at(const Config *net, param_t *buffer, int l) {
+    size_t size[TENSORS], layers[TENSORS];
+    Tensors t;
+    param_t **at[TENSORS] = {&t.wte, &t.wpe, &t.ln1w, &t.ln1b, &t.qkvw, &t.qkvb, &t.attprojw, &t.attprojb,
+                             &t.ln2w, &t.ln2b, &t.fcw, &t.fcb, &t.fcprojw, &t.fcprojb, &t.lnfw, &t.lnfb};
+    tensor_sizes(net, size, layers);
+    for (int i = 0; i < TENSORS; buffer += size[i] * layers[i], i++) *at[i] = buffer + (layers[i] > 1 ? (size_t)l * size[i] : 0);
+    return t;
+}
+
+// ---- memory
+
+// What the backward pass of a force needs besides the step's input: 13 C values and the attention's lse a
+// token for a block. The layernorms' outputs are not here; they are computed again from the input.
+typedef struct {
+    act_t *qkv;       // (n, 3C)
+    act_t *atty;      // (n, C)
+    real_t *lse;      // (sequences, NH, T)
+    act_t *attproj;   // (n, C), the attention's half of the force, where the MLP reads it
+    act_t *fch;       // (n, 4C)
+    act_t *fch_gelu;  // (n, 4C)
+} Internals;
+
+static size_t round256(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+// Lays the internals of a force on n tokens into memory at base (may be NULL); returns the bytes they take.
+static size_t internals_at(Internals *a, char *base, const Config *net, int parts, size_t n) {
+    size_t C = (size_t)net->C, attn = (parts & ATTN) != 0, mlp = (parts & MLP) != 0, offset = 0;
+    const size_t bytes[] = {attn * n*3*C*sizeof(act_t), attn * n*C*sizeof(act_t), attn * n*(size_t)net->NH*sizeof(real_t),
+                            attn * mlp * n*C*sizeof(act_t), mlp * n*4*C*sizeof(act_t), mlp * n*4*C*sizeof(act_t)};
+    void *at[6];
+    for (int i = 0; i < 6; i++) {
+        at[i] = base && bytes[i] ? base + offset : NULL;
+        offset += round256(bytes[i]);
+    }
+    a->qkv = (act_t *)at[0];
+    a->atty = (act_t *)at[1];
+    a->lse = (real_t *)at[2];
+    a->attproj = (act_t *)at[3];
+    a->fch = (act_t *)at[4];
+    a->fch_gelu = (act_t *)at[5];
+    return offset;
+}
+
+enum { ROW_PARAMETERS, ROW_GRADIENTS, ROW_OPTIMIZER, ROW_DATA, ROW_STREAMS, ROW_KEPT, ROW_WORKSPACE, ROW_HEAD, ROWS_PLANNED };
+static const char *const row_names[ROWS_PLANNED] = {"parameters", "gradients", "optimizer", "data", "streams", "kept", "workspace", "head"};
+
+typedef struct { int row; void **at; size_t bytes; } Buffer;
+enum { MAX_BUFFERS = 32 };
+
+typedef struct {
+    Config net;
+    int B, T;        // the largest batch
+    int chunk;       // sequences for which a block is evaluated at a time
+    int head_chunk;  // tokens for which the head is evaluated at a time
+    int memory;      // enum Memory
+    param_t *params, *grads, *m, *v;
+    int *inputs, *targets;  // (B, T)
+    real_t *losses;         // (B, T)
+    stream_t *prev, *cur;   // (B, T, C); baseline has no prev: one plane is both
+    real_t *dprev, *dcur;   // (B, T, C), gradients in them
+    uint16_t *remainders;   // (B, T, C), what midpoint-a's multiplications drop
+    stream_t *kept_inputs;  // (steps, B, T, C) unless memory is REVERSE
+    char *kept_internals;   // STORE: of every step and chunk
+    char *internals;        // of one chunk, otherwise
+    act_t *normed;          // (n, C), a layernorm's output, n = chunk * T
+    act_t *out;             // (n, C), the force, or its MLP half; backward: a gradient (n, C)
+    act_t *dforce;          // (n, C)
+    act_t *wide;            // (n, 4C), gradients inside the block
+    char *scratch;          // the layer functions' own
+    act_t *head_normed, *head_dnormed;  // (head_chunk, C)
+    act_t *logits;                      // (head_chunk, Vp), then their gradients
+    Buffer buffers[MAX_BUFFERS];
+    int buffer_count;
+} Model;
+
+static void need(Model *m, int row, void *at, size_t count, size_t size) {
+    if (!count) return;
+    Buffer *b = &m->buffers[m->buffer_count++];
+    b->row = row;
+    b->at = (void **)at;
+    b->bytes = round256(count * size);
+}
+
+static size_t kept_bytes(const Model *m, int k) {  // internals of step k, all chunks
+    Internals a;
+    size_t whole = (size_t)(m->B / m->chunk), rest = (size_t)(m->B % m->chunk), T = (size_t)m->T;
+    int parts = parts_of(&m->net, k);
+    return whole * internals_at(&a, NULL, &m->net, parts, (size_t)m->chunk * T) +
+           (rest ? internals_at(&a, NULL, &m->net, parts, rest * T) : 0);
+}
+
+// Writes down every buffer there will be. What is printed and what is allocated both come from this list.
+static void plan(Model *m) {
+    const Config *net = &m->net;
+    size_t C = (size_t)net->C, N = (size_t)m->B * (size_t)m->T, P = parameter_count(net);
+    size_t n = (size_t)m->chunk * (size_t)m->T, H = (size_t)m->head_chunk, planes = net->mode == BASELINE ? 1 : 2;
+    m->buffer_count = 0;
+    need(m, ROW_PARAMETERS, &m->params, P, sizeof(param_t));
+    need(m, ROW_GRADIENTS, &m->grads, P, sizeof(param_t));
+    need(m, ROW_OPTIMIZER, &m->m, P, sizeof(param_t));
+    need(m, ROW_OPTIMIZER, &m->v, P, sizeof(param_t));
+    need(m, ROW_DATA, &m->inputs, N, sizeof(int));
+    need(m, ROW_DATA, &m->targets, N, sizeof(int));
+    need(m, ROW_DATA, &m->losses, N, sizeof(real_t));
+    need(m, ROW_STREAMS, &m->cur, N*C, sizeof(stream_t));
+    need(m, ROW_STREAMS, &m->dcur, N*C, sizeof(real_t));
+    need(m, ROW_STREAMS, &m->prev, (planes - 1) * N*C, sizeof(stream_t));
+    need(m, ROW_STREAMS, &m->dprev, (planes - 1) * N*C, sizeof(real_t));
+    need(m, ROW_STREAMS, &m->remainders, net->mode == MIDPOINT_A && net->grid ? N*C : 0, sizeof(uint16_t));
+    if (m->memory != REVERSE) need(m, ROW_KEPT, &m->kept_inputs, (size_t)steps(net) * N*C, sizeof(stream_t));
+    if (m->memory == STORE) {
+        size_t bytes = 0;
+        for (int k = 0; k < steps(net); k++) bytes += kept_bytes(m, k);
+        need(m, ROW_KEPT, &m->kept_internals, bytes, 1);
+    } else {
+        Internals a;
+        size_t bytes = 0;  // the largest force, if they differ
+        for (int k = 0; k < steps(net) && k < 2; k++) {
+            size_t b = internals_at(&a, NULL, net, parts_of(net, k), n);
+            if (b > bytes) bytes = b;
+        }
+        need(m, ROW_WORKSPACE, &m->internals, bytes, 1);
+    }
+    need(m, ROW_WORKSPACE, &m->normed, n*C, sizeof(act_t));
+    need(m, ROW_WORKSPACE, &m->out, n*C, sizeof(act_t));
+    need(m, ROW_WORKSPACE, &m->dforce, n*C, sizeof(act_t));
+    need(m, ROW_WORKSPACE, &m->wide, n*4*C, sizeof(act_t));
+    need(m, ROW_WORKSPACE, &m->scratch, layers_scratch_bytes(net->C), 1);
+    need(m, ROW_HEAD, &m->head_normed, H*C, sizeof(act_t));
+    need(m, ROW_HEAD, &m->head_dnormed, H*C, sizeof(act_t));
+    need(m, ROW_HEAD, &m->logits, H*(size_t)net->Vp, sizeof(act_t));
+}
+
+// Bytes by row, then `activations` (streams, kept, workspace, head) and `total`.
+static void plan_rows(const Model *m, size_t rows[ROWS_PLANNED + 2]) {
+    memset(rows, 0, sizeof(size_t) * (ROWS_PLANNED + 2));
+    for (int i = 0; i < m->buffer_count; i++) {
+        rows[m->buffers[i].row] += m->buffers[i].bytes;
+        if (m->buffers[i].row >= ROW_STREAMS) rows[ROWS_PLANNED] += m->buffers[i].bytes;
+        rows[ROWS_PLANNED + 1] += m->buffers[i].bytes;
+    }
+}
+
+static void plan_print(const Model *m) {
+    size_t rows[ROWS_PLANNED + 2];
+    plan_rows(m, rows);
+    for (int i = 0; i < ROWS_PLANNED + 2; i++)
+        printf("%-12s %15zu  (%.3f GiB)\n", i < ROWS_PLANNED ? row_names[i] : i == ROWS_PLANNED ? "activations" : "total",
+               rows[i], (double)rows[i] / (1 << 30));
+}
+
+static void model_free(Model *m) {
+    for (int i = 0; i < m->buffer_count; i++) {
+        device_free(*m->buffers[i].at);
+        *m->buffers[i].at = NULL;
+    }
+}
+
+static void model_alloc(Model *m) {
+    for (int i = 0; i < m->buffer_count; i++) *m->buffers[i].at = NULL;
+    for (int i = 0; i < m->buffer_count; i++) {
+        *m->buffers[i].at = device_alloc(m->buffers[i].bytes);
+        if (!*m->buffers[i].at) {
+            size_t rows[ROWS_PLANNED + 2];
+            plan_rows(m, rows);
+            die(STATUS_NUMBERS, "out of memory: %.3f GiB are needed (--plan shows for what); a smaller -b or -t needs less",
+                (double)rows[ROWS_PLANNED + 1] / (1 << 30));
+        }
+    }
+    if (m->net.mode == BASELINE) m->prev = m->cur, m->dprev = m->dcur;
+    layers_begin(m->scratch);
+}
+
+// Sequences that make a chunk worth its while; depends on the shape alone, so every policy cuts at the same places.
+static int default_chunk(int B, int T) {
+    int chunk = (chunk_tokens + T - 1) / T;
+    return chunk < B ? chunk : B;
+}
+
+// ---- the force F_k (2.5) and its adjoint
+
+// The force at cur, the input of step k, for `sequences` sequences of T tokens. It is m->out, plus a.attproj for a block.
+static void force_forward(Model *m, int k, const stream_t *cur, Internals a, int sequences, int T) {
+    const Config *net = &m->net;
+    int C = net->C, n = sequences * T, parts = parts_of(net, k);
+    Tensors w = tensors_at(net, m->params, layer_of(net, k));
+    if (parts & ATTN) {  // A = Attn(LN1(p))
+        layernorm_forward(m->normed, cur, NULL, w.ln1w, w.ln1b, n, C, net->grid);
+        matmul_forward(a.qkv, m->normed, w.qkvw, w.qkvb, n, C, 3*C);
+        attention_forward(a.atty, a.lse, a.qkv, sequences, T, C, net->NH);
+        matmul_forward(parts == BLOCK ? a.attproj : m->out, a.atty, w.attprojw, w.attprojb, n, C, C);
+    }
+    if (parts & MLP) {  // MLP(LN2(p + A)), or MLP(LN2(p))
+        layernorm_forward(m->normed, cur, a.attproj, w.ln2w, w.ln2b, n, C, net->grid);
+        matmul_gelu_forward(a.fch_gelu, a.fch, m->normed, w.fcw, w.fcb, n, C, 4*C);
+        matmul_forward(m->out, a.fch_gelu, w.fcprojw, w.fcprojb, n, 4*C, C);
+    }
+}
+
+// dcur += J_F(cur)^T dforce, and the gradients of the weights; m->dforce holds gamma * dloss/dnext.
+static void force_backward(Model *m, int k, const stream_t *cur, Internals a, real_t *dcur, int sequences, int T) {
+    const Config *net = &m->net;
+    int C = net->C, n = sequences * T, parts = parts_of(net, k);
+    Tensors w = tensors_at(net, m->params, layer_of(net, k)), d = tensors_at(net, m->grads, layer_of(net, k));
+    if (parts & MLP) {
+        matmul_backward(m->wide, d.fcprojw, d.fcprojb, m->dforce, a.fch_gelu, w.fcprojw, a.fch, n, 4*C, C);
+        layernorm_forward(m->normed, cur, a.attproj, w.ln2w, w.ln2b, n, C, net->grid);
+        matmul_backward(m->out, d.fcw, d.fcb, m->wide, m->normed, w.fcw, NULL, n, C, 4*C);
+        // p + A feeds LN2: its gradient belongs to p and, in a block, to A, whose other use is the force itself
+        layernorm_backward(dcur, parts == BLOCK ? m->dforce : NULL, d.ln2w, d.ln2b, m->out, cur, a.attproj, w.ln2w, n, C, net->grid);
+    }
+    if (parts & ATTN) {
+        matmul_backward(m->out, d.attprojw, d.attprojb, m->dforce, a.atty, w.attprojw, NULL, n, C, C);
+        attention_backward(m->wide, m->out, a.qkv, a.atty, a.lse, sequences, T, C, net->NH);
+        layernorm_forward(m->normed, cur, NULL, w.ln1w, w.ln1b, n, C, net->grid);
+        matmul_backward(m->out, d.qkvw, d.qkvb, m->wide, m->normed, w.qkvw, NULL, n, C, 3*C);
+        layernorm_backward(dcur, NULL, d.ln1w, d.ln1b, m->out, cur, NULL, w.ln1w, n, C, net->grid);
+    }
+}
+
+// ---- forward: the recurrence
+
+static void swap_streams(Model *m) {
+    stream_t *s = m->prev;
+    m->prev = m->cur;
+    m->cur = s;
+}
+
+// The internals of step k for the chunk of sequences from b: kept, or in the workspace.
+static Internals internals_of(Model *m, int k, int b, int sequences) {
+    Internals a;
+    char *at = m->internals;
+    int parts = parts_of(&m->net, k);
+    if (m->memory == STORE) {
+        at = m->kept_internals;
+        for (int j = 0; j < k; j++) at += kept_bytes(m, j);
+        at += (size_t)(b / m->chunk) * internals_at(&a, NULL, &m->net, parts, (size_t)m->chunk * (size_t)m->T);
+    }
+    internals_at(&a, at, &m->net, parts, (size_t)sequences * (size_t)m->T);
+    return a;
+}
+
+static void step_stream(Model *m, int k, size_t at, Internals a, size_t count, int direction) {
+    stream_step(m->prev + at, m->cur + at, m->out, parts_of(&m->net, k) == BLOCK ? a.attproj : NULL,
+                m->remainders ? m->remainders + at : NULL, count, coefficients(&m->net, k), m->net.grid, direction);
+}
+
+// From m->inputs (B, T) to the last pair of streams; keep: a backward pass will follow. B and T may be
+// smaller than the model's if nothing is kept.
+static void forward(Model *m, int B, int T, int keep) {
+    const Config *net = &m->net;
+    Tensors w = tensors_at(net, m->params, 0);
+    size_t C = (size_t)net->C, plane = (size_t)B * (size_t)T * C;
+    if (m->remainders) device_zero(m->remainders, plane * sizeof(uint16_t));
+    stream_embed(m->prev, m->cur, m->inputs, w.wte, w.wpe, B*T, T, net->C, net->grid);
+    for (int k = 0; k < steps(net); k++) {
+        if (keep && m->memory != REVERSE) device_copy(m->kept_inputs + (size_t)k * plane, m->cur, plane * sizeof(stream_t));
+        for (int b = 0; b < B; b += m->chunk) {
+            int sequences = b + m->chunk < B ? m->chunk : B - b;
+            size_t at = (size_t)b * (size_t)T * C;
+            Internals a = internals_of(m, k, b, sequences);
+            force_forward(m, k, m->cur + at, a, sequences, T);
+            step_stream(m, k, at, a, (size_t)sequences * (size_t)T * C, +1);
+        }
+        swap_streams(m);
+    }
+}
+
+// ---- head: loss, and the gradient at the end of the recurrence
+
+// The mean loss over (B, T). If scale is not 0, adds scale * dloss_i/d... of every token to the gradients of
+// the weights and to m->dcur.
+static double head(Model *m, int B, int T, double scale) {
+    const Config *net = &m->net;
+    int N = B*T, C = net->C;
+    double total = 0;
+    Tensors w = tensors_at(net, m->params, 0), d = tensors_at(net, m->grads, 0);
+    for (int i = 0; i < N; i += m->head_chunk) {
+        int n = i + m->head_chunk < N ? m->head_chunk : N - i;
+        const stream_t *cur = m->cur + (size_t)i * (size_t)C;
+        layernorm_forward(m->head_normed, cur, NULL, w.lnfw, w.lnfb, n, C, net->grid);
+        matmul_forward(m->logits, m->head_normed, w.wte, NULL, n, C, net->Vp);  // (2.3), W tied to the embedding
+        classifier(m->losses + i, m->logits, m->targets + i, n, net->V, net->Vp, scale);
+        if (scale != 0) {
+            matmul_backward(m->head_dnormed, d.wte, NULL, m->logits, m->head_normed, w.wte, NULL, n, C, net->Vp);
+            layernorm_backward(m->dcur + (size_t)i * (size_t)C, NULL, d.lnfw, d.lnfb, m->head_dnormed, cur, NULL, w.lnfw, n, C, net->grid);
+        }
+    }
+    for (int i = 0; i < N;) {
+        real_t loss[1024];
+        int n = N - i < 1024 ? N - i : 1024;
+        to_host(loss, m->losses + i, (size_t)n * sizeof(real_t));
+        for (int j = 0; j < n; j++) total += loss[j];
+        i += n;
+    }
+    return total / N;
+}
+
+// ---- reverse and adjoint
+
+// One step back. On entry cur = p_{k+1}, dcur = dloss/dp_{k+1} and dprev is what is known so far of dloss/dp_k;
+// on return the same for k. The force recomputed to reverse the stream is the one whose adjoint is taken.
+static void step_back(Model *m, int k) {
+    const Config *net = &m->net;
+    int T = m->T;
+    size_t C = (size_t)net->C, plane = (size_t)m->B * (size_t)T * C;
+    Coefficients c = coefficients(net, k);
+    real_t *d = m->dprev;
+    m->dprev = m->dcur, m->dcur = d;
+    swap_streams(m);
+    for (int b = 0; b < m->B; b += m->chunk) {
+        int sequences = b + m->chunk < m->B ? m->chunk : m->B - b;
+        size_t at = (size_t)b * (size_t)T * C, count = (size_t)sequences * (size_t)T * C;
+        const stream_t *cur = m->memory == REVERSE ? m->cur + at : m->kept_inputs + (size_t)k * plane + at;
+        Internals a = internals_of(m, k, b, sequences);
+        if (m->memory != STORE) force_forward(m, k, cur, a, sequences, T);
+        if (m->memory == REVERSE) step_stream(m, k, at, a, count, -1);
+        scale_cast(m->dforce, m->dprev + at, c.gamma, count);
+        force_backward(m, k, cur, a, m->dcur + at, sequences, T);
+        // baseline's single plane already holds dloss/dnext, which is its beta = 1 term
+        if (net->mode != BASELINE) adjoint_update(m->dcur + at, m->dprev + at, c.alpha, c.beta, count);
+    }
+}
+
+// Loss and gradients of one batch of (B, T), added to m->grads with the given weight. *drift: how far the
+// reconstructed embedding is from the true one, relative; NAN if nothing was reconstructed.
+static double forward_backward(Model *m, double weight, double *drift) {
+    const Config *net = &m->net;
+    size_t plane = (size_t)m->B * (size_t)m->T * (size_t)net->C;
+    Tensors w = tensors_at(net, m->params, 0), d = tensors_at(net, m->grads, 0);
+    forward(m, m->B, m->T, 1);
+    device_zero(m->dcur, plane * sizeof(real_t));
+    device_zero(m->dprev, plane * sizeof(real_t));
+    double loss = head(m, m->B, m->T, weight / ((double)m->B * m->T));
+    for (int k = steps(net) - 1; k >= 0; k--) step_back(m, k);
+    *drift = m->memory != REVERSE ? NAN : stream_compare(m->prev, m->cur, m->remainders, m->inputs, w.wte, w.wpe, m->B * m->T, m->T, net->C, net->grid);
+    // both streams began as x: dx = dloss/dp_0 + what reached the step before it
+    embed_backward(d.wte, d.wpe, m->dcur, net->mode == BASELINE ? NULL : m->dprev, m->inputs, m->B * m->T, m->T, net->C);
+    return loss;
+}
+
+// ---- optimizer
+
+// Clips the gradient at norm 1 and takes one step of AdamW. Returns the norm before clipping.
+static double update(Model *m, double rate, double beta1, double beta2, double decay, int t) {
+    size_t size[TENSORS], layers[TENSORS], offset = 0;
+    double norm = sqrt(norm_squared(m->grads, tensor_sizes(&m->net, size, layers)));
+    double clip = norm > 1 ? 1 / norm : 1;
+    for (int i = 0; i < TENSORS; i++) {
+        size_t count = size[i] * layers[i];
+        adamw(m->params + offset, m->grads + offset, m->m + offset, m->v + offset, count, rate, beta1, beta2,
+              tensor_decays(i) ? decay : 0, clip, t);
+        offset += count;
+    }
+    return norm;
+}
+
+// Model flops a token (forward and backward, the head included; causal attention counted as what it
+// computes, backward with five products), and what reversing adds: the blocks' forward pass once more.
+static double flops_per_token(const Config *net, int T) {
+    double C = net->C;
+    return 6 * (12 * C * C * net->L + C * net->Vp) + net->L * 7.0 * C * T;
+}
+static double reversal_flops_per_token(const Config *net, int T) {
+    double C = net->C;
+    return net->L * (24 * C * C + 2 * C * T);
+}
+
+// -------------------------------------------------------------------------------------------------
+// Random numbers by position, not by state: the i-th number of a purpose is a function of (seed, purpose, i),
+// so any thread can draw any number and a resumed run needs no state restored.
+
+enum { RANDOM_WEIGHTS, RANDOM_COEFFICIENTS, RANDOM_BATCHES, RANDOM_SAMPLES };
+
+static uint64_t scramble(uint64_t x) {  // the finalizer of splitmix64 (Steele, Lea & Flood 2014)
+    x ^= x >> 30, x *= 0xBF58476D1CE4E5B9u;
+    x ^= x >> 27, x *= 0x94D049BB133111EBu;
+    return x ^ x >> 31;
+}
+static uint64_t random_bits(uint64_t seed, uint64_t purpose, uint64_t i) {
+    return scramble(scramble(scramble(seed + 0x9E3779B97F4A7C15u) + purpose) + i * 0x9E3779B97F4A7C15u);
+}
+static double random_uniform(uint64_t seed, uint64_t purpose, uint64_t i) {  // [0, 1)
+    return (double)(random_bits(seed, purpose, i) >> 11) * 0x1p-53;
+}
+static double random_normal(uint64_t seed, uint64_t purpose, uint64_t i) {  // Box-Muller
+    double r = sqrt(-2 * log(1 - random_uniform(seed, purpose, 2*i)));
+    return r * cos(6.283185307179586 * random_uniform(seed, purpose, 2*i + 1));
+}
+
+// The a_k of midpoint-a (3.7), rounded to sixteenths, redrawn as a whole until their remainders fit.
+static void draw_coefficients(Config *net, uint64_t seed) {
+    uint64_t draw = 0;
+    do {
+        for (int k = 0; k < net->L; k++) {
+            double sign = random_uniform(seed, RANDOM_COEFFICIENTS, draw++) < 0.5 ? -1 : 1;
+            double u = 2 * random_uniform(seed, RANDOM_COEFFICIENTS, draw++) - 1;
+            net->a[k] = (int)rint(16 * (sign + 0.5 * u));
+        }
+    } while (!remainders_fit(net));
+}
+
+enum { STAGE = 1 << 14 };
+static param_t staging[STAGE];  // host memory for what goes to the device or to a file, a piece at a time
+static size_t piece_of(size_t left) { return left < STAGE ? left : (size_t)STAGE; }
+
+// GPT-2's initialization: N(0, 0.02), projections into the streams scaled by 1/sqrt(2L), gains 1, biases 0.
+static void init_parameters(Model *m, uint64_t seed) {
+    const Config *net = &m->net;
+    size_t size[TENSORS], layers[TENSORS], offset = 0;
+    tensor_sizes(net, size, layers);
+    for (int t = 0; t < TENSORS; t++) {
+        size_t count = size[t] * layers[t], words = (size_t)net->V * (size_t)net->C;
+        double std = t == 6 || t == 12 ? 0.02 / sqrt(2.0 * net->L) : tensor_decays(t) ? 0.02 : 0;
+        double mean = t == 2 || t == 8 || t == 14;
+        for (size_t i = 0; i < count; i += STAGE) {
+            size_t n = piece_of(count - i);
+            #pragma omp parallel for
+            for (size_t j = 0; j < n; j++)
+                staging[j] = t == 0 && i + j >= words ? 0 :  // the padding of the vocabulary
+                             (param_t)(mean + (std > 0 ? std * random_normal(seed, RANDOM_WEIGHTS, offset + i + j) : 0));
+            to_device(m->params + offset + i, staging, n * sizeof(param_t));
+        }
+        offset += count;
+    }
+}
+
+// -------------------------------------------------------------------------------------------------
+// Data: shards of tokens, read in order as llm.c does or at random offsets as nanoGPT does
+
+typedef struct {
+    char *path;
+    int fd;
+    int width;      // bytes a token
+    int64_t start;  // of the tokens in the file
+    int64_t count;
+} Shard;
+
+typedef struct {
+    glob_t files;
+    Shard *shards;
+    int shard_count, V;
+} Data;
+
+static void data_open(Data *d, const char *pattern) {
+    if (glob(pattern, 0, NULL, &d->files) != 0) die(STATUS_DATA, "%s: no such file", pattern);
+    d->shard_count = (int)d->files.gl_pathc;
+    d->shards = (Shard *)calloc((size_t)d->shard_count, sizeof(Shard));
+    if (!d->shards) die(STATUS_NUMBERS, "out of memory for a list of %d files", d->shard_count);
+    d->V = 0;
+    for (int i = 0; i < d->shard_count; i++) {
+        Shard *s = &d->shards[i];
+        struct stat st;
+        int32_t header[256];
+        int V = 256;
+        s->path = d->files.gl_pathv[i];
+        s->fd = open(s->path, O_RDONLY);
+        if (s->fd < 0 || fstat(s->fd, &st) != 0) die(STATUS_DATA, "%s: %s", s->path, strerror(errno));
+        if (!S_ISREG(st.st_mode)) die(STATUS_DATA, "%s: not a regular file", s->path);
+        size_t length = strlen(s->path);
+        if (length > 4 && strcmp(s->path + length - 4, ".txt") == 0) {
+            s->width = 1;
+            s->count = st.st_size;
+        } else {
+            s->width = 2;
+            s->start = sizeof header;
+            if (pread(s->fd, header, sizeof header, 0) != sizeof header || header[0] != 20240520 || header[1] != 1)
+                die(STATUS_DATA, "%s: not a token file (256 int32, the first 20240520 and 1, then uint16) nor a .txt", s->path);
+            s->count = header[2];
+            V = header[3] ? header[3] : 50257;
+            if (s->count < 0 || st.st_size != s->start + 2 * s->count)
+                die(STATUS_DATA, "%s: its header says %" PRId64 " tokens, but it has %" PRId64 " bytes instead of %" PRId64, s->path,
+                    s->count, (int64_t)st.st_size, s->start + 2 * s->count);
+        }
+        if (V < 1 || V > 65536) die(STATUS_DATA, "%s: a vocabulary of %d; 1 to 65536 is possible", s->path, V);
+        if (d->V && d->V != V) die(STATUS_DATA, "%s: vocabulary %d, but %s has %d", s->path, V, d->shards[0].path, d->V);
+        d->V = V;
+    }
+}
+
+static void data_close(Data *d) {
+    for (int i = 0; i < d->shard_count; i++) close(d->shards[i].fd);
+    if (d->shards) globfree(&d->files);
+    free(d->shards);
+}
+
+// How many batches of B*T tokens, with a target after the last, the shards hold in order.
+static int64_t data_batches(const Data *d, int64_t tokens) {
+    int64_t batches = 0;
+    for (int i = 0; i < d->shard_count; i++)
+        if (d->shards[i].count > tokens) batches += (d->shards[i].count - 1) / tokens;
+    return batches;
+}
+
+// Tokens [position, position + n] of a shard: the first n to inputs, the last n to targets (device memory).
+static void read_sequence(const Data *d, const Shard *s, int64_t position, int n, int *inputs, int *targets) {
+    enum { PIECE = 4096 };
+    unsigned char raw[2 * (PIECE + 1)];
+    int tokens[PIECE + 1];
+    for (int i = 0; i < n; i += PIECE) {
+        int count = n - i < PIECE ? n - i : PIECE;
+        size_t bytes = (size_t)(count + 1) * (size_t)s->width;
+        if (pread(s->fd, raw, bytes, s->start + (position + i) * s->width) != (ssize_t)bytes)
+            die(STATUS_DATA, "%s: cannot read token %" PRId64 ": was the file cut?", s->path, position + i);
+        for (int j = 0; j <= count; j++) {
+            tokens[j] = s->width == 1 ? raw[j] : raw[2*j] | raw[2*j + 1] << 8;
+            if (tokens[j] >= d->V)
+                die(STATUS_DATA, "%s: token %" PRId64 " is %d, but the vocabulary has %d", s->path, position + i + j, tokens[j], d->V);
+        }
+        to_device(inputs + i, tokens, (size_t)count * sizeof(int));
+        to_device(targets + i, tokens + 1, (size_t)count * sizeof(int));
+    }
+}
+
+// Batch number `index` into m->inputs and m->targets.
+static void data_batch(const Data *d, Model *m, uint64_t index, int shuffle, uint64_t seed) {
+    int64_t tokens = (int64_t)m->B * m->T, room = 0;
+    if (shuffle)
+        for (int i = 0; i < d->shard_count; i++) room += d->shards[i].count > m->T ? d->shards[i].count - m->T : 0;
+    else
+        index %= (uint64_t)data_batches(d, tokens);
+    for (int b = 0; b < m->B; b++) {
+        int s = 0;
+        int64_t position;
+        if (shuffle) {
+            position = (int64_t)(random_bits(seed, RANDOM_BATCHES, index * (uint64_t)m->B + (uint64_t)b) % (uint64_t)room);
+            for (int64_t here; ; position -= here, s++)
+                if (position < (here = d->shards[s].count > m->T ? d->shards[s].count - m->T : 0)) break;
+        } else {
+            int64_t i = (int64_t)index;
+            for (int64_t here; ; i -= here, s++)
+                if (i < (here = d->shards[s].count > tokens ? (d->shards[s].count - 1) / tokens : 0)) break;
+            position = i * tokens + (int64_t)b * m->T;
+        }
+        read_sequence(d, &d->shards[s], position, m->T, m->inputs + (size_t)b * (size_t)m->T, m->targets + (size_t)b * (size_t)m->T);
+    }
+}
+
+static void data_check(const Data *d, const char *pattern, int V, int B, int T, int shuffle) {
+    if (d->V != V) die(STATUS_DATA, "%s: its vocabulary has %d tokens, the model's %d", pattern, d->V, V);
+    if (data_batches(d, shuffle ? T : (int64_t)B * T) < 1)
+        die(STATUS_DATA, "%s: too short for a batch, which takes %" PRId64 " tokens and one more; lower -b or -t", pattern,
+            shuffle ? (int64_t)T : (int64_t)B * T);
+}
+
+// -------------------------------------------------------------------------------------------------
+// Files: the model in llm.c's format, the optimizer's state beside it. A file is written aside, synced and
+// renamed; the state comes first and the model last, so a model with its state is a complete pair.
+
+enum { MODEL_MAGIC = 20240326, STATE_MAGIC = 20251127, PATH = 4096 };
+
+typedef struct {
+    FILE *file;
+    char directory[PATH], path[PATH + 32], aside[PATH + 40];
+    uint64_t checksum;  // of the parameters written so far
+} Output;
+
+static void output_failed(Output *o) {
+    int error = errno;
+    unlink(o->aside);
+    die(STATUS_DATA, "cannot write %s: %s", o->path, strerror(error));
+}
+
+static void output_open(Output *o, const char *directory, const char *name) {
+    snprintf(o->directory, sizeof o->directory, "%s", directory);
+    snprintf(o->path, sizeof o->path, "%s/%s", directory, name);
+    snprintf(o->aside, sizeof o->aside, "%s.tmp", o->path);
+    o->checksum = 0;
+    o->file = fopen(o->aside, "wb");
+    if (!o->file) output_failed(o);
+}
+
+static void output_write(Output *o, const void *data, size_t bytes) {
+    if (fwrite(data, 1, bytes, o->file) != bytes) output_failed(o);
+}
+
+static void output_close(Output *o) {
+    if (fflush(o->file) != 0 || fsync(fileno(o->file)) != 0) output_failed(o);
+    if (fclose(o->file) != 0 || rename(o->aside, o->path) != 0) output_failed(o);
+    int directory = open(o->directory, O_RDONLY);  // the rename itself must survive a power cut
+    if (directory < 0 || fsync(directory) != 0) output_failed(o);
+    close(directory);
+}
+
+static uint64_t checksum(uint64_t sum, const float *x, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        sum = (sum ^ bits) * 0x9E3779B97F4A7C15u;
+        sum ^= sum >> 32;
+    }
+    return sum;
+}
+
+static float from_bf16(uint16_t b) {
+    uint32_t bits = (uint32_t)b << 16;
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+static uint16_t to_bf16(float f) {  // to the nearest, ties to even
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    if (f != f) return 0x7FC0;
+    return (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+static float piece[STAGE];
+static uint16_t piece_bf16[STAGE];
+
+static void write_parameters(Output *o, const param_t *p, size_t count, int bf16) {
+    for (size_t i = 0; i < count; i += STAGE) {
+        size_t n = piece_of(count - i);
+        to_host(staging, p + i, n * sizeof(param_t));
+        for (size_t j = 0; j < n; j++) piece[j] = (float)staging[j];
+        if (bf16) for (size_t j = 0; j < n; j++) piece_bf16[j] = to_bf16(piece[j]);
+        o->checksum = checksum(o->checksum, piece, n);
+        if (bf16) output_write(o, piece_bf16, n * sizeof(uint16_t));
+        else output_write(o, piece, n * sizeof(float));
+    }
+}
+
+static uint64_t read_parameters(FILE *f, const char *path, param_t *p, size_t count, int bf16, uint64_t sum) {
+    for (size_t i = 0; i < count; i += STAGE) {
+        size_t n = piece_of(count - i);
+        size_t got = bf16 ? fread(piece_bf16, sizeof(uint16_t), n, f) : fread(piece, sizeof(float), n, f);
+        if (got != n) die(STATUS_DATA, "%s: ends early", path);
+        if (bf16) for (size_t j = 0; j < n; j++) piece[j] = from_bf16(piece_bf16[j]);
+        for (size_t j = 0; j < n; j++) staging[j] = (param_t)piece[j];
+        sum = checksum(sum, piece, n);
+        to_device(p + i, staging, n * sizeof(param_t));
+    }
+    return sum;
+}
+
+static void save_model(const Model *m, const char *directory, int step, int bf16) {
+    const Config *net = &m->net;
+    Output o;
+    char name[32];
+    int32_t header[256] = {MODEL_MAGIC, (bf16 ? 5 : 3) + (net->mode == BASELINE ? 0 : 1000), net->maxT, net->V, net->L,
+                           net->NH, net->C, net->Vp, net->mode};
+    if (net->mode != BASELINE) {
+        memcpy(&header[9], &net->h, sizeof(float));
+        header[10] = net->grid;
+    }
+    if (net->mode == MIDPOINT_A)
+        for (int k = 0; k < net->L; k++) header[16 + k] = net->a[k];
+    snprintf(name, sizeof name, "model_%08d.bin", step);
+    output_open(&o, directory, name);
+    output_write(&o, header, sizeof header);
+    write_parameters(&o, m->params, parameter_count(net), bf16);
+    output_close(&o);
+}
+
+static FILE *open_input(const char *path, int32_t header[256], int magic, const char *what) {
+    FILE *f = fopen(path, "rb");
+    if (!f) die(STATUS_DATA, "%s: %s", path, strerror(errno));
+    if (fread(header, sizeof(int32_t), 256, f) != 256 || header[0] != magic)
+        die(STATUS_DATA, "%s: not a %s (256 int32, the first %d)", path, what, magic);
+    return f;
+}
+
+static void check_size(FILE *f, const char *path, size_t bytes) {
+    struct stat st;
+    if (fstat(fileno(f), &st) != 0) die(STATUS_DATA, "%s: %s", path, strerror(errno));
+    if ((size_t)st.st_size != bytes)
+        die(STATUS_DATA, "%s: %zu bytes, but what its header describes takes %zu", path, (size_t)st.st_size, bytes);
+}
+
+// Reads the header of a model file, checked; and its parameters, if m is given.
+static Config load_model(const char *path, Model *m) {
+    Config net;
+    int32_t header[256];
+    FILE *f = open_input(path, header, MODEL_MAGIC, "model file");
+    int version = header[1] % 1000, reversible = header[1] / 1000;
+    if ((version != 3 && version != 5) || reversible > 1 || header[1] < 0)
+        die(STATUS_DATA, "%s: version %d; 3, 5, 1003 and 1005 can be read", path, header[1]);
+    memset(&net, 0, sizeof net);
+    net.maxT = header[2], net.V = header[3], net.L = header[4], net.NH = header[5], net.C = header[6], net.Vp = header[7];
+    if (net.maxT < 1 || net.V < 1 || net.L < 1 || net.NH < 1 || net.C < 1 || net.V > 65536 || net.Vp < net.V || net.Vp > 1 << 20 ||
+        net.C > 1 << 16 || net.L > 1 << 16 || net.maxT > 1 << 24 || net.C % net.NH != 0)
+        die(STATUS_DATA, "%s: no network has context %d, vocabulary %d padded to %d, %d layers, %d heads, %d channels", path,
+            net.maxT, net.V, net.Vp, net.L, net.NH, net.C);
+    if (reversible) {
+        net.mode = header[8], net.grid = header[10];
+        memcpy(&net.h, &header[9], sizeof(float));
+        if (net.mode <= BASELINE || net.mode >= MODES || !(net.h >= 0 && net.h <= 16) || net.grid < 0 || net.grid > 30)
+            die(STATUS_DATA, "%s: mode %d, step size %g, grid %d are not of a network known here", path, net.mode, net.h, net.grid);
+        if (net.mode == MIDPOINT_A) {
+            if (net.L > MAX_A || header[13] != 0) die(STATUS_DATA, "%s: %d layers of midpoint-a, at most %d in sixteenths", path, net.L, MAX_A);
+            for (int k = 0; k < net.L; k++) net.a[k] = header[16 + k];
+            if (!remainders_fit(&net)) die(STATUS_DATA, "%s: coefficients a_k whose remainders do not fit 16 bits", path);
+        }
+    }
+    check_size(f, path, sizeof header + parameter_count(&net) * (version == 5 ? 2 : 4));
+    if (m) read_parameters(f, path, m->params, parameter_count(&net), version == 5, 0);
+    fclose(f);
+    return net;
+}
+
+// What besides the model shapes a run's arithmetic; it is saved with the state and may not change on resuming.
+typedef struct { int32_t B, T, chunk, head_chunk, accumulate, shuffle, overfit, bf16; uint64_t seed; } Run;
+
+static void save_state(const Model *m, const char *directory, int step, const Run *run) {
+    Output o;
+    char name[32];
+    int32_t header[256] = {STATE_MAGIC, 1, step};
+    size_t count = parameter_count(&m->net);
+    uint64_t position = (uint64_t)step * (uint64_t)run->accumulate, count64 = count;  // the data's and the random numbers' position
+    memcpy(&header[4], &count64, sizeof count64);
+    memcpy(&header[6], &position, sizeof position);
+    memcpy(&header[16], run, sizeof *run);
+    snprintf(name, sizeof name, "state_%08d.bin", step);
+    output_open(&o, directory, name);
+    output_write(&o, header, sizeof header);
+    write_parameters(&o, m->m, count, 0);
+    write_parameters(&o, m->v, count, 0);
+    if (run->bf16) write_parameters(&o, m->params, count, 0);  // the model file will hold them rounded
+    output_write(&o, &o.checksum, sizeof o.checksum);
+    output_close(&o);
+}
+
+static void load_state(Model *m, const char *path, const Run *run) {
+    int32_t header[256];
+    size_t count = parameter_count(&m->net);
+    uint64_t count64, sum = 0, saved = 0;
+    Run was;
+    FILE *f = open_input(path, header, STATE_MAGIC, "state file");
+    memcpy(&count64, &header[4], sizeof count64);
+    memcpy(&was, &header[16], sizeof was);
+    if (header[1] != 1 || count64 != count) die(STATUS_DATA, "%s: of another model than the one beside it", path);
+    if (memcmp(&was, run, sizeof was) != 0)
+        die(STATUS_USAGE, "%s was saved with -b %d -t %d -d %lld --chunk %d --head-chunk %d --seed %" PRIu64 "%s%s%s; resume with the same", path,
+            was.B, was.T, (long long)was.accumulate * was.B * was.T, was.chunk, was.head_chunk, was.seed, was.shuffle ? " --shuffle" : "",
+            was.overfit ? " -a 1" : "", was.bf16 ? " --save bf16" : "");
+    check_size(f, path, sizeof header + count * 4 * (was.bf16 ? 3 : 2) + sizeof saved);
+    sum = read_parameters(f, path, m->m, count, 0, sum);
+    sum = read_parameters(f, path, m->v, count, 0, sum);
+    if (was.bf16) sum = read_parameters(f, path, m->params, count, 0, sum);
+    if (fread(&saved, sizeof saved, 1, f) != 1 || saved != sum)
+        die(STATUS_DATA, "%s: corrupt, its checksum does not match; remove it and its model to resume from an earlier one", path);
+    fclose(f);
+}
+
+// The oldest (direction -1) or newest (+1) step of which `directory` has the model and its state; -1 if none.
+static int find_checkpoint(const char *directory, int direction, int *how_many) {
+    char pattern[PATH + 32], state[PATH + 32];
+    glob_t files;
+    int found = -1;
+    *how_many = 0;
+    snprintf(pattern, sizeof pattern, "%s/model_????????.bin", directory);
+    if (glob(pattern, 0, NULL, &files) != 0) return -1;
+    for (size_t i = 0; i < files.gl_pathc; i++) {
+        int step = atoi(files.gl_pathv[i] + strlen(files.gl_pathv[i]) - 12);
+        snprintf(state, sizeof state, "%s/state_%08d.bin", directory, step);
+        if (access(state, R_OK) != 0) continue;
+        ++*how_many;
+        if (found < 0 || (direction > 0 ? step > found : step < found)) found = step;
+    }
+    globfree(&files);
+    return found;
+}
+
+static void save_checkpoint(const Model *m, const char *directory, int step, const Run *run, int keep) {
+    save_state(m, directory, step, run);
+    save_model(m, directory, step, run->bf16);
+    for (int oldest, count; keep > 0 && (oldest = find_checkpoint(directory, -1, &count)) >= 0 && count > keep && oldest < step;) {
+        char path[PATH + 32];
+        snprintf(path, sizeof path, "%s/model_%08d.bin", directory, oldest);
+        unlink(path);
+        snprintf(path, sizeof path, "%s/state_%08d.bin", directory, oldest);
+        unlink(path);
+    }
+}
+
+// ---- log.csv
+
+static const char log_header[] = "step,split,loss,lr,grad_norm,ms,tokens_per_s,drift,peak_bytes\n";
+
+// Opens DIR/log.csv with the rows up to `step`: a resumed run goes on where its checkpoint was, not where it died.
+static FILE *log_open(const char *directory, int step) {
+    char path[PATH + 32], line[512];
+    Output o;
+    snprintf(path, sizeof path, "%s/log.csv", directory);
+    output_open(&o, directory, "log.csv");
+    output_write(&o, log_header, sizeof log_header - 1);
+    FILE *old = step >= 0 ? fopen(path, "r") : NULL;
+    while (old && fgets(line, sizeof line, old)) {
+        char *end;
+        long at = strtol(line, &end, 10);
+        if (end != line && *end == ',' && at <= step && strchr(line, '\n')) output_write(&o, line, strlen(line));
+    }
+    if (old) fclose(old);
+    output_close(&o);
+    FILE *log = fopen(path, "a");
+    if (!log) die(STATUS_DATA, "cannot write %s: %s", path, strerror(errno));
+    return log;
+}
+
+// -------------------------------------------------------------------------------------------------
+// Sampling
+
+// Prints the text of a token: from DIR/gpt2_tokenizer.bin, DIR being that of the training tokens, or ./; a byte
+// if the vocabulary has 256; else its number.
+static void print_token(const char *data_pattern, int V, int token) {
+    char path[PATH + 32];
+    unsigned char text[256] = {(unsigned char)token};
+    uint32_t header[256];
+    int length = V == 256;
+    const char *slash = strrchr(data_pattern, '/');
+    snprintf(path, sizeof path, "%.*sgpt2_tokenizer.bin", slash ? (int)(slash - data_pattern + 1) : 0, data_pattern);
+    FILE *f = V == 256 ? NULL : fopen(path, "rb");
+    if (f && fread(header, sizeof header, 1, f) == 1 && header[0] == 20240328 && header[2] == (uint32_t)V)
+        for (int i = 0; i <= token; i++)
+            if ((length = fgetc(f)) == EOF || fread(text, 1, (size_t)length, f) != (size_t)length) length = 0;
+    if (f) fclose(f);
+    if (length == 0) printf("%d ", token);
+    for (int i = 0; i < length; i++)
+        if (text[i] >= 32 || text[i] == '\n' || text[i] == '\t') putchar(text[i]);
+}
+
+// Draws `length` tokens one by one, each from the network's distribution after all before it.
+static void sample(Model *m, const char *data_pattern, int length, uint64_t seed, int step) {
+    const Config *net = &m->net;
+    Tensors w = tensors_at(net, m->params, 0);
+    int start = net->V == 50257 ? 50256 : net->V > '\n' ? '\n' : 0;  // end of text, or a new line
+    to_device(m->inputs, &start, sizeof start);
+    printf("--- sample after step %d\n", step);
+    for (int t = 1; t <= length && t <= m->T; t++) {
+        double sum = 0, top = -1e30, draw = random_uniform(seed, RANDOM_SAMPLES, (uint64_t)step << 32 | (uint64_t)t);
+        forward(m, 1, t, 0);
+        layernorm_forward(m->head_normed, m->cur + (size_t)(t - 1) * (size_t)net->C, NULL, w.lnfw, w.lnfb, 1, net->C, net->grid);
+        matmul_forward(m->logits, m->head_normed, w.wte, NULL, 1, net->C, net->Vp);
+        int token = -1;
+        for (int pass = 0; pass < 3; pass++)  // the highest logit, the softmax's sum, the draw
+            for (int v = 0; v < net->V && token < 0; v++) {
+                if (v % STAGE == 0) to_host(staging, m->logits + v, sizeof(param_t) * piece_of((size_t)(net->V - v)));
+                double x = staging[v % STAGE];
+                if (pass == 0) top = x > top ? x : top;
+                if (pass == 1) sum += exp(x - top);
+                if (pass == 2 && ((draw -= exp(x - top) / sum) < 0 || v == net->V - 1)) token = v;
+            }
+        print_token(data_pattern, net->V, token);
+        if (t < m->T) to_device(m->inputs + t, &token, sizeof token);
+    }
+    printf("\n---\n");
+}
+
+// -------------------------------------------------------------------------------------------------
+// The command line
+
+enum { INTEGER, NUMBER, STRING, CHOICE, SWITCH };
+typedef struct {
+    const char *flag;
+    int type;
+    void *at;             // int, double, const char *, int, int
+    const char *initial;  // the default, as one would type it
+    double least, most;
+    const char *const *choices;
+    const char *help;
+} Option;
+
+static struct {
+    const char *train, *val, *out, *start;
+    int resume, save_every, keep, overfit, layers, heads, channels, context, B, T, tokens, steps, warmup;
+    int val_every, val_batches, sample_every, sample_length;
+    double rate, final_fraction, decay, step_size, beta1, beta2, seed;
+    int mode, memory, stream, grid, chunk, head_chunk, shuffle, save, plan, help, version;
+} opt;
+
+static const char *const stream_names[] = {"float", "fixed", NULL};
+static const char *const save_names[] = {"float32", "bf16", NULL};
+enum { STREAM_FLOAT, STREAM_FIXED };
+
+static const Option options[] = {
+    {"-i", STRING, &opt.train, "", 0, 0, NULL, "training tokens: a file or a pattern in quotes (.bin of llm.c, or .txt for bytes)"},
+    {"-j", STRING, &opt.val, "", 0, 0, NULL, "validation tokens, likewise"},
+    {"-o", STRING, &opt.out, "", 0, 0, NULL, "output directory for log.csv, models and states; none: nothing is written"},
+    {"-y", INTEGER, &opt.resume, "0", 0, 1, NULL, "1: resume from the newest checkpoint in -o, if there is one"},
+    {"-n", INTEGER, &opt.save_every, "0", 0, 1e9, NULL, "checkpoint every so many steps; one is written at the end as well"},
+    {"-nk", INTEGER, &opt.keep, "0", 0, 1e9, NULL, "how many checkpoints to keep; 0: all"},
+    {"-a", INTEGER, &opt.overfit, "0", 0, 1, NULL, "1: overfit the first batch"},
+    {"-e", STRING, &opt.start, "d12", 0, 0, NULL, "start from a model file, or from scratch: d6 d12 d24 d36 d48"},
+    {"--layers", INTEGER, &opt.layers, "0", 1, 65536, NULL, "from scratch: L; 0: as -e says"},
+    {"--heads", INTEGER, &opt.heads, "0", 1, 65536, NULL, "from scratch: NH; 0: as -e says"},
+    {"--channels", INTEGER, &opt.channels, "0", 1, 65536, NULL, "from scratch: C; 0: as -e says"},
+    {"--context", INTEGER, &opt.context, "0", 1, 1 << 24, NULL, "from scratch: the longest sequence; 0: 1024"},
+    {"-b", INTEGER, &opt.B, "4", 1, 1 << 24, NULL, "sequences a micro-batch"},
+    {"-t", INTEGER, &opt.T, "0", 1, 1 << 24, NULL, "tokens a sequence; 0: the context"},
+    {"-d", INTEGER, &opt.tokens, "0", 1, 2147483647, NULL, "tokens an optimizer step, a multiple of -b times -t; 0: one micro-batch"},
+    {"-x", INTEGER, &opt.steps, "-1", 0, 99999999, NULL, "steps; -1: once through the training tokens"},
+    {"-l", NUMBER, &opt.rate, "6e-4", 0, 1e3, NULL, "learning rate"},
+    {"-u", INTEGER, &opt.warmup, "0", 0, 1e9, NULL, "warm-up steps"},
+    {"-q", NUMBER, &opt.final_fraction, "0.1", 0, 1, NULL, "the cosine schedule ends at this fraction of -l"},
+    {"-c", NUMBER, &opt.decay, "0.1", 0, 1e3, NULL, "weight decay, on matrices and embeddings"},
+    {"-v", INTEGER, &opt.val_every, "250", 0, 1e9, NULL, "validate every so many steps, and at the end; 0: never"},
+    {"-m", INTEGER, &opt.val_batches, "20", 1, 1e9, NULL, "validation batches, if there are that many"},
+    {"-s", INTEGER, &opt.sample_every, "0", 0, 1e9, NULL, "sample every so many steps, and at the end; 0: never"},
+    {"-g", INTEGER, &opt.sample_length, "64", 1, 1 << 24, NULL, "tokens a sample, at most -t"},
+    {"--mode", CHOICE, &opt.mode, "", 0, 0, mode_names, "the network; from scratch: midpoint"},
+    {"--step-size", NUMBER, &opt.step_size, "", 0, 16, NULL, "h; midpoint 0.25, midpoint-a 1, leapfrog 1/sqrt(L), hamiltonian 1"},
+    {"--memory", CHOICE, &opt.memory, "", 0, 0, memory_names, "what the backward pass gets to see; reverse, and store for baseline"},
+    {"--stream", CHOICE, &opt.stream, "", 0, 0, stream_names, "fixed reverses exactly; float for baseline"},
+    {"--grid", INTEGER, &opt.grid, "0", 1, 30, NULL, "fixed streams are multiples of 2^-grid; 0: 20, or 23 for midpoint-a"},
+    {"--chunk", INTEGER, &opt.chunk, "0", 1, 1 << 24, NULL, "sequences a block is evaluated for at a time; 0: by the shape"},
+    {"--head-chunk", INTEGER, &opt.head_chunk, "0", 1, 1 << 24, NULL, "tokens the head is evaluated for at a time; 0: by the shape"},
+    {"--beta1", NUMBER, &opt.beta1, "0.9", 0, 0.999999, NULL, "AdamW"},
+    {"--beta2", NUMBER, &opt.beta2, "0.95", 0, 0.999999, NULL, "AdamW"},
+    {"--seed", NUMBER, &opt.seed, "1337", 0, 9007199254740992.0, NULL, "of weights, coefficients a_k, batches and samples"},
+    {"--shuffle", SWITCH, &opt.shuffle, "0", 0, 0, NULL, "sequences from random offsets; else in order"},
+    {"--save", CHOICE, &opt.save, "float32", 0, 0, save_names, "type of the parameters in model files"},
+    {"--plan", SWITCH, &opt.plan, "0", 0, 0, NULL, "print where every byte would go, and end"},
+    {"--help", SWITCH, &opt.help, "0", 0, 0, NULL, "print this, and end"},
+    {"--version", SWITCH, &opt.version, "0", 0, 0, NULL, "print the version, and end"},
+};
+enum { OPTIONS = sizeof options / sizeof options[0] };
+
+// Flags of llm.c that mean something else here, or nothing.
+static const char *const refused[][2] = {
+    {"-h", "HellaSwag is not evaluated here; for help say --help"},
+    {"-k", "the schedule is a cosine; -q 1 holds the rate"},
+    {"-r", "recomputation is --memory store, checkpoint or reverse"},
+    {"-nm", "every checkpoint is kept unless -nk is given"},
+    {"-sl", "no step is skipped for its loss"},
+    {"-sg", "no step is skipped for its norm; it is clipped at 1"},
+    {"-lg", "the machine is not logged"},
+    {"-f", "there is no TF32"},
+    {"-w", "master weights are always float32"},
+    {"-ge", "GELU is always fused"},
+    {"-z", "there is one process, and --plan shows its memory"},
+    {"-pn", "there is one process"}, {"-pr", "there is one process"}, {"-pg", "there is one process"},
+    {"-pm", "there is one process"}, {"-ps", "there is one process"}, {"-pp", "there is one process"},
+};
+
+static void set_option(const Option *o, const char *text) {
+    char *end = NULL;
+    errno = 0;
+    if (o->type == STRING) *(const char **)o->at = text;
+    if (o->type == SWITCH) *(int *)o->at = atoi(text);
+    if (o->type == CHOICE) {
+        int i = 0;
+        while (o->choices[i] && strcmp(o->choices[i], text) != 0) i++;
+        if (!o->choices[i]) {
+            char names[256] = "";
+            for (i = 0; o->choices[i]; i++) snprintf(names + strlen(names), sizeof names - strlen(names), " %s", o->choices[i]);
+            die(STATUS_USAGE, "%s %s: one of%s is meant", o->flag, text, names);
+        }
+        *(int *)o->at = i;
+    }
+    if (o->type == INTEGER || o->type == NUMBER) {
+        double x = o->type == INTEGER ? (double)strtoll(text, &end, 10) : strtod(text, &end);
+        if (end == text || *end || errno == ERANGE || !(x >= o->least && x <= o->most)) {
+            if (strcmp(text, o->initial) != 0)  // a default may lie outside: 0 or -1 for "by the rest"
+                die(STATUS_USAGE, "%s %s: %s from %.10g to %.10g is meant", o->flag, text, o->type == INTEGER ? "a whole number" : "a number", o->least, o->most);
+        }
+        if (o->type == INTEGER) *(int *)o->at = (int)x;
+        else *(double *)o->at = x;
+    }
+}
+
+static void parse_options(int argc, char **argv) {
+    int given[OPTIONS] = {0};
+    for (int i = 0; i < OPTIONS; i++) {
+        if (options[i].type == CHOICE && !options[i].initial[0]) *(int *)options[i].at = -1;
+        else if (options[i].type == NUMBER && !options[i].initial[0]) *(double *)options[i].at = NAN;
+        else set_option(&options[i], options[i].initial);
+    }
+    for (int i = 1; i < argc; i++) {
+        int o = 0;
+        while (o < OPTIONS && strcmp(argv[i], options[o].flag) != 0) o++;
+        for (size_t r = 0; r < sizeof refused / sizeof refused[0]; r++)
+            if (strcmp(argv[i], refused[r][0]) == 0) die(STATUS_USAGE, "%s of llm.c is not here: %s", refused[r][0], refused[r][1]);
+        if (o == OPTIONS) die(STATUS_USAGE, "%s: no such flag; --help lists them", argv[i]);
+        if (given[o]++) die(STATUS_USAGE, "%s is given twice", argv[i]);
+        if (options[o].type == SWITCH) set_option(&options[o], "1");
+        else if (i + 1 == argc) die(STATUS_USAGE, "%s needs a value", argv[i]);
+        else set_option(&options[o], argv[++i]);
+    }
+}
+
+static void print_help(void) {
+    printf("usage: train_rev_gpt2 -i TOKENS [flags]\n\n");
+    for (int i = 0; i < OPTIONS; i++) {
+        const Option *o = &options[i];
+        char left[64];
+        const char *value[] = {" N", " X", " S", " ", ""};
+        snprintf(left, sizeof left, "%s%s", o->flag, value[o->type]);
+        for (int c = 0; o->choices && o->choices[c]; c++)
+            snprintf(left + strlen(left), sizeof left - strlen(left), "%s%s", c ? "|" : "", o->choices[c]);
+        printf("  %-20s %s", left, strlen(left) > 20 ? "\n                       " : "");
+        printf("%s", o->help);
+        if (o->initial[0] && o->type != SWITCH) printf(" (%s)", o->initial);
+        printf("\n");
+    }
+    printf("\nexit status: 0 done, 1 data and files, 2 usage, 3 numbers and memory, 130 interrupted\n");
+}
+
+// The network that the flags describe, when it starts from scratch.
+static Config scratch_config(int V) {
+    static const int family[][3] = {{6, 384, 6}, {12, 768, 12}, {24, 1024, 16}, {36, 1280, 20}, {48, 1600, 25}};
+    Config net;
+    char *end;
+    long depth = strtol(opt.start + 1, &end, 10);
+    memset(&net, 0, sizeof net);
+    for (int i = 0; i < 5; i++)
+        if (family[i][0] == depth && !*end) net.L = family[i][0], net.C = family[i][1], net.NH = family[i][2];
+    if (!net.L) die(STATUS_USAGE, "-e %s: d6, d12, d24, d36, d48 or a model file is meant", opt.start);
+    if (opt.layers) net.L = opt.layers;
+    if (opt.channels) net.C = opt.channels;
+    if (opt.heads) net.NH = opt.heads;
+    net.maxT = opt.context ? opt.context : 1024;
+    net.V = V;
+    net.Vp = (V + 127) / 128 * 128;
+    if (net.C % net.NH != 0) die(STATUS_USAGE, "%d channels cannot be shared by %d heads; --channels must be a multiple of --heads", net.C, net.NH);
+    net.mode = opt.mode < 0 ? MIDPOINT : opt.mode;
+    net.h = (float)default_step_size(net.mode, net.L);
+    net.grid = net.mode == BASELINE ? 0 : net.mode == MIDPOINT_A ? 23 : 20;
+    if (net.mode == MIDPOINT_A) {
+        if (net.L > MAX_A) die(STATUS_USAGE, "midpoint-a has at most %d layers, not %d", MAX_A, net.L);
+        draw_coefficients(&net, (uint64_t)opt.seed);
+    }
+    return net;
+}
+
+// What the flags change in a network, whether new or from a file.
+static void adjust_config(Config *net) {
+    if (opt.mode >= 0 && opt.mode != net->mode) die(STATUS_USAGE, "--mode %s, but %s is of a %s network", mode_names[opt.mode], opt.start, mode_names[net->mode]);
+    if (net->mode == BASELINE && (opt.stream == STREAM_FIXED || opt.grid)) die(STATUS_USAGE, "fixed streams are for networks that reverse, not for baseline");
+    if (net->mode == BASELINE && !isnan(opt.step_size)) die(STATUS_USAGE, "baseline has no --step-size");
+    if (opt.stream == STREAM_FLOAT && opt.grid) die(STATUS_USAGE, "--grid is for --stream fixed");
+    if (!isnan(opt.step_size)) net->h = (float)opt.step_size;
+    if (opt.grid) net->grid = opt.grid;
+    else if (opt.stream == STREAM_FIXED && !net->grid) net->grid = net->mode == MIDPOINT_A ? 23 : 20;
+    if (opt.stream == STREAM_FLOAT) net->grid = 0;
+}
+
+// -------------------------------------------------------------------------------------------------
+// Training
+
+static volatile sig_atomic_t interrupted;
+static void on_interrupt(int signal_number) {
+    (void)signal_number;
+    interrupted = 1;
+}
+
+static double seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+// nanoGPT's: a linear warm-up, then a cosine from the rate to its final fraction at the last step.
+static double learning_rate(int step, int total) {
+    if (step < opt.warmup) return opt.rate * (step + 1) / (opt.warmup + 1);
+    double done = total > opt.warmup ? (double)(step - opt.warmup) / (total - opt.warmup) : 1;
+    double least = opt.rate * opt.final_fraction;
+    return least + 0.5 * (1 + cos(3.141592653589793 * (done < 1 ? done : 1))) * (opt.rate - least);
+}
+
+// Stops the run if its numbers have gone wrong: what was saved before stays.
+static void check_numbers(const Model *m, int step, double loss, double drift) {
+    if (stream_fault())
+        die(STATUS_NUMBERS, "step %d: a stream is NaN or left the grid's range of +-%g; a smaller --grid has more range, a lower -l may not need it",
+            step, ldexp(1, 31 - m->net.grid));
+    if (!isfinite(loss)) die(STATUS_NUMBERS, "step %d: the loss is %g; the last checkpoint is as it was", step, loss);
+    if (m->net.grid && drift > 0)
+        die(STATUS_NUMBERS, "step %d: the streams did not come back to the embedding (off by %.2e of it); the memory or the program is faulty", step, drift);
+}
+
+static double validate(Model *m, const Data *d, int batches) {
+    double loss = 0;
+    for (int i = 0; i < batches; i++) {
+        data_batch(d, m, (uint64_t)i, 0, 0);
+        forward(m, m->B, m->T, 0);
+        loss += head(m, m->B, m->T, 0);
+    }
+    return loss / batches;
+}
+
+static void print_duration(double s) {
+    if (s < 100) printf("%.0f s", s);
+    else if (s < 6000) printf("%.0f min", s / 60);
+    else printf("%.1f h", s / 3600);
+}
+
+// The whole program; returns the exit status.
+int rev_gpt2_main(int argc, char **argv) {
+    Model m;
+    Data train, val;
+    FILE *log = NULL;
+    char path[PATH + 32];
+    int step = 0, resumed = 0, count;
+    memset(&m, 0, sizeof m);
+    memset(&train, 0, sizeof train);
+    memset(&val, 0, sizeof val);
+    parse_options(argc, argv);
+    if (opt.help) return print_help(), STATUS_OK;
+    if (opt.version) return printf("rev_gpt2 0.1\n"), STATUS_OK;
+    if (strlen(opt.out) > PATH - 64) die(STATUS_USAGE, "-o: too long a name");
+    if (opt.resume && !opt.out[0]) die(STATUS_USAGE, "-y 1 needs -o, the directory to resume from");
+
+    // the network: resumed, from a file, or from scratch
+    if (opt.train[0]) data_open(&train, opt.train);
+    else if (!opt.plan) die(STATUS_USAGE, "-i is missing: training tokens, a .bin of llm.c or a .txt; --help lists the flags");
+    if (opt.val[0]) data_open(&val, opt.val);
+    if (opt.resume && (step = find_checkpoint(opt.out, +1, &count)) >= 0) resumed = 1;
+    else step = 0;
+    snprintf(path, sizeof path, "%s/model_%08d.bin", opt.out, step);
+    if (resumed) opt.start = path;
+    int from_file = resumed || opt.start[0] != 'd' || !(opt.start[1] >= '0' && opt.start[1] <= '9');
+    if (from_file && !resumed && (opt.layers || opt.heads || opt.channels || opt.context))
+        die(STATUS_USAGE, "--layers, --heads, --channels and --context shape a network from scratch; %s has its shape", opt.start);
+    m.net = from_file ? load_model(opt.start, NULL) : scratch_config(opt.train[0] ? train.V : 50257);
+    Config before = m.net;
+    adjust_config(&m.net);
+    if (resumed && memcmp(&before, &m.net, sizeof before) != 0)
+        die(STATUS_USAGE, "%s was trained with --step-size %.9g --grid %d; resume with the same", opt.start, before.h, before.grid);
+
+    // the run
+    m.B = opt.B;
+    m.T = opt.T ? opt.T : m.net.maxT;
+    if (m.T > m.net.maxT) die(STATUS_USAGE, "-t %d is longer than the context of %d", m.T, m.net.maxT);
+    if ((int64_t)m.B * m.T > 1 << 30) die(STATUS_USAGE, "-b %d times -t %d is more than 2^30 tokens; use -d to accumulate", m.B, m.T);
+    int tokens = m.B * m.T, accumulate = opt.tokens ? opt.tokens / tokens : 1;
+    if (opt.tokens % tokens != 0) die(STATUS_USAGE, "-d %d is no multiple of -b %d times -t %d", opt.tokens, m.B, m.T);
+    m.memory = opt.memory >= 0 ? opt.memory : m.net.mode == BASELINE ? STORE : REVERSE;
+    if (m.net.mode == BASELINE && m.memory == REVERSE) die(STATUS_USAGE, "baseline cannot be reversed: --memory store or checkpoint, or another --mode");
+    m.chunk = opt.chunk ? (opt.chunk < m.B ? opt.chunk : m.B) : default_chunk(m.B, m.T);
+    m.head_chunk = opt.head_chunk ? opt.head_chunk : head_chunk_tokens;
+    if (m.head_chunk > tokens) m.head_chunk = tokens;
+    Run run = {m.B, m.T, m.chunk, m.head_chunk, accumulate, opt.shuffle, opt.overfit, opt.save, (uint64_t)opt.seed};
+    plan(&m);
+    printf("%s, step size %.4g: L %d, C %d, NH %d, V %d, context %d, %zu parameters\n", mode_names[m.net.mode], m.net.h, m.net.L, m.net.C,
+           m.net.NH, m.net.V, m.net.maxT, parameter_count(&m.net));
+    printf("B %d, T %d, chunk %d, head chunk %d, %d tokens a step, --memory %s, streams %s", m.B, m.T, m.chunk, m.head_chunk,
+           tokens * accumulate, memory_names[m.memory], m.net.grid ? "on a grid of 2^-" : "in floating point\n");
+    if (m.net.grid) printf("%d\n", m.net.grid);
+    plan_print(&m);
+    if (opt.plan) return data_close(&train), data_close(&val), STATUS_OK;
+    data_check(&train, opt.train, m.net.V, m.B, m.T, opt.shuffle);
+    if (opt.val[0]) data_check(&val, opt.val, m.net.V, m.B, m.T, 0);
+    int64_t val_batches = opt.val[0] && opt.val_every ? data_batches(&val, tokens) : 0;
+    if (val_batches > opt.val_batches) val_batches = opt.val_batches;
+    int64_t epoch = opt.shuffle ? 0 : data_batches(&train, tokens) / accumulate;
+    if (opt.steps < 0 && epoch < 1) die(STATUS_USAGE, "-x is missing: how many steps");
+    int total = opt.steps >= 0 ? opt.steps : (int)(epoch < 99999999 ? epoch : 99999999);
+
+    model_alloc(&m);
+    if (from_file) load_model(opt.start, &m);
+    else init_parameters(&m, run.seed);
+    if (resumed) {
+        char state[PATH + 32];
+        snprintf(state, sizeof state, "%s/state_%08d.bin", opt.out, step);
+        load_state(&m, state, &run);
+        printf("resumed from %s\n", opt.start);
+    }
+    if (opt.out[0]) {
+        if (mkdir(opt.out, 0777) != 0 && errno != EEXIST) die(STATUS_DATA, "cannot make %s: %s", opt.out, strerror(errno));
+        if (!resumed && find_checkpoint(opt.out, +1, &count) >= 0)
+            die(STATUS_USAGE, "%s already holds checkpoints: -y 1 resumes, or choose another -o", opt.out);
+        log = log_open(opt.out, resumed ? step : -1);
+    }
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_interrupt;
+    action.sa_flags = SA_RESETHAND;  // a second Ctrl-C ends at once
+    sigaction(SIGINT, &action, NULL);
+    double limit = device_flops(), spent = 0;
+    int first = step, saved = resumed ? step : -1;
+    printf("limit %.0f GFLOP/s; training costs %.3g GFLOP a token", limit * 1e-9, flops_per_token(&m.net, m.T) * 1e-9);
+    if (m.memory == STORE) printf("\n");
+    else printf(", recomputing the blocks %.3g times that\n", 1 + reversal_flops_per_token(&m.net, m.T) / flops_per_token(&m.net, m.T));
+
+    for (;; step++) {
+        int last = step >= total || interrupted, fresh = step == 0 || step > first;  // what a resumed run did before it died is not done again
+        if (val_batches && fresh && (last || step % opt.val_every == 0)) {
+            double loss = validate(&m, &val, (int)val_batches);
+            check_numbers(&m, step, loss, 0);
+            printf("step %5d/%d | validation loss %.4f\n", step, total, loss);
+            if (log) fprintf(log, "%d,val,%.6f,,,,,,\n", step, loss);
+        }
+        if (opt.sample_every && fresh && (last || step % opt.sample_every == 0)) sample(&m, opt.train, opt.sample_length, run.seed, step);
+        if (log && fflush(log) != 0) die(STATUS_DATA, "cannot write %s/log.csv: %s", opt.out, strerror(errno));
+        if (opt.out[0] && step > saved && (last || (opt.save_every && step > 0 && step % opt.save_every == 0))) {
+            save_checkpoint(&m, opt.out, step, &run, opt.keep);
+            saved = step;
+        }
+        fflush(stdout);
+        if (last) break;
+
+        double start = seconds(), loss = 0, drift = NAN, rate = learning_rate(step, total);
+        device_zero(m.grads, parameter_count(&m.net) * sizeof(param_t));
+        for (int i = 0; i < accumulate; i++) {
+            double off;
+            uint64_t batch = (uint64_t)step * (uint64_t)accumulate + (uint64_t)i;
+            data_batch(&train, &m, opt.overfit ? (uint64_t)i : batch, opt.shuffle, run.seed);
+            loss += forward_backward(&m, 1.0 / accumulate, &off) / accumulate;
+            if (!(off <= drift)) drift = off;
+        }
+        check_numbers(&m, step + 1, loss, drift);
+        double norm = update(&m, rate, opt.beta1, opt.beta2, opt.decay, step + 1), s = seconds() - start;
+        if (!isfinite(norm)) die(STATUS_NUMBERS, "step %d: the gradient's norm is %g; the last checkpoint is as it was", step + 1, norm);
+        spent += s;
+        double speed = tokens * (double)accumulate / s;
+        printf("step %5d/%d | loss %.4f | norm %.4f | lr %.2e | %.0f ms | %.0f tokens/s | %.0f%% of limit | ", step + 1, total, loss, norm, rate,
+               s * 1e3, speed, 100 * speed * flops_per_token(&m.net, m.T) / limit);
+        if (!isnan(drift)) printf("drift %.2g | ", drift);
+        printf("%.2f GiB | ", (double)device_peak_bytes() / (1 << 30));
+        print_duration(spent / (step + 1 - first) * (total - step - 1));
+        printf(" left\n");
+        if (log) {
+            fprintf(log, "%d,train,%.6f,%.6e,%.6f,%.1f,%.1f,", step + 1, loss, rate, norm, s * 1e3, speed);
+            if (!isnan(drift)) fprintf(log, "%.3e", drift);
+            fprintf(log, ",%zu\n", device_peak_bytes());
+        }
+    }
+    if (log && fclose(log) != 0) die(STATUS_DATA, "cannot write %s/log.csv: %s", opt.out, strerror(errno));
+    model_free(&m);
+    data_close(&train);
+    data_close(&val);
+    return interrupted ? STATUS_INTERRUPTED : STATUS_OK;
+}
+
+#ifndef REV_GPT2_NO_MAIN
+int main(int argc, char **argv) { return rev_gpt2_main(argc, argv); }
+#endif
