@@ -94,7 +94,8 @@ void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *
 double stream_compare(const stream_t *prev, const stream_t *cur, const uint16_t *r, const int *tokens,
                       const param_t *wte, const param_t *wpe, int n, int T, int C, int grid);
 // dwte (Vp, C), dwpe (maxT, C) += dx, the sum of d1 and d2 (n, C); d2 may be NULL
-void embed_backward(param_t *dwte, param_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens, int n, int T, int C);
+void embed_backward(param_t *dwte, param_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens,
+                    int n, int T, int C);
 
 // out (n, OC) = inp (n, C) weight (OC, C)^T + bias (OC); bias may be NULL
 void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C, int OC);
@@ -267,7 +268,8 @@ double stream_compare(const stream_t *prev, const stream_t *cur, const uint16_t 
     return d == 0 ? 0 : sqrt(d / (x2 > 0 ? x2 : 1));
 }
 
-void embed_backward(param_t *dwte, param_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens, int n, int T, int C) {
+void embed_backward(param_t *dwte, param_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens,
+                    int n, int T, int C) {
     enum { COLUMNS = 16 };  // a thread owns columns, not tokens: no two threads meet in a row
     #pragma omp parallel for
     for (int c0 = 0; c0 < C; c0 += COLUMNS) {
@@ -411,7 +413,8 @@ static inline real_t real_exp(real_t x) {
     float n = k.f - 12582912.0f;
     float r = (f - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two pieces, the first exact times n
     scale.u = (k.u - 0x4B400000u + 127u) << 23;
-    float p = 1 + r * (1 + r * (1/2.0f + r * (1/6.0f + r * (1/24.0f + r * (1/120.0f + r * (1/720.0f + r * (1/5040.0f)))))));
+    float p = 1/120.0f + r * (1/720.0f + r * (1/5040.0f));
+    p = 1 + r * (1 + r * (1/2.0f + r * (1/6.0f + r * (1/24.0f + r * p))));
     return (real_t)(p * scale.f);
 }
 
@@ -588,7 +591,8 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
                     gemm_tile(p, TILE, queries, keys, hs, matrix(q, 3*C, 1), matrix(k, 1, 3*C), 0);
                     gemm_tile(ds, TILE, queries, keys, hs, matrix(d, C, 1), matrix(v, 1, 3*C), 0);
                     for (int i = 0; i < queries; i++) {
-                        real_t *pi = p + i*TILE, *dsi = ds + i*TILE, l = lse[((size_t)b*NH + h)*T + q0 + i], dot = along[i];
+                        real_t *pi = p + i*TILE, *dsi = ds + i*TILE, dot = along[i];
+                        real_t l = lse[((size_t)b*NH + h)*T + q0 + i];
                         int seen = least(keys, q0 + i - t0 + 1);
                         #pragma omp simd
                         for (int j = 0; j < seen; j++) {
@@ -779,7 +783,8 @@ typedef struct {
 // The size of each tensor for one layer, and how many layers it is stacked over. Returns the sum.
 static size_t tensor_sizes(const Config *net, size_t size[TENSORS], size_t layers[TENSORS]) {
     size_t C = (size_t)net->C, total = 0;
-    const size_t one[TENSORS] = {(size_t)net->Vp * C, (size_t)net->maxT * C, C, C, 3*C*C, 3*C, C*C, C, C, C, 4*C*C, 4*C, 4*C*C, C, C, C};
+    const size_t one[TENSORS] = {(size_t)net->Vp * C, (size_t)net->maxT * C, C, C, 3*C*C, 3*C, C*C, C,
+                                 C, C, 4*C*C, 4*C, 4*C*C, C, C, C};
     for (int i = 0; i < TENSORS; i++) {
         size[i] = one[i];
         layers[i] = i >= 2 && i < 14 ? (size_t)net->L : 1;
@@ -803,7 +808,10 @@ static Tensors tensors_at(const Config *net, param_t *buffer, int l) {
     param_t **at[TENSORS] = {&t.wte, &t.wpe, &t.ln1w, &t.ln1b, &t.qkvw, &t.qkvb, &t.attprojw, &t.attprojb,
                              &t.ln2w, &t.ln2b, &t.fcw, &t.fcb, &t.fcprojw, &t.fcprojb, &t.lnfw, &t.lnfb};
     tensor_sizes(net, size, layers);
-    for (int i = 0; i < TENSORS; buffer += size[i] * layers[i], i++) *at[i] = buffer + (layers[i] > 1 ? (size_t)l * size[i] : 0);
+    for (int i = 0; i < TENSORS; i++) {
+        *at[i] = buffer + (layers[i] > 1 ? (size_t)l * size[i] : 0);
+        buffer += size[i] * layers[i];
+    }
     return t;
 }
 
@@ -825,8 +833,9 @@ static size_t round256(size_t bytes) { return (bytes + 255) / 256 * 256; }
 // Lays the internals of a force on n tokens into memory at base (may be NULL); returns the bytes they take.
 static size_t internals_at(Internals *a, char *base, const Config *net, int parts, size_t n) {
     size_t C = (size_t)net->C, attn = (parts & ATTN) != 0, mlp = (parts & MLP) != 0, offset = 0;
-    const size_t bytes[] = {attn * n*3*C*sizeof(act_t), attn * n*C*sizeof(act_t), attn * n*(size_t)net->NH*sizeof(real_t),
-                            attn * mlp * n*C*sizeof(act_t), mlp * n*4*C*sizeof(act_t), mlp * n*4*C*sizeof(act_t)};
+    const size_t row = n * C * sizeof(act_t);
+    const size_t bytes[] = {attn * 3*row, attn * row, attn * n * (size_t)net->NH * sizeof(real_t),
+                            attn * mlp * row, mlp * 4*row, mlp * 4*row};
     void *at[6];
     for (int i = 0; i < 6; i++) {
         at[i] = base && bytes[i] ? base + offset : NULL;
@@ -841,8 +850,10 @@ static size_t internals_at(Internals *a, char *base, const Config *net, int part
     return offset;
 }
 
-enum { ROW_PARAMETERS, ROW_GRADIENTS, ROW_OPTIMIZER, ROW_DATA, ROW_STREAMS, ROW_KEPT, ROW_WORKSPACE, ROW_HEAD, ROWS_PLANNED };
-static const char *const row_names[ROWS_PLANNED] = {"parameters", "gradients", "optimizer", "data", "streams", "kept", "workspace", "head"};
+// The rows of --plan. The last two are sums: of the four before, and of all.
+enum { PARAMETERS, GRADIENTS, OPTIMIZER, DATA, STREAMS, KEPT, WORKSPACE, HEAD, ACTIVATIONS, TOTAL, ROWS };
+static const char *const row_names[ROWS] = {"parameters", "gradients", "optimizer", "data", "streams", "kept", "workspace",
+                                            "head", "activations", "total"};
 
 typedef struct { int row; void **at; size_t bytes; } Buffer;
 enum { MAX_BUFFERS = 32 };
@@ -895,23 +906,23 @@ static void plan(Model *m) {
     size_t C = (size_t)net->C, N = (size_t)m->B * (size_t)m->T, P = parameter_count(net);
     size_t n = (size_t)m->chunk * (size_t)m->T, H = (size_t)m->head_chunk, planes = net->mode == BASELINE ? 1 : 2;
     m->buffer_count = 0;
-    need(m, ROW_PARAMETERS, &m->params, P, sizeof(param_t));
-    need(m, ROW_GRADIENTS, &m->grads, P, sizeof(param_t));
-    need(m, ROW_OPTIMIZER, &m->m, P, sizeof(param_t));
-    need(m, ROW_OPTIMIZER, &m->v, P, sizeof(param_t));
-    need(m, ROW_DATA, &m->inputs, N, sizeof(int));
-    need(m, ROW_DATA, &m->targets, N, sizeof(int));
-    need(m, ROW_DATA, &m->losses, N, sizeof(real_t));
-    need(m, ROW_STREAMS, &m->cur, N*C, sizeof(stream_t));
-    need(m, ROW_STREAMS, &m->dcur, N*C, sizeof(real_t));
-    need(m, ROW_STREAMS, &m->prev, (planes - 1) * N*C, sizeof(stream_t));
-    need(m, ROW_STREAMS, &m->dprev, (planes - 1) * N*C, sizeof(real_t));
-    need(m, ROW_STREAMS, &m->remainders, net->mode == MIDPOINT_A && net->grid ? N*C : 0, sizeof(uint16_t));
-    if (m->memory != REVERSE) need(m, ROW_KEPT, &m->kept_inputs, (size_t)steps(net) * N*C, sizeof(stream_t));
+    need(m, PARAMETERS, &m->params, P, sizeof(param_t));
+    need(m, GRADIENTS, &m->grads, P, sizeof(param_t));
+    need(m, OPTIMIZER, &m->m, P, sizeof(param_t));
+    need(m, OPTIMIZER, &m->v, P, sizeof(param_t));
+    need(m, DATA, &m->inputs, N, sizeof(int));
+    need(m, DATA, &m->targets, N, sizeof(int));
+    need(m, DATA, &m->losses, N, sizeof(real_t));
+    need(m, STREAMS, &m->cur, N*C, sizeof(stream_t));
+    need(m, STREAMS, &m->dcur, N*C, sizeof(real_t));
+    need(m, STREAMS, &m->prev, (planes - 1) * N*C, sizeof(stream_t));
+    need(m, STREAMS, &m->dprev, (planes - 1) * N*C, sizeof(real_t));
+    need(m, STREAMS, &m->remainders, net->mode == MIDPOINT_A && net->grid ? N*C : 0, sizeof(uint16_t));
+    if (m->memory != REVERSE) need(m, KEPT, &m->kept_inputs, (size_t)steps(net) * N*C, sizeof(stream_t));
     if (m->memory == STORE) {
         size_t bytes = 0;
         for (int k = 0; k < steps(net); k++) bytes += kept_bytes(m, k);
-        need(m, ROW_KEPT, &m->kept_internals, bytes, 1);
+        need(m, KEPT, &m->kept_internals, bytes, 1);
     } else {
         Internals a;
         size_t bytes = 0;  // the largest force, if they differ
@@ -919,34 +930,33 @@ static void plan(Model *m) {
             size_t b = internals_at(&a, NULL, net, parts_of(net, k), n);
             if (b > bytes) bytes = b;
         }
-        need(m, ROW_WORKSPACE, &m->internals, bytes, 1);
+        need(m, WORKSPACE, &m->internals, bytes, 1);
     }
-    need(m, ROW_WORKSPACE, &m->normed, n*C, sizeof(act_t));
-    need(m, ROW_WORKSPACE, &m->out, n*C, sizeof(act_t));
-    need(m, ROW_WORKSPACE, &m->dforce, n*C, sizeof(act_t));
-    need(m, ROW_WORKSPACE, &m->wide, n*4*C, sizeof(act_t));
-    need(m, ROW_WORKSPACE, &m->scratch, layers_scratch_bytes(net->C), 1);
-    need(m, ROW_HEAD, &m->head_normed, H*C, sizeof(act_t));
-    need(m, ROW_HEAD, &m->head_dnormed, H*C, sizeof(act_t));
-    need(m, ROW_HEAD, &m->logits, H*(size_t)net->Vp, sizeof(act_t));
+    need(m, WORKSPACE, &m->normed, n*C, sizeof(act_t));
+    need(m, WORKSPACE, &m->out, n*C, sizeof(act_t));
+    need(m, WORKSPACE, &m->dforce, n*C, sizeof(act_t));
+    need(m, WORKSPACE, &m->wide, n*4*C, sizeof(act_t));
+    need(m, WORKSPACE, &m->scratch, layers_scratch_bytes(net->C), 1);
+    need(m, HEAD, &m->head_normed, H*C, sizeof(act_t));
+    need(m, HEAD, &m->head_dnormed, H*C, sizeof(act_t));
+    need(m, HEAD, &m->logits, H*(size_t)net->Vp, sizeof(act_t));
 }
 
-// Bytes by row, then `activations` (streams, kept, workspace, head) and `total`.
-static void plan_rows(const Model *m, size_t rows[ROWS_PLANNED + 2]) {
-    memset(rows, 0, sizeof(size_t) * (ROWS_PLANNED + 2));
+static void plan_rows(const Model *m, size_t rows[ROWS]) {
+    memset(rows, 0, sizeof(size_t) * ROWS);
     for (int i = 0; i < m->buffer_count; i++) {
-        rows[m->buffers[i].row] += m->buffers[i].bytes;
-        if (m->buffers[i].row >= ROW_STREAMS) rows[ROWS_PLANNED] += m->buffers[i].bytes;
-        rows[ROWS_PLANNED + 1] += m->buffers[i].bytes;
+        const Buffer *b = &m->buffers[i];
+        rows[b->row] += b->bytes;
+        if (b->row >= STREAMS) rows[ACTIVATIONS] += b->bytes;
+        rows[TOTAL] += b->bytes;
     }
 }
 
 static void plan_print(const Model *m) {
-    size_t rows[ROWS_PLANNED + 2];
+    size_t rows[ROWS];
     plan_rows(m, rows);
-    for (int i = 0; i < ROWS_PLANNED + 2; i++)
-        printf("%-12s %15zu  (%.3f GiB)\n", i < ROWS_PLANNED ? row_names[i] : i == ROWS_PLANNED ? "activations" : "total",
-               rows[i], (double)rows[i] / (1 << 30));
+    for (int i = 0; i < ROWS; i++)
+        printf("%-12s %15zu  (%.3f GiB)\n", row_names[i], rows[i], (double)rows[i] / (1 << 30));
 }
 
 static void model_free(Model *m) {
@@ -961,10 +971,10 @@ static void model_alloc(Model *m) {
     for (int i = 0; i < m->buffer_count; i++) {
         *m->buffers[i].at = device_alloc(m->buffers[i].bytes);
         if (!*m->buffers[i].at) {
-            size_t rows[ROWS_PLANNED + 2];
+            size_t rows[ROWS];
             plan_rows(m, rows);
             die(STATUS_NUMBERS, "out of memory: %.3f GiB are needed (--plan shows for what); a smaller -b or -t needs less",
-                (double)rows[ROWS_PLANNED + 1] / (1 << 30));
+                (double)rows[TOTAL] / (1 << 30));
         }
     }
     if (m->net.mode == BASELINE) m->prev = m->cur, m->dprev = m->dcur;
@@ -1007,7 +1017,8 @@ static void force_backward(Model *m, int k, const stream_t *cur, Internals a, re
         layernorm_forward(m->normed, cur, a.attproj, w.ln2w, w.ln2b, n, C, net->grid);
         matmul_backward(m->out, d.fcw, d.fcb, m->wide, m->normed, w.fcw, NULL, n, C, 4*C);
         // p + A feeds LN2: its gradient belongs to p and, in a block, to A, whose other use is the force itself
-        layernorm_backward(dcur, parts == BLOCK ? m->dforce : NULL, d.ln2w, d.ln2b, m->out, cur, a.attproj, w.ln2w, n, C, net->grid);
+        layernorm_backward(dcur, parts == BLOCK ? m->dforce : NULL, d.ln2w, d.ln2b, m->out, cur, a.attproj, w.ln2w,
+                           n, C, net->grid);
     }
     if (parts & ATTN) {
         matmul_backward(m->out, d.attprojw, d.attprojb, m->dforce, a.atty, w.attprojw, NULL, n, C, C);
@@ -1068,8 +1079,8 @@ static void forward(Model *m, int B, int T, int keep) {
 
 // ---- head: loss, and the gradient at the end of the recurrence
 
-// The mean loss over (B, T). If scale is not 0, adds scale * dloss_i/d... of every token to the gradients of
-// the weights and to m->dcur.
+// The mean loss over (B, T). If scale is not 0, scale times the gradient of the sum of losses is added to the
+// gradients of the weights and to m->dcur.
 static double head(Model *m, int B, int T, double scale) {
     const Config *net = &m->net;
     int N = B*T, C = net->C;
@@ -1083,7 +1094,8 @@ static double head(Model *m, int B, int T, double scale) {
         classifier(m->losses + i, m->logits, m->targets + i, n, net->V, net->Vp, scale);
         if (scale != 0) {
             matmul_backward(m->head_dnormed, d.wte, NULL, m->logits, m->head_normed, w.wte, NULL, n, C, net->Vp);
-            layernorm_backward(m->dcur + (size_t)i * (size_t)C, NULL, d.lnfw, d.lnfb, m->head_dnormed, cur, NULL, w.lnfw, n, C, net->grid);
+            layernorm_backward(m->dcur + (size_t)i * (size_t)C, NULL, d.lnfw, d.lnfb, m->head_dnormed, cur, NULL, w.lnfw,
+                               n, C, net->grid);
         }
     }
     for (int i = 0; i < N;) {
@@ -1133,7 +1145,8 @@ static double forward_backward(Model *m, double weight, double *drift) {
     device_zero(m->dprev, plane * sizeof(real_t));
     double loss = head(m, m->B, m->T, weight / ((double)m->B * m->T));
     for (int k = steps(net) - 1; k >= 0; k--) step_back(m, k);
-    *drift = m->memory != REVERSE ? NAN : stream_compare(m->prev, m->cur, m->remainders, m->inputs, w.wte, w.wpe, m->B * m->T, m->T, net->C, net->grid);
+    *drift = m->memory != REVERSE ? NAN : stream_compare(m->prev, m->cur, m->remainders, m->inputs, w.wte, w.wpe,
+                                                         m->B * m->T, m->T, net->C, net->grid);
     // both streams began as x: dx = dloss/dp_0 + what reached the step before it
     embed_backward(d.wte, d.wpe, m->dcur, net->mode == BASELINE ? NULL : m->dprev, m->inputs, m->B * m->T, m->T, net->C);
     return loss;
@@ -1269,8 +1282,8 @@ static void data_open(Data *d, const char *pattern) {
             s->count = header[2];
             V = header[3] ? header[3] : 50257;
             if (s->count < 0 || st.st_size != s->start + 2 * s->count)
-                die(STATUS_DATA, "%s: its header says %" PRId64 " tokens, but it has %" PRId64 " bytes instead of %" PRId64, s->path,
-                    s->count, (int64_t)st.st_size, s->start + 2 * s->count);
+                die(STATUS_DATA, "%s: its header says %" PRId64 " tokens, but it has %" PRId64 " bytes instead of %" PRId64,
+                    s->path, s->count, (int64_t)st.st_size, s->start + 2 * s->count);
         }
         if (V < 1 || V > 65536) die(STATUS_DATA, "%s: a vocabulary of %d; 1 to 65536 is possible", s->path, V);
         if (d->V && d->V != V) die(STATUS_DATA, "%s: vocabulary %d, but %s has %d", s->path, V, d->shards[0].path, d->V);
@@ -1305,7 +1318,8 @@ static void read_sequence(const Data *d, const Shard *s, int64_t position, int n
         for (int j = 0; j <= count; j++) {
             tokens[j] = s->width == 1 ? raw[j] : raw[2*j] | raw[2*j + 1] << 8;
             if (tokens[j] >= d->V)
-                die(STATUS_DATA, "%s: token %" PRId64 " is %d, but the vocabulary has %d", s->path, position + i + j, tokens[j], d->V);
+                die(STATUS_DATA, "%s: token %" PRId64 " is %d, but the vocabulary has %d", s->path, position + i + j,
+                    tokens[j], d->V);
         }
         to_device(inputs + i, tokens, (size_t)count * sizeof(int));
         to_device(targets + i, tokens + 1, (size_t)count * sizeof(int));
@@ -1332,7 +1346,8 @@ static void data_batch(const Data *d, Model *m, uint64_t index, int shuffle, uin
                 if (i < (here = d->shards[s].count > tokens ? (d->shards[s].count - 1) / tokens : 0)) break;
             position = i * tokens + (int64_t)b * m->T;
         }
-        read_sequence(d, &d->shards[s], position, m->T, m->inputs + (size_t)b * (size_t)m->T, m->targets + (size_t)b * (size_t)m->T);
+        size_t at = (size_t)b * (size_t)m->T;
+        read_sequence(d, &d->shards[s], position, m->T, m->inputs + at, m->targets + at);
     }
 }
 
@@ -1477,17 +1492,19 @@ static Config load_model(const char *path, Model *m) {
         die(STATUS_DATA, "%s: version %d; 3, 5, 1003 and 1005 can be read", path, header[1]);
     memset(&net, 0, sizeof net);
     net.maxT = header[2], net.V = header[3], net.L = header[4], net.NH = header[5], net.C = header[6], net.Vp = header[7];
-    if (net.maxT < 1 || net.V < 1 || net.L < 1 || net.NH < 1 || net.C < 1 || net.V > 65536 || net.Vp < net.V || net.Vp > 1 << 20 ||
-        net.C > 1 << 16 || net.L > 1 << 16 || net.maxT > 1 << 24 || net.C % net.NH != 0)
+    if (net.maxT < 1 || net.V < 1 || net.L < 1 || net.NH < 1 || net.C < 1 || net.V > 65536 || net.Vp < net.V ||
+        net.Vp > 1 << 20 || net.C > 1 << 16 || net.L > 1 << 16 || net.maxT > 1 << 24 || net.C % net.NH != 0)
         die(STATUS_DATA, "%s: no network has context %d, vocabulary %d padded to %d, %d layers, %d heads, %d channels", path,
             net.maxT, net.V, net.Vp, net.L, net.NH, net.C);
     if (reversible) {
         net.mode = header[8], net.grid = header[10];
         memcpy(&net.h, &header[9], sizeof(float));
         if (net.mode <= BASELINE || net.mode >= MODES || !(net.h >= 0 && net.h <= 16) || net.grid < 0 || net.grid > 30)
-            die(STATUS_DATA, "%s: mode %d, step size %g, grid %d are not of a network known here", path, net.mode, net.h, net.grid);
+            die(STATUS_DATA, "%s: mode %d, step size %g, grid %d are not of a network known here", path, net.mode,
+                (double)net.h, net.grid);
         if (net.mode == MIDPOINT_A) {
-            if (net.L > MAX_A || header[13] != 0) die(STATUS_DATA, "%s: %d layers of midpoint-a, at most %d in sixteenths", path, net.L, MAX_A);
+            if (net.L > MAX_A || header[13] != 0)
+                die(STATUS_DATA, "%s: %d layers of midpoint-a; at most %d in sixteenths can be read", path, net.L, MAX_A);
             for (int k = 0; k < net.L; k++) net.a[k] = header[16 + k];
             if (!remainders_fit(&net)) die(STATUS_DATA, "%s: coefficients a_k whose remainders do not fit 16 bits", path);
         }
@@ -1506,7 +1523,7 @@ static void save_state(const Model *m, const char *directory, int step, const Ru
     char name[32];
     int32_t header[256] = {STATE_MAGIC, 1, step};
     size_t count = parameter_count(&m->net);
-    uint64_t position = (uint64_t)step * (uint64_t)run->accumulate, count64 = count;  // the data's and the random numbers' position
+    uint64_t count64 = count, position = (uint64_t)step * (uint64_t)run->accumulate;  // in data and random numbers
     memcpy(&header[4], &count64, sizeof count64);
     memcpy(&header[6], &position, sizeof position);
     memcpy(&header[16], run, sizeof *run);
@@ -1530,9 +1547,9 @@ static void load_state(Model *m, const char *path, const Run *run) {
     memcpy(&was, &header[16], sizeof was);
     if (header[1] != 1 || count64 != count) die(STATUS_DATA, "%s: of another model than the one beside it", path);
     if (memcmp(&was, run, sizeof was) != 0)
-        die(STATUS_USAGE, "%s was saved with -b %d -t %d -d %lld --chunk %d --head-chunk %d --seed %" PRIu64 "%s%s%s; resume with the same", path,
-            was.B, was.T, (long long)was.accumulate * was.B * was.T, was.chunk, was.head_chunk, was.seed, was.shuffle ? " --shuffle" : "",
-            was.overfit ? " -a 1" : "", was.bf16 ? " --save bf16" : "");
+        die(STATUS_USAGE, "%s was saved with -b %d -t %d -d %d --chunk %d --head-chunk %d --seed %" PRIu64 "%s%s%s; resume with the same",
+            path, was.B, was.T, was.accumulate * was.B * was.T, was.chunk, was.head_chunk, was.seed,
+            was.shuffle ? " --shuffle" : "", was.overfit ? " -a 1" : "", was.bf16 ? " --save bf16" : "");
     check_size(f, path, sizeof header + count * 4 * (was.bf16 ? 3 : 2) + sizeof saved);
     sum = read_parameters(f, path, m->m, count, 0, sum);
     sum = read_parameters(f, path, m->v, count, 0, sum);
@@ -1564,8 +1581,10 @@ static int find_checkpoint(const char *directory, int direction, int *how_many) 
 static void save_checkpoint(const Model *m, const char *directory, int step, const Run *run, int keep) {
     save_state(m, directory, step, run);
     save_model(m, directory, step, run->bf16);
-    for (int oldest, count; keep > 0 && (oldest = find_checkpoint(directory, -1, &count)) >= 0 && count > keep && oldest < step;) {
+    for (int count = keep + 1; keep > 0 && count > keep;) {
         char path[PATH + 32];
+        int oldest = find_checkpoint(directory, -1, &count);
+        if (count <= keep) break;
         snprintf(path, sizeof path, "%s/model_%08d.bin", directory, oldest);
         unlink(path);
         snprintf(path, sizeof path, "%s/state_%08d.bin", directory, oldest);
@@ -1634,7 +1653,7 @@ static void sample(Model *m, const char *data_pattern, int length, uint64_t seed
         int token = -1;
         for (int pass = 0; pass < 3; pass++)  // the highest logit, the softmax's sum, the draw
             for (int v = 0; v < net->V && token < 0; v++) {
-                if (v % STAGE == 0) to_host(staging, m->logits + v, sizeof(param_t) * piece_of((size_t)(net->V - v)));
+                if (v % STAGE == 0) to_host(staging, m->logits + v, sizeof(act_t) * piece_of((size_t)(net->V - v)));
                 double x = staging[v % STAGE];
                 if (pass == 0) top = x > top ? x : top;
                 if (pass == 1) sum += exp(x - top);
@@ -1664,8 +1683,8 @@ static struct {
     const char *train, *val, *out, *start;
     int resume, save_every, keep, overfit, layers, heads, channels, context, B, T, tokens, steps, warmup;
     int val_every, val_batches, sample_every, sample_length;
-    double rate, final_fraction, decay, step_size, beta1, beta2, seed;
-    int mode, memory, stream, grid, chunk, head_chunk, shuffle, save, plan, help, version;
+    double rate, final_fraction, decay, step_size, beta1, beta2;
+    int seed, mode, memory, stream, grid, chunk, head_chunk, shuffle, save, plan, help, version;
 } opt;
 
 static const char *const stream_names[] = {"float", "fixed", NULL};
@@ -1706,7 +1725,7 @@ static const Option options[] = {
     {"--head-chunk", INTEGER, &opt.head_chunk, "0", 1, 1 << 24, NULL, "tokens the head is evaluated for at a time; 0: by the shape"},
     {"--beta1", NUMBER, &opt.beta1, "0.9", 0, 0.999999, NULL, "AdamW"},
     {"--beta2", NUMBER, &opt.beta2, "0.95", 0, 0.999999, NULL, "AdamW"},
-    {"--seed", NUMBER, &opt.seed, "1337", 0, 9007199254740992.0, NULL, "of weights, coefficients a_k, batches and samples"},
+    {"--seed", INTEGER, &opt.seed, "1337", 0, 2147483647, NULL, "of weights, coefficients a_k, batches and samples"},
     {"--shuffle", SWITCH, &opt.shuffle, "0", 0, 0, NULL, "sequences from random offsets; else in order"},
     {"--save", CHOICE, &opt.save, "float32", 0, 0, save_names, "type of the parameters in model files"},
     {"--plan", SWITCH, &opt.plan, "0", 0, 0, NULL, "print where every byte would go, and end"},
@@ -1749,10 +1768,10 @@ static void set_option(const Option *o, const char *text) {
     }
     if (o->type == INTEGER || o->type == NUMBER) {
         double x = o->type == INTEGER ? (double)strtoll(text, &end, 10) : strtod(text, &end);
-        if (end == text || *end || errno == ERANGE || !(x >= o->least && x <= o->most)) {
-            if (strcmp(text, o->initial) != 0)  // a default may lie outside: 0 or -1 for "by the rest"
-                die(STATUS_USAGE, "%s %s: %s from %.10g to %.10g is meant", o->flag, text, o->type == INTEGER ? "a whole number" : "a number", o->least, o->most);
-        }
+        int valid = end != text && !*end && errno != ERANGE && x >= o->least && x <= o->most;
+        if (!valid && strcmp(text, o->initial) != 0)  // a default may lie outside: 0 or -1 for "by the rest"
+            die(STATUS_USAGE, "%s %s: %s from %.10g to %.10g is meant", o->flag, text,
+                o->type == INTEGER ? "a whole number" : "a number", o->least, o->most);
         if (o->type == INTEGER) *(int *)o->at = (int)x;
         else *(double *)o->at = x;
     }
@@ -1811,7 +1830,8 @@ static Config scratch_config(int V) {
     net.maxT = opt.context ? opt.context : 1024;
     net.V = V;
     net.Vp = (V + 127) / 128 * 128;
-    if (net.C % net.NH != 0) die(STATUS_USAGE, "%d channels cannot be shared by %d heads; --channels must be a multiple of --heads", net.C, net.NH);
+    if (net.C % net.NH != 0)
+        die(STATUS_USAGE, "%d channels cannot be shared by %d heads; --channels must be a multiple of --heads", net.C, net.NH);
     net.mode = opt.mode < 0 ? MIDPOINT : opt.mode;
     net.h = (float)default_step_size(net.mode, net.L);
     net.grid = net.mode == BASELINE ? 0 : net.mode == MIDPOINT_A ? 23 : 20;
@@ -1824,8 +1844,10 @@ static Config scratch_config(int V) {
 
 // What the flags change in a network, whether new or from a file.
 static void adjust_config(Config *net) {
-    if (opt.mode >= 0 && opt.mode != net->mode) die(STATUS_USAGE, "--mode %s, but %s is of a %s network", mode_names[opt.mode], opt.start, mode_names[net->mode]);
-    if (net->mode == BASELINE && (opt.stream == STREAM_FIXED || opt.grid)) die(STATUS_USAGE, "fixed streams are for networks that reverse, not for baseline");
+    if (opt.mode >= 0 && opt.mode != net->mode)
+        die(STATUS_USAGE, "--mode %s, but %s is of a %s network", mode_names[opt.mode], opt.start, mode_names[net->mode]);
+    if (net->mode == BASELINE && (opt.stream == STREAM_FIXED || opt.grid))
+        die(STATUS_USAGE, "fixed streams are for networks that reverse, not for baseline");
     if (net->mode == BASELINE && !isnan(opt.step_size)) die(STATUS_USAGE, "baseline has no --step-size");
     if (opt.stream == STREAM_FLOAT && opt.grid) die(STATUS_USAGE, "--grid is for --stream fixed");
     if (!isnan(opt.step_size)) net->h = (float)opt.step_size;
@@ -1860,11 +1882,12 @@ static double learning_rate(int step, int total) {
 // Stops the run if its numbers have gone wrong: what was saved before stays.
 static void check_numbers(const Model *m, int step, double loss, double drift) {
     if (stream_fault())
-        die(STATUS_NUMBERS, "step %d: a stream is NaN or left the grid's range of +-%g; a smaller --grid has more range, a lower -l may not need it",
-            step, ldexp(1, 31 - m->net.grid));
+        die(STATUS_NUMBERS, "step %d: a stream is NaN or left the grid's range of +-%g; a smaller --grid has more range, a lower -l "
+            "may not need it", step, ldexp(1, 31 - m->net.grid));
     if (!isfinite(loss)) die(STATUS_NUMBERS, "step %d: the loss is %g; the last checkpoint is as it was", step, loss);
     if (m->net.grid && drift > 0)
-        die(STATUS_NUMBERS, "step %d: the streams did not come back to the embedding (off by %.2e of it); the memory or the program is faulty", step, drift);
+        die(STATUS_NUMBERS, "step %d: the streams did not come back to the embedding (off by %.2e of it); the memory or the program "
+            "is faulty", step, drift);
 }
 
 static double validate(Model *m, const Data *d, int batches) {
@@ -1898,6 +1921,7 @@ int rev_gpt2_main(int argc, char **argv) {
     if (opt.version) return printf("rev_gpt2 0.1\n"), STATUS_OK;
     if (strlen(opt.out) > PATH - 64) die(STATUS_USAGE, "-o: too long a name");
     if (opt.resume && !opt.out[0]) die(STATUS_USAGE, "-y 1 needs -o, the directory to resume from");
+    if (opt.save_every && !opt.out[0]) die(STATUS_USAGE, "-n %d needs -o, the directory to save to", opt.save_every);
 
     // the network: resumed, from a file, or from scratch
     if (opt.train[0]) data_open(&train, opt.train);
@@ -1909,32 +1933,34 @@ int rev_gpt2_main(int argc, char **argv) {
     if (resumed) opt.start = path;
     int from_file = resumed || opt.start[0] != 'd' || !(opt.start[1] >= '0' && opt.start[1] <= '9');
     if (from_file && !resumed && (opt.layers || opt.heads || opt.channels || opt.context))
-        die(STATUS_USAGE, "--layers, --heads, --channels and --context shape a network from scratch; %s has its shape", opt.start);
+        die(STATUS_USAGE, "--layers, --heads, --channels and --context are for a network from scratch; %s has its shape", opt.start);
     m.net = from_file ? load_model(opt.start, NULL) : scratch_config(opt.train[0] ? train.V : 50257);
     Config before = m.net;
     adjust_config(&m.net);
     if (resumed && memcmp(&before, &m.net, sizeof before) != 0)
-        die(STATUS_USAGE, "%s was trained with --step-size %.9g --grid %d; resume with the same", opt.start, before.h, before.grid);
+        die(STATUS_USAGE, "%s was trained with --step-size %.9g --grid %d; resume with the same", opt.start, (double)before.h,
+            before.grid);
 
     // the run
     m.B = opt.B;
     m.T = opt.T ? opt.T : m.net.maxT;
     if (m.T > m.net.maxT) die(STATUS_USAGE, "-t %d is longer than the context of %d", m.T, m.net.maxT);
-    if ((int64_t)m.B * m.T > 1 << 30) die(STATUS_USAGE, "-b %d times -t %d is more than 2^30 tokens; use -d to accumulate", m.B, m.T);
+    if ((int64_t)m.B * m.T > 1 << 30)
+        die(STATUS_USAGE, "-b %d times -t %d is more than 2^30 tokens; use -d to accumulate", m.B, m.T);
     int tokens = m.B * m.T, accumulate = opt.tokens ? opt.tokens / tokens : 1;
     if (opt.tokens % tokens != 0) die(STATUS_USAGE, "-d %d is no multiple of -b %d times -t %d", opt.tokens, m.B, m.T);
     m.memory = opt.memory >= 0 ? opt.memory : m.net.mode == BASELINE ? STORE : REVERSE;
-    if (m.net.mode == BASELINE && m.memory == REVERSE) die(STATUS_USAGE, "baseline cannot be reversed: --memory store or checkpoint, or another --mode");
+    if (m.net.mode == BASELINE && m.memory == REVERSE)
+        die(STATUS_USAGE, "baseline cannot be reversed: --memory store or checkpoint, or another --mode");
     m.chunk = opt.chunk ? (opt.chunk < m.B ? opt.chunk : m.B) : default_chunk(m.B, m.T);
     m.head_chunk = opt.head_chunk ? opt.head_chunk : head_chunk_tokens;
     if (m.head_chunk > tokens) m.head_chunk = tokens;
     Run run = {m.B, m.T, m.chunk, m.head_chunk, accumulate, opt.shuffle, opt.overfit, opt.save, (uint64_t)opt.seed};
     plan(&m);
-    printf("%s, step size %.4g: L %d, C %d, NH %d, V %d, context %d, %zu parameters\n", mode_names[m.net.mode], m.net.h, m.net.L, m.net.C,
-           m.net.NH, m.net.V, m.net.maxT, parameter_count(&m.net));
-    printf("B %d, T %d, chunk %d, head chunk %d, %d tokens a step, --memory %s, streams %s", m.B, m.T, m.chunk, m.head_chunk,
-           tokens * accumulate, memory_names[m.memory], m.net.grid ? "on a grid of 2^-" : "in floating point\n");
-    if (m.net.grid) printf("%d\n", m.net.grid);
+    printf("%s, step size %.4g: L %d, C %d, NH %d, V %d, context %d, %zu parameters\n", mode_names[m.net.mode],
+           (double)m.net.h, m.net.L, m.net.C, m.net.NH, m.net.V, m.net.maxT, parameter_count(&m.net));
+    printf("B %d, T %d, chunk %d, head chunk %d, %d tokens a step, --memory %s, --stream %s, grid %d\n", m.B, m.T, m.chunk,
+           m.head_chunk, tokens * accumulate, memory_names[m.memory], stream_names[m.net.grid > 0], m.net.grid);
     plan_print(&m);
     if (opt.plan) return data_close(&train), data_close(&val), STATUS_OK;
     data_check(&train, opt.train, m.net.V, m.B, m.T, opt.shuffle);
@@ -1963,8 +1989,9 @@ int rev_gpt2_main(int argc, char **argv) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_interrupt;
-    action.sa_flags = SA_RESETHAND;  // a second Ctrl-C ends at once
+    action.sa_flags = (int)SA_RESETHAND | SA_RESTART;  // a second Ctrl-C ends at once
     sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
     double limit = device_flops(), spent = 0;
     int first = step, saved = resumed ? step : -1;
     printf("limit %.0f GFLOP/s; training costs %.3g GFLOP a token", limit * 1e-9, flops_per_token(&m.net, m.T) * 1e-9);
@@ -1972,14 +1999,16 @@ int rev_gpt2_main(int argc, char **argv) {
     else printf(", recomputing the blocks %.3g times that\n", 1 + reversal_flops_per_token(&m.net, m.T) / flops_per_token(&m.net, m.T));
 
     for (;; step++) {
-        int last = step >= total || interrupted, fresh = step == 0 || step > first;  // what a resumed run did before it died is not done again
-        if (val_batches && fresh && (last || step % opt.val_every == 0)) {
+        int end = step >= total, last = end || interrupted;
+        int fresh = step == 0 || step > first;  // what a resumed run did before it died is not done again
+        if (val_batches && fresh && (end || step % opt.val_every == 0)) {
             double loss = validate(&m, &val, (int)val_batches);
             check_numbers(&m, step, loss, 0);
             printf("step %5d/%d | validation loss %.4f\n", step, total, loss);
             if (log) fprintf(log, "%d,val,%.6f,,,,,,\n", step, loss);
         }
-        if (opt.sample_every && fresh && (last || step % opt.sample_every == 0)) sample(&m, opt.train, opt.sample_length, run.seed, step);
+        if (opt.sample_every && fresh && (end || step % opt.sample_every == 0))
+            sample(&m, opt.train, opt.sample_length, run.seed, step);
         if (log && fflush(log) != 0) die(STATUS_DATA, "cannot write %s/log.csv: %s", opt.out, strerror(errno));
         if (opt.out[0] && step > saved && (last || (opt.save_every && step > 0 && step % opt.save_every == 0))) {
             save_checkpoint(&m, opt.out, step, &run, opt.keep);
@@ -1999,11 +2028,12 @@ int rev_gpt2_main(int argc, char **argv) {
         }
         check_numbers(&m, step + 1, loss, drift);
         double norm = update(&m, rate, opt.beta1, opt.beta2, opt.decay, step + 1), s = seconds() - start;
-        if (!isfinite(norm)) die(STATUS_NUMBERS, "step %d: the gradient's norm is %g; the last checkpoint is as it was", step + 1, norm);
+        if (!isfinite(norm))
+            die(STATUS_NUMBERS, "step %d: the gradient's norm is %g; the last checkpoint is as it was", step + 1, norm);
         spent += s;
         double speed = tokens * (double)accumulate / s;
-        printf("step %5d/%d | loss %.4f | norm %.4f | lr %.2e | %.0f ms | %.0f tokens/s | %.0f%% of limit | ", step + 1, total, loss, norm, rate,
-               s * 1e3, speed, 100 * speed * flops_per_token(&m.net, m.T) / limit);
+        printf("step %5d/%d | loss %.4f | norm %.4f | lr %.2e | %.0f ms | %.0f tokens/s | %.0f%% of limit | ", step + 1, total,
+               loss, norm, rate, s * 1e3, speed, 100 * speed * flops_per_token(&m.net, m.T) / limit);
         if (!isnan(drift)) printf("drift %.2g | ", drift);
         printf("%.2f GiB | ", (double)device_peak_bytes() / (1 << 30));
         print_duration(spent / (step + 1 - first) * (total - step - 1));
