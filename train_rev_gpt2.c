@@ -17,14 +17,15 @@ a grid 2^-n. What a step adds, beta*cur + gamma*F(cur), is rounded to one intege
 alone: subtracting it undoes adding it, bit for bit, at any depth, if F gives the same bits twice. So no
 sum in this file depends on the number of threads or on the memory policy.
 
-Reading order: the layer functions (streams, matrix product, layernorm, attention, adjoint, head,
-optimizer), then the network (recurrence, force, memory, forward, reverse and adjoint), then training,
-data, files, sampling and the command line. Shapes are in comments, B sequences of T tokens, N = B*T,
-C channels, NH heads, L layers, V vocabulary, Vp = V padded to a multiple of 128.
+Reading order: what the layer functions promise; the network (recurrence, parameters, memory, force, forward,
+reverse and adjoint, head, optimizer); the layer functions for the CPU; data, files, sampling, command line,
+training. Shapes are in comments: B sequences of T tokens, N = B*T, C channels, NH heads, L layers, V
+vocabulary, Vp = V padded to a multiple of 128. Whatever fails ends the program with one line and a status.
 */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <glob.h>
@@ -44,9 +45,9 @@ C channels, NH heads, L layers, V vocabulary, Vp = V padded to a multiple of 128
 #ifndef REAL
 #define REAL float  // -DREAL=double: for checking gradients, with float streams
 #endif
-typedef REAL real_t;   // gradients of streams, losses, statistics
-typedef real_t act_t;  // activations inside a block
-typedef real_t param_t;
+typedef REAL real_t;     // gradients, moments of the optimizer, losses, statistics
+typedef real_t act_t;    // activations inside a block, and gradients there
+typedef real_t param_t;  // weights
 typedef union { int32_t fixed; real_t real; } stream_t;  // an element of p, in units of 2^-grid, or as it is if grid = 0
 
 // alpha and beta of a step in sixteenths, so that they multiply integers exactly
@@ -65,6 +66,15 @@ __attribute__((format(printf, 2, 3), noreturn)) static void die(int status, cons
     exit(status);
 }
 
+static double seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static int smaller_of(int a, int b) { return a < b ? a : b; }
+static size_t round256(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
 // -------------------------------------------------------------------------------------------------
 // The layer functions: all that touches device memory. The CUDA twin brings its own; the rest of this
 // file is the same for both. Here is what they promise; n counts tokens, and every output is the same
@@ -77,11 +87,12 @@ void device_zero(void *p, size_t bytes);
 void device_copy(void *dst, const void *src, size_t bytes);
 void to_device(void *dst, const void *src, size_t bytes);
 void to_host(void *dst, const void *src, size_t bytes);
-size_t device_peak_bytes(void);
+size_t device_peak_bytes(void);      // the most this process has held
+size_t device_memory_bytes(void);    // what the device has in all
 double device_flops(void);           // measured limit, FLOP/s of all cores
 size_t layers_scratch_bytes(int C);  // what the functions below need for packing and partial sums
 void layers_begin(void *scratch);
-int stream_fault(void);  // has a value been NaN or out of the grid's range since the last call?
+int stream_take_fault(void);         // has a value been NaN or out of the grid's range? Forgets it.
 
 // both streams = wte[token] + wpe[t] (2.1); prev and cur (n, C), tokens (n)
 void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe,
@@ -94,7 +105,7 @@ void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *
 double stream_compare(const stream_t *prev, const stream_t *cur, const uint16_t *r, const int *tokens,
                       const param_t *wte, const param_t *wpe, int n, int T, int C, int grid);
 // dwte (Vp, C), dwpe (maxT, C) += dx, the sum of d1 and d2 (n, C); d2 may be NULL
-void embed_backward(param_t *dwte, param_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens,
+void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens,
                     int n, int T, int C);
 
 // out (n, OC) = inp (n, C) weight (OC, C)^T + bias (OC); bias may be NULL
@@ -103,14 +114,14 @@ void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const p
 void matmul_gelu_forward(act_t *out, act_t *pre, const act_t *inp, const param_t *weight, const param_t *bias,
                          int n, int C, int OC);
 // dinp (n, C) = dout (n, OC) weight, times GELU'(pre) if pre (n, C) is given; dweight, dbias += ; dbias may be NULL
-void matmul_backward(act_t *dinp, param_t *dweight, param_t *dbias, const act_t *dout, const act_t *inp,
+void matmul_backward(act_t *dinp, real_t *dweight, real_t *dbias, const act_t *dout, const act_t *inp,
                      const param_t *weight, const act_t *pre, int n, int C, int OC);
 
 // out (n, C) = LN(s + add) * weight + bias, straight from a stream; add may be NULL
 void layernorm_forward(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, const param_t *bias,
                        int n, int C, int grid);
 // the gradient in s + add is added to ds (n, C), and to dadd if given; dweight, dbias (C) +=
-void layernorm_backward(real_t *ds, act_t *dadd, param_t *dweight, param_t *dbias, const act_t *dout, const stream_t *s,
+void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias, const act_t *dout, const stream_t *s,
                         const act_t *add, const param_t *weight, int n, int C, int grid);
 
 // causal attention in linear memory: out (B, T, C), qkv (B, T, 3C), lse (B, NH, T) = log of the softmax's denominator
@@ -125,585 +136,10 @@ void adjoint_update(real_t *A, real_t *B, int alpha, int beta, size_t count);
 // losses (n) from logits (n, Vp); if scale is not 0, logits become their gradient times scale, in place
 void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V, int Vp, double scale);
 
-double norm_squared(const param_t *x, size_t count);
+double norm_squared(const real_t *x, size_t count);
 // one step of AdamW (t = 1, 2, ...) with the gradient times scale
-void adamw(param_t *p, const param_t *g, param_t *m, param_t *v, size_t count, double rate, double beta1, double beta2,
+void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, double rate, double beta1, double beta2,
            double decay, double scale, int t);
-
-#ifndef REV_GPT2_OTHER_LAYERS
-// ==== layers for the CPU: from here to the next such line ==========================================
-
-const int chunk_tokens = 1024, head_chunk_tokens = 1024;
-
-void *device_alloc(size_t bytes) {
-    void *p = aligned_alloc(256, (bytes + 255) / 256 * 256);
-    if (p) memset(p, 0, bytes);
-    return p;
-}
-void device_free(void *p) { free(p); }
-void device_zero(void *p, size_t bytes) { memset(p, 0, bytes); }
-void device_copy(void *dst, const void *src, size_t bytes) { memcpy(dst, src, bytes); }
-void to_device(void *dst, const void *src, size_t bytes) { memcpy(dst, src, bytes); }
-void to_host(void *dst, const void *src, size_t bytes) { memcpy(dst, src, bytes); }
-size_t device_peak_bytes(void) {
-    struct rusage u;
-    getrusage(RUSAGE_SELF, &u);
-    return (size_t)u.ru_maxrss * 1024;
-}
-
-// ---- streams
-
-static int fault;
-int stream_fault(void) {
-    int f = fault;
-    fault = 0;
-    return f;
-}
-
-static inline real_t real_rint(real_t x) { return (real_t)(sizeof(real_t) == 8 ? rint(x) : rintf((float)x)); }
-static inline real_t grid_unit(int grid) { return grid ? (real_t)ldexp(1, -grid) : 0; }
-static inline real_t stream_value(stream_t s, real_t unit) { return unit != 0 ? (real_t)s.fixed * unit : s.real; }
-
-// A real number as a whole number of grid units; *bad is set where it is NaN or has no place in 32 bits.
-static inline int64_t to_grid(real_t x, real_t per_unit, int *bad) {
-    real_t v = real_rint(x * per_unit);
-    int inside = v > (real_t)-2147483648.0 && v < (real_t)2147483648.0;
-    *bad |= !inside;
-    return inside ? (int64_t)v : 0;
-}
-
-static inline stream_t embed_element(real_t x, real_t per_unit, int *bad) {
-    stream_t s;
-    memset(&s, 0, sizeof s);
-    if (per_unit != 0) s.fixed = (int32_t)to_grid(x, per_unit, bad);
-    else s.real = x;
-    return s;
-}
-
-void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe,
-                  int n, int T, int C, int grid) {
-    real_t per_unit = grid ? (real_t)ldexp(1, grid) : 0;
-    int bad = 0;
-    #pragma omp parallel for reduction(|:bad)
-    for (int i = 0; i < n; i++)
-        for (int c = 0; c < C; c++)
-            prev[(size_t)i*C + c] = cur[(size_t)i*C + c] =
-                embed_element(wte[(size_t)tokens[i]*C + c] + wpe[(size_t)(i % T)*C + c], per_unit, &bad);
-    fault |= bad;
-}
-
-// s * n/16 for n > 0; the remainder goes on top of the stack of remainders *r, so nothing is lost
-// (Maclaurin, Duvenaud & Adams 2015, section 3).
-static inline int64_t multiply(int64_t s, int n, uint16_t *r) {
-    uint32_t stack = *r * 16u + (uint32_t)(s & 15);
-    *r = (uint16_t)(stack / (uint32_t)n);
-    return (s >> 4) * n + stack % (uint32_t)n;
-}
-static inline int64_t unmultiply(int64_t s, int n, uint16_t *r) {
-    int64_t quotient = s / n - (s % n < 0), digit = s - quotient * n;
-    uint32_t stack = *r * (uint32_t)n + (uint32_t)digit;
-    *r = (uint16_t)(stack >> 4);
-    return quotient * 16 + (stack & 15);
-}
-
-// beta*cur + gamma*F as one integer, a function of cur alone: added in one direction, subtracted in the other.
-static inline int64_t increment(int32_t cur, real_t force, int beta, real_t gamma, int *bad) {
-    return (((int64_t)beta * cur + 8) >> 4) + to_grid(force, gamma, bad);
-}
-
-void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r, size_t count,
-                 Coefficients k, int grid, int direction) {
-    // next = alpha prev + add and prev = (next - add) / alpha are both from * s + with * add
-    double alpha = k.alpha / 16.0, from = direction > 0 ? alpha : 1 / alpha, with = direction > 0 ? 1 : -1 / alpha;
-    real_t beta = (real_t)(k.beta / 16.0), gamma = (real_t)ldexp(k.gamma, grid), from_real = (real_t)from, with_real = (real_t)with;
-    int bad = 0, sign = k.alpha < 0 ? -1 : 1, add_sign = direction > 0 ? 1 : -sign;
-    if (!grid) {
-        #pragma omp parallel for
-        for (size_t i = 0; i < count; i++)
-            s[i].real = from_real * s[i].real + with_real * (beta * cur[i].real + gamma * (f2 ? f[i] + f2[i] : f[i]));
-    } else if (!r) {  // alpha = 1 or -1
-        #pragma omp parallel for reduction(|:bad)
-        for (size_t i = 0; i < count; i++) {
-            int64_t add = increment(cur[i].fixed, f2 ? f[i] + f2[i] : f[i], k.beta, gamma, &bad);
-            int64_t t = sign * (int64_t)s[i].fixed + add_sign * add;
-            bad |= t != (int32_t)t;
-            s[i].fixed = (int32_t)t;
-        }
-    } else {
-        #pragma omp parallel for reduction(|:bad)
-        for (size_t i = 0; i < count; i++) {
-            int64_t add = increment(cur[i].fixed, f2 ? f[i] + f2[i] : f[i], k.beta, gamma, &bad);
-            int64_t t = direction > 0 ? sign * multiply(s[i].fixed, abs(k.alpha), r + i) + add
-                                      : unmultiply(sign * (s[i].fixed - add), abs(k.alpha), r + i);
-            bad |= t != (int32_t)t;
-            s[i].fixed = (int32_t)t;
-        }
-    }
-    fault |= bad;
-}
-
-// Sums over n things are cut at the same places for any number of threads: part p of PARTS.
-enum { PARTS = 64 };
-static inline size_t part(size_t n, int p) { return n / PARTS * (size_t)p + n % PARTS * (size_t)p / PARTS; }
-
-double stream_compare(const stream_t *prev, const stream_t *cur, const uint16_t *r, const int *tokens,
-                      const param_t *wte, const param_t *wpe, int n, int T, int C, int grid) {
-    double difference[PARTS] = {0}, norm[PARTS] = {0}, d = 0, x2 = 0;
-    real_t per_unit = grid ? (real_t)ldexp(1, grid) : 0;
-    #pragma omp parallel for
-    for (int p = 0; p < PARTS; p++) {
-        for (size_t i = part((size_t)n, p); i < part((size_t)n, p + 1); i++) {
-            for (int c = 0; c < C; c++) {
-                size_t at = i*(size_t)C + (size_t)c;
-                int bad = 0;
-                stream_t x = embed_element(wte[(size_t)tokens[i]*C + c] + wpe[i % (size_t)T*C + c], per_unit, &bad);
-                double v = grid ? x.fixed : x.real;
-                double d1 = (grid ? prev[at].fixed : prev[at].real) - v, d2 = (grid ? cur[at].fixed : cur[at].real) - v;
-                difference[p] += d1 * d1 + d2 * d2 + (r ? r[at] : 0);
-                norm[p] += 2 * v * v;
-            }
-        }
-    }
-    for (int p = 0; p < PARTS; p++) d += difference[p], x2 += norm[p];
-    return d == 0 ? 0 : sqrt(d / (x2 > 0 ? x2 : 1));
-}
-
-void embed_backward(param_t *dwte, param_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens,
-                    int n, int T, int C) {
-    enum { COLUMNS = 16 };  // a thread owns columns, not tokens: no two threads meet in a row
-    #pragma omp parallel for
-    for (int c0 = 0; c0 < C; c0 += COLUMNS) {
-        int end = c0 + COLUMNS < C ? c0 + COLUMNS : C;
-        for (int i = 0; i < n; i++) {
-            for (int c = c0; c < end; c++) {
-                real_t d = d1[(size_t)i*C + c] + (d2 ? d2[(size_t)i*C + c] : 0);
-                dwte[(size_t)tokens[i]*C + c] += d;
-                dwpe[(size_t)(i % T)*C + c] += d;
-            }
-        }
-    }
-}
-
-// ---- matrix product
-// c (M, N) = sum_k a(i,k) b(k,j), with a(i,k) = a[i*a_row + k*a_col] and so for b: strides make it any
-// orientation. Both operands are first packed into panels, MR rows of a and NR columns of b wide, so the
-// innermost loop reads memory in order and keeps an MR x NR piece of c in registers.
-
-#if defined(__AVX512F__)
-enum { VECTOR_BYTES = 64, MR = 12 };
-#elif defined(__AVX__)
-enum { VECTOR_BYTES = 32, MR = 6 };
-#elif defined(__aarch64__)
-enum { VECTOR_BYTES = 16, MR = 12 };
-#else
-enum { VECTOR_BYTES = 16, MR = 6 };
-#endif
-typedef real_t vector_t __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real_t)), may_alias));
-enum { LANES = VECTOR_BYTES / sizeof(real_t), NV = 2, NR = NV * LANES };
-enum { KC = 256, MC = 96 * 12, NC = 96 * 32 };  // a block of a (MC, KC) stays in L2, one of b (KC, NC) in L3
-
-typedef struct { const real_t *at; int64_t row, col; } Matrix;
-
-static real_t *pack_a, *pack_b, *partial_sums;
-size_t layers_scratch_bytes(int C) {
-    return sizeof(real_t) * ((size_t)MC*KC + (size_t)KC*NC + (size_t)PARTS*2*(size_t)C);
-}
-void layers_begin(void *scratch) {
-    pack_a = (real_t *)scratch;
-    pack_b = pack_a + (size_t)MC*KC;
-    partial_sums = pack_b + (size_t)KC*NC;
-}
-
-// out[k*width + i] = x[i*row + k*col] for i < rows, zero up to width
-static inline void pack(real_t *out, const real_t *x, int64_t row, int64_t col, int rows, int K, int width) {
-    if (rows < width) memset(out, 0, sizeof(real_t) * (size_t)K * (size_t)width);
-    if (row == 1)
-        for (int k = 0; k < K; k++) memcpy(out + k*width, x + k*col, sizeof(real_t) * (size_t)rows);
-    else
-        for (int i = 0; i < rows; i++)
-            for (int k = 0; k < K; k++) out[k*width + i] = x[i*row + k*col];
-}
-
-// c (rows, columns) (+)= panel a (K, MR) times panel b (K, NR); where it does not accumulate it starts from bias, or 0
-static inline void multiply_panels(real_t *c, int64_t row, int rows, int columns, int K, const real_t *a, const real_t *b,
-                                   const real_t *bias, int accumulate) {
-    vector_t sum[MR][NV], tile[MR][NV];
-    for (int i = 0; i < rows; i++)  // c is needed only at the end: have it come meanwhile
-        for (int j = 0; j < columns; j += 64 / (int)sizeof(real_t)) __builtin_prefetch(c + i*row + j, 1);
-    for (int i = 0; i < MR; i++)
-        for (int v = 0; v < NV; v++) sum[i][v] = (vector_t){0};
-    for (int k = 0; k < K; k++, a += MR, b += NR) {
-        #pragma GCC unroll 12
-        for (int i = 0; i < MR; i++)
-            #pragma GCC unroll 2
-            for (int v = 0; v < NV; v++) sum[i][v] += a[i] * ((const vector_t *)b)[v];
-    }
-    for (int i = 0; i < MR; i++)
-        for (int v = 0; v < NV; v++) tile[i][v] = sum[i][v];  // sum itself is only indexed by constants, so it lives in registers
-    for (int i = 0; i < rows; i++) {
-        const real_t *t = (const real_t *)tile[i], *start = accumulate ? c + i*row : bias;
-        if (columns == NR && start)
-            for (int j = 0; j < NR; j++) c[i*row + j] = start[j] + t[j];
-        else
-            for (int j = 0; j < columns; j++) c[i*row + j] = start ? start[j] + t[j] : t[j];
-    }
-}
-
-static inline int least(int a, int b) { return a < b ? a : b; }
-
-static void gemm(real_t *c, int M, int N, int K, Matrix a, Matrix b, const real_t *bias, int accumulate) {
-    #pragma omp parallel
-    for (int j0 = 0; j0 < N; j0 += NC) {
-        for (int k0 = 0; k0 < K; k0 += KC) {
-            int n = least(NC, N - j0), k = least(KC, K - k0);
-            #pragma omp for
-            for (int j = 0; j < n; j += NR)
-                pack(pack_b + (size_t)j*k, b.at + (j0 + j)*b.col + k0*b.row, b.col, b.row, least(NR, n - j), k, NR);
-            for (int i0 = 0; i0 < M; i0 += MC) {
-                int m = least(MC, M - i0);
-                #pragma omp for
-                for (int i = 0; i < m; i += MR)
-                    pack(pack_a + (size_t)i*k, a.at + (i0 + i)*a.row + k0*a.col, a.row, a.col, least(MR, m - i), k, MR);
-                enum { ROWS = 8 * MR };  // a task: one panel of b against some panels of a
-                #pragma omp for collapse(2) schedule(dynamic, 4)
-                for (int j = 0; j < n; j += NR)
-                    for (int r = 0; r < m; r += ROWS)
-                        for (int i = r; i < least(r + ROWS, m); i += MR)
-                            multiply_panels(c + (int64_t)(i0 + i)*N + j0 + j, N, least(MR, m - i), least(NR, n - j), k,
-                                            pack_a + (size_t)i*k, pack_b + (size_t)j*k,
-                                            bias && !accumulate ? bias + j0 + j : NULL, accumulate || k0 > 0);
-            }
-        }
-    }
-}
-
-// The same for one thread and small blocks: M at most TILE, rows of c `row` apart.
-enum { TILE = 64, TILE_A = (TILE + MR - 1) / MR * MR, TILE_B = (TILE + NR - 1) / NR * NR };
-static void gemm_tile(real_t *c, int64_t row, int M, int N, int K, Matrix a, Matrix b, int accumulate) {
-    real_t packed_a[TILE_A * TILE], packed_b[TILE_B * TILE];
-    for (int k0 = 0; k0 < K; k0 += TILE) {
-        int k = least(TILE, K - k0);
-        for (int i = 0; i < M; i += MR) pack(packed_a + i*k, a.at + i*a.row + k0*a.col, a.row, a.col, least(MR, M - i), k, MR);
-        for (int j0 = 0; j0 < N; j0 += TILE) {
-            int n = least(TILE, N - j0);
-            for (int j = 0; j < n; j += NR)
-                pack(packed_b + j*k, b.at + (j0 + j)*b.col + k0*b.row, b.col, b.row, least(NR, n - j), k, NR);
-            for (int j = 0; j < n; j += NR)
-                for (int i = 0; i < M; i += MR)
-                    multiply_panels(c + i*row + j0 + j, row, least(MR, M - i), least(NR, n - j), k,
-                                    packed_a + i*k, packed_b + j*k, NULL, accumulate || k0 > 0);
-        }
-    }
-}
-
-static inline Matrix matrix(const real_t *at, int64_t row, int64_t col) {
-    Matrix m = {at, row, col};
-    return m;
-}
-
-// exp without a call, so loops over it become vector code: 2^k times a Taylor polynomial on [-ln2/2, ln2/2],
-// within 2e-7; NaN stays NaN, far below 0 it stops at 1e-38
-static inline real_t real_exp(real_t x) {
-    if (sizeof(real_t) == 8) return (real_t)exp(x);
-    union { float f; uint32_t u; } k, scale;
-    float f = (float)x;
-    f = f < -87.0f ? -87.0f : f;
-    f = f > 88.0f ? 88.0f : f;
-    k.f = f * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum has no room for a fraction, so it is rounded
-    float n = k.f - 12582912.0f;
-    float r = (f - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two pieces, the first exact times n
-    scale.u = (k.u - 0x4B400000u + 127u) << 23;
-    float p = 1/120.0f + r * (1/720.0f + r * (1/5040.0f));
-    p = 1 + r * (1 + r * (1/2.0f + r * (1/6.0f + r * (1/24.0f + r * p))));
-    return (real_t)(p * scale.f);
-}
-
-// GELU with tanh, x/2 (1 + tanh u) = x sigmoid(2u) for u = sqrt(2/pi) (x + 0.044715 x^3)
-static inline real_t gelu(real_t x) {
-    const real_t k = (real_t)0.7978845608028654;
-    return x / (1 + real_exp(-2 * k * (x + (real_t)0.044715 * x * x * x)));
-}
-static inline real_t gelu_slope(real_t x) {
-    const real_t k = (real_t)0.7978845608028654;
-    real_t s = 1 / (1 + real_exp(-2 * k * (x + (real_t)0.044715 * x * x * x)));
-    return s + x * s * (1 - s) * 2 * k * (1 + (real_t)(3 * 0.044715) * x * x);
-}
-
-void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C, int OC) {
-    gemm(out, n, OC, C, matrix(inp, C, 1), matrix(weight, 1, C), bias, 0);
-}
-
-void matmul_gelu_forward(act_t *out, act_t *pre, const act_t *inp, const param_t *weight, const param_t *bias,
-                         int n, int C, int OC) {
-    matmul_forward(pre, inp, weight, bias, n, C, OC);
-    #pragma omp parallel for simd
-    for (size_t i = 0; i < (size_t)n * (size_t)OC; i++) out[i] = gelu(pre[i]);
-}
-
-void matmul_backward(act_t *dinp, param_t *dweight, param_t *dbias, const act_t *dout, const act_t *inp,
-                     const param_t *weight, const act_t *pre, int n, int C, int OC) {
-    gemm(dweight, OC, C, n, matrix(dout, 1, OC), matrix(inp, C, 1), NULL, 1);
-    if (dbias) {
-        #pragma omp parallel for
-        for (int p = 0; p < PARTS; p++)  // a thread owns columns
-            for (int i = 0; i < n; i++)
-                for (size_t o = part((size_t)OC, p); o < part((size_t)OC, p + 1); o++) dbias[o] += dout[(size_t)i*OC + o];
-    }
-    gemm(dinp, n, C, OC, matrix(dout, OC, 1), matrix(weight, C, 1), NULL, 0);
-    if (pre) {
-        #pragma omp parallel for simd
-        for (size_t i = 0; i < (size_t)n * (size_t)C; i++) dinp[i] *= gelu_slope(pre[i]);
-    }
-}
-
-// ---- layernorm
-
-// x_c = s_c + add_c of one token: its mean, returned, and 1 / standard deviation
-static inline real_t layernorm_statistics(real_t *rstd, const stream_t *s, const act_t *add, int C, real_t unit) {
-    real_t mean = 0, variance = 0;
-    #pragma omp simd reduction(+:mean)
-    for (int c = 0; c < C; c++) mean += stream_value(s[c], unit) + (add ? add[c] : 0);
-    mean /= (real_t)C;
-    #pragma omp simd reduction(+:variance)
-    for (int c = 0; c < C; c++) {
-        real_t d = stream_value(s[c], unit) + (add ? add[c] : 0) - mean;
-        variance += d * d;
-    }
-    *rstd = (real_t)(1 / sqrt(variance / (real_t)C + (real_t)1e-5));
-    return mean;
-}
-
-void layernorm_forward(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, const param_t *bias,
-                       int n, int C, int grid) {
-    real_t unit = grid_unit(grid);
-    #pragma omp parallel for
-    for (int i = 0; i < n; i++) {
-        const stream_t *x = s + (size_t)i*C;
-        const act_t *y = add ? add + (size_t)i*C : NULL;
-        real_t rstd, mean = layernorm_statistics(&rstd, x, y, C, unit);
-        #pragma omp simd
-        for (int c = 0; c < C; c++)
-            out[(size_t)i*C + c] = (stream_value(x[c], unit) + (y ? y[c] : 0) - mean) * rstd * weight[c] + bias[c];
-    }
-}
-
-void layernorm_backward(real_t *ds, act_t *dadd, param_t *dweight, param_t *dbias, const act_t *dout, const stream_t *s,
-                        const act_t *add, const param_t *weight, int n, int C, int grid) {
-    real_t unit = grid_unit(grid);
-    memset(partial_sums, 0, sizeof(real_t) * (size_t)PARTS * 2 * (size_t)C);
-    #pragma omp parallel for
-    for (int p = 0; p < PARTS; p++) {
-        real_t *dw = partial_sums + (size_t)p*2*(size_t)C, *db = dw + C;
-        for (size_t i = part((size_t)n, p); i < part((size_t)n, p + 1); i++) {
-            const stream_t *x = s + i*(size_t)C;
-            const act_t *y = add ? add + i*(size_t)C : NULL, *d = dout + i*(size_t)C;
-            real_t rstd, mean = layernorm_statistics(&rstd, x, y, C, unit), sum = 0, sum_x = 0;
-            #pragma omp simd reduction(+:sum,sum_x)
-            for (int c = 0; c < C; c++) {
-                real_t normed = (stream_value(x[c], unit) + (y ? y[c] : 0) - mean) * rstd, dn = d[c] * weight[c];
-                dw[c] += d[c] * normed;
-                db[c] += d[c];
-                sum += dn;
-                sum_x += dn * normed;
-            }
-            sum /= (real_t)C;
-            sum_x /= (real_t)C;
-            #pragma omp simd
-            for (int c = 0; c < C; c++) {
-                real_t normed = (stream_value(x[c], unit) + (y ? y[c] : 0) - mean) * rstd;
-                real_t dx = (d[c] * weight[c] - sum - normed * sum_x) * rstd;
-                ds[i*(size_t)C + (size_t)c] += dx;
-                if (dadd) dadd[i*(size_t)C + (size_t)c] += dx;
-            }
-        }
-    }
-    for (int p = 0; p < PARTS; p++) {
-        const real_t *dw = partial_sums + (size_t)p*2*(size_t)C;
-        for (int c = 0; c < C; c++) dweight[c] += dw[c], dbias[c] += dw[C + c];
-    }
-}
-
-// ---- attention: tiles of TILE queries against TILE keys, the softmax carried along from tile to tile
-
-void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH) {
-    int hs = C / NH;
-    real_t scale = (real_t)(1 / sqrt((double)hs));
-    #pragma omp parallel for collapse(3) schedule(dynamic)
-    for (int b = 0; b < B; b++)
-        for (int h = 0; h < NH; h++)
-            for (int q0 = 0; q0 < T; q0 += TILE) {
-                const act_t *q = qkv + ((size_t)b*T + q0)*3*C + h*hs, *k0 = qkv + (size_t)b*T*3*C + C + h*hs;
-                act_t *o = out + ((size_t)b*T + q0)*C + h*hs;
-                real_t score[TILE * TILE], highest[TILE], sum[TILE];
-                int queries = least(TILE, T - q0);
-                for (int i = 0; i < queries; i++) highest[i] = (real_t)-1e30, sum[i] = 0;
-                for (int t0 = 0; t0 <= q0; t0 += TILE) {
-                    const act_t *k = k0 + (size_t)t0*3*C, *v = k + C;
-                    int keys = least(TILE, T - t0);
-                    gemm_tile(score, TILE, queries, keys, hs, matrix(q, 3*C, 1), matrix(k, 1, 3*C), 0);
-                    for (int i = 0; i < queries; i++) {
-                        real_t *s = score + i*TILE, top = highest[i], total = 0;
-                        int seen = least(keys, q0 + i - t0 + 1);  // causal
-                        for (int j = 0; j < seen; j++) top = s[j] * scale > top ? s[j] * scale : top;
-                        #pragma omp simd reduction(+:total)
-                        for (int j = 0; j < seen; j++) total += s[j] = real_exp(s[j] * scale - top);
-                        for (int j = seen; j < keys; j++) s[j] = 0;
-                        real_t shrink = real_exp(highest[i] - top);
-                        sum[i] = sum[i] * shrink + total;
-                        highest[i] = top;
-                        if (t0) for (int c = 0; c < hs; c++) o[(size_t)i*C + c] *= shrink;
-                    }
-                    gemm_tile(o, C, queries, hs, keys, matrix(score, TILE, 1), matrix(v, 3*C, 1), t0 > 0);
-                }
-                for (int i = 0; i < queries; i++) {
-                    for (int c = 0; c < hs; c++) o[(size_t)i*C + c] /= sum[i];
-                    lse[((size_t)b*NH + h)*T + q0 + i] = highest[i] + (real_t)log(sum[i]);
-                }
-            }
-}
-
-void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse,
-                        int B, int T, int C, int NH) {
-    int hs = C / NH;
-    real_t scale = (real_t)(1 / sqrt((double)hs));
-    #pragma omp parallel for collapse(2) schedule(dynamic)
-    for (int b = 0; b < B; b++)
-        for (int h = 0; h < NH; h++) {
-            size_t head = (size_t)b*T*3*C + (size_t)h*hs;
-            for (int t = 0; t < T; t++)
-                for (int x = 0; x < 3; x++) memset(dqkv + head + (size_t)t*3*C + x*C, 0, sizeof(act_t) * (size_t)hs);
-            for (int q0 = 0; q0 < T; q0 += TILE) {
-                const act_t *q = qkv + head + (size_t)q0*3*C;
-                const act_t *o = out + ((size_t)b*T + q0)*C + h*hs, *d = dout + (o - out);
-                act_t *dq = dqkv + (q - qkv);
-                real_t p[TILE * TILE], ds[TILE * TILE], along[TILE];  // along: sum_j p_j dp_j, which is d . o
-                int queries = least(TILE, T - q0);
-                for (int i = 0; i < queries; i++) {
-                    real_t dot = 0;
-                    #pragma omp simd reduction(+:dot)
-                    for (int c = 0; c < hs; c++) dot += d[(size_t)i*C + c] * o[(size_t)i*C + c];
-                    along[i] = dot;
-                }
-                for (int t0 = 0; t0 <= q0; t0 += TILE) {
-                    const act_t *k = qkv + head + (size_t)t0*3*C + C, *v = k + C;
-                    act_t *dk = dqkv + (k - qkv), *dv = dk + C;
-                    int keys = least(TILE, T - t0);
-                    gemm_tile(p, TILE, queries, keys, hs, matrix(q, 3*C, 1), matrix(k, 1, 3*C), 0);
-                    gemm_tile(ds, TILE, queries, keys, hs, matrix(d, C, 1), matrix(v, 1, 3*C), 0);
-                    for (int i = 0; i < queries; i++) {
-                        real_t *pi = p + i*TILE, *dsi = ds + i*TILE, dot = along[i];
-                        real_t l = lse[((size_t)b*NH + h)*T + q0 + i];
-                        int seen = least(keys, q0 + i - t0 + 1);
-                        #pragma omp simd
-                        for (int j = 0; j < seen; j++) {
-                            pi[j] = real_exp(pi[j] * scale - l);
-                            dsi[j] = pi[j] * (dsi[j] - dot) * scale;
-                        }
-                        for (int j = seen; j < keys; j++) pi[j] = dsi[j] = 0;
-                    }
-                    gemm_tile(dv, 3*C, keys, hs, queries, matrix(p, 1, TILE), matrix(d, C, 1), 1);
-                    gemm_tile(dk, 3*C, keys, hs, queries, matrix(ds, 1, TILE), matrix(q, 3*C, 1), 1);
-                    gemm_tile(dq, 3*C, queries, hs, keys, matrix(ds, TILE, 1), matrix(k, 3*C, 1), 1);
-                }
-            }
-        }
-}
-
-// ---- adjoint, head, optimizer
-
-void scale_cast(act_t *out, const real_t *x, double scale, size_t count) {
-    #pragma omp parallel for simd
-    for (size_t i = 0; i < count; i++) out[i] = (real_t)scale * x[i];
-}
-
-void adjoint_update(real_t *A, real_t *B, int alpha, int beta, size_t count) {
-    real_t a = (real_t)(alpha / 16.0), b = (real_t)(beta / 16.0);
-    if (alpha == 16 && beta == 0) return;
-    #pragma omp parallel for simd
-    for (size_t i = 0; i < count; i++) {
-        A[i] += b * B[i];
-        B[i] *= a;
-    }
-}
-
-void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V, int Vp, double scale) {
-    #pragma omp parallel for
-    for (int i = 0; i < n; i++) {
-        act_t *x = logits + (size_t)i*Vp, target = x[targets[i]];
-        real_t top = x[0], sum = 0;
-        for (int v = 0; v < V; v++) top = x[v] > top ? x[v] : top;
-        if (scale == 0) {
-            #pragma omp simd reduction(+:sum)
-            for (int v = 0; v < V; v++) sum += real_exp(x[v] - top);
-        } else {
-            #pragma omp simd reduction(+:sum)
-            for (int v = 0; v < V; v++) sum += x[v] = real_exp(x[v] - top);
-            real_t factor = (real_t)scale / sum;
-            #pragma omp simd
-            for (int v = 0; v < V; v++) x[v] *= factor;
-            x[targets[i]] -= (real_t)scale;
-            for (int v = V; v < Vp; v++) x[v] = 0;
-        }
-        losses[i] = top + (real_t)log(sum) - target;
-    }
-}
-
-double norm_squared(const param_t *x, size_t count) {
-    double sums[PARTS], total = 0;
-    #pragma omp parallel for
-    for (int p = 0; p < PARTS; p++) {
-        double sum = 0;
-        #pragma omp simd reduction(+:sum)
-        for (size_t i = part(count, p); i < part(count, p + 1); i++) sum += (double)x[i] * x[i];
-        sums[p] = sum;
-    }
-    for (int p = 0; p < PARTS; p++) total += sums[p];
-    return total;
-}
-
-void adamw(param_t *p, const param_t *g, param_t *m, param_t *v, size_t count, double rate, double beta1, double beta2,
-           double decay, double scale, int t) {
-    real_t b1 = (real_t)beta1, b2 = (real_t)beta2, keep = (real_t)(1 - rate * decay), clip = (real_t)scale;
-    real_t step = (real_t)(rate / (1 - pow(beta1, t))), unbias = (real_t)(1 / sqrt(1 - pow(beta2, t)));
-    #pragma omp parallel for simd
-    for (size_t i = 0; i < count; i++) {
-        real_t grad = clip * g[i];
-        m[i] = b1 * m[i] + (1 - b1) * grad;
-        v[i] = b2 * v[i] + (1 - b2) * grad * grad;
-        real_t root = (real_t)(sizeof(real_t) == 8 ? sqrt(v[i]) : sqrtf((float)v[i]));
-        p[i] = keep * p[i] - step * m[i] / (root * unbias + (real_t)1e-8);
-    }
-}
-
-// Independent chains of multiply-add on every core, the best of some milliseconds: what the arithmetic units can do.
-double device_flops(void) {
-    double best = 0;
-    for (int attempt = 0; attempt < 4; attempt++) {
-        double flops = 0;
-        struct timespec t0, t1;
-        clock_gettime(CLOCK_MONOTONIC, &t0);
-        #pragma omp parallel reduction(+:flops)
-        {
-            volatile real_t half = (real_t)0.5;  // read at run time, or the compiler would see through the chains
-            vector_t x[MR * NV], factor;
-            for (int j = 0; j < LANES; j++) factor[j] = half;
-            for (int j = 0; j < MR * NV; j++) x[j] = factor * (real_t)j;
-            for (int i = 0; i < 500000; i++) {
-                #pragma GCC unroll 24
-                for (int j = 0; j < MR * NV; j++) x[j] = x[j] * factor + factor;
-            }
-            for (int j = 1; j < MR * NV; j++) x[0] += x[j];
-            flops += 500000.0 * MR * NV * LANES * 2 + (double)x[0][0];
-        }
-        clock_gettime(CLOCK_MONOTONIC, &t1);
-        double s = (double)(t1.tv_sec - t0.tv_sec) + 1e-9 * (double)(t1.tv_nsec - t0.tv_nsec);
-        if (flops / s > best) best = flops / s;
-    }
-    return best;
-}
-
-// ==== end of the layers for the CPU =================================================================
-#endif
 
 // -------------------------------------------------------------------------------------------------
 // The network: one recurrence, five sets of coefficients
@@ -722,9 +158,8 @@ typedef struct {
     int a[MAX_A];  // a_k of (3.6) in sixteenths, midpoint-a only
 } Config;
 
-static double default_step_size(int mode, int L) {
-    return mode == MIDPOINT ? 0.25 : mode == LEAPFROG ? 1 / sqrt(L) : 1;
-}
+static double default_step_size(int mode, int L) { return mode == MIDPOINT ? 0.25 : mode == LEAPFROG ? 1 / sqrt(L) : 1; }
+static int default_grid(int mode) { return mode == BASELINE ? 0 : mode == MIDPOINT_A ? 23 : 20; }
 
 static Coefficients coefficients(const Config *net, int k) {
     double h = net->h;
@@ -760,7 +195,6 @@ static int remainders_fit(const Config *net) {
 
 // ---- parameters: sixteen tensors, in llm.c's order
 
-enum { TENSORS = 16 };
 typedef struct {
     param_t *wte;       // (Vp, C)
     param_t *wpe;       // (maxT, C)
@@ -780,37 +214,45 @@ typedef struct {
     param_t *lnfb;      // (C)
 } Tensors;
 
-// The size of each tensor for one layer, and how many layers it is stacked over. Returns the sum.
-static size_t tensor_sizes(const Config *net, size_t size[TENSORS], size_t layers[TENSORS]) {
+enum { TENSORS = 16 };
+enum { GAIN, BIAS, MATRIX, PROJECTION };  // a projection is a matrix that writes into the streams
+typedef struct {
+    const char *name;
+    int kind, stacked;  // stacked: over layers
+} TensorKind;
+static const TensorKind tensor_kinds[TENSORS] = {
+    {"wte", MATRIX, 0}, {"wpe", MATRIX, 0}, {"ln1w", GAIN, 1}, {"ln1b", BIAS, 1}, {"qkvw", MATRIX, 1}, {"qkvb", BIAS, 1},
+    {"attprojw", PROJECTION, 1}, {"attprojb", BIAS, 1}, {"ln2w", GAIN, 1}, {"ln2b", BIAS, 1}, {"fcw", MATRIX, 1},
+    {"fcb", BIAS, 1}, {"fcprojw", PROJECTION, 1}, {"fcprojb", BIAS, 1}, {"lnfw", GAIN, 0}, {"lnfb", BIAS, 0}};
+
+// The elements of each tensor in one layer, and in all that it is stacked over. Returns the number of parameters.
+static size_t tensor_sizes(const Config *net, size_t one[TENSORS], size_t all[TENSORS]) {
     size_t C = (size_t)net->C, total = 0;
-    const size_t one[TENSORS] = {(size_t)net->Vp * C, (size_t)net->maxT * C, C, C, 3*C*C, 3*C, C*C, C,
-                                 C, C, 4*C*C, 4*C, 4*C*C, C, C, C};
+    const size_t size[TENSORS] = {(size_t)net->Vp * C, (size_t)net->maxT * C, C, C, 3*C*C, 3*C, C*C, C,
+                                  C, C, 4*C*C, 4*C, 4*C*C, C, C, C};
     for (int i = 0; i < TENSORS; i++) {
-        size[i] = one[i];
-        layers[i] = i >= 2 && i < 14 ? (size_t)net->L : 1;
-        total += size[i] * layers[i];
+        one[i] = size[i];
+        all[i] = size[i] * (tensor_kinds[i].stacked ? (size_t)net->L : 1);
+        total += all[i];
     }
     return total;
 }
 
 static size_t parameter_count(const Config *net) {
-    size_t size[TENSORS], layers[TENSORS];
-    return tensor_sizes(net, size, layers);
+    size_t one[TENSORS], all[TENSORS];
+    return tensor_sizes(net, one, all);
 }
-
-// Matrices and embeddings decay; gains and biases do not.
-static int tensor_decays(int i) { return i == 0 || i == 1 || i == 4 || i == 6 || i == 10 || i == 12; }
 
 // Where the tensors of layer l begin in a buffer of all.
 static Tensors tensors_at(const Config *net, param_t *buffer, int l) {
-    size_t size[TENSORS], layers[TENSORS];
+    size_t one[TENSORS], all[TENSORS];
     Tensors t;
     param_t **at[TENSORS] = {&t.wte, &t.wpe, &t.ln1w, &t.ln1b, &t.qkvw, &t.qkvb, &t.attprojw, &t.attprojb,
                              &t.ln2w, &t.ln2b, &t.fcw, &t.fcb, &t.fcprojw, &t.fcprojb, &t.lnfw, &t.lnfb};
-    tensor_sizes(net, size, layers);
+    tensor_sizes(net, one, all);
     for (int i = 0; i < TENSORS; i++) {
-        *at[i] = buffer + (layers[i] > 1 ? (size_t)l * size[i] : 0);
-        buffer += size[i] * layers[i];
+        *at[i] = buffer + (tensor_kinds[i].stacked ? (size_t)l * one[i] : 0);
+        buffer += all[i];
     }
     return t;
 }
@@ -828,9 +270,7 @@ typedef struct {
     act_t *fch_gelu;  // (n, 4C)
 } Internals;
 
-static size_t round256(size_t bytes) { return (bytes + 255) / 256 * 256; }
-
-// Lays the internals of a force on n tokens into memory at base (may be NULL); returns the bytes they take.
+// The bytes that the internals of a force on n tokens take; if base is not NULL, *a is laid out there.
 static size_t internals_at(Internals *a, char *base, const Config *net, int parts, size_t n) {
     size_t C = (size_t)net->C, attn = (parts & ATTN) != 0, mlp = (parts & MLP) != 0, offset = 0;
     const size_t row = n * C * sizeof(act_t);
@@ -841,6 +281,7 @@ static size_t internals_at(Internals *a, char *base, const Config *net, int part
         at[i] = base && bytes[i] ? base + offset : NULL;
         offset += round256(bytes[i]);
     }
+    if (!base) return offset;
     a->qkv = (act_t *)at[0];
     a->atty = (act_t *)at[1];
     a->lse = (real_t *)at[2];
@@ -855,7 +296,7 @@ enum { PARAMETERS, GRADIENTS, OPTIMIZER, DATA, STREAMS, KEPT, WORKSPACE, HEAD, A
 static const char *const row_names[ROWS] = {"parameters", "gradients", "optimizer", "data", "streams", "kept", "workspace",
                                             "head", "activations", "total"};
 
-typedef struct { int row; void **at; size_t bytes; } Buffer;
+typedef struct { int row; void *at; size_t bytes; } Buffer;  // at: the pointer in Model that will hold it
 enum { MAX_BUFFERS = 32 };
 
 typedef struct {
@@ -864,7 +305,8 @@ typedef struct {
     int chunk;       // sequences for which a block is evaluated at a time
     int head_chunk;  // tokens for which the head is evaluated at a time
     int memory;      // enum Memory
-    param_t *params, *grads, *m, *v;
+    param_t *params;        // all tensors
+    real_t *grads, *m, *v;  // like them
     int *inputs, *targets;  // (B, T)
     real_t *losses;         // (B, T)
     stream_t *prev, *cur;   // (B, T, C); baseline has no prev: one plane is both
@@ -888,16 +330,14 @@ static void need(Model *m, int row, void *at, size_t count, size_t size) {
     if (!count) return;
     Buffer *b = &m->buffers[m->buffer_count++];
     b->row = row;
-    b->at = (void **)at;
+    b->at = at;
     b->bytes = round256(count * size);
 }
 
 static size_t kept_bytes(const Model *m, int k) {  // internals of step k, all chunks
-    Internals a;
     size_t whole = (size_t)(m->B / m->chunk), rest = (size_t)(m->B % m->chunk), T = (size_t)m->T;
     int parts = parts_of(&m->net, k);
-    return whole * internals_at(&a, NULL, &m->net, parts, (size_t)m->chunk * T) +
-           (rest ? internals_at(&a, NULL, &m->net, parts, rest * T) : 0);
+    return whole * internals_at(NULL, NULL, &m->net, parts, (size_t)m->chunk * T) + internals_at(NULL, NULL, &m->net, parts, rest * T);
 }
 
 // Writes down every buffer there will be. What is printed and what is allocated both come from this list.
@@ -907,9 +347,9 @@ static void plan(Model *m) {
     size_t n = (size_t)m->chunk * (size_t)m->T, H = (size_t)m->head_chunk, planes = net->mode == BASELINE ? 1 : 2;
     m->buffer_count = 0;
     need(m, PARAMETERS, &m->params, P, sizeof(param_t));
-    need(m, GRADIENTS, &m->grads, P, sizeof(param_t));
-    need(m, OPTIMIZER, &m->m, P, sizeof(param_t));
-    need(m, OPTIMIZER, &m->v, P, sizeof(param_t));
+    need(m, GRADIENTS, &m->grads, P, sizeof(real_t));
+    need(m, OPTIMIZER, &m->m, P, sizeof(real_t));
+    need(m, OPTIMIZER, &m->v, P, sizeof(real_t));
     need(m, DATA, &m->inputs, N, sizeof(int));
     need(m, DATA, &m->targets, N, sizeof(int));
     need(m, DATA, &m->losses, N, sizeof(real_t));
@@ -923,14 +363,8 @@ static void plan(Model *m) {
         size_t bytes = 0;
         for (int k = 0; k < steps(net); k++) bytes += kept_bytes(m, k);
         need(m, KEPT, &m->kept_internals, bytes, 1);
-    } else {
-        Internals a;
-        size_t bytes = 0;  // the largest force, if they differ
-        for (int k = 0; k < steps(net) && k < 2; k++) {
-            size_t b = internals_at(&a, NULL, net, parts_of(net, k), n);
-            if (b > bytes) bytes = b;
-        }
-        need(m, WORKSPACE, &m->internals, bytes, 1);
+    } else {  // those of the last step are the largest, where they differ
+        need(m, WORKSPACE, &m->internals, internals_at(NULL, NULL, net, parts_of(net, steps(net) - 1), n), 1);
     }
     need(m, WORKSPACE, &m->normed, n*C, sizeof(act_t));
     need(m, WORKSPACE, &m->out, n*C, sizeof(act_t));
@@ -961,32 +395,33 @@ static void plan_print(const Model *m) {
 
 static void model_free(Model *m) {
     for (int i = 0; i < m->buffer_count; i++) {
-        device_free(*m->buffers[i].at);
-        *m->buffers[i].at = NULL;
+        void *p;
+        memcpy(&p, m->buffers[i].at, sizeof p);
+        device_free(p);
     }
 }
 
 static void model_alloc(Model *m) {
-    for (int i = 0; i < m->buffer_count; i++) *m->buffers[i].at = NULL;
-    for (int i = 0; i < m->buffer_count; i++) {
-        *m->buffers[i].at = device_alloc(m->buffers[i].bytes);
-        if (!*m->buffers[i].at) {
-            size_t rows[ROWS];
-            plan_rows(m, rows);
-            die(STATUS_NUMBERS, "out of memory: %.3f GiB are needed (--plan shows for what); a smaller -b or -t needs less",
-                (double)rows[TOTAL] / (1 << 30));
-        }
+    size_t rows[ROWS];
+    plan_rows(m, rows);
+    int enough = rows[TOTAL] <= device_memory_bytes();
+    for (int i = 0; i < m->buffer_count && enough; i++) {
+        void *p = device_alloc(m->buffers[i].bytes);
+        memcpy(m->buffers[i].at, &p, sizeof p);
+        enough = p != NULL;
     }
-    if (m->net.mode == BASELINE) m->prev = m->cur, m->dprev = m->dcur;
+    if (!enough)
+        die(STATUS_NUMBERS, "out of memory: %.3f GiB are needed, the machine has %.3f; --plan shows for what, and a smaller -b "
+            "or -t needs less", (double)rows[TOTAL] / (1 << 30), (double)device_memory_bytes() / (1 << 30));
+    if (m->net.mode == BASELINE) {
+        m->prev = m->cur;
+        m->dprev = m->dcur;
+    }
     layers_begin(m->scratch);
 }
 
 // Sequences that make a chunk worth its while; depends on the shape alone, so every policy cuts at the same places.
-static int default_chunk(int B, int T) {
-    int chunk = (chunk_tokens + T - 1) / T;
-    return chunk < B ? chunk : B;
-}
-
+static int default_chunk(int T) { return (chunk_tokens + T - 1) / T; }
 // ---- the force F_k (2.5) and its adjoint
 
 // The force at cur, the input of step k, for `sequences` sequences of T tokens. It is m->out, plus a.attproj for a block.
@@ -1045,13 +480,13 @@ static Internals internals_of(Model *m, int k, int b, int sequences) {
     if (m->memory == STORE) {
         at = m->kept_internals;
         for (int j = 0; j < k; j++) at += kept_bytes(m, j);
-        at += (size_t)(b / m->chunk) * internals_at(&a, NULL, &m->net, parts, (size_t)m->chunk * (size_t)m->T);
+        at += (size_t)(b / m->chunk) * internals_at(NULL, NULL, &m->net, parts, (size_t)m->chunk * (size_t)m->T);
     }
     internals_at(&a, at, &m->net, parts, (size_t)sequences * (size_t)m->T);
     return a;
 }
 
-static void step_stream(Model *m, int k, size_t at, Internals a, size_t count, int direction) {
+static void move_stream(Model *m, int k, size_t at, Internals a, size_t count, int direction) {
     stream_step(m->prev + at, m->cur + at, m->out, parts_of(&m->net, k) == BLOCK ? a.attproj : NULL,
                 m->remainders ? m->remainders + at : NULL, count, coefficients(&m->net, k), m->net.grid, direction);
 }
@@ -1067,13 +502,43 @@ static void forward(Model *m, int B, int T, int keep) {
     for (int k = 0; k < steps(net); k++) {
         if (keep && m->memory != REVERSE) device_copy(m->kept_inputs + (size_t)k * plane, m->cur, plane * sizeof(stream_t));
         for (int b = 0; b < B; b += m->chunk) {
-            int sequences = b + m->chunk < B ? m->chunk : B - b;
+            int sequences = smaller_of(m->chunk, B - b);
             size_t at = (size_t)b * (size_t)T * C;
             Internals a = internals_of(m, k, b, sequences);
             force_forward(m, k, m->cur + at, a, sequences, T);
-            step_stream(m, k, at, a, (size_t)sequences * (size_t)T * C, +1);
+            move_stream(m, k, at, a, (size_t)sequences * (size_t)T * C, +1);
         }
         swap_streams(m);
+    }
+}
+
+// ---- reverse and adjoint
+
+// One step back: cur, prev = p_{k+1}, p_k become p_k, p_{k-1}, and dcur = dloss/dp_{k+1}, dprev = what is known so
+// far of dloss/dp_k likewise. With B = dloss/dp_{k+1} and A the other,
+//     p_{k-1} = (p_{k+1} - beta p_k - gamma F(p_k)) / alpha
+//     A += beta B + J_F(p_k)^T (gamma B);     B *= alpha
+// The F(p_k) recomputed for the first line is the one whose adjoint the second takes.
+static void step_back(Model *m, int k) {
+    const Config *net = &m->net;
+    int T = m->T;
+    size_t C = (size_t)net->C, plane = (size_t)m->B * (size_t)T * C;
+    Coefficients c = coefficients(net, k);
+    swap_streams(m);
+    real_t *A = m->dprev, *B = m->dcur;
+    m->dcur = A;
+    m->dprev = B;
+    for (int b = 0; b < m->B; b += m->chunk) {
+        int sequences = smaller_of(m->chunk, m->B - b);
+        size_t at = (size_t)b * (size_t)T * C, count = (size_t)sequences * (size_t)T * C;
+        const stream_t *cur = m->memory == REVERSE ? m->cur + at : m->kept_inputs + (size_t)k * plane + at;
+        Internals a = internals_of(m, k, b, sequences);
+        if (m->memory != STORE) force_forward(m, k, cur, a, sequences, T);
+        if (m->memory == REVERSE) move_stream(m, k, at, a, count, -1);
+        scale_cast(m->dforce, B + at, c.gamma, count);
+        force_backward(m, k, cur, a, A + at, sequences, T);
+        // baseline's one plane is both A and B, so it already holds the term with beta = 1
+        if (net->mode != BASELINE) adjoint_update(A + at, B + at, c.alpha, c.beta, count);
     }
 }
 
@@ -1087,7 +552,7 @@ static double head(Model *m, int B, int T, double scale) {
     double total = 0;
     Tensors w = tensors_at(net, m->params, 0), d = tensors_at(net, m->grads, 0);
     for (int i = 0; i < N; i += m->head_chunk) {
-        int n = i + m->head_chunk < N ? m->head_chunk : N - i;
+        int n = smaller_of(m->head_chunk, N - i);
         const stream_t *cur = m->cur + (size_t)i * (size_t)C;
         layernorm_forward(m->head_normed, cur, NULL, w.lnfw, w.lnfb, n, C, net->grid);
         matmul_forward(m->logits, m->head_normed, w.wte, NULL, n, C, net->Vp);  // (2.3), W tied to the embedding
@@ -1100,7 +565,7 @@ static double head(Model *m, int B, int T, double scale) {
     }
     for (int i = 0; i < N;) {
         real_t loss[1024];
-        int n = N - i < 1024 ? N - i : 1024;
+        int n = smaller_of(1024, N - i);
         to_host(loss, m->losses + i, (size_t)n * sizeof(real_t));
         for (int j = 0; j < n; j++) total += loss[j];
         i += n;
@@ -1108,76 +573,618 @@ static double head(Model *m, int B, int T, double scale) {
     return total / N;
 }
 
-// ---- reverse and adjoint
+// ---- back-propagation
 
-// One step back. On entry cur = p_{k+1}, dcur = dloss/dp_{k+1} and dprev is what is known so far of dloss/dp_k;
-// on return the same for k. The force recomputed to reverse the stream is the one whose adjoint is taken.
-static void step_back(Model *m, int k) {
+// From the last pair of streams to the gradients of all weights, times weight. *drift: how far the reconstructed
+// embedding is from the true one, relative; NAN if nothing was reconstructed. Returns the mean loss.
+static double backward(Model *m, double weight, double *drift) {
     const Config *net = &m->net;
-    int T = m->T;
-    size_t C = (size_t)net->C, plane = (size_t)m->B * (size_t)T * C;
-    Coefficients c = coefficients(net, k);
-    real_t *d = m->dprev;
-    m->dprev = m->dcur, m->dcur = d;
-    swap_streams(m);
-    for (int b = 0; b < m->B; b += m->chunk) {
-        int sequences = b + m->chunk < m->B ? m->chunk : m->B - b;
-        size_t at = (size_t)b * (size_t)T * C, count = (size_t)sequences * (size_t)T * C;
-        const stream_t *cur = m->memory == REVERSE ? m->cur + at : m->kept_inputs + (size_t)k * plane + at;
-        Internals a = internals_of(m, k, b, sequences);
-        if (m->memory != STORE) force_forward(m, k, cur, a, sequences, T);
-        if (m->memory == REVERSE) step_stream(m, k, at, a, count, -1);
-        scale_cast(m->dforce, m->dprev + at, c.gamma, count);
-        force_backward(m, k, cur, a, m->dcur + at, sequences, T);
-        // baseline's single plane already holds dloss/dnext, which is its beta = 1 term
-        if (net->mode != BASELINE) adjoint_update(m->dcur + at, m->dprev + at, c.alpha, c.beta, count);
-    }
+    int N = m->B * m->T;
+    size_t bytes = (size_t)N * (size_t)net->C * sizeof(real_t);
+    Tensors w = tensors_at(net, m->params, 0), d = tensors_at(net, m->grads, 0);
+    device_zero(m->dcur, bytes);
+    device_zero(m->dprev, bytes);
+    double loss = head(m, m->B, m->T, weight / N);
+    for (int k = steps(net) - 1; k >= 0; k--) step_back(m, k);
+    *drift = NAN;
+    if (m->memory == REVERSE)
+        *drift = stream_compare(m->prev, m->cur, m->remainders, m->inputs, w.wte, w.wpe, N, m->T, net->C, net->grid);
+    // both streams began as x: dx = dloss/dp_0 + what reached the step before it
+    embed_backward(d.wte, d.wpe, m->dcur, net->mode == BASELINE ? NULL : m->dprev, m->inputs, N, m->T, net->C);
+    return loss;
 }
 
-// Loss and gradients of one batch of (B, T), added to m->grads with the given weight. *drift: how far the
-// reconstructed embedding is from the true one, relative; NAN if nothing was reconstructed.
 static double forward_backward(Model *m, double weight, double *drift) {
-    const Config *net = &m->net;
-    size_t plane = (size_t)m->B * (size_t)m->T * (size_t)net->C;
-    Tensors w = tensors_at(net, m->params, 0), d = tensors_at(net, m->grads, 0);
     forward(m, m->B, m->T, 1);
-    device_zero(m->dcur, plane * sizeof(real_t));
-    device_zero(m->dprev, plane * sizeof(real_t));
-    double loss = head(m, m->B, m->T, weight / ((double)m->B * m->T));
-    for (int k = steps(net) - 1; k >= 0; k--) step_back(m, k);
-    *drift = m->memory != REVERSE ? NAN : stream_compare(m->prev, m->cur, m->remainders, m->inputs, w.wte, w.wpe,
-                                                         m->B * m->T, m->T, net->C, net->grid);
-    // both streams began as x: dx = dloss/dp_0 + what reached the step before it
-    embed_backward(d.wte, d.wpe, m->dcur, net->mode == BASELINE ? NULL : m->dprev, m->inputs, m->B * m->T, m->T, net->C);
-    return loss;
+    return backward(m, weight, drift);
 }
 
 // ---- optimizer
 
-// Clips the gradient at norm 1 and takes one step of AdamW. Returns the norm before clipping.
+// Clips the gradient at norm 1 and takes one step of AdamW; matrices and embeddings decay, gains and biases do not.
+// Returns the norm before clipping; if that is not finite, nothing has been changed.
 static double update(Model *m, double rate, double beta1, double beta2, double decay, int t) {
-    size_t size[TENSORS], layers[TENSORS], offset = 0;
-    double norm = sqrt(norm_squared(m->grads, tensor_sizes(&m->net, size, layers)));
-    double clip = norm > 1 ? 1 / norm : 1;
-    for (int i = 0; i < TENSORS; i++) {
-        size_t count = size[i] * layers[i];
-        adamw(m->params + offset, m->grads + offset, m->m + offset, m->v + offset, count, rate, beta1, beta2,
-              tensor_decays(i) ? decay : 0, clip, t);
-        offset += count;
-    }
+    size_t one[TENSORS], all[TENSORS], at = 0;
+    double norm = sqrt(norm_squared(m->grads, tensor_sizes(&m->net, one, all)));
+    for (int i = 0; i < TENSORS && isfinite(norm); at += all[i++])
+        adamw(m->params + at, m->grads + at, m->m + at, m->v + at, all[i], rate, beta1, beta2,
+              tensor_kinds[i].kind >= MATRIX ? decay : 0, norm > 1 ? 1 / norm : 1, t);
     return norm;
 }
 
-// Model flops a token (forward and backward, the head included; causal attention counted as what it
-// computes, backward with five products), and what reversing adds: the blocks' forward pass once more.
-static double flops_per_token(const Config *net, int T) {
-    double C = net->C;
-    return 6 * (12 * C * C * net->L + C * net->Vp) + net->L * 7.0 * C * T;
+// Model flops a token, forward and backward with the head; causal attention counted as what it computes, its
+// backward pass with five products. *again: what running the blocks forward once more adds.
+static double flops_per_token(const Config *net, int T, double *again) {
+    double C = net->C, products = 12 * C * C * net->L, attention = C * T * net->L;
+    *again = 2 * products + 2 * attention;
+    return 6 * (products + C * net->Vp) + 7 * attention;
 }
-static double reversal_flops_per_token(const Config *net, int T) {
-    double C = net->C;
-    return net->L * (24 * C * C + 2 * C * T);
+
+#ifndef REV_GPT2_OTHER_LAYERS
+// ==== layers for the CPU: from here to the next such line ==========================================
+
+const int chunk_tokens = 1024, head_chunk_tokens = 1024;
+
+void *device_alloc(size_t bytes) {
+    void *p = aligned_alloc(256, round256(bytes));
+    if (p) memset(p, 0, bytes);
+    return p;
 }
+void device_free(void *p) { free(p); }
+void device_zero(void *p, size_t bytes) { memset(p, 0, bytes); }
+void device_copy(void *dst, const void *src, size_t bytes) { memcpy(dst, src, bytes); }
+void to_device(void *dst, const void *src, size_t bytes) { memcpy(dst, src, bytes); }
+void to_host(void *dst, const void *src, size_t bytes) { memcpy(dst, src, bytes); }
+size_t device_peak_bytes(void) {
+    struct rusage u;
+    getrusage(RUSAGE_SELF, &u);
+    return (size_t)u.ru_maxrss * 1024;
+}
+
+size_t device_memory_bytes(void) { return (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE); }
+
+// ---- streams
+
+static int fault;
+int stream_take_fault(void) {
+    int f = fault;
+    fault = 0;
+    return f;
+}
+
+static inline real_t real_rint(real_t x) { return (real_t)(sizeof(real_t) == 8 ? rint(x) : rintf((float)x)); }
+static inline real_t grid_unit(int grid) { return grid ? (real_t)ldexp(1, -grid) : 0; }  // 0: floating point
+static inline real_t stream_value(stream_t s, real_t unit) { return unit != 0 ? (real_t)s.fixed * unit : s.real; }
+
+// A real number as a whole number of grid units; *bad is set where it is NaN or has no place in 32 bits.
+static inline int64_t to_grid(real_t x, real_t per_unit, int *bad) {
+    real_t v = real_rint(x * per_unit);
+    int inside = v > (real_t)-2147483648.0 && v < (real_t)2147483648.0;
+    *bad |= !inside;
+    return inside ? (int64_t)v : 0;
+}
+
+static inline stream_t embed_element(real_t x, real_t per_unit, int *bad) {
+    stream_t s;
+    memset(&s, 0, sizeof s);
+    if (per_unit != 0) s.fixed = (int32_t)to_grid(x, per_unit, bad);
+    else s.real = x;
+    return s;
+}
+
+void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe,
+                  int n, int T, int C, int grid) {
+    real_t per_unit = grid ? (real_t)ldexp(1, grid) : 0;
+    int bad = 0;
+    #pragma omp parallel for reduction(|:bad)
+    for (int i = 0; i < n; i++)
+        for (int c = 0; c < C; c++)
+            prev[(size_t)i*C + c] = cur[(size_t)i*C + c] =
+                embed_element(wte[(size_t)tokens[i]*C + c] + wpe[(size_t)(i % T)*C + c], per_unit, &bad);
+    fault |= bad;
+}
+
+// s * n/16 for n > 0; the remainder goes on top of the stack of remainders *r, so nothing is lost
+// (Maclaurin, Duvenaud & Adams 2015, section 3).
+static inline int64_t multiply_sixteenths(int64_t s, int n, uint16_t *r) {
+    uint32_t stack = *r * 16u + (uint32_t)(s & 15);
+    *r = (uint16_t)(stack / (uint32_t)n);
+    return (s >> 4) * n + stack % (uint32_t)n;
+}
+static inline int64_t unmultiply_sixteenths(int64_t s, int n, uint16_t *r) {
+    int64_t quotient = s / n - (s % n < 0), digit = s - quotient * n;
+    uint32_t stack = *r * (uint32_t)n + (uint32_t)digit;
+    *r = (uint16_t)(stack >> 4);
+    return quotient * 16 + (stack & 15);
+}
+
+// beta*cur + gamma*F as one integer, a function of cur alone: added in one direction, subtracted in the other.
+static inline int64_t increment(int32_t cur, real_t force, int beta, real_t gamma, int *bad) {
+    return (((int64_t)beta * cur + 8) >> 4) + to_grid(force, gamma, bad);
+}
+
+void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r, size_t count,
+                 Coefficients k, int grid, int direction) {
+    double alpha = k.alpha / 16.0;
+    real_t beta = (real_t)(k.beta / 16.0), gamma = (real_t)ldexp(k.gamma, grid);  // in units of the grid
+    int bad = 0, sign = k.alpha < 0 ? -1 : 1, n = abs(k.alpha);
+    if (!grid) {  // next = alpha prev + add, and prev = next / alpha - add / alpha
+        real_t scale = (real_t)(direction > 0 ? alpha : 1 / alpha), with = (real_t)(direction > 0 ? 1 : -1 / alpha);
+        #pragma omp parallel for
+        for (size_t i = 0; i < count; i++)
+            s[i].real = scale * s[i].real + with * (beta * cur[i].real + gamma * (f2 ? f[i] + f2[i] : f[i]));
+        return;
+    }
+    #pragma omp parallel for reduction(|:bad)
+    for (size_t i = 0; i < count; i++) {
+        int64_t add = increment(cur[i].fixed, f2 ? f[i] + f2[i] : f[i], k.beta, gamma, &bad), t;
+        if (!r) t = direction > 0 ? sign * (int64_t)s[i].fixed + add : sign * (s[i].fixed - add);  // alpha = 1 or -1
+        else if (direction > 0) t = sign * multiply_sixteenths(s[i].fixed, n, r + i) + add;
+        else t = unmultiply_sixteenths(sign * (s[i].fixed - add), n, r + i);
+        bad |= t != (int32_t)t;
+        s[i].fixed = (int32_t)t;
+    }
+    fault |= bad;
+}
+
+// Sums over n things are cut at the same places for any number of threads: slice p of SLICES.
+enum { SLICES = 64 };
+static inline size_t slice(size_t n, int p) { return n / SLICES * (size_t)p + n % SLICES * (size_t)p / SLICES; }
+
+double stream_compare(const stream_t *prev, const stream_t *cur, const uint16_t *r, const int *tokens,
+                      const param_t *wte, const param_t *wpe, int n, int T, int C, int grid) {
+    double difference[SLICES] = {0}, norm[SLICES] = {0}, d = 0, x2 = 0;
+    real_t per_unit = grid ? (real_t)ldexp(1, grid) : 0;
+    #pragma omp parallel for
+    for (int p = 0; p < SLICES; p++) {
+        for (size_t i = slice((size_t)n, p); i < slice((size_t)n, p + 1); i++) {
+            for (int c = 0; c < C; c++) {
+                size_t at = i*(size_t)C + (size_t)c;
+                int bad = 0;
+                stream_t x = embed_element(wte[(size_t)tokens[i]*C + c] + wpe[i % (size_t)T*C + c], per_unit, &bad);
+                double v = grid ? x.fixed : x.real;
+                double d1 = (grid ? prev[at].fixed : prev[at].real) - v, d2 = (grid ? cur[at].fixed : cur[at].real) - v;
+                difference[p] += d1 * d1 + d2 * d2 + (r ? r[at] : 0);
+                norm[p] += 2 * v * v;
+            }
+        }
+    }
+    for (int p = 0; p < SLICES; p++) d += difference[p], x2 += norm[p];
+    return d == 0 ? 0 : sqrt(d / (x2 > 0 ? x2 : 1));
+}
+
+void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens,
+                    int n, int T, int C) {
+    enum { COLUMNS = 16 };  // a thread owns columns, not tokens: no two threads meet in a row
+    #pragma omp parallel for
+    for (int c0 = 0; c0 < C; c0 += COLUMNS) {
+        int end = smaller_of(c0 + COLUMNS, C);
+        for (int i = 0; i < n; i++) {
+            for (int c = c0; c < end; c++) {
+                real_t d = d1[(size_t)i*C + c] + (d2 ? d2[(size_t)i*C + c] : 0);
+                dwte[(size_t)tokens[i]*C + c] += d;
+                dwpe[(size_t)(i % T)*C + c] += d;
+            }
+        }
+    }
+}
+
+// ---- matrix product
+// c (M, N) = sum_k a(i,k) b(k,j), with a(i,k) = a[i*a_row + k*a_col] and so for b: strides make it any
+// orientation. Both operands are first packed into panels, MR rows of a and NR columns of b wide, so the
+// innermost loop reads memory in order and keeps an MR x NR file_float32 of c in registers.
+
+#if defined(__AVX512F__)
+enum { VECTOR_BYTES = 64, MR = 12 };
+#elif defined(__AVX__)
+enum { VECTOR_BYTES = 32, MR = 6 };
+#elif defined(__aarch64__)
+enum { VECTOR_BYTES = 16, MR = 12 };
+#else
+enum { VECTOR_BYTES = 16, MR = 6 };
+#endif
+typedef real_t vector_t __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real_t)), may_alias));
+enum { LANES = VECTOR_BYTES / sizeof(real_t), NV = 2, NR = NV * LANES };
+// A block of a (MC, KC) stays in L2, one of b (KC, NC) in L3. 96 is a multiple of every MR and NR.
+enum { KC = 256, MC = 12 * 96, NC = 32 * 96 };
+
+typedef struct { const real_t *at; int64_t row, col; } Matrix;
+
+static real_t *pack_a, *pack_b, *partial_sums;
+size_t layers_scratch_bytes(int C) {
+    return sizeof(real_t) * ((size_t)MC*KC + (size_t)KC*NC + (size_t)SLICES*2*(size_t)C);
+}
+void layers_begin(void *scratch) {
+    pack_a = (real_t *)scratch;
+    pack_b = pack_a + (size_t)MC*KC;
+    partial_sums = pack_b + (size_t)KC*NC;
+}
+
+// out[k*width + i] = x[i*row + k*col] for i < rows, zero up to width
+static inline void pack(real_t *out, const real_t *x, int64_t row, int64_t col, int rows, int K, int width) {
+    if (rows < width) memset(out, 0, sizeof(real_t) * (size_t)K * (size_t)width);
+    if (row == 1)
+        for (int k = 0; k < K; k++) memcpy(out + k*width, x + k*col, sizeof(real_t) * (size_t)rows);
+    else
+        for (int i = 0; i < rows; i++)
+            for (int k = 0; k < K; k++) out[k*width + i] = x[i*row + k*col];
+}
+
+// c (rows, columns) (+)= panel a (K, MR) times panel b (K, NR); where it does not accumulate it starts from bias, or 0
+static inline void multiply_panels(real_t *c, int64_t row, int rows, int columns, int K, const real_t *a, const real_t *b,
+                                   const real_t *bias, int accumulate) {
+    vector_t sum[MR][NV], tile[MR][NV];
+    for (int i = 0; i < rows; i++)  // c is needed only at the end: have it come meanwhile
+        for (int j = 0; j < columns; j += 64 / (int)sizeof(real_t)) __builtin_prefetch(c + i*row + j, 1);
+    const vector_t zero = {0};
+    for (int i = 0; i < MR; i++)
+        for (int v = 0; v < NV; v++) sum[i][v] = zero;
+    for (int k = 0; k < K; k++, a += MR, b += NR) {
+        #pragma GCC unroll 12
+        for (int i = 0; i < MR; i++)
+            #pragma GCC unroll 2
+            for (int v = 0; v < NV; v++) sum[i][v] += a[i] * ((const vector_t *)b)[v];
+    }
+    for (int i = 0; i < MR; i++)
+        for (int v = 0; v < NV; v++) tile[i][v] = sum[i][v];  // sum itself is only indexed by constants, so it lives in registers
+    for (int i = 0; i < rows; i++) {
+        const real_t *t = (const real_t *)tile[i], *start = accumulate ? c + i*row : bias;
+        if (columns == NR && start)
+            for (int j = 0; j < NR; j++) c[i*row + j] = start[j] + t[j];
+        else
+            for (int j = 0; j < columns; j++) c[i*row + j] = start ? start[j] + t[j] : t[j];
+    }
+}
+
+static void gemm(real_t *c, int M, int N, int K, Matrix a, Matrix b, const real_t *bias, int accumulate) {
+    #pragma omp parallel
+    for (int j0 = 0; j0 < N; j0 += NC) {
+        for (int k0 = 0; k0 < K; k0 += KC) {
+            int n = smaller_of(NC, N - j0), k = smaller_of(KC, K - k0);
+            #pragma omp for
+            for (int j = 0; j < n; j += NR)
+                pack(pack_b + (size_t)j*k, b.at + (j0 + j)*b.col + k0*b.row, b.col, b.row, smaller_of(NR, n - j), k, NR);
+            for (int i0 = 0; i0 < M; i0 += MC) {
+                int m = smaller_of(MC, M - i0);
+                #pragma omp for
+                for (int i = 0; i < m; i += MR)
+                    pack(pack_a + (size_t)i*k, a.at + (i0 + i)*a.row + k0*a.col, a.row, a.col, smaller_of(MR, m - i), k, MR);
+                enum { TASK = 8 * MR };  // rows of c: one panel of b against some panels of a
+                #pragma omp for collapse(2) schedule(dynamic, 4)
+                for (int j = 0; j < n; j += NR)
+                    for (int r = 0; r < m; r += TASK)
+                        for (int i = r; i < smaller_of(r + TASK, m); i += MR)
+                            multiply_panels(c + (int64_t)(i0 + i)*N + j0 + j, N, smaller_of(MR, m - i), smaller_of(NR, n - j), k,
+                                            pack_a + (size_t)i*k, pack_b + (size_t)j*k,
+                                            bias && !accumulate ? bias + j0 + j : NULL, accumulate || k0 > 0);
+            }
+        }
+    }
+}
+
+// The same for one thread and small blocks: M at most TILE, rows of c `row` apart. It packs on the stack (about 34 KB).
+enum { TILE = 64, TILE_A = (TILE + MR - 1) / MR * MR, TILE_B = (TILE + NR - 1) / NR * NR };
+static void gemm_tile(real_t *c, int64_t row, int M, int N, int K, Matrix a, Matrix b, int accumulate) {
+    real_t packed_a[TILE_A * TILE], packed_b[TILE_B * TILE];
+    for (int k0 = 0; k0 < K; k0 += TILE) {
+        int k = smaller_of(TILE, K - k0);
+        for (int i = 0; i < M; i += MR) pack(packed_a + i*k, a.at + i*a.row + k0*a.col, a.row, a.col, smaller_of(MR, M - i), k, MR);
+        for (int j0 = 0; j0 < N; j0 += TILE) {
+            int n = smaller_of(TILE, N - j0);
+            for (int j = 0; j < n; j += NR)
+                pack(packed_b + j*k, b.at + (j0 + j)*b.col + k0*b.row, b.col, b.row, smaller_of(NR, n - j), k, NR);
+            for (int j = 0; j < n; j += NR)
+                for (int i = 0; i < M; i += MR)
+                    multiply_panels(c + i*row + j0 + j, row, smaller_of(MR, M - i), smaller_of(NR, n - j), k,
+                                    packed_a + i*k, packed_b + j*k, NULL, accumulate || k0 > 0);
+        }
+    }
+}
+
+static inline Matrix matrix(const real_t *at, int64_t row, int64_t col) {
+    Matrix m = {at, row, col};
+    return m;
+}
+
+// exp without a call, so loops over it become vector code: 2^k times a Taylor polynomial on [-ln2/2, ln2/2],
+// within 2e-7; NaN stays NaN, far below 0 it stops at 1e-38
+static inline real_t real_exp(real_t x) {
+    if (sizeof(real_t) == 8) return (real_t)exp(x);
+    union { float f; uint32_t u; } k, scale;
+    float f = (float)x;
+    f = f < -87.0f ? -87.0f : f;
+    f = f > 88.0f ? 88.0f : f;
+    k.f = f * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum has no room for a fraction, so it is rounded
+    float n = k.f - 12582912.0f;
+    float r = (f - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two pieces, the first exact times n
+    scale.u = (k.u - 0x4B400000u + 127u) << 23;
+    float p = 1/120.0f + r * (1/720.0f + r * (1/5040.0f));
+    p = 1 + r * (1 + r * (1/2.0f + r * (1/6.0f + r * (1/24.0f + r * p))));
+    return (real_t)(p * scale.f);
+}
+
+// GELU with tanh, x/2 (1 + tanh u) = x sigmoid(2u) for u = sqrt(2/pi) (x + 0.044715 x^3)
+static inline real_t gelu(real_t x) {
+    const real_t k = (real_t)0.7978845608028654;
+    return x / (1 + real_exp(-2 * k * (x + (real_t)0.044715 * x * x * x)));
+}
+static inline real_t gelu_slope(real_t x) {
+    const real_t k = (real_t)0.7978845608028654;
+    real_t s = 1 / (1 + real_exp(-2 * k * (x + (real_t)0.044715 * x * x * x)));
+    return s + x * s * (1 - s) * 2 * k * (1 + (real_t)(3 * 0.044715) * x * x);
+}
+
+void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C, int OC) {
+    gemm(out, n, OC, C, matrix(inp, C, 1), matrix(weight, 1, C), bias, 0);
+}
+
+void matmul_gelu_forward(act_t *out, act_t *pre, const act_t *inp, const param_t *weight, const param_t *bias,
+                         int n, int C, int OC) {
+    matmul_forward(pre, inp, weight, bias, n, C, OC);
+    #pragma omp parallel for simd
+    for (size_t i = 0; i < (size_t)n * (size_t)OC; i++) out[i] = gelu(pre[i]);
+}
+
+void matmul_backward(act_t *dinp, real_t *dweight, real_t *dbias, const act_t *dout, const act_t *inp,
+                     const param_t *weight, const act_t *pre, int n, int C, int OC) {
+    gemm(dweight, OC, C, n, matrix(dout, 1, OC), matrix(inp, C, 1), NULL, 1);
+    if (dbias) {
+        #pragma omp parallel for
+        for (int p = 0; p < SLICES; p++)  // a thread owns columns
+            for (int i = 0; i < n; i++)
+                for (size_t o = slice((size_t)OC, p); o < slice((size_t)OC, p + 1); o++) dbias[o] += dout[(size_t)i*OC + o];
+    }
+    gemm(dinp, n, C, OC, matrix(dout, OC, 1), matrix(weight, C, 1), NULL, 0);
+    if (pre) {
+        #pragma omp parallel for simd
+        for (size_t i = 0; i < (size_t)n * (size_t)C; i++) dinp[i] *= gelu_slope(pre[i]);
+    }
+}
+
+// ---- layernorm
+
+// x_c = s_c + add_c of one token: its mean, returned, and 1 / standard deviation
+static inline real_t layernorm_statistics(real_t *rstd, const stream_t *s, const act_t *add, int C, real_t unit) {
+    real_t mean = 0, variance = 0;
+    #pragma omp simd reduction(+:mean)
+    for (int c = 0; c < C; c++) mean += stream_value(s[c], unit) + (add ? add[c] : 0);
+    mean /= (real_t)C;
+    #pragma omp simd reduction(+:variance)
+    for (int c = 0; c < C; c++) {
+        real_t d = stream_value(s[c], unit) + (add ? add[c] : 0) - mean;
+        variance += d * d;
+    }
+    *rstd = (real_t)(1 / sqrt(variance / (real_t)C + (real_t)1e-5));
+    return mean;
+}
+
+void layernorm_forward(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, const param_t *bias,
+                       int n, int C, int grid) {
+    real_t unit = grid_unit(grid);
+    #pragma omp parallel for
+    for (int i = 0; i < n; i++) {
+        const stream_t *x = s + (size_t)i*C;
+        const act_t *y = add ? add + (size_t)i*C : NULL;
+        real_t rstd, mean = layernorm_statistics(&rstd, x, y, C, unit);
+        #pragma omp simd
+        for (int c = 0; c < C; c++)
+            out[(size_t)i*C + c] = (stream_value(x[c], unit) + (y ? y[c] : 0) - mean) * rstd * weight[c] + bias[c];
+    }
+}
+
+void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias, const act_t *dout, const stream_t *s,
+                        const act_t *add, const param_t *weight, int n, int C, int grid) {
+    real_t unit = grid_unit(grid);
+    memset(partial_sums, 0, sizeof(real_t) * (size_t)SLICES * 2 * (size_t)C);
+    #pragma omp parallel for
+    for (int p = 0; p < SLICES; p++) {
+        real_t *dw = partial_sums + (size_t)p*2*(size_t)C, *db = dw + C;
+        for (size_t i = slice((size_t)n, p); i < slice((size_t)n, p + 1); i++) {
+            const stream_t *x = s + i*(size_t)C;
+            const act_t *y = add ? add + i*(size_t)C : NULL, *d = dout + i*(size_t)C;
+            real_t rstd, mean = layernorm_statistics(&rstd, x, y, C, unit), sum = 0, sum_x = 0;
+            #pragma omp simd reduction(+:sum,sum_x)
+            for (int c = 0; c < C; c++) {
+                real_t normed = (stream_value(x[c], unit) + (y ? y[c] : 0) - mean) * rstd, dn = d[c] * weight[c];
+                dw[c] += d[c] * normed;
+                db[c] += d[c];
+                sum += dn;
+                sum_x += dn * normed;
+            }
+            sum /= (real_t)C;
+            sum_x /= (real_t)C;
+            #pragma omp simd
+            for (int c = 0; c < C; c++) {
+                real_t normed = (stream_value(x[c], unit) + (y ? y[c] : 0) - mean) * rstd;
+                real_t dx = (d[c] * weight[c] - sum - normed * sum_x) * rstd;
+                ds[i*(size_t)C + (size_t)c] += dx;
+                if (dadd) dadd[i*(size_t)C + (size_t)c] += dx;
+            }
+        }
+    }
+    for (int p = 0; p < SLICES; p++) {
+        const real_t *dw = partial_sums + (size_t)p*2*(size_t)C;
+        for (int c = 0; c < C; c++) dweight[c] += dw[c], dbias[c] += dw[C + c];
+    }
+}
+
+// ---- attention: tiles of TILE queries against TILE keys, the softmax carried along from tile to tile
+
+void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH) {
+    int hs = C / NH;
+    real_t scale = (real_t)(1 / sqrt((double)hs));
+    #pragma omp parallel for collapse(3) schedule(dynamic)
+    for (int b = 0; b < B; b++)
+        for (int h = 0; h < NH; h++)
+            for (int q0 = 0; q0 < T; q0 += TILE) {
+                const act_t *q = qkv + ((size_t)b*T + q0)*3*C + h*hs, *k0 = qkv + (size_t)b*T*3*C + C + h*hs;
+                act_t *o = out + ((size_t)b*T + q0)*C + h*hs;
+                real_t score[TILE * TILE], highest[TILE], sum[TILE];
+                int queries = smaller_of(TILE, T - q0);
+                for (int i = 0; i < queries; i++) highest[i] = (real_t)-1e30, sum[i] = 0;
+                for (int t0 = 0; t0 <= q0; t0 += TILE) {
+                    const act_t *k = k0 + (size_t)t0*3*C, *v = k + C;
+                    int keys = smaller_of(TILE, T - t0);
+                    gemm_tile(score, TILE, queries, keys, hs, matrix(q, 3*C, 1), matrix(k, 1, 3*C), 0);
+                    for (int i = 0; i < queries; i++) {
+                        real_t *s = score + i*TILE, top = highest[i], total = 0;
+                        int seen = smaller_of(keys, q0 + i - t0 + 1);  // causal
+                        for (int j = 0; j < seen; j++) top = s[j] * scale > top ? s[j] * scale : top;
+                        #pragma omp simd reduction(+:total)
+                        for (int j = 0; j < seen; j++) total += s[j] = real_exp(s[j] * scale - top);
+                        for (int j = seen; j < keys; j++) s[j] = 0;
+                        real_t shrink = real_exp(highest[i] - top);
+                        sum[i] = sum[i] * shrink + total;
+                        highest[i] = top;
+                        if (t0) for (int c = 0; c < hs; c++) o[(size_t)i*C + c] *= shrink;
+                    }
+                    gemm_tile(o, C, queries, hs, keys, matrix(score, TILE, 1), matrix(v, 3*C, 1), t0 > 0);
+                }
+                for (int i = 0; i < queries; i++) {
+                    for (int c = 0; c < hs; c++) o[(size_t)i*C + c] /= sum[i];
+                    lse[((size_t)b*NH + h)*T + q0 + i] = highest[i] + (real_t)log(sum[i]);
+                }
+            }
+}
+
+void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse,
+                        int B, int T, int C, int NH) {
+    int hs = C / NH;
+    real_t scale = (real_t)(1 / sqrt((double)hs));
+    #pragma omp parallel for collapse(2) schedule(dynamic)
+    for (int b = 0; b < B; b++)
+        for (int h = 0; h < NH; h++) {
+            size_t first = (size_t)b*T*3*C + (size_t)h*hs;
+            for (int t = 0; t < T; t++)
+                for (int x = 0; x < 3; x++) memset(dqkv + first + (size_t)t*3*C + x*C, 0, sizeof(act_t) * (size_t)hs);
+            for (int q0 = 0; q0 < T; q0 += TILE) {
+                const act_t *q = qkv + first + (size_t)q0*3*C;
+                const act_t *o = out + ((size_t)b*T + q0)*C + h*hs, *d = dout + (o - out);
+                act_t *dq = dqkv + (q - qkv);
+                real_t p[TILE * TILE], ds[TILE * TILE], along[TILE];  // along: sum_j p_j dp_j, which is d . o
+                int queries = smaller_of(TILE, T - q0);
+                for (int i = 0; i < queries; i++) {
+                    real_t dot = 0;
+                    #pragma omp simd reduction(+:dot)
+                    for (int c = 0; c < hs; c++) dot += d[(size_t)i*C + c] * o[(size_t)i*C + c];
+                    along[i] = dot;
+                }
+                for (int t0 = 0; t0 <= q0; t0 += TILE) {
+                    const act_t *k = qkv + first + (size_t)t0*3*C + C, *v = k + C;
+                    act_t *dk = dqkv + (k - qkv), *dv = dk + C;
+                    int keys = smaller_of(TILE, T - t0);
+                    gemm_tile(p, TILE, queries, keys, hs, matrix(q, 3*C, 1), matrix(k, 1, 3*C), 0);
+                    gemm_tile(ds, TILE, queries, keys, hs, matrix(d, C, 1), matrix(v, 1, 3*C), 0);
+                    for (int i = 0; i < queries; i++) {
+                        real_t *pi = p + i*TILE, *dsi = ds + i*TILE, dot = along[i];
+                        real_t l = lse[((size_t)b*NH + h)*T + q0 + i];
+                        int seen = smaller_of(keys, q0 + i - t0 + 1);
+                        #pragma omp simd
+                        for (int j = 0; j < seen; j++) {
+                            pi[j] = real_exp(pi[j] * scale - l);
+                            dsi[j] = pi[j] * (dsi[j] - dot) * scale;
+                        }
+                        for (int j = seen; j < keys; j++) pi[j] = dsi[j] = 0;
+                    }
+                    gemm_tile(dv, 3*C, keys, hs, queries, matrix(p, 1, TILE), matrix(d, C, 1), 1);
+                    gemm_tile(dk, 3*C, keys, hs, queries, matrix(ds, 1, TILE), matrix(q, 3*C, 1), 1);
+                    gemm_tile(dq, 3*C, queries, hs, keys, matrix(ds, TILE, 1), matrix(k, 3*C, 1), 1);
+                }
+            }
+        }
+}
+
+// ---- adjoint, head, optimizer
+
+void scale_cast(act_t *out, const real_t *x, double scale, size_t count) {
+    #pragma omp parallel for simd
+    for (size_t i = 0; i < count; i++) out[i] = (real_t)scale * x[i];
+}
+
+void adjoint_update(real_t *A, real_t *B, int alpha, int beta, size_t count) {
+    real_t a = (real_t)(alpha / 16.0), b = (real_t)(beta / 16.0);
+    if (alpha == 16 && beta == 0) return;
+    #pragma omp parallel for simd
+    for (size_t i = 0; i < count; i++) {
+        A[i] += b * B[i];
+        B[i] *= a;
+    }
+}
+
+void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V, int Vp, double scale) {
+    #pragma omp parallel for
+    for (int i = 0; i < n; i++) {
+        act_t *x = logits + (size_t)i*Vp, target = x[targets[i]];
+        real_t top = x[0], sum = 0;
+        for (int v = 0; v < V; v++) top = x[v] > top ? x[v] : top;
+        if (scale == 0) {
+            #pragma omp simd reduction(+:sum)
+            for (int v = 0; v < V; v++) sum += real_exp(x[v] - top);
+        } else {
+            #pragma omp simd reduction(+:sum)
+            for (int v = 0; v < V; v++) sum += x[v] = real_exp(x[v] - top);
+            real_t factor = (real_t)scale / sum;
+            #pragma omp simd
+            for (int v = 0; v < V; v++) x[v] *= factor;
+            x[targets[i]] -= (real_t)scale;
+            for (int v = V; v < Vp; v++) x[v] = 0;
+        }
+        losses[i] = top + (real_t)log(sum) - target;
+    }
+}
+
+double norm_squared(const real_t *x, size_t count) {
+    double sums[SLICES], total = 0;
+    #pragma omp parallel for
+    for (int p = 0; p < SLICES; p++) {
+        double sum = 0;
+        #pragma omp simd reduction(+:sum)
+        for (size_t i = slice(count, p); i < slice(count, p + 1); i++) sum += (double)x[i] * x[i];
+        sums[p] = sum;
+    }
+    for (int p = 0; p < SLICES; p++) total += sums[p];
+    return total;
+}
+
+void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, double rate, double beta1, double beta2,
+           double decay, double scale, int t) {
+    real_t b1 = (real_t)beta1, b2 = (real_t)beta2, keep = (real_t)(1 - rate * decay), clip = (real_t)scale;
+    real_t step = (real_t)(rate / (1 - pow(beta1, t))), unbias = (real_t)(1 / sqrt(1 - pow(beta2, t)));
+    #pragma omp parallel for simd
+    for (size_t i = 0; i < count; i++) {
+        real_t grad = clip * g[i];
+        m[i] = b1 * m[i] + (1 - b1) * grad;
+        v[i] = b2 * v[i] + (1 - b2) * grad * grad;
+        real_t root = (real_t)(sizeof(real_t) == 8 ? sqrt(v[i]) : sqrtf((float)v[i]));
+        p[i] = keep * p[i] - step * m[i] / (root * unbias + (real_t)1e-8);
+    }
+}
+
+// Independent chains of multiply-add on every core, the best of some milliseconds: what the arithmetic units can do.
+double device_flops(void) {
+    double best = 0;
+    for (int attempt = 0; attempt < 4; attempt++) {
+        double flops = 0, start = seconds();
+        #pragma omp parallel reduction(+:flops)
+        {
+            volatile real_t half = (real_t)0.5;  // read at run time, or the compiler would see through the chains
+            vector_t x[MR * NV], factor;
+            for (int j = 0; j < LANES; j++) factor[j] = half;
+            for (int j = 0; j < MR * NV; j++) x[j] = factor * (real_t)j;
+            for (int i = 0; i < 500000; i++) {
+                #pragma GCC unroll 24
+                for (int j = 0; j < MR * NV; j++) x[j] = x[j] * factor + factor;
+            }
+            for (int j = 1; j < MR * NV; j++) x[0] += x[j];
+            flops += 500000.0 * MR * NV * LANES * 2 + (double)x[0][0];
+        }
+        best = fmax(best, flops / (seconds() - start));
+    }
+    return best;
+}
+
+// ==== end of the layers for the CPU =================================================================
+#endif
 
 // -------------------------------------------------------------------------------------------------
 // Random numbers by position, not by state: the i-th number of a purpose is a function of (seed, purpose, i),
@@ -1186,8 +1193,8 @@ static double reversal_flops_per_token(const Config *net, int T) {
 enum { RANDOM_WEIGHTS, RANDOM_COEFFICIENTS, RANDOM_BATCHES, RANDOM_SAMPLES };
 
 static uint64_t scramble(uint64_t x) {  // the finalizer of splitmix64 (Steele, Lea & Flood 2014)
-    x ^= x >> 30, x *= 0xBF58476D1CE4E5B9u;
-    x ^= x >> 27, x *= 0x94D049BB133111EBu;
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ x >> 27) * 0x94D049BB133111EBu;
     return x ^ x >> 31;
 }
 static uint64_t random_bits(uint64_t seed, uint64_t purpose, uint64_t i) {
@@ -1214,27 +1221,29 @@ static void draw_coefficients(Config *net, uint64_t seed) {
 }
 
 enum { STAGE = 1 << 14 };
-static param_t staging[STAGE];  // host memory for what goes to the device or to a file, a piece at a time
+static param_t staging[STAGE];  // host memory for what goes to the device or to a file, a file_float32 at a time
 static size_t piece_of(size_t left) { return left < STAGE ? left : (size_t)STAGE; }
 
-// GPT-2's initialization: N(0, 0.02), projections into the streams scaled by 1/sqrt(2L), gains 1, biases 0.
+// GPT-2's initialization: N(0, 0.02), projections into the streams scaled by 1/sqrt(2L), gains 1, biases 0, and
+// 0 in the padding of the vocabulary.
 static void init_parameters(Model *m, uint64_t seed) {
     const Config *net = &m->net;
-    size_t size[TENSORS], layers[TENSORS], offset = 0;
-    tensor_sizes(net, size, layers);
+    size_t one[TENSORS], all[TENSORS], offset = 0;
+    tensor_sizes(net, one, all);
     for (int t = 0; t < TENSORS; t++) {
-        size_t count = size[t] * layers[t], words = (size_t)net->V * (size_t)net->C;
-        double std = t == 6 || t == 12 ? 0.02 / sqrt(2.0 * net->L) : tensor_decays(t) ? 0.02 : 0;
-        double mean = t == 2 || t == 8 || t == 14;
-        for (size_t i = 0; i < count; i += STAGE) {
-            size_t n = piece_of(count - i);
+        int kind = tensor_kinds[t].kind;
+        double mean = kind == GAIN, std = kind == PROJECTION ? 0.02 / sqrt(2.0 * net->L) : kind == MATRIX ? 0.02 : 0;
+        size_t drawn = t == 0 ? (size_t)net->V * (size_t)net->C : all[t];
+        for (size_t i = 0; i < all[t]; i += STAGE) {
+            size_t n = piece_of(all[t] - i);
             #pragma omp parallel for
-            for (size_t j = 0; j < n; j++)
-                staging[j] = t == 0 && i + j >= words ? 0 :  // the padding of the vocabulary
-                             (param_t)(mean + (std > 0 ? std * random_normal(seed, RANDOM_WEIGHTS, offset + i + j) : 0));
+            for (size_t j = 0; j < n; j++) {
+                double z = std > 0 && i + j < drawn ? random_normal(seed, RANDOM_WEIGHTS, offset + i + j) : 0;
+                staging[j] = (param_t)(mean + std * z);
+            }
             to_device(m->params + offset + i, staging, n * sizeof(param_t));
         }
-        offset += count;
+        offset += all[t];
     }
 }
 
@@ -1256,7 +1265,7 @@ typedef struct {
 } Data;
 
 static void data_open(Data *d, const char *pattern) {
-    if (glob(pattern, 0, NULL, &d->files) != 0) die(STATUS_DATA, "%s: no such file", pattern);
+    if (glob(pattern, GLOB_NOCHECK, NULL, &d->files) != 0) die(STATUS_DATA, "%s: cannot be searched for", pattern);
     d->shard_count = (int)d->files.gl_pathc;
     d->shards = (Shard *)calloc((size_t)d->shard_count, sizeof(Shard));
     if (!d->shards) die(STATUS_NUMBERS, "out of memory for a list of %d files", d->shard_count);
@@ -1297,12 +1306,15 @@ static void data_close(Data *d) {
     free(d->shards);
 }
 
-// How many batches of B*T tokens, with a target after the last, the shards hold in order.
-static int64_t data_batches(const Data *d, int64_t tokens) {
-    int64_t batches = 0;
-    for (int i = 0; i < d->shard_count; i++)
-        if (d->shards[i].count > tokens) batches += (d->shards[i].count - 1) / tokens;
-    return batches;
+// How many places in a shard a batch (in order) or a sequence (shuffled) can begin at, with a target after its last token.
+static int64_t places(const Shard *s, int B, int T, int shuffle) {
+    if (shuffle) return s->count > T ? s->count - T : 0;
+    return s->count > 0 ? (s->count - 1) / ((int64_t)B * T) : 0;
+}
+static int64_t all_places(const Data *d, int B, int T, int shuffle) {
+    int64_t sum = 0;
+    for (int i = 0; i < d->shard_count; i++) sum += places(&d->shards[i], B, T, shuffle);
+    return sum;
 }
 
 // Tokens [position, position + n] of a shard: the first n to inputs, the last n to targets (device memory).
@@ -1311,7 +1323,7 @@ static void read_sequence(const Data *d, const Shard *s, int64_t position, int n
     unsigned char raw[2 * (PIECE + 1)];
     int tokens[PIECE + 1];
     for (int i = 0; i < n; i += PIECE) {
-        int count = n - i < PIECE ? n - i : PIECE;
+        int count = smaller_of(PIECE, n - i);
         size_t bytes = (size_t)(count + 1) * (size_t)s->width;
         if (pread(s->fd, raw, bytes, s->start + (position + i) * s->width) != (ssize_t)bytes)
             die(STATUS_DATA, "%s: cannot read token %" PRId64 ": was the file cut?", s->path, position + i);
@@ -1328,33 +1340,21 @@ static void read_sequence(const Data *d, const Shard *s, int64_t position, int n
 
 // Batch number `index` into m->inputs and m->targets.
 static void data_batch(const Data *d, Model *m, uint64_t index, int shuffle, uint64_t seed) {
-    int64_t tokens = (int64_t)m->B * m->T, room = 0;
-    if (shuffle)
-        for (int i = 0; i < d->shard_count; i++) room += d->shards[i].count > m->T ? d->shards[i].count - m->T : 0;
-    else
-        index %= (uint64_t)data_batches(d, tokens);
+    uint64_t room = (uint64_t)all_places(d, m->B, m->T, shuffle);
     for (int b = 0; b < m->B; b++) {
-        int s = 0;
-        int64_t position;
-        if (shuffle) {
-            position = (int64_t)(random_bits(seed, RANDOM_BATCHES, index * (uint64_t)m->B + (uint64_t)b) % (uint64_t)room);
-            for (int64_t here; ; position -= here, s++)
-                if (position < (here = d->shards[s].count > m->T ? d->shards[s].count - m->T : 0)) break;
-        } else {
-            int64_t i = (int64_t)index;
-            for (int64_t here; ; i -= here, s++)
-                if (i < (here = d->shards[s].count > tokens ? (d->shards[s].count - 1) / tokens : 0)) break;
-            position = i * tokens + (int64_t)b * m->T;
-        }
+        uint64_t draw = shuffle ? random_bits(seed, RANDOM_BATCHES, index * (uint64_t)m->B + (uint64_t)b) : index;
+        int64_t place = (int64_t)(draw % room), here;
+        const Shard *s = d->shards;
         size_t at = (size_t)b * (size_t)m->T;
-        read_sequence(d, &d->shards[s], position, m->T, m->inputs + at, m->targets + at);
+        for (; place >= (here = places(s, m->B, m->T, shuffle)); s++) place -= here;
+        read_sequence(d, s, shuffle ? place : (place * m->B + b) * m->T, m->T, m->inputs + at, m->targets + at);
     }
 }
 
 static void data_check(const Data *d, const char *pattern, int V, int B, int T, int shuffle) {
     if (d->V != V) die(STATUS_DATA, "%s: its vocabulary has %d tokens, the model's %d", pattern, d->V, V);
-    if (data_batches(d, shuffle ? T : (int64_t)B * T) < 1)
-        die(STATUS_DATA, "%s: too short for a batch, which takes %" PRId64 " tokens and one more; lower -b or -t", pattern,
+    if (all_places(d, B, T, shuffle) < 1)
+        die(STATUS_DATA, "%s: too short for -b %d -t %d, which take %" PRId64 " tokens and one more", pattern, B, T,
             shuffle ? (int64_t)T : (int64_t)B * T);
 }
 
@@ -1367,7 +1367,6 @@ enum { MODEL_MAGIC = 20240326, STATE_MAGIC = 20251127, PATH = 4096 };
 typedef struct {
     FILE *file;
     char directory[PATH], path[PATH + 32], aside[PATH + 40];
-    uint64_t checksum;  // of the parameters written so far
 } Output;
 
 static void output_failed(Output *o) {
@@ -1380,7 +1379,6 @@ static void output_open(Output *o, const char *directory, const char *name) {
     snprintf(o->directory, sizeof o->directory, "%s", directory);
     snprintf(o->path, sizeof o->path, "%s/%s", directory, name);
     snprintf(o->aside, sizeof o->aside, "%s.tmp", o->path);
-    o->checksum = 0;
     o->file = fopen(o->aside, "wb");
     if (!o->file) output_failed(o);
 }
@@ -1397,11 +1395,11 @@ static void output_close(Output *o) {
     close(directory);
 }
 
-static uint64_t checksum(uint64_t sum, const float *x, size_t count) {
-    for (size_t i = 0; i < count; i++) {
-        uint32_t bits;
-        memcpy(&bits, x + i, sizeof bits);
-        sum = (sum ^ bits) * 0x9E3779B97F4A7C15u;
+static uint64_t checksum(uint64_t sum, const void *data, size_t words) {  // of 32 bits
+    for (size_t i = 0; i < words; i++) {
+        uint32_t word;
+        memcpy(&word, (const char *)data + 4*i, sizeof word);
+        sum = (sum ^ word) * 0x9E3779B97F4A7C15u;
         sum ^= sum >> 32;
     }
     return sum;
@@ -1420,29 +1418,31 @@ static uint16_t to_bf16(float f) {  // to the nearest, ties to even
     return (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
 
-static float piece[STAGE];
-static uint16_t piece_bf16[STAGE];
+static float file_float32[STAGE];
+static uint16_t file_bf16[STAGE];
 
-static void write_parameters(Output *o, const param_t *p, size_t count, int bf16) {
+// Writes p to o as float32 or bf16, or nowhere if o is NULL. Returns the checksum, continued, of it in float32.
+static uint64_t write_parameters(Output *o, const param_t *p, size_t count, int bf16, uint64_t sum) {
     for (size_t i = 0; i < count; i += STAGE) {
         size_t n = piece_of(count - i);
         to_host(staging, p + i, n * sizeof(param_t));
-        for (size_t j = 0; j < n; j++) piece[j] = (float)staging[j];
-        if (bf16) for (size_t j = 0; j < n; j++) piece_bf16[j] = to_bf16(piece[j]);
-        o->checksum = checksum(o->checksum, piece, n);
-        if (bf16) output_write(o, piece_bf16, n * sizeof(uint16_t));
-        else output_write(o, piece, n * sizeof(float));
+        for (size_t j = 0; j < n; j++) file_float32[j] = (float)staging[j];
+        for (size_t j = 0; j < n && bf16; j++) file_bf16[j] = to_bf16(file_float32[j]);
+        sum = checksum(sum, file_float32, n);
+        if (o && bf16) output_write(o, file_bf16, n * sizeof(uint16_t));
+        else if (o) output_write(o, file_float32, n * sizeof(float));
     }
+    return sum;
 }
 
 static uint64_t read_parameters(FILE *f, const char *path, param_t *p, size_t count, int bf16, uint64_t sum) {
     for (size_t i = 0; i < count; i += STAGE) {
         size_t n = piece_of(count - i);
-        size_t got = bf16 ? fread(piece_bf16, sizeof(uint16_t), n, f) : fread(piece, sizeof(float), n, f);
+        size_t got = bf16 ? fread(file_bf16, sizeof(uint16_t), n, f) : fread(file_float32, sizeof(float), n, f);
         if (got != n) die(STATUS_DATA, "%s: ends early", path);
-        if (bf16) for (size_t j = 0; j < n; j++) piece[j] = from_bf16(piece_bf16[j]);
-        for (size_t j = 0; j < n; j++) staging[j] = (param_t)piece[j];
-        sum = checksum(sum, piece, n);
+        for (size_t j = 0; j < n && bf16; j++) file_float32[j] = from_bf16(file_bf16[j]);
+        for (size_t j = 0; j < n; j++) staging[j] = (param_t)file_float32[j];
+        sum = checksum(sum, file_float32, n);
         to_device(p + i, staging, n * sizeof(param_t));
     }
     return sum;
@@ -1463,7 +1463,7 @@ static void save_model(const Model *m, const char *directory, int step, int bf16
     snprintf(name, sizeof name, "model_%08d.bin", step);
     output_open(&o, directory, name);
     output_write(&o, header, sizeof header);
-    write_parameters(&o, m->params, parameter_count(net), bf16);
+    write_parameters(&o, m->params, parameter_count(net), bf16, 0);
     output_close(&o);
 }
 
@@ -1515,79 +1515,81 @@ static Config load_model(const char *path, Model *m) {
     return net;
 }
 
-// What besides the model shapes a run's arithmetic; it is saved with the state and may not change on resuming.
-typedef struct { int32_t B, T, chunk, head_chunk, accumulate, shuffle, overfit, bf16; uint64_t seed; } Run;
+// What besides the model shapes a run's arithmetic; it is saved with the state and may not change on resuming. The
+// position in data and random numbers follows from the step.
+typedef struct { int32_t B, T, chunk, head_chunk, accumulate, shuffle, overfit, bf16, mode, seed; } Run;
 
 static void save_state(const Model *m, const char *directory, int step, const Run *run) {
     Output o;
     char name[32];
     int32_t header[256] = {STATE_MAGIC, 1, step};
     size_t count = parameter_count(&m->net);
-    uint64_t count64 = count, position = (uint64_t)step * (uint64_t)run->accumulate;  // in data and random numbers
-    memcpy(&header[4], &count64, sizeof count64);
-    memcpy(&header[6], &position, sizeof position);
-    memcpy(&header[16], run, sizeof *run);
+    memcpy(&header[4], run, sizeof *run);
     snprintf(name, sizeof name, "state_%08d.bin", step);
     output_open(&o, directory, name);
     output_write(&o, header, sizeof header);
-    write_parameters(&o, m->m, count, 0);
-    write_parameters(&o, m->v, count, 0);
-    if (run->bf16) write_parameters(&o, m->params, count, 0);  // the model file will hold them rounded
-    output_write(&o, &o.checksum, sizeof o.checksum);
+    uint64_t sum = checksum(0, header, 256);
+    sum = write_parameters(&o, m->m, count, 0, sum);
+    sum = write_parameters(&o, m->v, count, 0, sum);
+    // the weights are in the model file, unless rounded there; either way the checksum ties them to this state
+    sum = write_parameters(run->bf16 ? &o : NULL, m->params, count, 0, sum);
+    output_write(&o, &sum, sizeof sum);
     output_close(&o);
 }
 
-static void load_state(Model *m, const char *path, const Run *run) {
+// Reads what save_state wrote, after the model beside it has been read.
+static void load_state(Model *m, const char *path, int step, const Run *run) {
     int32_t header[256];
     size_t count = parameter_count(&m->net);
-    uint64_t count64, sum = 0, saved = 0;
+    uint64_t sum, saved = 0;
     Run was;
     FILE *f = open_input(path, header, STATE_MAGIC, "state file");
-    memcpy(&count64, &header[4], sizeof count64);
-    memcpy(&was, &header[16], sizeof was);
-    if (header[1] != 1 || count64 != count) die(STATUS_DATA, "%s: of another model than the one beside it", path);
+    memcpy(&was, &header[4], sizeof was);
+    if (header[1] != 1 || header[2] != step) die(STATUS_DATA, "%s: of version %d and step %d", path, header[1], header[2]);
     if (memcmp(&was, run, sizeof was) != 0)
-        die(STATUS_USAGE, "%s was saved with -b %d -t %d -d %d --chunk %d --head-chunk %d --seed %" PRIu64 "%s%s%s; resume with the same",
-            path, was.B, was.T, was.accumulate * was.B * was.T, was.chunk, was.head_chunk, was.seed,
-            was.shuffle ? " --shuffle" : "", was.overfit ? " -a 1" : "", was.bf16 ? " --save bf16" : "");
+        die(STATUS_USAGE, "%s was saved with -b %d -t %d --chunk %d --head-chunk %d --seed %d%s%s%s and %d micro-batches a step; "
+            "resume with the same", path, was.B, was.T, was.chunk, was.head_chunk, was.seed, was.shuffle ? " --shuffle" : "",
+            was.overfit ? " -a 1" : "", was.bf16 ? " --save bf16" : "", was.accumulate);
     check_size(f, path, sizeof header + count * 4 * (was.bf16 ? 3 : 2) + sizeof saved);
+    sum = checksum(0, header, 256);
     sum = read_parameters(f, path, m->m, count, 0, sum);
     sum = read_parameters(f, path, m->v, count, 0, sum);
-    if (was.bf16) sum = read_parameters(f, path, m->params, count, 0, sum);
+    sum = was.bf16 ? read_parameters(f, path, m->params, count, 0, sum) : write_parameters(NULL, m->params, count, 0, sum);
     if (fread(&saved, sizeof saved, 1, f) != 1 || saved != sum)
-        die(STATUS_DATA, "%s: corrupt, its checksum does not match; remove it and its model to resume from an earlier one", path);
+        die(STATUS_DATA, "%s: it or its model is corrupt, the checksum does not match; remove both to resume from an earlier pair",
+            path);
     fclose(f);
 }
 
-// The oldest (direction -1) or newest (+1) step of which `directory` has the model and its state; -1 if none.
-static int find_checkpoint(const char *directory, int direction, int *how_many) {
-    char pattern[PATH + 32], state[PATH + 32];
-    glob_t files;
-    int found = -1;
-    *how_many = 0;
-    snprintf(pattern, sizeof pattern, "%s/model_????????.bin", directory);
-    if (glob(pattern, 0, NULL, &files) != 0) return -1;
-    for (size_t i = 0; i < files.gl_pathc; i++) {
-        int step = atoi(files.gl_pathv[i] + strlen(files.gl_pathv[i]) - 12);
-        snprintf(state, sizeof state, "%s/state_%08d.bin", directory, step);
-        if (access(state, R_OK) != 0) continue;
-        ++*how_many;
-        if (found < 0 || (direction > 0 ? step > found : step < found)) found = step;
+// How many steps `directory` has a model with its state of, and the first and last of them (-1 if none). *models counts
+// models without a state as well.
+static int find_checkpoints(const char *directory, int *first, int *last, int *models) {
+    int count = 0, step, end;
+    DIR *d = opendir(directory);
+    *first = *last = -1;
+    *models = 0;
+    for (struct dirent *e; d && (e = readdir(d)) != NULL;) {
+        char state[32];
+        if (sscanf(e->d_name, "model_%8d.bin%n", &step, &end) != 1 || step < 0 || end != 18 || e->d_name[end]) continue;
+        ++*models;
+        snprintf(state, sizeof state, "state_%08d.bin", step);
+        if (faccessat(dirfd(d), state, F_OK, 0) != 0) continue;
+        if (!count++ || step < *first) *first = step;
+        if (step > *last) *last = step;
     }
-    globfree(&files);
-    return found;
+    if (d) closedir(d);
+    return count;
 }
 
 static void save_checkpoint(const Model *m, const char *directory, int step, const Run *run, int keep) {
+    int first, last, models;
     save_state(m, directory, step, run);
     save_model(m, directory, step, run->bf16);
-    for (int count = keep + 1; keep > 0 && count > keep;) {
+    while (keep > 0 && find_checkpoints(directory, &first, &last, &models) > keep) {
         char path[PATH + 32];
-        int oldest = find_checkpoint(directory, -1, &count);
-        if (count <= keep) break;
-        snprintf(path, sizeof path, "%s/model_%08d.bin", directory, oldest);
-        unlink(path);
-        snprintf(path, sizeof path, "%s/state_%08d.bin", directory, oldest);
+        snprintf(path, sizeof path, "%s/model_%08d.bin", directory, first);
+        if (unlink(path) != 0) die(STATUS_DATA, "cannot remove %s: %s", path, strerror(errno));
+        snprintf(path, sizeof path, "%s/state_%08d.bin", directory, first);
         unlink(path);
     }
 }
@@ -1611,9 +1613,9 @@ static FILE *log_open(const char *directory, int step) {
     }
     if (old) fclose(old);
     output_close(&o);
-    FILE *log = fopen(path, "a");
-    if (!log) die(STATUS_DATA, "cannot write %s: %s", path, strerror(errno));
-    return log;
+    FILE *csv = fopen(path, "a");
+    if (!csv) die(STATUS_DATA, "cannot write %s: %s", path, strerror(errno));
+    return csv;
 }
 
 // -------------------------------------------------------------------------------------------------
@@ -1638,29 +1640,27 @@ static void print_token(const char *data_pattern, int V, int token) {
         if (text[i] >= 32 || text[i] == '\n' || text[i] == '\t') putchar(text[i]);
 }
 
-// Draws `length` tokens one by one, each from the network's distribution after all before it.
+// Draws `length` tokens one by one, each from the network's distribution after all before it, by a forward pass over
+// them all.
 static void sample(Model *m, const char *data_pattern, int length, uint64_t seed, int step) {
+    static act_t logits[65536];
     const Config *net = &m->net;
     Tensors w = tensors_at(net, m->params, 0);
-    int start = net->V == 50257 ? 50256 : net->V > '\n' ? '\n' : 0;  // end of text, or a new line
-    to_device(m->inputs, &start, sizeof start);
+    int token = net->V == 50257 ? 50256 : net->V > '\n' ? '\n' : 0;  // start at an end of text, or a new line
     printf("--- sample after step %d\n", step);
     for (int t = 1; t <= length && t <= m->T; t++) {
         double sum = 0, top = -1e30, draw = random_uniform(seed, RANDOM_SAMPLES, (uint64_t)step << 32 | (uint64_t)t);
+        to_device(m->inputs + t - 1, &token, sizeof token);
         forward(m, 1, t, 0);
-        layernorm_forward(m->head_normed, m->cur + (size_t)(t - 1) * (size_t)net->C, NULL, w.lnfw, w.lnfb, 1, net->C, net->grid);
+        const stream_t *last = m->cur + (size_t)(t - 1) * (size_t)net->C;
+        layernorm_forward(m->head_normed, last, NULL, w.lnfw, w.lnfb, 1, net->C, net->grid);
         matmul_forward(m->logits, m->head_normed, w.wte, NULL, 1, net->C, net->Vp);
-        int token = -1;
-        for (int pass = 0; pass < 3; pass++)  // the highest logit, the softmax's sum, the draw
-            for (int v = 0; v < net->V && token < 0; v++) {
-                if (v % STAGE == 0) to_host(staging, m->logits + v, sizeof(act_t) * piece_of((size_t)(net->V - v)));
-                double x = staging[v % STAGE];
-                if (pass == 0) top = x > top ? x : top;
-                if (pass == 1) sum += exp(x - top);
-                if (pass == 2 && ((draw -= exp(x - top) / sum) < 0 || v == net->V - 1)) token = v;
-            }
+        to_host(logits, m->logits, (size_t)net->V * sizeof(act_t));
+        for (int v = 0; v < net->V; v++) top = fmax(top, (double)logits[v]);
+        for (int v = 0; v < net->V; v++) sum += exp((double)logits[v] - top);
+        for (token = 0; token < net->V - 1; token++)
+            if ((draw -= exp((double)logits[token] - top) / sum) < 0) break;
         print_token(data_pattern, net->V, token);
-        if (t < m->T) to_device(m->inputs + t, &token, sizeof token);
     }
     printf("\n---\n");
 }
@@ -1748,7 +1748,8 @@ static const char *const refused[][2] = {
     {"-ge", "GELU is always fused"},
     {"-z", "there is one process, and --plan shows its memory"},
     {"-pn", "there is one process"}, {"-pr", "there is one process"}, {"-pg", "there is one process"},
-    {"-pm", "there is one process"}, {"-ps", "there is one process"}, {"-pp", "there is one process"},
+    {"-pm", "there is one process"}, {"-ps", "there is one process"}, {"-pf", "there is one process"},
+    {"-pi", "there is one process"},
 };
 
 static void set_option(const Option *o, const char *text) {
@@ -1769,7 +1770,7 @@ static void set_option(const Option *o, const char *text) {
     if (o->type == INTEGER || o->type == NUMBER) {
         double x = o->type == INTEGER ? (double)strtoll(text, &end, 10) : strtod(text, &end);
         int valid = end != text && !*end && errno != ERANGE && x >= o->least && x <= o->most;
-        if (!valid && strcmp(text, o->initial) != 0)  // a default may lie outside: 0 or -1 for "by the rest"
+        if (!valid && (!o->initial[0] || strcmp(text, o->initial) != 0))  // a default may lie outside: 0 or -1 for "by the rest"
             die(STATUS_USAGE, "%s %s: %s from %.10g to %.10g is meant", o->flag, text,
                 o->type == INTEGER ? "a whole number" : "a number", o->least, o->most);
         if (o->type == INTEGER) *(int *)o->at = (int)x;
@@ -1834,7 +1835,7 @@ static Config scratch_config(int V) {
         die(STATUS_USAGE, "%d channels cannot be shared by %d heads; --channels must be a multiple of --heads", net.C, net.NH);
     net.mode = opt.mode < 0 ? MIDPOINT : opt.mode;
     net.h = (float)default_step_size(net.mode, net.L);
-    net.grid = net.mode == BASELINE ? 0 : net.mode == MIDPOINT_A ? 23 : 20;
+    net.grid = default_grid(net.mode);
     if (net.mode == MIDPOINT_A) {
         if (net.L > MAX_A) die(STATUS_USAGE, "midpoint-a has at most %d layers, not %d", MAX_A, net.L);
         draw_coefficients(&net, (uint64_t)opt.seed);
@@ -1843,16 +1844,16 @@ static Config scratch_config(int V) {
 }
 
 // What the flags change in a network, whether new or from a file.
-static void adjust_config(Config *net) {
+static void adjust_config(Config *net, const char *path) {
     if (opt.mode >= 0 && opt.mode != net->mode)
-        die(STATUS_USAGE, "--mode %s, but %s is of a %s network", mode_names[opt.mode], opt.start, mode_names[net->mode]);
+        die(STATUS_USAGE, "--mode %s, but %s is of a %s network", mode_names[opt.mode], path, mode_names[net->mode]);
     if (net->mode == BASELINE && (opt.stream == STREAM_FIXED || opt.grid))
         die(STATUS_USAGE, "fixed streams are for networks that reverse, not for baseline");
     if (net->mode == BASELINE && !isnan(opt.step_size)) die(STATUS_USAGE, "baseline has no --step-size");
     if (opt.stream == STREAM_FLOAT && opt.grid) die(STATUS_USAGE, "--grid is for --stream fixed");
     if (!isnan(opt.step_size)) net->h = (float)opt.step_size;
     if (opt.grid) net->grid = opt.grid;
-    else if (opt.stream == STREAM_FIXED && !net->grid) net->grid = net->mode == MIDPOINT_A ? 23 : 20;
+    else if (opt.stream == STREAM_FIXED && !net->grid) net->grid = default_grid(net->mode);
     if (opt.stream == STREAM_FLOAT) net->grid = 0;
 }
 
@@ -1865,23 +1866,17 @@ static void on_interrupt(int signal_number) {
     interrupted = 1;
 }
 
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 // nanoGPT's: a linear warm-up, then a cosine from the rate to its final fraction at the last step.
 static double learning_rate(int step, int total) {
     if (step < opt.warmup) return opt.rate * (step + 1) / (opt.warmup + 1);
     double done = total > opt.warmup ? (double)(step - opt.warmup) / (total - opt.warmup) : 1;
-    double least = opt.rate * opt.final_fraction;
-    return least + 0.5 * (1 + cos(3.141592653589793 * (done < 1 ? done : 1))) * (opt.rate - least);
+    double lowest = opt.rate * opt.final_fraction;
+    return lowest + 0.5 * (1 + cos(3.141592653589793 * (done < 1 ? done : 1))) * (opt.rate - lowest);
 }
 
 // Stops the run if its numbers have gone wrong: what was saved before stays.
 static void check_numbers(const Model *m, int step, double loss, double drift) {
-    if (stream_fault())
+    if (stream_take_fault())
         die(STATUS_NUMBERS, "step %d: a stream is NaN or left the grid's range of +-%g; a smaller --grid has more range, a lower -l "
             "may not need it", step, ldexp(1, 31 - m->net.grid));
     if (!isfinite(loss)) die(STATUS_NUMBERS, "step %d: the loss is %g; the last checkpoint is as it was", step, loss);
@@ -1900,91 +1895,120 @@ static double validate(Model *m, const Data *d, int batches) {
     return loss / batches;
 }
 
-static void print_duration(double s) {
-    if (s < 100) printf("%.0f s", s);
-    else if (s < 6000) printf("%.0f min", s / 60);
-    else printf("%.1f h", s / 3600);
+// One optimizer step of `accumulate` micro-batches; prints its line and logs it.
+static void train_step(Model *m, const Data *data, const Run *run, int step, int total, double limit, FILE *csv) {
+    static double slow;  // a running mean of the seconds a step takes, for the time left
+    double start = seconds(), loss = 0, drift = NAN, rate = learning_rate(step, total), again;
+    device_zero(m->grads, parameter_count(&m->net) * sizeof(real_t));
+    for (int i = 0; i < run->accumulate; i++) {
+        double off;
+        uint64_t batch = (run->overfit ? 0 : (uint64_t)step * (uint64_t)run->accumulate) + (uint64_t)i;
+        data_batch(data, m, batch, run->shuffle, (uint64_t)run->seed);
+        loss += forward_backward(m, 1.0 / run->accumulate, &off) / run->accumulate;
+        if (isnan(drift) || off > drift) drift = off;
+    }
+    check_numbers(m, step + 1, loss, drift);
+    double norm = update(m, rate, opt.beta1, opt.beta2, opt.decay, step + 1), s = seconds() - start;
+    if (!isfinite(norm)) die(STATUS_NUMBERS, "step %d: the gradient's norm is %g; the last checkpoint is as it was", step + 1, norm);
+    double speed = (double)m->B * m->T * run->accumulate / s;
+    slow = slow > 0 ? 0.95 * slow + 0.05 * s : s;
+    printf("step %5d/%d | loss %.4f | norm %.4f | lr %.2e | %.0f ms | %.0f tokens/s | %.0f%% of limit | ", step + 1, total, loss,
+           norm, rate, s * 1e3, speed, 100 * speed * flops_per_token(&m->net, m->T, &again) / limit);
+    if (!isnan(drift)) printf("drift %.2g | ", drift);
+    printf("%.2f GiB | %.1f min left\n", (double)device_peak_bytes() / (1 << 30), slow * (total - step - 1) / 60);
+    if (csv) {
+        fprintf(csv, "%d,train,%.6f,%.6e,%.6f,%.1f,%.1f,", step + 1, loss, rate, norm, s * 1e3, speed);
+        if (!isnan(drift)) fprintf(csv, "%.3e", drift);
+        fprintf(csv, ",%zu\n", device_peak_bytes());
+    }
+}
+
+// The network that the flags ask for: that of the checkpoint at `step` if it is not negative, of a file, or a new one.
+// *path: the file it comes from, empty if it is new.
+static Config choose_network(const Data *train, int step, char path[PATH + 32]) {
+    int scratch = step < 0 && opt.start[0] == 'd' && !strpbrk(opt.start, "./");
+    path[0] = 0;
+    if (step >= 0) snprintf(path, PATH + 32, "%s/model_%08d.bin", opt.out, step);
+    else if (!scratch) snprintf(path, PATH + 32, "%s", opt.start);
+    Config net = scratch ? scratch_config(opt.train[0] ? train->V : 50257) : load_model(path, NULL), before = net;
+    if ((opt.layers && opt.layers != net.L) || (opt.heads && opt.heads != net.NH) || (opt.channels && opt.channels != net.C) ||
+        (opt.context && opt.context != net.maxT))
+        die(STATUS_USAGE, "%s has %d layers, %d heads, %d channels and context %d, and keeps them", path, net.L, net.NH, net.C, net.maxT);
+    adjust_config(&net, path);
+    if (step >= 0 && (net.h != before.h || net.grid != before.grid))
+        die(STATUS_USAGE, "%s was trained with --step-size %.9g --grid %d; resume with the same", path, (double)before.h, before.grid);
+    return net;
 }
 
 // The whole program; returns the exit status.
 int rev_gpt2_main(int argc, char **argv) {
     Model m;
     Data train, val;
-    FILE *log = NULL;
+    FILE *csv = NULL;
     char path[PATH + 32];
-    int step = 0, resumed = 0, count;
+    int first = -1, last = -1, models = 0;
     memset(&m, 0, sizeof m);
     memset(&train, 0, sizeof train);
     memset(&val, 0, sizeof val);
     parse_options(argc, argv);
-    if (opt.help) return print_help(), STATUS_OK;
-    if (opt.version) return printf("rev_gpt2 0.1\n"), STATUS_OK;
-    if (strlen(opt.out) > PATH - 64) die(STATUS_USAGE, "-o: too long a name");
+    if (opt.help) print_help();
+    if (opt.version) printf("rev_gpt2 0.1\n");
+    if (opt.help || opt.version) return STATUS_OK;
+    if (strlen(opt.out) > PATH - 64 || strlen(opt.start) > PATH - 64) die(STATUS_USAGE, "-o or -e: a name of over %d bytes", PATH - 64);
     if (opt.resume && !opt.out[0]) die(STATUS_USAGE, "-y 1 needs -o, the directory to resume from");
     if (opt.save_every && !opt.out[0]) die(STATUS_USAGE, "-n %d needs -o, the directory to save to", opt.save_every);
+    if (!opt.train[0] && !opt.plan) die(STATUS_USAGE, "-i is missing: training tokens, a .bin of llm.c or a .txt; --help lists the flags");
 
-    // the network: resumed, from a file, or from scratch
+    // the network, its data and the shape of the run
     if (opt.train[0]) data_open(&train, opt.train);
-    else if (!opt.plan) die(STATUS_USAGE, "-i is missing: training tokens, a .bin of llm.c or a .txt; --help lists the flags");
     if (opt.val[0]) data_open(&val, opt.val);
-    if (opt.resume && (step = find_checkpoint(opt.out, +1, &count)) >= 0) resumed = 1;
-    else step = 0;
-    snprintf(path, sizeof path, "%s/model_%08d.bin", opt.out, step);
-    if (resumed) opt.start = path;
-    int from_file = resumed || opt.start[0] != 'd' || !(opt.start[1] >= '0' && opt.start[1] <= '9');
-    if (from_file && !resumed && (opt.layers || opt.heads || opt.channels || opt.context))
-        die(STATUS_USAGE, "--layers, --heads, --channels and --context are for a network from scratch; %s has its shape", opt.start);
-    m.net = from_file ? load_model(opt.start, NULL) : scratch_config(opt.train[0] ? train.V : 50257);
-    Config before = m.net;
-    adjust_config(&m.net);
-    if (resumed && memcmp(&before, &m.net, sizeof before) != 0)
-        die(STATUS_USAGE, "%s was trained with --step-size %.9g --grid %d; resume with the same", opt.start, (double)before.h,
-            before.grid);
-
-    // the run
+    if (opt.out[0]) find_checkpoints(opt.out, &first, &last, &models);
+    int resumed = opt.resume && last >= 0, step = resumed ? last : 0;
+    m.net = choose_network(&train, resumed ? step : -1, path);
     m.B = opt.B;
     m.T = opt.T ? opt.T : m.net.maxT;
     if (m.T > m.net.maxT) die(STATUS_USAGE, "-t %d is longer than the context of %d", m.T, m.net.maxT);
-    if ((int64_t)m.B * m.T > 1 << 30)
-        die(STATUS_USAGE, "-b %d times -t %d is more than 2^30 tokens; use -d to accumulate", m.B, m.T);
+    if ((int64_t)m.B * m.T > 1 << 30) die(STATUS_USAGE, "-b %d times -t %d is more than 2^30 tokens; use -d to accumulate", m.B, m.T);
     int tokens = m.B * m.T, accumulate = opt.tokens ? opt.tokens / tokens : 1;
     if (opt.tokens % tokens != 0) die(STATUS_USAGE, "-d %d is no multiple of -b %d times -t %d", opt.tokens, m.B, m.T);
     m.memory = opt.memory >= 0 ? opt.memory : m.net.mode == BASELINE ? STORE : REVERSE;
     if (m.net.mode == BASELINE && m.memory == REVERSE)
         die(STATUS_USAGE, "baseline cannot be reversed: --memory store or checkpoint, or another --mode");
-    m.chunk = opt.chunk ? (opt.chunk < m.B ? opt.chunk : m.B) : default_chunk(m.B, m.T);
-    m.head_chunk = opt.head_chunk ? opt.head_chunk : head_chunk_tokens;
-    if (m.head_chunk > tokens) m.head_chunk = tokens;
-    Run run = {m.B, m.T, m.chunk, m.head_chunk, accumulate, opt.shuffle, opt.overfit, opt.save, (uint64_t)opt.seed};
+    m.chunk = smaller_of(opt.chunk ? opt.chunk : default_chunk(m.T), m.B);
+    m.head_chunk = smaller_of(opt.head_chunk ? opt.head_chunk : head_chunk_tokens, tokens);
+    Run run = {m.B, m.T, m.chunk, m.head_chunk, accumulate, opt.shuffle, opt.overfit, opt.save, m.net.mode, opt.seed};
     plan(&m);
     printf("%s, step size %.4g: L %d, C %d, NH %d, V %d, context %d, %zu parameters\n", mode_names[m.net.mode],
            (double)m.net.h, m.net.L, m.net.C, m.net.NH, m.net.V, m.net.maxT, parameter_count(&m.net));
-    printf("B %d, T %d, chunk %d, head chunk %d, %d tokens a step, --memory %s, --stream %s, grid %d\n", m.B, m.T, m.chunk,
-           m.head_chunk, tokens * accumulate, memory_names[m.memory], stream_names[m.net.grid > 0], m.net.grid);
+    printf("B %d, T %d, chunk %d, head chunk %d, %lld tokens a step, --memory %s, --stream %s, grid %d\n", m.B, m.T, m.chunk,
+           m.head_chunk, (long long)tokens * accumulate, memory_names[m.memory], stream_names[m.net.grid > 0], m.net.grid);
     plan_print(&m);
-    if (opt.plan) return data_close(&train), data_close(&val), STATUS_OK;
+    if (opt.plan) return STATUS_OK;
     data_check(&train, opt.train, m.net.V, m.B, m.T, opt.shuffle);
     if (opt.val[0]) data_check(&val, opt.val, m.net.V, m.B, m.T, 0);
-    int64_t val_batches = opt.val[0] && opt.val_every ? data_batches(&val, tokens) : 0;
+    int64_t val_batches = opt.val[0] && opt.val_every ? all_places(&val, m.B, m.T, 0) : 0;
     if (val_batches > opt.val_batches) val_batches = opt.val_batches;
-    int64_t epoch = opt.shuffle ? 0 : data_batches(&train, tokens) / accumulate;
+    int64_t epoch = opt.shuffle ? 0 : all_places(&train, m.B, m.T, 0) / accumulate;
     if (opt.steps < 0 && epoch < 1) die(STATUS_USAGE, "-x is missing: how many steps");
     int total = opt.steps >= 0 ? opt.steps : (int)(epoch < 99999999 ? epoch : 99999999);
 
-    model_alloc(&m);
-    if (from_file) load_model(opt.start, &m);
-    else init_parameters(&m, run.seed);
-    if (resumed) {
-        char state[PATH + 32];
-        snprintf(state, sizeof state, "%s/state_%08d.bin", opt.out, step);
-        load_state(&m, state, &run);
-        printf("resumed from %s\n", opt.start);
-    }
+    // the directory: nothing of another run is overwritten
     if (opt.out[0]) {
+        char log_path[PATH + 32];
+        snprintf(log_path, sizeof log_path, "%s/log.csv", opt.out);
+        if (!opt.resume && (models || access(log_path, F_OK) == 0))
+            die(STATUS_USAGE, "%s already holds a run: -y 1 resumes it, or choose another -o", opt.out);
+        if (opt.resume && !resumed && models) die(STATUS_DATA, "%s holds models, but no state to resume from", opt.out);
         if (mkdir(opt.out, 0777) != 0 && errno != EEXIST) die(STATUS_DATA, "cannot make %s: %s", opt.out, strerror(errno));
-        if (!resumed && find_checkpoint(opt.out, +1, &count) >= 0)
-            die(STATUS_USAGE, "%s already holds checkpoints: -y 1 resumes, or choose another -o", opt.out);
-        log = log_open(opt.out, resumed ? step : -1);
+        csv = log_open(opt.out, resumed ? step : -1);
+    }
+    model_alloc(&m);
+    if (path[0]) load_model(path, &m);
+    else init_parameters(&m, (uint64_t)run.seed);
+    if (resumed) {
+        snprintf(path, sizeof path, "%s/state_%08d.bin", opt.out, step);
+        load_state(&m, path, step, &run);
+        printf("resumed from %s\n", path);
     }
     struct sigaction action;
     memset(&action, 0, sizeof action);
@@ -1992,63 +2016,41 @@ int rev_gpt2_main(int argc, char **argv) {
     action.sa_flags = (int)SA_RESETHAND | SA_RESTART;  // a second Ctrl-C ends at once
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
-    double limit = device_flops(), spent = 0;
-    int first = step, saved = resumed ? step : -1;
-    printf("limit %.0f GFLOP/s; training costs %.3g GFLOP a token", limit * 1e-9, flops_per_token(&m.net, m.T) * 1e-9);
-    if (m.memory == STORE) printf("\n");
-    else printf(", recomputing the blocks %.3g times that\n", 1 + reversal_flops_per_token(&m.net, m.T) / flops_per_token(&m.net, m.T));
+    double limit = device_flops(), again, cost = flops_per_token(&m.net, m.T, &again);
+    printf("limit %.0f GFLOP/s; training costs %.3g GFLOP a token", limit * 1e-9, cost * 1e-9);
+    if (m.memory != STORE) printf(", running the blocks once more makes it %.3g times that", 1 + again / cost);
+    printf("\n");
 
-    for (;; step++) {
-        int end = step >= total, last = end || interrupted;
-        int fresh = step == 0 || step > first;  // what a resumed run did before it died is not done again
+    for (int saved = resumed ? step : -1;; step++) {
+        int end = step >= total, fresh = step > saved;  // a resumed run has done the following before
         if (val_batches && fresh && (end || step % opt.val_every == 0)) {
             double loss = validate(&m, &val, (int)val_batches);
-            check_numbers(&m, step, loss, 0);
+            check_numbers(&m, step, loss, NAN);
             printf("step %5d/%d | validation loss %.4f\n", step, total, loss);
-            if (log) fprintf(log, "%d,val,%.6f,,,,,,\n", step, loss);
+            if (csv) fprintf(csv, "%d,val,%.6f,,,,,,\n", step, loss);
         }
-        if (opt.sample_every && fresh && (end || step % opt.sample_every == 0))
-            sample(&m, opt.train, opt.sample_length, run.seed, step);
-        if (log && fflush(log) != 0) die(STATUS_DATA, "cannot write %s/log.csv: %s", opt.out, strerror(errno));
-        if (opt.out[0] && step > saved && (last || (opt.save_every && step > 0 && step % opt.save_every == 0))) {
+        if (opt.sample_every && fresh && (end || step % opt.sample_every == 0)) {
+            sample(&m, opt.train, opt.sample_length, (uint64_t)run.seed, step);
+            check_numbers(&m, step, 0, NAN);
+        }
+        if (csv && fflush(csv) != 0) die(STATUS_DATA, "cannot write %s/log.csv: %s", opt.out, strerror(errno));
+        end |= interrupted;
+        if (csv && fresh && (end || (opt.save_every && step > 0 && step % opt.save_every == 0))) {
+            fsync(fileno(csv));  // the log must not be behind its checkpoint
             save_checkpoint(&m, opt.out, step, &run, opt.keep);
             saved = step;
         }
         fflush(stdout);
-        if (last) break;
-
-        double start = seconds(), loss = 0, drift = NAN, rate = learning_rate(step, total);
-        device_zero(m.grads, parameter_count(&m.net) * sizeof(param_t));
-        for (int i = 0; i < accumulate; i++) {
-            double off;
-            uint64_t batch = (uint64_t)step * (uint64_t)accumulate + (uint64_t)i;
-            data_batch(&train, &m, opt.overfit ? (uint64_t)i : batch, opt.shuffle, run.seed);
-            loss += forward_backward(&m, 1.0 / accumulate, &off) / accumulate;
-            if (!(off <= drift)) drift = off;
-        }
-        check_numbers(&m, step + 1, loss, drift);
-        double norm = update(&m, rate, opt.beta1, opt.beta2, opt.decay, step + 1), s = seconds() - start;
-        if (!isfinite(norm))
-            die(STATUS_NUMBERS, "step %d: the gradient's norm is %g; the last checkpoint is as it was", step + 1, norm);
-        spent += s;
-        double speed = tokens * (double)accumulate / s;
-        printf("step %5d/%d | loss %.4f | norm %.4f | lr %.2e | %.0f ms | %.0f tokens/s | %.0f%% of limit | ", step + 1, total,
-               loss, norm, rate, s * 1e3, speed, 100 * speed * flops_per_token(&m.net, m.T) / limit);
-        if (!isnan(drift)) printf("drift %.2g | ", drift);
-        printf("%.2f GiB | ", (double)device_peak_bytes() / (1 << 30));
-        print_duration(spent / (step + 1 - first) * (total - step - 1));
-        printf(" left\n");
-        if (log) {
-            fprintf(log, "%d,train,%.6f,%.6e,%.6f,%.1f,%.1f,", step + 1, loss, rate, norm, s * 1e3, speed);
-            if (!isnan(drift)) fprintf(log, "%.3e", drift);
-            fprintf(log, ",%zu\n", device_peak_bytes());
-        }
+        if (end) break;
+        train_step(&m, &train, &run, step, total, limit, csv);
     }
-    if (log && fclose(log) != 0) die(STATUS_DATA, "cannot write %s/log.csv: %s", opt.out, strerror(errno));
+    if (csv && fclose(csv) != 0) die(STATUS_DATA, "cannot write %s/log.csv: %s", opt.out, strerror(errno));
     model_free(&m);
     data_close(&train);
     data_close(&val);
-    return interrupted ? STATUS_INTERRUPTED : STATUS_OK;
+    if (interrupted)
+        die(STATUS_INTERRUPTED, "interrupted after step %d; %s", step, opt.out[0] ? "-y 1 goes on from there" : "without -o nothing is saved");
+    return STATUS_OK;
 }
 
 #ifndef REV_GPT2_NO_MAIN

@@ -16,22 +16,25 @@ int main(int argc, char **argv) {
     Model m;
     memset(&m, 0, sizeof m);
     m.net = load_model(opt.start, NULL);
-    adjust_config(&m.net);
+    adjust_config(&m.net, opt.start);
     m.B = opt.B, m.T = opt.T, m.memory = opt.memory, m.chunk = 2, m.head_chunk = 64;
     plan(&m);
     model_alloc(&m);
     load_model(opt.start, &m);
     data_open(&tokens, argv[2]);
+    data_check(&tokens, argv[2], m.net.V, m.B, m.T, 0);
     data_batch(&tokens, &m, 0, 0, 0);
     double drift, loss = forward_backward(&m, 1, &drift);
     check_numbers(&m, 1, loss, drift);
     FILE *f = fopen(argv[7], "wb");
     if (!f || fwrite(&loss, sizeof loss, 1, f) != 1) die(STATUS_DATA, "cannot write %s", argv[7]);
     for (size_t i = 0, count = parameter_count(&m.net); i < count; i += STAGE) {
+        static real_t some[STAGE];
         size_t n = piece_of(count - i);
-        to_host(staging, m.grads + i, n * sizeof(param_t));
-        if (fwrite(staging, sizeof(param_t), n, f) != n) die(STATUS_DATA, "cannot write %s", argv[7]);
+        to_host(some, m.grads + i, n * sizeof(real_t));
+        if (fwrite(some, sizeof(real_t), n, f) != n) die(STATUS_DATA, "cannot write %s", argv[7]);
     }
     model_free(&m);
+    data_close(&tokens);
     return fclose(f) == 0 ? STATUS_OK : STATUS_DATA;
 }
