@@ -880,12 +880,34 @@ static void test_bad_input(void) {
     // a loss that is not a number names the step, and the checkpoint before stays
     int status = trainer(0, 0, "-i %s/train0.bin %s --mode baseline -l 1000 -c 1000 -x 50 -o %s/nan", dir, "-e d6 --layers 2 --channels 16 --heads 2 --context 16 -b 2 -t 16 -n 1", dir);
     char *x;
-    check(status == STATUS_NUMBERS && strstr(output, "step ") && read_file("nan/model_00000001.bin", &x) > 0, "a run that blows up ended with %d: %s", status, output);
+    check(status == STATUS_NUMBERS && strstr(output, "step ") && read_file("nan/log.csv", &x) > 0, "a run that blows up ended with %d: %s", status, output);
     status = trainer(0, 0, "-i %s/train0.bin %s --mode midpoint -l 1000 -c 1000 -x 50", dir, "-e d6 --layers 2 --channels 16 --heads 2 --context 16 -b 2 -t 16");
     check(status == STATUS_NUMBERS && strstr(output, "grid"), "streams that leave the range ended with %d: %s", status, output);
-    shell("mkdir %s/full; ln -s /dev/full %s/full/state_00000002.bin.tmp", dir, dir);
+    shell("mkdir %s/full; ln -s /dev/full %s/full/unfinished.tmp", dir, dir);
     status = trainer(0, 0, "-i %s/train0.bin %s -o %s/full", dir, tiny, dir);
     check(status == STATUS_DATA && strstr(output, "No space left"), "a full device ended with %d: %s", status, output);
+    // weights that have blown up are not saved over a checkpoint that computes
+    status = trainer(0, 0, "-i %s/train0.bin %s -l 1 -c 1000 -x 30 -nk 1 -n 1 -o %s/blow", dir, "-e d6 --layers 2 --channels 16 --heads 2 --context 16", dir);
+    check(status == STATUS_NUMBERS, "a run that blows up ended with %d: %s", status, output);
+    for (int i = 1; i < 30; i++) {
+        char name[64], *x;
+        snprintf(name, sizeof name, "blow/model_%08d.bin", i);
+        if (read_file(name, &x) > 0)
+            check(trainer(0, 0, "-i %s/train0.bin -j %s/val.bin -b 4 -e %s/%s -x 0", dir, dir, dir, name) == 0, "%s does not compute: %s", name, output);
+        free(x);
+    }
+    // a model that was changed does not resume, nor do two runs share a directory
+    shell("cp -r %s/run0 %s/forged; cp %s/run0/model_00000002.bin %s/forged/model_00000006.bin", dir, dir, dir, dir);
+    status = trainer(0, 0, "-i %s/train0.bin %s --mode midpoint -y 1 -o %s/forged", dir, tiny, dir);
+    check(status == STATUS_DATA && strstr(output, "checksum"), "another step's model resumed with %d: %s", status, output);
+    shell("mkdir %s/busy", dir);
+    char busy[PATH];
+    snprintf(busy, sizeof busy, "%s/busy", dir);
+    int lock = open(busy, O_RDONLY);
+    flock(lock, LOCK_EX);
+    status = trainer(0, 0, "-i %s/train0.bin %s -o %s/busy", dir, tiny, dir);
+    check(status == STATUS_DATA && strstr(output, "another run"), "a directory in use was taken: %d %s", status, output);
+    close(lock);
     check(trainer(0, 0, "-x 1 -i %s/train0.bin -e d6 -t 16 -o %s/run0", dir, dir) == STATUS_USAGE, "a directory of another run was taken");
     status = trainer(1, 0, "--flip");
     check(status == STATUS_NUMBERS && strstr(output, "did not come back"), "a flipped bit ended with %d: %s", status, output);

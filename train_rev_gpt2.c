@@ -37,6 +37,7 @@ vocabulary, Vp = V padded to a multiple of 128. Whatever fails ends the program 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -185,9 +186,8 @@ static int parts_of(const Config *net, int k) { return net->mode != HAMILTONIAN 
 static int remainders_fit(const Config *net) {
     uint64_t bound = 0;
     for (int k = 0; k < net->L; k++) {
-        int n = abs(net->a[k]);
-        if (n == 0 || n > 255) return 0;
-        bound = (16 * bound + 15) / (uint64_t)n;
+        if (net->a[k] == 0 || net->a[k] < -255 || net->a[k] > 255) return 0;
+        bound = (16 * bound + 15) / (uint64_t)abs(net->a[k]);
         if (bound >= 65536) return 0;
     }
     return 1;
@@ -1276,7 +1276,7 @@ static void data_open(Data *d, const char *pattern) {
         int32_t header[256];
         int V = 256;
         s->path = d->files.gl_pathv[i];
-        s->fd = open(s->path, O_RDONLY);
+        s->fd = open(s->path, O_RDONLY | O_NONBLOCK);  // a pipe without a writer would block
         if (s->fd < 0 || fstat(s->fd, &st) != 0) die(STATUS_DATA, "%s: %s", s->path, strerror(errno));
         if (!S_ISREG(st.st_mode)) die(STATUS_DATA, "%s: not a regular file", s->path);
         size_t length = strlen(s->path);
@@ -1378,7 +1378,7 @@ static void output_failed(Output *o) {
 static void output_open(Output *o, const char *directory, const char *name) {
     snprintf(o->directory, sizeof o->directory, "%s", directory);
     snprintf(o->path, sizeof o->path, "%s/%s", directory, name);
-    snprintf(o->aside, sizeof o->aside, "%s.tmp", o->path);
+    snprintf(o->aside, sizeof o->aside, "%s/unfinished.tmp", directory);  // one name: what a killed run left is reused
     o->file = fopen(o->aside, "wb");
     if (!o->file) output_failed(o);
 }
@@ -1468,8 +1468,10 @@ static void save_model(const Model *m, const char *directory, int step, int bf16
 }
 
 static FILE *open_input(const char *path, int32_t header[256], int magic, const char *what) {
-    FILE *f = fopen(path, "rb");
-    if (!f) die(STATUS_DATA, "%s: %s", path, strerror(errno));
+    errno = 0;
+    struct stat st;
+    FILE *f = stat(path, &st) == 0 && S_ISREG(st.st_mode) ? fopen(path, "rb") : NULL;
+    if (!f) die(STATUS_DATA, "%s: %s", path, errno ? strerror(errno) : "not a regular file");
     if (fread(header, sizeof(int32_t), 256, f) != 256 || header[0] != magic)
         die(STATUS_DATA, "%s: not a %s (256 int32, the first %d)", path, what, magic);
     return f;
@@ -1528,7 +1530,7 @@ static void save_state(const Model *m, const char *directory, int step, const Ru
     snprintf(name, sizeof name, "state_%08d.bin", step);
     output_open(&o, directory, name);
     output_write(&o, header, sizeof header);
-    uint64_t sum = checksum(0, header, 256);
+    uint64_t sum = checksum(checksum(0, header, 256), &m->net, sizeof m->net / 4);
     sum = write_parameters(&o, m->m, count, 0, sum);
     sum = write_parameters(&o, m->v, count, 0, sum);
     // the weights are in the model file, unless rounded there; either way the checksum ties them to this state
@@ -1551,7 +1553,7 @@ static void load_state(Model *m, const char *path, int step, const Run *run) {
             "resume with the same", path, was.B, was.T, was.chunk, was.head_chunk, was.seed, was.shuffle ? " --shuffle" : "",
             was.overfit ? " -a 1" : "", was.bf16 ? " --save bf16" : "", was.accumulate);
     check_size(f, path, sizeof header + count * 4 * (was.bf16 ? 3 : 2) + sizeof saved);
-    sum = checksum(0, header, 256);
+    sum = checksum(checksum(0, header, 256), &m->net, sizeof m->net / 4);
     sum = read_parameters(f, path, m->m, count, 0, sum);
     sum = read_parameters(f, path, m->v, count, 0, sum);
     sum = was.bf16 ? read_parameters(f, path, m->params, count, 0, sum) : write_parameters(NULL, m->params, count, 0, sum);
@@ -1603,9 +1605,10 @@ static FILE *log_open(const char *directory, int step) {
     char path[PATH + 32], line[512];
     Output o;
     snprintf(path, sizeof path, "%s/log.csv", directory);
+    FILE *old = step >= 0 ? fopen(path, "r") : NULL;
+    if (step >= 0 && !old && errno != ENOENT) die(STATUS_DATA, "%s: %s", path, strerror(errno));
     output_open(&o, directory, "log.csv");
     output_write(&o, log_header, sizeof log_header - 1);
-    FILE *old = step >= 0 ? fopen(path, "r") : NULL;
     while (old && fgets(line, sizeof line, old)) {
         char *end;
         long at = strtol(line, &end, 10);
@@ -1696,7 +1699,7 @@ static const Option options[] = {
     {"-j", STRING, &opt.val, "", 0, 0, NULL, "validation tokens, likewise"},
     {"-o", STRING, &opt.out, "", 0, 0, NULL, "output directory for log.csv, models and states; none: nothing is written"},
     {"-y", INTEGER, &opt.resume, "0", 0, 1, NULL, "1: resume from the newest checkpoint in -o, if there is one"},
-    {"-n", INTEGER, &opt.save_every, "0", 0, 1e9, NULL, "checkpoint every so many steps; one is written at the end as well"},
+    {"-n", INTEGER, &opt.save_every, "0", 0, 1e9, NULL, "checkpoint in -o every so many steps; one is written at the end as well"},
     {"-nk", INTEGER, &opt.keep, "0", 0, 1e9, NULL, "how many checkpoints to keep; 0: all"},
     {"-a", INTEGER, &opt.overfit, "0", 0, 1, NULL, "1: overfit the first batch"},
     {"-e", STRING, &opt.start, "d12", 0, 0, NULL, "start from a model file, or from scratch: d6 d12 d24 d36 d48"},
@@ -1707,17 +1710,17 @@ static const Option options[] = {
     {"-b", INTEGER, &opt.B, "4", 1, 1 << 24, NULL, "sequences a micro-batch"},
     {"-t", INTEGER, &opt.T, "0", 1, 1 << 24, NULL, "tokens a sequence; 0: the context"},
     {"-d", INTEGER, &opt.tokens, "0", 1, 2147483647, NULL, "tokens an optimizer step, a multiple of -b times -t; 0: one micro-batch"},
-    {"-x", INTEGER, &opt.steps, "-1", 0, 99999999, NULL, "steps; -1: once through the training tokens"},
+    {"-x", INTEGER, &opt.steps, "-1", 0, 99999999, NULL, "steps; -1: once through the training tokens, in order"},
     {"-l", NUMBER, &opt.rate, "6e-4", 0, 1e3, NULL, "learning rate"},
     {"-u", INTEGER, &opt.warmup, "0", 0, 1e9, NULL, "warm-up steps"},
     {"-q", NUMBER, &opt.final_fraction, "0.1", 0, 1, NULL, "the cosine schedule ends at this fraction of -l"},
     {"-c", NUMBER, &opt.decay, "0.1", 0, 1e3, NULL, "weight decay, on matrices and embeddings"},
-    {"-v", INTEGER, &opt.val_every, "250", 0, 1e9, NULL, "validate every so many steps, and at the end; 0: never"},
+    {"-v", INTEGER, &opt.val_every, "250", 0, 1e9, NULL, "validate on -j every so many steps, and at the end; 0: never"},
     {"-m", INTEGER, &opt.val_batches, "20", 1, 1e9, NULL, "validation batches, if there are that many"},
     {"-s", INTEGER, &opt.sample_every, "0", 0, 1e9, NULL, "sample every so many steps, and at the end; 0: never"},
     {"-g", INTEGER, &opt.sample_length, "64", 1, 1 << 24, NULL, "tokens a sample, at most -t"},
     {"--mode", CHOICE, &opt.mode, "", 0, 0, mode_names, "the network; from scratch: midpoint"},
-    {"--step-size", NUMBER, &opt.step_size, "", 0, 16, NULL, "h; midpoint 0.25, midpoint-a 1, leapfrog 1/sqrt(L), hamiltonian 1"},
+    {"--step-size", NUMBER, &opt.step_size, "", 0, 16, NULL, "h, 0 switches the blocks off; midpoint 0.25, midpoint-a 1, leapfrog 1/sqrt(L), hamiltonian 1"},
     {"--memory", CHOICE, &opt.memory, "", 0, 0, memory_names, "what the backward pass gets to see; reverse, and store for baseline"},
     {"--stream", CHOICE, &opt.stream, "", 0, 0, stream_names, "fixed reverses exactly; float for baseline"},
     {"--grid", INTEGER, &opt.grid, "0", 1, 30, NULL, "fixed streams are multiples of 2^-grid; 0: 20, or 23 for midpoint-a"},
@@ -1790,7 +1793,7 @@ static void parse_options(int argc, char **argv) {
         while (o < OPTIONS && strcmp(argv[i], options[o].flag) != 0) o++;
         for (size_t r = 0; r < sizeof refused / sizeof refused[0]; r++)
             if (strcmp(argv[i], refused[r][0]) == 0) die(STATUS_USAGE, "%s of llm.c is not here: %s", refused[r][0], refused[r][1]);
-        if (o == OPTIONS) die(STATUS_USAGE, "%s: no such flag; --help lists them", argv[i]);
+        if (o == OPTIONS) die(STATUS_USAGE, "%s: no such flag; --help lists them%s", argv[i], argv[i][0] == '-' ? "" : ", and a pattern of files needs quotes");
         if (given[o]++) die(STATUS_USAGE, "%s is given twice", argv[i]);
         if (options[o].type == SWITCH) set_option(&options[o], "1");
         else if (i + 1 == argc) die(STATUS_USAGE, "%s needs a value", argv[i]);
@@ -1862,8 +1865,10 @@ static void adjust_config(Config *net, const char *path) {
 
 static volatile sig_atomic_t interrupted;
 static void on_interrupt(int signal_number) {
+    static const char notice[] = "\nfinishing this step; once more ends at once\n";
     (void)signal_number;
     interrupted = 1;
+    (void)!write(1, notice, sizeof notice - 1);
 }
 
 // nanoGPT's: a linear warm-up, then a cosine from the rate to its final fraction at the last step.
@@ -1879,7 +1884,7 @@ static void check_numbers(const Model *m, int step, double loss, double drift) {
     if (stream_take_fault())
         die(STATUS_NUMBERS, "step %d: a stream is NaN or left the grid's range of +-%g; a smaller --grid has more range, a lower -l "
             "may not need it", step, ldexp(1, 31 - m->net.grid));
-    if (!isfinite(loss)) die(STATUS_NUMBERS, "step %d: the loss is %g; the last checkpoint is as it was", step, loss);
+    if (!isfinite(loss)) die(STATUS_NUMBERS, "step %d: the loss is not a finite number; what was saved before stays", step);
     if (m->net.grid && drift > 0)
         die(STATUS_NUMBERS, "step %d: the streams did not come back to the embedding (off by %.2e of it); the memory or the program "
             "is faulty", step, drift);
@@ -1909,7 +1914,7 @@ static void train_step(Model *m, const Data *data, const Run *run, int step, int
     }
     check_numbers(m, step + 1, loss, drift);
     double norm = update(m, rate, opt.beta1, opt.beta2, opt.decay, step + 1), s = seconds() - start;
-    if (!isfinite(norm)) die(STATUS_NUMBERS, "step %d: the gradient's norm is %g; the last checkpoint is as it was", step + 1, norm);
+    if (!isfinite(norm)) die(STATUS_NUMBERS, "step %d: the gradient is not finite; what was saved before stays", step + 1);
     double speed = (double)m->B * m->T * run->accumulate / s;
     slow = slow > 0 ? 0.95 * slow + 0.05 * s : s;
     printf("step %5d/%d | loss %.4f | norm %.4f | lr %.2e | %.0f ms | %.0f tokens/s | %.0f%% of limit | ", step + 1, total, loss,
@@ -1936,8 +1941,14 @@ static Config choose_network(const Data *train, int step, char path[PATH + 32]) 
         die(STATUS_USAGE, "%s has %d layers, %d heads, %d channels and context %d, and keeps them", path, net.L, net.NH, net.C, net.maxT);
     adjust_config(&net, path);
     if (step >= 0 && (net.h != before.h || net.grid != before.grid))
-        die(STATUS_USAGE, "%s was trained with --step-size %.9g --grid %d; resume with the same", path, (double)before.h, before.grid);
+        die(STATUS_USAGE, "%s was trained with --step-size %.9g --stream %s, grid %d; resume with the same", path, (double)before.h,
+            stream_names[before.grid > 0], before.grid);
     return net;
+}
+
+static int finish(void) {
+    if (fflush(stdout) != 0 || ferror(stdout)) die(STATUS_DATA, "cannot write to stdout: %s", strerror(errno));
+    return STATUS_OK;
 }
 
 // The whole program; returns the exit status.
@@ -1947,13 +1958,14 @@ int rev_gpt2_main(int argc, char **argv) {
     FILE *csv = NULL;
     char path[PATH + 32];
     int first = -1, last = -1, models = 0;
+    for (int fd = 0; fd <= 2;) fd = open("/dev/null", O_RDWR);  // no file of ours becomes a closed stdout
     memset(&m, 0, sizeof m);
     memset(&train, 0, sizeof train);
     memset(&val, 0, sizeof val);
     parse_options(argc, argv);
     if (opt.help) print_help();
     if (opt.version) printf("rev_gpt2 0.1\n");
-    if (opt.help || opt.version) return STATUS_OK;
+    if (opt.help || opt.version) return finish();
     if (strlen(opt.out) > PATH - 64 || strlen(opt.start) > PATH - 64) die(STATUS_USAGE, "-o or -e: a name of over %d bytes", PATH - 64);
     if (opt.resume && !opt.out[0]) die(STATUS_USAGE, "-y 1 needs -o, the directory to resume from");
     if (opt.save_every && !opt.out[0]) die(STATUS_USAGE, "-n %d needs -o, the directory to save to", opt.save_every);
@@ -1983,13 +1995,14 @@ int rev_gpt2_main(int argc, char **argv) {
     printf("B %d, T %d, chunk %d, head chunk %d, %lld tokens a step, --memory %s, --stream %s, grid %d\n", m.B, m.T, m.chunk,
            m.head_chunk, (long long)tokens * accumulate, memory_names[m.memory], stream_names[m.net.grid > 0], m.net.grid);
     plan_print(&m);
-    if (opt.plan) return STATUS_OK;
+    if (opt.plan) return finish();
     data_check(&train, opt.train, m.net.V, m.B, m.T, opt.shuffle);
     if (opt.val[0]) data_check(&val, opt.val, m.net.V, m.B, m.T, 0);
     int64_t val_batches = opt.val[0] && opt.val_every ? all_places(&val, m.B, m.T, 0) : 0;
     if (val_batches > opt.val_batches) val_batches = opt.val_batches;
     int64_t epoch = opt.shuffle ? 0 : all_places(&train, m.B, m.T, 0) / accumulate;
-    if (opt.steps < 0 && epoch < 1) die(STATUS_USAGE, "-x is missing: how many steps");
+    if (opt.steps < 0 && epoch < 1)
+        die(STATUS_USAGE, "-x is missing: how many steps? There is no once through the tokens with --shuffle, or if -d is more than all");
     int total = opt.steps >= 0 ? opt.steps : (int)(epoch < 99999999 ? epoch : 99999999);
 
     // the directory: nothing of another run is overwritten
@@ -1999,7 +2012,11 @@ int rev_gpt2_main(int argc, char **argv) {
         if (!opt.resume && (models || access(log_path, F_OK) == 0))
             die(STATUS_USAGE, "%s already holds a run: -y 1 resumes it, or choose another -o", opt.out);
         if (opt.resume && !resumed && models) die(STATUS_DATA, "%s holds models, but no state to resume from", opt.out);
+        if (opt.resume && !resumed) printf("%s has no checkpoint: starting anew\n", opt.out);
         if (mkdir(opt.out, 0777) != 0 && errno != EEXIST) die(STATUS_DATA, "cannot make %s: %s", opt.out, strerror(errno));
+        int lock = open(opt.out, O_RDONLY | O_DIRECTORY);  // held until the process ends
+        if (lock < 0) die(STATUS_DATA, "cannot open %s: %s", opt.out, strerror(errno));
+        if (flock(lock, LOCK_EX | LOCK_NB) != 0) die(STATUS_DATA, "%s is in use by another run", opt.out);
         csv = log_open(opt.out, resumed ? step : -1);
     }
     model_alloc(&m);
@@ -2037,6 +2054,10 @@ int rev_gpt2_main(int argc, char **argv) {
         end |= interrupted;
         if (csv && fresh && (end || (opt.save_every && step > 0 && step % opt.save_every == 0))) {
             fsync(fileno(csv));  // the log must not be behind its checkpoint
+            if (step > 0) {      // what does not compute is not worth a checkpoint, let alone an older one's place
+                forward(&m, m.B, m.T, 0);
+                check_numbers(&m, step, head(&m, m.B, m.T, 0), NAN);
+            }
             save_checkpoint(&m, opt.out, step, &run, opt.keep);
             saved = step;
         }
@@ -2050,7 +2071,7 @@ int rev_gpt2_main(int argc, char **argv) {
     data_close(&val);
     if (interrupted)
         die(STATUS_INTERRUPTED, "interrupted after step %d; %s", step, opt.out[0] ? "-y 1 goes on from there" : "without -o nothing is saved");
-    return STATUS_OK;
+    return finish();
 }
 
 #ifndef REV_GPT2_NO_MAIN

@@ -4,23 +4,25 @@
 # usage: dev/memory.sh depth      C=256, 64 sequences of 512 tokens, L = 12 to 96, reverse
 #        dev/memory.sh policies   GPT-2 124M, 8 sequences of 512 tokens, each policy
 cd "$(dirname "$0")/.." && make -s train_rev_gpt2 || exit 1
-data=$(mktemp --suffix=.txt) out=$(mktemp -d)
-cp train_rev_gpt2.c "$data"
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+data=$out/numbers
+seq 20000 >"$data.txt"
 
 row() {  # NAME FLAGS...: one line of the table
     local name=$1; shift
-    rm -rf "$out"
-    ./train_rev_gpt2 "$@" -x 1 -v 0 -o "$out" >"$data.log" || { cat "$data.log"; exit 1; }
+    rm -rf "$out/run"
+    ./train_rev_gpt2 "$@" -x 1 -v 0 -o "$out/run" >"$out/log" || exit 1
     awk -F, 'FNR == NR {if (FNR == 2) peak = $9; next} {split($0, f, " "); plan[f[1]] = f[2]}
         END {rest = plan["parameters"] + plan["gradients"] + plan["optimizer"]; M = 1048576
              printf "%-22s %10.1f %12.1f %12.1f %12.1f\n", name, peak / M, rest / M, (peak - rest) / M, (plan["total"] - rest) / M}' \
-        name="$name" "$out/log.csv" "$data.log"
+        name="$name" "$out/run/log.csv" "$out/log"
 }
 
 printf '%-22s %10s %12s %12s %12s\n' MiB peak 'weights etc.' measured planned
 case $1 in
 depth) for L in 12 24 48 96; do
-        row "midpoint reverse L=$L" -i "$data" -e d6 --layers $L --channels 256 --heads 4 --context 512 -b 64 --mode midpoint
+        row "midpoint reverse L=$L" -i "$data.txt" -e d6 --layers $L --channels 256 --heads 4 --context 512 -b 64 --mode midpoint
     done ;;
 policies)
     python3 - "$data" <<'PY' || exit 1
@@ -35,4 +37,3 @@ PY
     done ;;
 *) echo "usage: dev/memory.sh depth|policies" >&2; exit 2 ;;
 esac
-rm -rf "$data" "$data.log" "$data.bin" "$out"

@@ -5,13 +5,13 @@
 tokens=$(realpath "$1")
 cd "$(dirname "$0")/../.." && make -s train_rev_gpt2 || exit 1
 out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
 for mode in baseline midpoint midpoint-a leapfrog hamiltonian; do
     ./train_rev_gpt2 -i "$tokens" -e d12 -b 4 -t 256 -x 0 --mode $mode -o "$out/start" >/dev/null &&
-    ./train_rev_gpt2 -i "$tokens" -e "$out/start/model_00000000.bin" -b 4 -t 256 -x 3 -o "$out/run" >"$out/log" || { cat "$out/log"; exit 1; }
+    ./train_rev_gpt2 -i "$tokens" -e "$out/start/model_00000000.bin" -b 4 -t 256 -x 3 -o "$out/run" >/dev/null || exit 1
     echo "== $mode"
     python3 dev/reference/reference.py train --model "$out/start/model_00000000.bin" --tokens "$tokens" -b 4 -t 256 -x 3 \
         -l 6e-4 -u 0 -q 0.1 -c 0.1 --log "$out/run/log.csv" --tolerance 1e-3 || failed=1
     rm -rf "$out/start" "$out/run"
 done
-rm -rf "$out"
 exit ${failed:-0}
