@@ -422,6 +422,7 @@ static void model_alloc(Model *m) {
 
 // Sequences that make a chunk worth its while; depends on the shape alone, so every policy cuts at the same places.
 static int default_chunk(int T) { return (chunk_tokens + T - 1) / T; }
+
 // ---- the force F_k (2.5) and its adjoint
 
 // The force at cur, the input of step k, for `sequences` sequences of T tokens. It is m->out, plus a.attproj for a block.
