@@ -357,7 +357,7 @@ static void test_multiplication(void) {
 }
 
 static void test_policies(void) {
-    static const Shape shapes[] = {odd, deep, even};
+    const Shape shapes[] = {odd, deep, even};
     for (int s = 0; s < 3; s++)
         for (int mode = MIDPOINT; mode < MODES; mode++) {
             param_t *reference = NULL;
