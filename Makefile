@@ -1,5 +1,5 @@
 # make            the trainer
-# make test       whether all of it is right, without network or Python: less than a minute on two cores
+# make test       whether all of it is right, without network or Python: a minute or two on two cores
 # make test-asan  the same under Address- and UndefinedBehaviorSanitizer
 # make cxx        compiles the C file as C++17 without its layers, as the CUDA twin includes it
 # make gradients  the two programs dev/reference/reference.py checks against PyTorch

@@ -838,7 +838,7 @@ static inline void multiply_panels(real_t *c, int64_t row, int rows, int columns
 }
 
 static void gemm(real_t *c, int M, int N, int K, Matrix a, Matrix b, const real_t *bias, int accumulate) {
-    #pragma omp parallel
+    #pragma omp parallel if ((int64_t)M * N * K > 200000)  // less than that is done before the threads have met
     for (int j0 = 0; j0 < N; j0 += NC) {
         for (int k0 = 0; k0 < K; k0 += KC) {
             int n = smaller_of(NC, N - j0), k = smaller_of(KC, K - k0);
