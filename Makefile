@@ -37,7 +37,7 @@ test: test_rev_gpt2 test_rev_gpt2_f64
 
 test-asan:
 	$(MAKE) clean-tests
-	$(MAKE) test CFLAGS="-O2 -g" SAN="-fsanitize=address,undefined -fno-sanitize-recover=all"
+	ASAN_OPTIONS=exitcode=99 $(MAKE) test CFLAGS="-O2 -g" SAN="-fsanitize=address,undefined -fno-sanitize-recover=all"
 	$(MAKE) clean-tests
 
 cxx: train_rev_gpt2.c

@@ -879,8 +879,9 @@ static void test_bad_input(void) {
     }
     // a loss that is not a number names the step, and the checkpoint before stays
     int status = trainer(0, 0, "-i %s/train0.bin %s --mode baseline -l 1000 -c 1000 -x 50 -o %s/nan", dir, "-e d6 --layers 2 --channels 16 --heads 2 --context 16 -b 2 -t 16 -n 1", dir);
-    char *x;
+    char *x = NULL;
     check(status == STATUS_NUMBERS && strstr(output, "step ") && read_file("nan/log.csv", &x) > 0, "a run that blows up ended with %d: %s", status, output);
+    free(x);
     status = trainer(0, 0, "-i %s/train0.bin %s --mode midpoint -l 1000 -c 1000 -x 50", dir, "-e d6 --layers 2 --channels 16 --heads 2 --context 16 -b 2 -t 16");
     check(status == STATUS_NUMBERS && strstr(output, "grid"), "streams that leave the range ended with %d: %s", status, output);
     shell("mkdir %s/full; ln -s /dev/full %s/full/unfinished.tmp", dir, dir);
