@@ -3,12 +3,14 @@ test_rev_gpt2.c: what must hold of train_rev_gpt2.c, checked on a machine withou
 
 It includes the trainer, so it can call every function, and wraps the allocator and the file operations.
 Built with -DREAL=double it checks gradients against finite differences; built as the trainer is, it
-checks everything else. It runs itself as the trainer (--trainer N flags...) where a process has to die:
-the N-th file operation then kills it half-way, or interrupts it if N is negative.
+checks everything else. With the argument "layers" it stops before what starts processes and uses files. It runs
+itself as the trainer (--trainer N flags...) where a process has to die: the N-th file operation then kills
+it half-way, or interrupts it if N is negative; above FULL, the disk is full from operation N - FULL on.
 */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include <errno.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -29,27 +31,26 @@ static void *counted_alloc(size_t alignment, size_t bytes) {
     return aligned_alloc(alignment, bytes);
 }
 
+enum { FULL = 1000 };
 static int time_to_die(void) {
     file_operations++;
     if (die_at_operation < 0 && file_operations == -die_at_operation) raise(SIGINT);
-    return file_operations == die_at_operation;
+    return die_at_operation > FULL ? file_operations >= die_at_operation - FULL : file_operations == die_at_operation;
+}
+static int end_or_fail(int error) {
+    if (die_at_operation <= FULL) raise(SIGKILL);
+    errno = error;
+    return -1;
 }
 static size_t fatal_fwrite(const void *data, size_t size, size_t count, FILE *f) {
-    if (time_to_die()) {
-        (void)!fwrite(data, size, count / 2, f);
-        fflush(f);
-        raise(SIGKILL);
-    }
-    return fwrite(data, size, count, f);
+    if (!time_to_die()) return fwrite(data, size, count, f);
+    (void)!fwrite(data, size, count / 2, f);
+    fflush(f);
+    end_or_fail(ENOSPC);
+    return count / 2;
 }
-static int fatal_fsync(int fd) {
-    if (time_to_die()) raise(SIGKILL);
-    return fsync(fd);
-}
-static int fatal_rename(const char *from, const char *to) {
-    if (time_to_die()) raise(SIGKILL);
-    return rename(from, to);
-}
+static int fatal_fsync(int fd) { return time_to_die() ? end_or_fail(EIO) : fsync(fd); }
+static int fatal_rename(const char *from, const char *to) { return time_to_die() ? end_or_fail(EROFS) : rename(from, to); }
 
 #define aligned_alloc counted_alloc
 #define fwrite fatal_fwrite
@@ -110,7 +111,7 @@ static void make_model(Model *m, Shape s, int mode, int memory, int grid) {
     m->net.L = s.L, m->net.C = s.C, m->net.NH = s.NH, m->net.V = s.V, m->net.Vp = (s.V + 127) / 128 * 128, m->net.maxT = s.T + 3;
     m->net.mode = mode, m->net.grid = grid, m->net.h = (float)default_step_size(mode, s.L);
     if (mode == MIDPOINT_A) draw_coefficients(&m->net, 5);
-    m->B = s.B, m->T = s.T, m->chunk = s.chunk, m->head_chunk = s.head_chunk, m->memory = memory;
+    m->B = s.B, m->T = s.T, m->chunk = s.chunk, m->head_chunk = s.head_chunk, m->memory = memory, m->training = 1, m->cached = s.T;
     plan(m);
     model_alloc(m);
     size_t one[TENSORS], all[TENSORS], at = 0;
@@ -162,7 +163,7 @@ static void check_gradient(const char *what, double (*f)(void *), void *context,
 
 static double model_loss(void *context) {
     Model *m = (Model *)context;
-    forward(m, m->B, m->T, 0);
+    forward(m, m->B, m->T, FORGET);
     return head(m, m->B, m->T, 0);
 }
 
@@ -418,7 +419,7 @@ static void test_flipped_bit(void) {
             double drift;
             make_model(&m, odd, mode, REVERSE, default_grid(mode));
             Tensors w = tensors_at(&m.net, m.params, 0);
-            forward(&m, m.B, m.T, 1);
+            forward(&m, m.B, m.T, KEEP);
             head(&m, m.B, m.T, 1.0 / (m.B * m.T));
             for (int k = steps(&m.net) - 1; k >= 0; k--) {
                 if (k == steps(&m.net) / 2) flip(m.prev + 1234, bit);
@@ -426,7 +427,7 @@ static void test_flipped_bit(void) {
             }
             drift = stream_compare(m.prev, m.cur, m.remainders, m.inputs, w.wte, w.wpe, m.B * m.T, m.T, m.net.C, m.net.grid);
             check(drift > 0, "%s: bit %d flipped in mid-backward went unnoticed", mode_names[mode], bit);
-            forward(&m, m.B, m.T, 1);
+            forward(&m, m.B, m.T, KEEP);
             flip(m.cur + 77, bit);
             backward(&m, 1, &drift);
             check(drift > 0, "%s: bit %d flipped before the backward pass went unnoticed", mode_names[mode], bit);
@@ -440,7 +441,7 @@ static int flipped_bit_ends(void) {
     Model m;
     double drift;
     make_model(&m, odd, LEAPFROG, REVERSE, 20);
-    forward(&m, m.B, m.T, 1);
+    forward(&m, m.B, m.T, KEEP);
     flip(m.prev + 1234, 3);
     double loss = backward(&m, 1, &drift);
     check_numbers(&m, 1, loss, drift);
@@ -523,6 +524,23 @@ static int resident_matches_plan(int memory) {
 
 // ---- optimizer, schedule, bf16
 
+static char dir[] = "/tmp/rev_gpt2_test_XXXXXX";
+static void shell(const char *format, ...);
+
+// The least limit of the control groups above the process counts, in both versions.
+static void test_container_limit(void) {
+    char self_path[PATH], mount[PATH];
+    snprintf(self_path, sizeof self_path, "%s/groups", dir);
+    snprintf(mount, sizeof mount, "%s/mount", dir);
+    shell("mkdir -p %s/a/b %s/memory/x; echo max > %s/a/b/memory.max; echo 5000000 > %s/a/memory.max; echo 7000 > %s/memory/x/memory.limit_in_bytes", mount, mount, mount, mount, mount);
+    shell("printf '1:name=systemd:/\\n0::/a/b\\n' > %s", self_path);
+    check(container_limit(self_path, mount) == 5000000, "version 2: %zu", container_limit(self_path, mount));
+    shell("printf '3:cpu:/\\n2:memory:/x/y\\n' > %s", self_path);
+    check(container_limit(self_path, mount) == 7000, "version 1: %zu", container_limit(self_path, mount));
+    shell("printf '0::/\\nx\\n' > %s", self_path);
+    check(container_limit(self_path, mount) == SIZE_MAX && container_limit("/nowhere", mount) == SIZE_MAX, "no limit");
+}
+
 static void test_optimizer(void) {
     double p = 0.5, m1 = 0, v1 = 0;
     param_t P = 0.5, G, M = 0, V = 0;
@@ -594,17 +612,53 @@ static void test_causality(void) {
         Model m;
         size_t row = 60 * sizeof(stream_t);
         make_model(&m, odd, HAMILTONIAN, memory, 20);
-        forward(&m, m.B, m.T, 0);
+        forward(&m, m.B, m.T, FORGET);
         char *whole = (char *)malloc(row * (size_t)m.T), *some = (char *)malloc(row * (size_t)m.T);
         to_host(whole, m.cur, row * (size_t)m.T);
-        for (int t = 1; t <= m.T; t += 12) {
-            forward(&m, 1, t, 0);
+        for (int t = 3; t <= m.T; t += 12) {  // one or two tokens take another path through the matrix product
+            forward(&m, 1, t, FORGET);
             to_host(some, m.cur, row * (size_t)t);
             check(memcmp(whole, some, row * (size_t)t) == 0, "the first %d tokens depend on what follows", t);
         }
         free(whole), free(some);
         model_free(&m);
     }
+}
+
+// The logits of a token whose past is in the cache are those of a whole forward pass, in every mode and however many came at once.
+static void test_cache(void) {
+    for (int mode = 0; mode < MODES; mode++)
+        for (int s = 0; s < 2; s++) {
+            Model m;
+            make_model(&m, s ? even : odd, mode, mode == BASELINE ? STORE : REVERSE, default_grid(mode));
+            size_t V = (size_t)m.net.V;
+            real_t *whole = (real_t *)malloc(V * (size_t)m.T * sizeof(real_t)), *one = (real_t *)malloc(V * sizeof(real_t));
+            int *tokens = (int *)malloc((size_t)m.T * sizeof(int));
+            double worst = 0, largest = 0;
+            to_host(tokens, m.inputs, (size_t)m.T * sizeof(int));
+            forward(&m, 1, m.T, FORGET);
+            for (int t = 0; t < m.T; t++) {
+                head_logits(&m, t, 1);
+                to_host(whole + V * (size_t)t, m.logits, V * sizeof(real_t));
+            }
+            for (int first = 1; first < m.T; first += 5) {
+                forward(&m, 1, first, 0);
+                for (int t = first; t < m.T; t++) {
+                    to_device(m.inputs, tokens + t, sizeof(int));
+                    forward(&m, 1, 1, t);
+                    head_logits(&m, 0, 1);
+                    to_host(one, m.logits, V * sizeof(real_t));
+                    for (size_t v = 0; v < V; v++) {
+                        worst = fmax(worst, fabs(one[v] - whole[V * (size_t)t + v]));
+                        largest = fmax(largest, fabs(one[v]));
+                    }
+                }
+                to_device(m.inputs, tokens, (size_t)m.T * sizeof(int));
+            }
+            check(worst < 1e-5 * fmax(1, largest), "%s: cached logits are off by %g of %g", mode_names[mode], worst, largest);
+            free(whole), free(one), free(tokens);
+            model_free(&m);
+        }
 }
 
 static void test_accumulation(void) {
@@ -630,12 +684,13 @@ static void test_accumulation(void) {
 
 // ---- the program: files, resuming, bad input
 
-static char self[PATH], dir[] = "/tmp/rev_gpt2_test_XXXXXX", output[8192];
+static char self[PATH], output[8192];
 
 // Runs the trainer with the flags; operation as --trainer has it. After `milliseconds`, if not 0, it is killed.
-// Returns its exit status, or 256 + the signal; its stderr is left in `output`.
+// Returns its exit status, or 256 + the signal; its stderr is left in `output`, its stdout in the file `stdout`.
+// A flag's value is one word; _ stands for a space.
 __attribute__((format(printf, 3, 4))) static int trainer(int operation, int milliseconds, const char *format, ...) {
-    char flags[2048], number[16], path[PATH], *argv[64] = {self, (char *)"--trainer", number};
+    char flags[2048], number[16], path[PATH], out[PATH], *argv[64] = {self, (char *)"--trainer", number};
     int argc = 3, status;
     va_list args;
     va_start(args, format);
@@ -643,11 +698,15 @@ __attribute__((format(printf, 3, 4))) static int trainer(int operation, int mill
     va_end(args);
     snprintf(number, sizeof number, "%d", operation);
     snprintf(path, sizeof path, "%s/stderr", dir);
-    for (char *word = strtok(flags, " "); word && argc < 63; word = strtok(NULL, " ")) argv[argc++] = word;
+    snprintf(out, sizeof out, "%s/stdout", dir);
+    for (char *word = strtok(flags, " "); word && argc < 63; word = strtok(NULL, " ")) {
+        argv[argc++] = word;
+        for (char *c = word; argc > 4 && strcmp(argv[argc - 2], "--prompt") == 0 && *c; c++) *c = *c == '_' ? ' ' : *c;
+    }
     fflush(stdout);
     pid_t child = fork();
     if (child == 0) {
-        if (!freopen("/dev/null", "w", stdout) || !freopen(path, "w", stderr)) _exit(99);
+        if (!freopen(out, "w", stdout) || !freopen(path, "w", stderr)) _exit(99);
         execv(self, argv);
         _exit(99);
     }
@@ -671,6 +730,25 @@ static void write_tokens(const char *name, int count, int V, int header_count) {
     for (int i = 0; i < count; i++) {
         uint16_t token = (uint16_t)(random_bits(8, 8, (uint64_t)i) % 16 + (uint64_t)(i % 7));
         (fwrite)(&token, sizeof token, 1, f);
+    }
+    fclose(f);
+}
+
+// A tokenizer of V tokens: the bytes, then these, then as many more as are needed; the last is the end of text.
+static const char *const words[] = {" t", "he", " the", "in", "re", "on", " a", "at", "st", "\n\n", "'s", "  "};
+static void write_tokenizer(const char *name, int V, int end, int header_V) {
+    char path[PATH], text[32];
+    int32_t header[256] = {20240328, 2, header_V, end};
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    FILE *f = fopen(path, "wb");
+    (fwrite)(header, sizeof header, 1, f);
+    for (int i = 0; i < V; i++) {
+        if (i < 268) snprintf(text, sizeof text, "%s", i < 256 ? "" : words[i - 256]);
+        else snprintf(text, sizeof text, "<%d>", i);
+        if (i < 256) text[0] = (char)i;
+        size_t length = i < 256 ? 1 : strlen(text);
+        fputc((int)length, f);
+        (fwrite)(text, 1, length, f);
     }
     fclose(f);
 }
@@ -733,6 +811,132 @@ static int same_logs(const char *a, const char *b) {
     same = same && *p == *q;
     free(x), free(y);
     return same;
+}
+
+// ---- text
+
+static void test_text(void) {
+    char path[PATH];
+    Tokenizer z, bytes = tokenizer_open(NULL, 256);
+    write_tokenizer("tokenizer300.bin", 300, 299, 300);
+    snprintf(path, sizeof path, "%s/tokenizer300.bin", dir);
+    z = tokenizer_open(path, 300);
+    check(z.end == 299 && bytes.end == -1, "ends of text");
+    // lower tokens are joined first: " the" = " t" + "he", though "in" and "he" meet as well; no word crosses a space
+    static const struct { const char *text; int count, tokens[12]; } codes[] = {
+        {" the", 1, {258}}, {"the the", 3, {'t', 257, 258}}, {" thin", 3, {256, 'h', 259}}, {"it's", 3, {'i', 't', 266}},
+        {"x  the", 3, {'x', ' ', 258}}, {"a  ", 2, {'a', 267}}, {"a\n\n", 2, {'a', 265}}, {"a\n\nb", 4, {'a', '\n', '\n', 'b'}},
+        {"\xC3\xA9", 2, {0xC3, 0xA9}}, {"", 0, {0}}};
+    for (size_t i = 0; i < sizeof codes / sizeof codes[0]; i++) {
+        int tokens[16], count = encode(&z, codes[i].text, tokens);
+        check(count == codes[i].count && memcmp(tokens, codes[i].tokens, sizeof(int) * (size_t)count) == 0, "\"%s\" becomes %d tokens, the first %d",
+              codes[i].text, count, tokens[0]);
+    }
+    static const struct { const char *text; int length; } cuts[] = {
+        {"hello world", 5}, {" world!", 6}, {"123abc", 3}, {" 12", 3}, {"...a", 3}, {"'llama", 3}, {"'tis", 2}, {" 's", 2}, {"   a", 2},
+        {"\t\ta", 1}, {"\xC3\xA9t\xC3\xA9 ", 5}, {"\xE2\x80\x94x", 3}, {"\xC2\xBD\x31z", 3}, {"\xE3\x80\x80x", 3}, {"\xF0\x9F\x8E\x89x", 4}, {"\xFF", 1}};
+    for (size_t i = 0; i < sizeof cuts / sizeof cuts[0]; i++)
+        check(word_length((const unsigned char *)cuts[i].text) == cuts[i].length, "the first word of \"%s\" has %d bytes", cuts[i].text, word_length((const unsigned char *)cuts[i].text));
+    for (uint64_t i = 0; i < 300; i++) {  // any bytes come back, whether UTF-8 or not
+        char text[40] = "", back[40] = "";
+        int tokens[40], n = (int)(random_bits(1, 1, i) % 39), count, at = 0;
+        for (int j = 0; j < n; j++) text[j] = (char)(1 + random_bits(1, i + 2, (uint64_t)j) % (i < 150 ? 255 : 127));
+        count = encode(&z, text, tokens);
+        for (int j = 0; j < count; at += token_length(&z, tokens[j++])) memcpy(back + at, z.texts + z.at[tokens[j]], (size_t)token_length(&z, tokens[j]));
+        check(at == n && memcmp(text, back, 40) == 0, "a text of %d bytes comes back as %d", n, at);
+    }
+    // what reaches the terminal is UTF-8 without control characters
+    static const char *const shown[][2] = {{"a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x8E\x89\n\tb", "a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x8E\x89\n\tb"}, {"\x1B[31mx\x07\r\x7F", "[31mx"},
+        {"\xE2\x82", "?"}, {"\xE2\x82z", "?z"}, {"\xE2\x82\xC3\xA9", "?\xC3\xA9"}, {"\x80", "?"}, {"\xC0\xAF", "??"}, {"\xED\xA0\x80", "?"}, {"\xC2\x9B", "?"},
+        {"\xF4\x90\x80\x80", "?"}, {"\xE0\x80\x80", "?"}, {"\xFF\xFE", "??"}};
+    for (size_t i = 0; i < sizeof shown / sizeof shown[0]; i++) {
+        Character u = {{0}, 0, 0};
+        char *text, expected[64] = "";
+        int saved = dup(1);
+        snprintf(path, sizeof path, "%s/shown", dir);
+        fflush(stdout);
+        check(freopen(path, "w", stdout) != NULL, "no %s", path);
+        for (const char *c = shown[i][0]; *c; c++) print_byte(&u, (unsigned char)*c);
+        print_byte(&u, -1);
+        fflush(stdout);
+        dup2(saved, 1);
+        close(saved);
+        for (const char *c = shown[i][1]; *c; c++) {
+            if (*c == '?') strcat(expected, "\xEF\xBF\xBD");
+            else strncat(expected, c, 1);
+        }
+        read_file("shown", &text);
+        check(text && strcmp(text, expected) == 0, "text %d is shown as %s", (int)i, text ? text : "");
+        free(text);
+    }
+    tokenizer_close(&z), tokenizer_close(&bytes);
+}
+
+static void test_drawing(void) {
+    const act_t logits[5] = {0, 2, 1, -1, (act_t)0.5};
+    act_t scratch[5];
+    const struct { double temperature; int top_k; } cases[] = {{1, 0}, {0.5, 0}, {2, 3}, {1, 1}, {0, 0}, {1, 5}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        double p[5], sum = 0, worst = 0, t = cases[i].temperature;
+        int counts[5] = {0}, draws = 20000, order[5] = {3, 0, 1, 4, 2};  // rank of each
+        for (int v = 0; v < 5; v++) {
+            int in = t > 0 && (cases[i].top_k == 0 || order[v] < cases[i].top_k);
+            sum += p[v] = in ? exp(logits[v] / t) : t == 0 && v == 1;
+        }
+        for (int d = 0; d < draws; d++) counts[draw_token(logits, scratch, 5, t, cases[i].top_k, (d + 0.5) / draws)]++;
+        for (int v = 0; v < 5; v++) worst = fmax(worst, fabs(counts[v] / (double)draws - p[v] / sum));
+        check(worst < 1e-3, "temperature %g, top-k %d: a token's share is off by %g", t, cases[i].top_k, worst);
+    }
+}
+
+// A model in a file: its text, its loss, its logits.
+static void test_use(void) {
+    char *x, *y, number[32] = "";
+    check(trainer(0, 0, "-i %s/bytes.txt -e d6 --layers 2 --channels 8 --heads 2 --context 32 -x 2 -o %s/bytes", dir, dir) == 0, "%s", output);
+    for (int threads = 1; threads <= 3; threads++) {
+        char n[2] = {(char)('0' + threads), 0};
+        setenv("OMP_NUM_THREADS", n, 1);
+        check(trainer(0, 0, "-e %s/bytes/model_00000002.bin --prompt ab_cd -g 20 --top-k 9 --temperature 0.8", dir) == 0 && strstr(output, "20 tokens after 5 in"), "%s", output);
+        shell("cp %s/stdout %s/text%d", dir, dir, threads);
+    }
+    unsetenv("OMP_NUM_THREADS");
+    size_t n = read_file("text1", &x);
+    check(n >= 6 && strncmp(x, "ab cd", 5) == 0 && same_files("text1", "text2") && same_files("text1", "text3"), "the text depends on threads: %s", x);
+    free(x);
+    check(trainer(0, 0, "-e %s/bytes/model_00000002.bin --prompt ab_cd -g 20 --seed 5", dir) == 0 && !same_files("text1", "stdout"), "another seed, the same text");
+    check(trainer(0, 0, "-e %s/run0/model_00000006.bin --prompt  -g 16", dir) == STATUS_USAGE, "--prompt without a value was taken");
+    // validation loss: the one of the log
+    check(trainer(0, 0, "-e %s/run0/model_00000006.bin -i %s/train0.bin -j %s/val.bin -b 2 -t 16 -m 2 -x 0 -o %s/eval", dir, dir, dir, dir) == 0 &&
+          trainer(0, 0, "-e %s/run0/model_00000006.bin -j %s/val.bin -b 2 -t 16 -m 2 --eval", dir, dir) == 0, "%s", output);
+    read_file("stdout", &x), read_file("eval/log.csv", &y);
+    char *last = y ? strstr(y, "\n0,val,") : NULL;
+    if (last) snprintf(number, sizeof number, "loss %.4f,", atof(last + 7));
+    check(last && x && strstr(x, number), "--eval says %s, the log %s", x, number);
+    free(x), free(y);
+    // logits: those of the same pass in this process
+    check(trainer(0, 0, "-e %s/run0/model_00000006.bin -i %s/train0.bin -b 2 -t 16 --head-chunk 10 --logits %s/logits.npy", dir, dir, dir) == 0, "%s", output);
+    n = read_file("logits.npy", &x);
+    Model m;
+    Data d;
+    char path[PATH];
+    memset(&m, 0, sizeof m);
+    snprintf(path, sizeof path, "%s/run0/model_00000006.bin", dir);
+    m.net = load_model(path, NULL), m.B = 2, m.T = 16, m.chunk = 2, m.head_chunk = 32, m.memory = REVERSE;
+    plan(&m), model_alloc(&m), load_model(path, &m);
+    snprintf(path, sizeof path, "%s/train0.bin", dir);
+    data_open(&d, path), data_batch(&d, &m, 0, 0, 0);
+    forward(&m, 2, 16, FORGET), head_logits(&m, 0, 32);
+    double worst = 0;
+    for (int i = 0; i < 32 * 32 && n == 128 + 4 * 32 * 32; i++) {
+        float got;
+        act_t want;
+        memcpy(&got, x + 128 + 4 * i, sizeof got);
+        to_host(&want, m.logits + i / 32 * m.net.Vp + i % 32, sizeof want);
+        worst = fmax(worst, fabs(got - want));
+    }
+    check(n == 128 + 4 * 32 * 32 && strstr(x + 10, "'<f4'") && strstr(x + 10, "(2, 16, 32)") && x[127] == '\n' && worst < 1e-6, "--logits: %d bytes, off by %g", (int)n, worst);
+    free(x);
+    model_free(&m), data_close(&d);
 }
 
 static const char tiny[] = "-e d6 --layers 2 --channels 16 --heads 2 --context 16 -b 2 -t 16 -x 6 -n 2 -v 3 -m 2";
@@ -824,6 +1028,23 @@ static void test_training_is_deterministic(void) {
     free(x);
 }
 
+// The disk is full, or read-only, from any file operation on: one line, status 1, and what was saved is whole.
+static void test_full_disk(void) {
+    int operation, status = STATUS_DATA;
+    char flags[1024];
+    snprintf(flags, sizeof flags, "-i %s/train0.bin %s --mode leapfrog -o %s/disk", dir, tiny, dir);
+    for (operation = 1; status == STATUS_DATA && operation < 200; operation++) {
+        shell("rm -rf %s/disk", dir);
+        status = trainer(FULL + operation, 0, "%s", flags);
+        if (status == 0) break;
+        check(status == STATUS_DATA && strstr(output, "cannot write") && !strchr(output, '\n')[1], "a disk full from operation %d on ended with %d: %s", operation, status, output);
+        check(trainer(0, 0, "%s -y 1", flags) == 0, "after a disk full from operation %d on it did not resume: %s", operation, output);
+        check(operation == 1 || same_files("disk/model_00000006.bin", "firstdisk.bin"), "a disk full from operation %d on changed the result", operation);
+        if (operation == 1) shell("cp %s/disk/model_00000006.bin %s/firstdisk.bin", dir, dir);
+    }
+    check(status == 0 && operation > 20, "only %d file operations", operation);
+}
+
 // Each with its exit status and exactly one line that contains the given word.
 static void test_bad_input(void) {
     static const struct { int status; const char *word, *flags; } cases[] = {
@@ -850,6 +1071,39 @@ static void test_bad_input(void) {
         {2, "midpoint network", "-i D/train0.bin -e D/run0/model_00000006.bin --mode leapfrog"},
         {2, "d6, d12", "-i D/train0.bin -e d7"},
         {2, "-y 1 needs -o", "-i D/train0.bin -y 1"},
+        {2, "needs -o", "-i D/train0.bin -n 5"},
+        {2, "-x is missing", "-i D/train0.bin -e d6 -b 1 -t 16 --shuffle"},
+        {2, "--temperature", "-e d6 --prompt a --temperature -1"},
+        {2, "--top-k", "-e d6 --prompt a --top-k x"},
+        {2, "-l 1e999", "-i D/train0.bin -l 1e999"},
+        {2, "-d -5", "-i D/train0.bin -d -5"},
+        {2, "-b 1e3", "-i D/train0.bin -b 1e3"},
+        {2, "2^30", "-i D/train0.bin -e d6 --context 1000000 -b 100000"},
+        {2, "--eval needs -j", "-e d6 --eval"},
+        {2, "neither", "-e d6 -j D/val.bin --eval --prompt a"},
+        {2, "do not train", "-e d6 -j D/val.bin --eval -o D/nowhere"},
+        {2, "do not train", "-e d6 --prompt a -x 5"},
+        {2, "context of 32", "-e D/bytes/model_00000002.bin --prompt abc -g 31"},
+        {2, "longer than the context", "-e D/bytes/model_00000002.bin --prompt abcdefghijklmnopqrstuvwxyzabcdefghi"},
+        {2, "-i is missing", "-e d6 --logits D/x.npy"},
+        {2, "llm.c", "-i D/train0.bin -pn 2"},
+        {1, "--tokenizer says where", "-e D/run0/model_00000006.bin --prompt abc"},
+        {1, "No such file", "-e D/run0/model_00000006.bin --prompt a --tokenizer D/nothing.bin"},
+        {1, "not a tokenizer file", "-e D/run0/model_00000006.bin --prompt a --tokenizer D/train0.bin"},
+        {1, "of 300 tokens, but the model has 32", "-e D/run0/model_00000006.bin --prompt a --tokenizer D/tokenizer300.bin"},
+        {1, "at token 299", "-e d6 --layers 1 -i D/v300.bin -x 0 -s 1 --tokenizer D/cut.bin"},
+        {1, "goes on", "-e d6 --layers 1 -i D/v300.bin -x 0 -s 1 --tokenizer D/long.bin"},
+        {1, "end of text", "-e d6 --layers 1 -i D/v300.bin -x 0 -s 1 --tokenizer D/end.bin"},
+        {1, "cannot write", "-e D/run0/model_00000006.bin -i D/train0.bin -b 1 -t 16 --logits D/no/such/x.npy"},
+        {1, "not a model file", "-i D/train0.bin -e D/empty.bin"},
+        {1, "not a token file", "-i D/empty.bin"},
+        {1, "has 0 tokens", "-i D/empty.txt -b 1 -t 16"},
+        {1, "has 1 tokens", "-i D/one.txt -b 1 -t 16"},
+        {1, "not a regular file", "-i D/"},
+        {1, "not a regular file", "-i D/train0.bin -e D/"},
+        {1, "a vocabulary of 70000", "-i D/v70000.bin"},
+        {1, "-5 tokens", "-i D/negative.bin"},
+        {1, "?name", "-i D/a\nname.bin"},
         {1, "No such file", "-i D/nothing.bin"},
         {1, "not a token file", "-i D/run0/model_00000006.bin"},
         {1, "instead of", "-i D/short.bin"},
@@ -864,6 +1118,13 @@ static void test_bad_input(void) {
     write_tokens("short.bin", 50, 32, 100);
     write_tokens("other.bin", 500, 64, 500);
     write_tokens("small.bin", 500, 6, 500);
+    write_tokens("v300.bin", 5000, 300, 5000);
+    write_tokens("v70000.bin", 500, 70000, 500);
+    write_tokens("negative.bin", 500, 32, -5);
+    write_tokenizer("cut.bin", 299, 0, 300);
+    write_tokenizer("long.bin", 301, 0, 300);
+    write_tokenizer("end.bin", 300, 300, 300);
+    shell(": > %s/empty.bin; : > %s/empty.txt; printf x > %s/one.txt", dir, dir, dir);
     write_tokens("shards.bin", 100, 32, 100);
     write_tokens("shards2.bin", 100, 64, 100);
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
@@ -887,6 +1148,13 @@ static void test_bad_input(void) {
     shell("mkdir %s/full; ln -s /dev/full %s/full/unfinished.tmp", dir, dir);
     status = trainer(0, 0, "-i %s/train0.bin %s -o %s/full", dir, tiny, dir);
     check(status == STATUS_DATA && strstr(output, "No space left"), "a full device ended with %d: %s", status, output);
+    test_full_disk();
+    // a directory that vanishes
+    shell("(while [ ! -e %s/gone/model_00000003.bin ]; do sleep 0.01; done; mv %s/gone %s/went) &", dir, dir, dir);
+    status = trainer(0, 0, "-i %s/train0.bin %s -x 9000 -n 1 -o %s/gone", dir, "-e d6 --layers 2 --channels 16 --heads 2 --context 16 -b 2 -t 16", dir);
+    check(status == STATUS_DATA && strstr(output, "cannot write") && !strchr(output, '\n')[1], "a directory that vanished ended with %d: %s", status, output);
+    // less address space than the plan: said before anything is allocated
+    shell("ulimit -v 1000000; %s --trainer 0 -i %s/train0.bin -e d24 -b 16 -t 16 2> %s/stderr > %s/stdout; test $? = 3 && grep -q 'the machine has 0.9' %s/stderr", self, dir, dir, dir, dir);
     // weights that have blown up are not saved over a checkpoint that computes
     status = trainer(0, 0, "-i %s/train0.bin %s -l 1 -c 1000 -x 30 -nk 1 -n 1 -o %s/blow", dir, "-e d6 --layers 2 --channels 16 --heads 2 --context 16", dir);
     check(status == STATUS_NUMBERS, "a run that blows up ended with %d: %s", status, output);
@@ -974,15 +1242,12 @@ int main(int argc, char **argv) {
         section("networks against finite differences");
         test_network_gradients();
     } else {
-        if (!mkdtemp(dir)) die(STATUS_DATA, "cannot make %s", dir);
-        write_tokens("train0.bin", 700, 32, 700);
-        write_tokens("train1.bin", 450, 32, 450);
-        write_tokens("val.bin", 300, 32, 300);
         section("matrix product and attention against plain loops");
         test_matmul();
         test_attention();
         test_functions();
         test_causality();
+        test_cache();
         section("exact multiplication by sixteenths");
         test_multiplication();
         section("store = checkpoint = reverse, 1, 2 and 3 threads");
@@ -990,8 +1255,21 @@ int main(int argc, char **argv) {
         section("a flipped bit, a value out of range");
         test_flipped_bit();
         test_range();
+        section("optimizer, accumulation");
+        test_optimizer();
+        test_update();
+        test_accumulation();
+        section("samples");
+        test_drawing();
+    }
+    if (sizeof(real_t) == 4 && !(argc > 1 && strcmp(argv[1], "layers") == 0)) {
+        if (!mkdtemp(dir)) die(STATUS_DATA, "cannot make %s", dir);
+        write_tokens("train0.bin", 700, 32, 700);
+        write_tokens("train1.bin", 450, 32, 450);
+        write_tokens("val.bin", 300, 32, 300);
         section("the plan");
         test_plan();
+        test_container_limit();
 #if !defined(__SANITIZE_ADDRESS__)
         for (int memory = STORE; memory <= REVERSE; memory++) {
             char command[PATH + 32];
@@ -999,13 +1277,12 @@ int main(int argc, char **argv) {
             check(system(command) == 0, "resident memory under --memory %s", memory_names[memory]);
         }
 #endif
-        section("optimizer, accumulation, batches");
-        test_optimizer();
-        test_update();
-        test_accumulation();
+        section("batches, text");
         test_batches();
-        section("training, model files");
+        test_text();
+        section("training, model files, their use");
         test_training_is_deterministic();
+        test_use();
         section("bad input");
         test_bad_input();
         section("dying and resuming");

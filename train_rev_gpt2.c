@@ -58,12 +58,14 @@ enum { STATUS_OK = 0, STATUS_DATA = 1, STATUS_USAGE = 2, STATUS_NUMBERS = 3, STA
 
 // One clear line, then the end.
 __attribute__((format(printf, 2, 3), noreturn)) static void die(int status, const char *format, ...) {
+    char line[2 * 4096];
     va_list args;
     va_start(args, format);
-    fprintf(stderr, "train_rev_gpt2: ");
-    vfprintf(stderr, format, args);
-    fprintf(stderr, "\n");
+    vsnprintf(line, sizeof line, format, args);
     va_end(args);
+    for (char *c = line; *c; c++)
+        if ((unsigned char)*c < 32) *c = '?';  // a file's name may hold anything
+    fprintf(stderr, "train_rev_gpt2: %s\n", line);
     exit(status);
 }
 
@@ -89,7 +91,7 @@ void device_copy(void *dst, const void *src, size_t bytes);
 void to_device(void *dst, const void *src, size_t bytes);
 void to_host(void *dst, const void *src, size_t bytes);
 size_t device_peak_bytes(void);      // the most this process has held
-size_t device_memory_bytes(void);    // what the device has in all
+size_t device_memory_bytes(void);    // what the device has in all, and this process may use
 double device_flops(void);           // measured limit, FLOP/s of all cores
 size_t layers_scratch_bytes(int C);  // what the functions below need for packing and partial sums
 void layers_begin(void *scratch);
@@ -129,6 +131,8 @@ void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias,
 void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH);
 void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse,
                         int B, int T, int C, int NH);
+// row t of it alone, for generating: out (C), qkv (t + 1, 3C)
+void attention_query(act_t *out, const act_t *qkv, int t, int C, int NH);
 
 void scale_cast(act_t *out, const real_t *x, double scale, size_t count);  // out = scale * x
 // A += beta*B; B *= alpha: the linear part of the adjoint (count elements, coefficients in sixteenths)
@@ -305,6 +309,8 @@ typedef struct {
     int chunk;       // sequences for which a block is evaluated at a time
     int head_chunk;  // tokens for which the head is evaluated at a time
     int memory;      // enum Memory
+    int training;    // whether there will be a backward pass
+    int cached;      // tokens that generating keeps keys and values of; 0: nothing is generated
     param_t *params;        // all tensors
     real_t *grads, *m, *v;  // like them
     int *inputs, *targets;  // (B, T)
@@ -319,6 +325,7 @@ typedef struct {
     act_t *out;             // (n, C), the force, or its MLP half; backward: a gradient (n, C)
     act_t *dforce;          // (n, C)
     act_t *wide;            // (n, 4C), gradients inside the block
+    act_t *cache;           // (L, cached, 3C), qkv of the tokens so far
     char *scratch;          // the layer functions' own
     act_t *head_normed, *head_dnormed;  // (head_chunk, C)
     act_t *logits;                      // (head_chunk, Vp), then their gradients
@@ -345,21 +352,22 @@ static void plan(Model *m) {
     const Config *net = &m->net;
     size_t C = (size_t)net->C, N = (size_t)m->B * (size_t)m->T, P = parameter_count(net);
     size_t n = (size_t)m->chunk * (size_t)m->T, H = (size_t)m->head_chunk, planes = net->mode == BASELINE ? 1 : 2;
+    size_t training = m->training != 0;
     m->buffer_count = 0;
     need(m, PARAMETERS, &m->params, P, sizeof(param_t));
-    need(m, GRADIENTS, &m->grads, P, sizeof(real_t));
-    need(m, OPTIMIZER, &m->m, P, sizeof(real_t));
-    need(m, OPTIMIZER, &m->v, P, sizeof(real_t));
+    need(m, GRADIENTS, &m->grads, training * P, sizeof(real_t));
+    need(m, OPTIMIZER, &m->m, training * P, sizeof(real_t));
+    need(m, OPTIMIZER, &m->v, training * P, sizeof(real_t));
     need(m, DATA, &m->inputs, N, sizeof(int));
     need(m, DATA, &m->targets, N, sizeof(int));
     need(m, DATA, &m->losses, N, sizeof(real_t));
     need(m, STREAMS, &m->cur, N*C, sizeof(stream_t));
-    need(m, STREAMS, &m->dcur, N*C, sizeof(real_t));
+    need(m, STREAMS, &m->dcur, training * N*C, sizeof(real_t));
     need(m, STREAMS, &m->prev, (planes - 1) * N*C, sizeof(stream_t));
-    need(m, STREAMS, &m->dprev, (planes - 1) * N*C, sizeof(real_t));
+    need(m, STREAMS, &m->dprev, training * (planes - 1) * N*C, sizeof(real_t));
     need(m, STREAMS, &m->remainders, net->mode == MIDPOINT_A && net->grid ? N*C : 0, sizeof(uint16_t));
-    if (m->memory != REVERSE) need(m, KEPT, &m->kept_inputs, (size_t)steps(net) * N*C, sizeof(stream_t));
-    if (m->memory == STORE) {
+    if (training && m->memory != REVERSE) need(m, KEPT, &m->kept_inputs, (size_t)steps(net) * N*C, sizeof(stream_t));
+    if (training && m->memory == STORE) {
         size_t bytes = 0;
         for (int k = 0; k < steps(net); k++) bytes += kept_bytes(m, k);
         need(m, KEPT, &m->kept_internals, bytes, 1);
@@ -368,11 +376,12 @@ static void plan(Model *m) {
     }
     need(m, WORKSPACE, &m->normed, n*C, sizeof(act_t));
     need(m, WORKSPACE, &m->out, n*C, sizeof(act_t));
-    need(m, WORKSPACE, &m->dforce, n*C, sizeof(act_t));
-    need(m, WORKSPACE, &m->wide, n*4*C, sizeof(act_t));
+    need(m, WORKSPACE, &m->dforce, training * n*C, sizeof(act_t));
+    need(m, WORKSPACE, &m->wide, training * n*4*C, sizeof(act_t));
+    need(m, WORKSPACE, &m->cache, (size_t)net->L * (size_t)m->cached * 3*C, sizeof(act_t));
     need(m, WORKSPACE, &m->scratch, layers_scratch_bytes(net->C), 1);
     need(m, HEAD, &m->head_normed, H*C, sizeof(act_t));
-    need(m, HEAD, &m->head_dnormed, H*C, sizeof(act_t));
+    need(m, HEAD, &m->head_dnormed, training * H*C, sizeof(act_t));
     need(m, HEAD, &m->logits, H*(size_t)net->Vp, sizeof(act_t));
 }
 
@@ -426,14 +435,16 @@ static int default_chunk(int T) { return (chunk_tokens + T - 1) / T; }
 // ---- the force F_k (2.5) and its adjoint
 
 // The force at cur, the input of step k, for `sequences` sequences of T tokens. It is m->out, plus a.attproj for a block.
-static void force_forward(Model *m, int k, const stream_t *cur, Internals a, int sequences, int T) {
+// past: 0, or the tokens before cur's one, whose qkv lie in front of a.qkv.
+static void force_forward(Model *m, int k, const stream_t *cur, Internals a, int sequences, int T, int past) {
     const Config *net = &m->net;
     int C = net->C, n = sequences * T, parts = parts_of(net, k);
     Tensors w = tensors_at(net, m->params, layer_of(net, k));
     if (parts & ATTN) {  // A = Attn(LN1(p))
         layernorm_forward(m->normed, cur, NULL, w.ln1w, w.ln1b, n, C, net->grid);
         matmul_forward(a.qkv, m->normed, w.qkvw, w.qkvb, n, C, 3*C);
-        attention_forward(a.atty, a.lse, a.qkv, sequences, T, C, net->NH);
+        if (past) attention_query(a.atty, a.qkv - (size_t)past * 3 * (size_t)C, past, C, net->NH);
+        else attention_forward(a.atty, a.lse, a.qkv, sequences, T, C, net->NH);
         matmul_forward(parts == BLOCK ? a.attproj : m->out, a.atty, w.attprojw, w.attprojb, n, C, C);
     }
     if (parts & MLP) {  // MLP(LN2(p + A)), or MLP(LN2(p))
@@ -478,7 +489,7 @@ static Internals internals_of(Model *m, int k, int b, int sequences) {
     Internals a;
     char *at = m->internals;
     int parts = parts_of(&m->net, k);
-    if (m->memory == STORE) {
+    if (m->kept_internals) {
         at = m->kept_internals;
         for (int j = 0; j < k; j++) at += kept_bytes(m, j);
         at += (size_t)(b / m->chunk) * internals_at(NULL, NULL, &m->net, parts, (size_t)m->chunk * (size_t)m->T);
@@ -492,21 +503,25 @@ static void move_stream(Model *m, int k, size_t at, Internals a, size_t count, i
                 m->remainders ? m->remainders + at : NULL, count, coefficients(&m->net, k), m->net.grid, direction);
 }
 
-// From m->inputs (B, T) to the last pair of streams; keep: a backward pass will follow. B and T may be
-// smaller than the model's if nothing is kept.
-static void forward(Model *m, int B, int T, int keep) {
+// From m->inputs (B, T) to the last pair of streams. Three uses: KEEP, a backward pass follows; FORGET, none does; and
+// to generate, the number of tokens before, whose qkv are in the cache: it is 0 or else T is 1, and B is 1. B and T
+// may be smaller than the model's unless something is kept.
+enum { KEEP = -2, FORGET = -1 };
+static void forward(Model *m, int B, int T, int use) {
     const Config *net = &m->net;
     Tensors w = tensors_at(net, m->params, 0);
+    int past = use > 0 ? use : 0;
     size_t C = (size_t)net->C, plane = (size_t)B * (size_t)T * C;
     if (m->remainders) device_zero(m->remainders, plane * sizeof(uint16_t));
-    stream_embed(m->prev, m->cur, m->inputs, w.wte, w.wpe, B*T, T, net->C, net->grid);
+    stream_embed(m->prev, m->cur, m->inputs, w.wte, w.wpe + (size_t)past * C, B*T, T, net->C, net->grid);
     for (int k = 0; k < steps(net); k++) {
-        if (keep && m->memory != REVERSE) device_copy(m->kept_inputs + (size_t)k * plane, m->cur, plane * sizeof(stream_t));
+        if (use == KEEP && m->memory != REVERSE) device_copy(m->kept_inputs + (size_t)k * plane, m->cur, plane * sizeof(stream_t));
         for (int b = 0; b < B; b += m->chunk) {
             int sequences = smaller_of(m->chunk, B - b);
             size_t at = (size_t)b * (size_t)T * C;
             Internals a = internals_of(m, k, b, sequences);
-            force_forward(m, k, m->cur + at, a, sequences, T);
+            if (use >= 0) a.qkv = m->cache + ((size_t)layer_of(net, k) * (size_t)m->cached + (size_t)past) * 3*C;
+            force_forward(m, k, m->cur + at, a, sequences, T, past);
             move_stream(m, k, at, a, (size_t)sequences * (size_t)T * C, +1);
         }
         swap_streams(m);
@@ -534,7 +549,7 @@ static void step_back(Model *m, int k) {
         size_t at = (size_t)b * (size_t)T * C, count = (size_t)sequences * (size_t)T * C;
         const stream_t *cur = m->memory == REVERSE ? m->cur + at : m->kept_inputs + (size_t)k * plane + at;
         Internals a = internals_of(m, k, b, sequences);
-        if (m->memory != STORE) force_forward(m, k, cur, a, sequences, T);
+        if (m->memory != STORE) force_forward(m, k, cur, a, sequences, T, 0);
         if (m->memory == REVERSE) move_stream(m, k, at, a, count, -1);
         scale_cast(m->dforce, B + at, c.gamma, count);
         force_backward(m, k, cur, a, A + at, sequences, T);
@@ -544,6 +559,14 @@ static void step_back(Model *m, int k) {
 }
 
 // ---- head: loss, and the gradient at the end of the recurrence
+
+// m->logits of n tokens from the i-th of the batch; n is at most head_chunk.
+static void head_logits(Model *m, int i, int n) {
+    const Config *net = &m->net;
+    Tensors w = tensors_at(net, m->params, 0);
+    layernorm_forward(m->head_normed, m->cur + (size_t)i * (size_t)net->C, NULL, w.lnfw, w.lnfb, n, net->C, net->grid);
+    matmul_forward(m->logits, m->head_normed, w.wte, NULL, n, net->C, net->Vp);  // (2.3), W tied to the embedding
+}
 
 // The mean loss over (B, T). If scale is not 0, scale times the gradient of the sum of losses is added to the
 // gradients of the weights and to m->dcur.
@@ -555,8 +578,7 @@ static double head(Model *m, int B, int T, double scale) {
     for (int i = 0; i < N; i += m->head_chunk) {
         int n = smaller_of(m->head_chunk, N - i);
         const stream_t *cur = m->cur + (size_t)i * (size_t)C;
-        layernorm_forward(m->head_normed, cur, NULL, w.lnfw, w.lnfb, n, C, net->grid);
-        matmul_forward(m->logits, m->head_normed, w.wte, NULL, n, C, net->Vp);  // (2.3), W tied to the embedding
+        head_logits(m, i, n);
         classifier(m->losses + i, m->logits, m->targets + i, n, net->V, net->Vp, scale);
         if (scale != 0) {
             matmul_backward(m->head_dnormed, d.wte, NULL, m->logits, m->head_normed, w.wte, NULL, n, C, net->Vp);
@@ -596,7 +618,7 @@ static double backward(Model *m, double weight, double *drift) {
 }
 
 static double forward_backward(Model *m, double weight, double *drift) {
-    forward(m, m->B, m->T, 1);
+    forward(m, m->B, m->T, KEEP);
     return backward(m, weight, drift);
 }
 
@@ -642,7 +664,40 @@ size_t device_peak_bytes(void) {
     return (size_t)u.ru_maxrss * 1024;
 }
 
-size_t device_memory_bytes(void) { return (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE); }
+// The least of the limits that control groups set on the process: `self` is its /proc/self/cgroup, `mount` where they
+// are mounted. A group's limit is in memory.max, or memory.limit_in_bytes of version 1; those above it count as well.
+static size_t container_limit(const char *self, const char *mount) {
+    size_t least = SIZE_MAX;
+    char line[1024], path[2048];
+    FILE *groups = fopen(self, "r");
+    while (groups && fgets(line, sizeof line, groups)) {
+        char *name = strchr(line, ':'), *group = name ? strchr(name + 1, ':') : NULL;
+        if (!group) continue;
+        *group++ = 0;
+        group[strcspn(group, "\n")] = 0;
+        if (name[1] && strcmp(name + 1, "memory") != 0) continue;
+        for (;;) {
+            unsigned long long bytes;
+            snprintf(path, sizeof path, "%s/%s%s/%s", mount, name + 1, group, name[1] ? "memory.limit_in_bytes" : "memory.max");
+            FILE *f = fopen(path, "r");
+            if (f && fscanf(f, "%llu", &bytes) == 1 && bytes < least) least = (size_t)bytes;  // "max" is no number
+            if (f) fclose(f);
+            char *slash = strrchr(group, '/');
+            if (!slash) break;
+            *slash = 0;
+        }
+    }
+    if (groups) fclose(groups);
+    return least;
+}
+
+size_t device_memory_bytes(void) {
+    size_t bytes = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+    size_t container = container_limit("/proc/self/cgroup", "/sys/fs/cgroup");
+    struct rlimit space;
+    if (getrlimit(RLIMIT_AS, &space) == 0 && space.rlim_cur < bytes) bytes = (size_t)space.rlim_cur;
+    return container < bytes ? container : bytes;
+}
 
 // ---- streams
 
@@ -916,6 +971,19 @@ static inline real_t gelu_slope(real_t x) {
 }
 
 void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C, int OC) {
+    if (n <= 2) {  // packing would cost more than it saves: the weights are read once
+        #pragma omp parallel for
+        for (int o = 0; o < OC; o++)
+            for (int i = 0; i < n; i++) {
+                const act_t *x = inp + (size_t)i*C;
+                const param_t *w = weight + (size_t)o*C;
+                real_t sum = 0;
+                #pragma omp simd reduction(+:sum)
+                for (int c = 0; c < C; c++) sum += x[c] * w[c];
+                out[(size_t)i*OC + o] = sum + (bias ? bias[o] : 0);
+            }
+        return;
+    }
     gemm(out, n, OC, C, matrix(inp, C, 1), matrix(weight, 1, C), bias, 0);
 }
 
@@ -1046,6 +1114,30 @@ void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, 
                     lse[((size_t)b*NH + h)*T + q0 + i] = highest[i] + (real_t)log(sum[i]);
                 }
             }
+}
+
+void attention_query(act_t *out, const act_t *qkv, int t, int C, int NH) {
+    int hs = C / NH;
+    real_t scale = (real_t)(1 / sqrt((double)hs));
+    #pragma omp parallel for
+    for (int h = 0; h < NH; h++) {
+        const act_t *q = qkv + (size_t)t*3*C + h*hs;
+        act_t *o = out + h*hs;
+        real_t top = (real_t)-1e30, sum = 0;
+        for (int c = 0; c < hs; c++) o[c] = 0;
+        for (int j = 0; j <= t; j++) {
+            const act_t *k = qkv + (size_t)j*3*C + C + h*hs, *v = k + C;
+            real_t score = 0;
+            #pragma omp simd reduction(+:score)
+            for (int c = 0; c < hs; c++) score += q[c] * k[c];
+            score *= scale;
+            real_t higher = score > top ? score : top, shrink = real_exp(top - higher), p = real_exp(score - higher);
+            top = higher;
+            sum = sum * shrink + p;
+            for (int c = 0; c < hs; c++) o[c] = o[c] * shrink + p * v[c];
+        }
+        for (int c = 0; c < hs; c++) o[c] /= sum;
+    }
 }
 
 void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse,
@@ -1354,20 +1446,22 @@ static void data_batch(const Data *d, Model *m, uint64_t index, int shuffle, uin
 
 static void data_check(const Data *d, const char *pattern, int V, int B, int T, int shuffle) {
     if (d->V != V) die(STATUS_DATA, "%s: its vocabulary has %d tokens, the model's %d", pattern, d->V, V);
+    int64_t longest = 0;
+    for (int i = 0; i < d->shard_count; i++) longest = d->shards[i].count > longest ? d->shards[i].count : longest;
     if (all_places(d, B, T, shuffle) < 1)
-        die(STATUS_DATA, "%s: too short for -b %d -t %d, which take %" PRId64 " tokens and one more", pattern, B, T,
-            shuffle ? (int64_t)T : (int64_t)B * T);
+        die(STATUS_DATA, "%s: too short, the longest file has %" PRId64 " tokens; -b %d -t %d takes %" PRId64 " and one more",
+            pattern, longest, B, T, shuffle ? (int64_t)T : (int64_t)B * T);
 }
 
 // -------------------------------------------------------------------------------------------------
 // Files: the model in llm.c's format, the optimizer's state beside it. A file is written aside, synced and
 // renamed; the state comes first and the model last, so a model with its state is a complete pair.
 
-enum { MODEL_MAGIC = 20240326, STATE_MAGIC = 20251127, PATH = 4096 };
+enum { MODEL_MAGIC = 20240326, STATE_MAGIC = 20251127, TOKENIZER_MAGIC = 20240328, PATH = 4096 };
 
 typedef struct {
     FILE *file;
-    char directory[PATH], path[PATH + 32], aside[PATH + 40];
+    char path[PATH + 32], directory[PATH + 32], aside[PATH + 64];
 } Output;
 
 static void output_failed(Output *o) {
@@ -1376,10 +1470,12 @@ static void output_failed(Output *o) {
     die(STATUS_DATA, "cannot write %s: %s", o->path, strerror(error));
 }
 
-static void output_open(Output *o, const char *directory, const char *name) {
-    snprintf(o->directory, sizeof o->directory, "%s", directory);
-    snprintf(o->path, sizeof o->path, "%s/%s", directory, name);
-    snprintf(o->aside, sizeof o->aside, "%s/unfinished.tmp", directory);  // one name: what a killed run left is reused
+// Files of a run share one name aside: what a killed run left there is written over.
+static void output_open(Output *o, const char *path, int of_run) {
+    const char *slash = strrchr(path, '/');
+    snprintf(o->path, sizeof o->path, "%s", path);
+    snprintf(o->directory, sizeof o->directory, "%.*s", slash ? (int)(slash - path + 1) : 2, slash ? path : "./");
+    snprintf(o->aside, sizeof o->aside, "%s%s", of_run ? o->directory : path, of_run ? "unfinished.tmp" : ".tmp");
     o->file = fopen(o->aside, "wb");
     if (!o->file) output_failed(o);
 }
@@ -1452,7 +1548,7 @@ static uint64_t read_parameters(FILE *f, const char *path, param_t *p, size_t co
 static void save_model(const Model *m, const char *directory, int step, int bf16) {
     const Config *net = &m->net;
     Output o;
-    char name[32];
+    char path[PATH + 32];
     int32_t header[256] = {MODEL_MAGIC, (bf16 ? 5 : 3) + (net->mode == BASELINE ? 0 : 1000), net->maxT, net->V, net->L,
                            net->NH, net->C, net->Vp, net->mode};
     if (net->mode != BASELINE) {
@@ -1461,8 +1557,8 @@ static void save_model(const Model *m, const char *directory, int step, int bf16
     }
     if (net->mode == MIDPOINT_A)
         for (int k = 0; k < net->L; k++) header[16 + k] = net->a[k];
-    snprintf(name, sizeof name, "model_%08d.bin", step);
-    output_open(&o, directory, name);
+    snprintf(path, sizeof path, "%s/model_%08d.bin", directory, step);
+    output_open(&o, path, 1);
     output_write(&o, header, sizeof header);
     write_parameters(&o, m->params, parameter_count(net), bf16, 0);
     output_close(&o);
@@ -1524,12 +1620,12 @@ typedef struct { int32_t B, T, chunk, head_chunk, accumulate, shuffle, overfit, 
 
 static void save_state(const Model *m, const char *directory, int step, const Run *run) {
     Output o;
-    char name[32];
+    char path[PATH + 32];
     int32_t header[256] = {STATE_MAGIC, 1, step};
     size_t count = parameter_count(&m->net);
     memcpy(&header[4], run, sizeof *run);
-    snprintf(name, sizeof name, "state_%08d.bin", step);
-    output_open(&o, directory, name);
+    snprintf(path, sizeof path, "%s/state_%08d.bin", directory, step);
+    output_open(&o, path, 1);
     output_write(&o, header, sizeof header);
     uint64_t sum = checksum(checksum(0, header, 256), &m->net, sizeof m->net / 4);
     sum = write_parameters(&o, m->m, count, 0, sum);
@@ -1597,6 +1693,28 @@ static void save_checkpoint(const Model *m, const char *directory, int step, con
     }
 }
 
+// Writes the logits of the batch that has gone forward, (B, T, V), as numpy.load reads them.
+static void save_logits(Model *m, const char *path) {
+    Output o;
+    char shape[128] = "\x93NUMPY\1\0\x76";  // version 1.0, and 118 bytes follow
+    size_t V = (size_t)m->net.V;
+    memset(shape + 10, ' ', 117);
+    shape[10 + snprintf(shape + 10, 117, "{'descr': '<f4', 'fortran_order': False, 'shape': (%d, %d, %d), }", m->B, m->T, m->net.V)] = ' ';
+    shape[127] = '\n';
+    output_open(&o, path, 0);
+    output_write(&o, shape, sizeof shape);
+    for (int i = 0; i < m->B * m->T; i++) {
+        if (i % m->head_chunk == 0) head_logits(m, i, smaller_of(m->head_chunk, m->B * m->T - i));
+        for (size_t v = 0; v < V; v += STAGE) {
+            size_t n = piece_of(V - v);
+            to_host(staging, m->logits + (size_t)(i % m->head_chunk) * (size_t)m->net.Vp + v, n * sizeof(act_t));
+            for (size_t j = 0; j < n; j++) file_float32[j] = (float)staging[j];
+            output_write(&o, file_float32, n * sizeof(float));
+        }
+    }
+    output_close(&o);
+}
+
 // ---- log.csv
 
 static const char log_header[] = "step,split,loss,lr,grad_norm,ms,tokens_per_s,drift,peak_bytes\n";
@@ -1608,7 +1726,7 @@ static FILE *log_open(const char *directory, int step) {
     snprintf(path, sizeof path, "%s/log.csv", directory);
     FILE *old = step >= 0 ? fopen(path, "r") : NULL;
     if (step >= 0 && !old && errno != ENOENT) die(STATUS_DATA, "%s: %s", path, strerror(errno));
-    output_open(&o, directory, "log.csv");
+    output_open(&o, path, 1);
     output_write(&o, log_header, sizeof log_header - 1);
     while (old && fgets(line, sizeof line, old)) {
         char *end;
@@ -1623,50 +1741,201 @@ static FILE *log_open(const char *directory, int step) {
 }
 
 // -------------------------------------------------------------------------------------------------
-// Sampling
+// Text: tokens to bytes, bytes to a terminal, and a prompt to tokens
 
-// Prints the text of a token: from DIR/gpt2_tokenizer.bin, DIR being that of the training tokens, or ./; a byte
-// if the vocabulary has 256; else its number.
-static void print_token(const char *data_pattern, int V, int token) {
-    char path[PATH + 32];
-    unsigned char text[256] = {(unsigned char)token};
-    uint32_t header[256];
-    int length = V == 256;
-    const char *slash = strrchr(data_pattern, '/');
-    snprintf(path, sizeof path, "%.*sgpt2_tokenizer.bin", slash ? (int)(slash - data_pattern + 1) : 0, data_pattern);
-    FILE *f = V == 256 ? NULL : fopen(path, "rb");
-    if (f && fread(header, sizeof header, 1, f) == 1 && header[0] == 20240328 && header[2] == (uint32_t)V)
-        for (int i = 0; i <= token; i++)
-            if ((length = fgetc(f)) == EOF || fread(text, 1, (size_t)length, f) != (size_t)length) length = 0;
+typedef struct {
+    int V, end;             // end: the token between documents, -1 if there is none
+    int *at;                // (V + 1): where the text of a token begins in `texts`
+    unsigned char *texts;
+} Tokenizer;
+
+static int token_length(const Tokenizer *z, int token) { return z->at[token + 1] - z->at[token]; }
+
+// Reads llm.c's gpt2_tokenizer.bin, which must have V tokens; with path NULL, a token is a byte, or if V is not 256 has no text.
+static Tokenizer tokenizer_open(const char *path, int V) {
+    Tokenizer z = {V, -1, (int *)calloc((size_t)V + 1, sizeof(int)), (unsigned char *)calloc((size_t)V, 255)};
+    int32_t header[256];
+    if (!z.at || !z.texts) die(STATUS_NUMBERS, "out of memory for a tokenizer of %d tokens", V);
+    FILE *f = path ? open_input(path, header, TOKENIZER_MAGIC, "tokenizer file") : NULL;
+    if (f && (header[1] < 1 || header[1] > 2)) die(STATUS_DATA, "%s: version %d; 1 and 2 can be read", path, header[1]);
+    if (f && header[2] != V) die(STATUS_DATA, "%s: of %d tokens, but the model has %d", path, header[2], V);
+    if (f) z.end = header[1] == 1 ? 50256 : header[3];
+    if (z.end < -1 || z.end >= V) die(STATUS_DATA, "%s: its end of text is token %d of %d", path, z.end, V);
+    for (int i = 0; i < V; i++) {
+        int length = f ? fgetc(f) : V == 256;
+        if (!f) z.texts[z.at[i]] = (unsigned char)i;
+        else if (length < 1 || fread(z.texts + z.at[i], 1, (size_t)length, f) != (size_t)length)
+            die(STATUS_DATA, "%s: ends early, or is corrupt, at token %d of %d", path, i, V);
+        z.at[i + 1] = z.at[i] + length;
+    }
+    if (f && fgetc(f) != EOF) die(STATUS_DATA, "%s: goes on after its last token", path);
     if (f) fclose(f);
-    if (length == 0) printf("%d ", token);
-    for (int i = 0; i < length; i++)
-        if (text[i] >= 32 || text[i] == '\n' || text[i] == '\t') putchar(text[i]);
+    return z;
 }
 
-// Draws `length` tokens one by one, each from the network's distribution after all before it, by a forward pass over
-// them all.
-static void sample(Model *m, const char *data_pattern, int length, uint64_t seed, int step) {
-    static act_t logits[65536];
-    const Config *net = &m->net;
-    Tensors w = tensors_at(net, m->params, 0);
-    int token = net->V == 50257 ? 50256 : net->V > '\n' ? '\n' : 0;  // start at an end of text, or a new line
-    printf("--- sample after step %d\n", step);
-    for (int t = 1; t <= length && t <= m->T; t++) {
-        double sum = 0, top = -1e30, draw = random_uniform(seed, RANDOM_SAMPLES, (uint64_t)step << 32 | (uint64_t)t);
-        to_device(m->inputs + t - 1, &token, sizeof token);
-        forward(m, 1, t, 0);
-        const stream_t *last = m->cur + (size_t)(t - 1) * (size_t)net->C;
-        layernorm_forward(m->head_normed, last, NULL, w.lnfw, w.lnfb, 1, net->C, net->grid);
-        matmul_forward(m->logits, m->head_normed, w.wte, NULL, 1, net->C, net->Vp);
-        to_host(logits, m->logits, (size_t)net->V * sizeof(act_t));
-        for (int v = 0; v < net->V; v++) top = fmax(top, (double)logits[v]);
-        for (int v = 0; v < net->V; v++) sum += exp((double)logits[v] - top);
-        for (token = 0; token < net->V - 1; token++)
-            if ((draw -= exp((double)logits[token] - top) / sum) < 0) break;
-        print_token(data_pattern, net->V, token);
+static void tokenizer_close(Tokenizer *z) {
+    free(z->at);
+    free(z->texts);
+}
+
+// The token whose text is these bytes, or -1.
+static int find_token(const Tokenizer *z, const unsigned char *text, int length) {
+    for (int i = 0; i < z->V; i++)
+        if (token_length(z, i) == length && i != z->end && memcmp(z->texts + z->at[i], text, (size_t)length) == 0) return i;
+    return -1;
+}
+
+// What kind of character begins at text, as GPT-2 cuts text into words, and its bytes in *length. Beyond ASCII it is exact
+// for spaces and the usual punctuation, symbols and letters; elsewhere tokens may differ from tiktoken's, never their text.
+static char kind_of(const unsigned char *text, int *length) {
+    unsigned c = *text;
+    *length = 1;
+    if (c < 128) {
+        if ((c | 32) >= 'a' && (c | 32) <= 'z') return 'L';
+        return c >= '0' && c <= '9' ? 'N' : c == ' ' || (c >= 9 && c <= 13) || (c >= 28 && c <= 31) ? ' ' : 'P';
     }
-    printf("\n---\n");
+    c = c >= 0xF0 ? c & 7 : c >= 0xE0 ? c & 15 : c & 31;
+    for (; (text[*length] & 0xC0) == 0x80 && *length < 4; ++*length) c = c << 6 | (text[*length] & 63);
+    if (c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F ||
+        c == 0x205F || c == 0x3000) return ' ';
+    if (c == 0xB2 || c == 0xB3 || c == 0xB9 || (c >= 0xBC && c <= 0xBE) || c == 0x2070 || (c >= 0x2074 && c <= 0x2079) ||
+        (c >= 0x2080 && c <= 0x2089) || (c >= 0x2150 && c <= 0x2189) || (c >= 0x2460 && c <= 0x249B)) return 'N';
+    if ((c < 0xC0 && c != 0xAA && c != 0xB5 && c != 0xBA) || c == 0xD7 || c == 0xF7 || (c >= 0x300 && c <= 0x36F) ||
+        (c >= 0x2010 && c < 0x2C00 && c != 0x2071 && c != 0x207F) || (c >= 0x3001 && c <= 0x3020 && c != 0x3005 && c != 0x3006) ||
+        (c >= 0xFE00 && c <= 0xFE6F) || (c >= 0xFF00 && c <= 0xFF20) || c >= 0x1F000) return 'P';
+    return 'L';
+}
+
+// The length of the first word of text (ended by a 0): GPT-2's pattern 's|'t|'re|'ve|'m|'ll|'d| ?letters| ?digits|
+// ?others|spaces, the last of several spaces belonging to the word that follows.
+static int word_length(const unsigned char *text) {
+    static const char *const endings[] = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"};
+    int length, at = 0, last = 0;
+    for (int i = 0; i < 7; i++)
+        if (strncmp((const char *)text, endings[i], strlen(endings[i])) == 0) return (int)strlen(endings[i]);
+    char kind = kind_of(text, &length);
+    if (*text == ' ' && text[1] && kind_of(text + 1, &length) != ' ') kind = kind_of(text + (at = 1), &length);
+    while (text[at] && kind_of(text + at, &length) == kind) last = at, at += length;
+    return kind == ' ' && text[at] && last > 0 ? last : at;
+}
+
+// Tokens of `text`, at most one a byte, into `tokens`; returns how many. A word begins as its bytes; then, as long as two
+// neighbours make a token, those that make the lowest are joined: that is byte pair encoding, for a token's number
+// is the order in which it was learnt.
+static int encode(const Tokenizer *z, const char *text, int *tokens) {
+    int count = 0;
+    for (const unsigned char *word = (const unsigned char *)text; *word; word += word_length(word)) {
+        int n = word_length(word), parts = n, first = count, lowest;
+        for (int i = 0; i < n; i++, count++)
+            if ((tokens[count] = find_token(z, word + i, 1)) < 0) die(STATUS_DATA, "the tokenizer has no token for byte %d of the prompt", word[i]);
+        do {
+            int best = 0, at = 0;
+            lowest = -1;
+            for (int i = 0; i + 1 < parts; at += token_length(z, tokens[first + i++])) {
+                int both = token_length(z, tokens[first + i]) + token_length(z, tokens[first + i + 1]);
+                int joined = find_token(z, word + at, both);
+                if (joined >= 0 && (lowest < 0 || joined < lowest)) lowest = joined, best = first + i;
+            }
+            if (lowest >= 0) {
+                tokens[best] = lowest;
+                memmove(tokens + best + 1, tokens + best + 2, sizeof(int) * (size_t)(first + parts-- - best - 2));
+                count--;
+            }
+        } while (lowest >= 0);
+    }
+    return count;
+}
+
+// A character of UTF-8 on its way to the terminal: `have` of its `length` bytes
+typedef struct { unsigned char bytes[4]; int have, length; } Character;
+
+// Prints a byte (-1: the end), whole characters at a time. What is no UTF-8 becomes U+FFFD; control characters are left out.
+static void print_byte(Character *u, int c) {
+    static const uint32_t least[5] = {0, 0, 0xA0, 0x800, 0x10000};  // from U+80 to U+9F are control characters
+    static const char *const unknown = "\xEF\xBF\xBD";
+    if (u->have && (c & 0xC0) != 0x80) {
+        fputs(unknown, stdout);
+        u->have = 0;
+    }
+    if (u->have) {
+        u->bytes[u->have++] = (unsigned char)c;
+        if (u->have < u->length) return;
+        uint32_t code = u->bytes[0] & (0x7Fu >> u->length);
+        for (int i = 1; i < u->length; i++) code = code << 6 | (u->bytes[i] & 63);
+        if (code < least[u->length] || code > 0x10FFFF || (code >= 0xD800 && code < 0xE000)) fputs(unknown, stdout);
+        else fwrite(u->bytes, 1, (size_t)u->length, stdout);
+        u->have = 0;
+    } else if (c >= 0xC2 && c <= 0xF4) {
+        u->bytes[0] = (unsigned char)c;
+        u->have = 1;
+        u->length = c < 0xE0 ? 2 : c < 0xF0 ? 3 : 4;
+    } else if (c >= 0x80) {
+        fputs(unknown, stdout);
+    } else if ((c >= 32 && c < 127) || c == '\n' || c == '\t') {
+        putchar(c);
+    }
+}
+
+static void print_token(const Tokenizer *z, Character *u, int token) {
+    if (token_length(z, token) == 0) printf("%d ", token);
+    for (int i = z->at[token]; i < z->at[token + 1]; i++) print_byte(u, z->texts[i]);
+    fflush(stdout);
+}
+
+// -------------------------------------------------------------------------------------------------
+// Generating
+
+static int descending(const void *a, const void *b) {
+    double x = *(const act_t *)a, y = *(const act_t *)b;
+    return (x < y) - (x > y);
+}
+
+// Draws a token by softmax(logits / temperature) among the top_k highest (0: all), with `draw` uniform in [0, 1).
+// Temperature 0 takes the highest. logits and scratch (V) are host memory.
+static int draw_token(const act_t *logits, act_t *scratch, int V, double temperature, int top_k, double draw) {
+    double sum = 0, least = -INFINITY;
+    int highest = 0;
+    for (int v = 1; v < V; v++) highest = logits[v] > logits[highest] ? v : highest;
+    if (temperature == 0) return highest;
+    if (top_k > 0 && top_k < V) {
+        memcpy(scratch, logits, sizeof(act_t) * (size_t)V);
+        qsort(scratch, (size_t)V, sizeof(act_t), descending);
+        least = scratch[top_k - 1];
+    }
+    for (int pass = 0; pass < 2; pass++) {
+        double threshold = draw * sum, cumulated = 0;
+        for (int v = 0; v < V; v++) {
+            if (logits[v] >= least) cumulated += exp((logits[v] - logits[highest]) / temperature);
+            if (pass && cumulated > threshold) return v;
+        }
+        sum = cumulated;
+    }
+    return highest;
+}
+
+typedef struct { double temperature; int top_k; uint64_t seed, stream; } Sampler;  // stream: draws of another one are others
+
+// Prints up to `length` tokens after the `given` ones of `prompt` (at least 1), each drawn from the network's distribution
+// after all before it, until an end of text. Returns how many. given + length is at most m->cached + 1.
+static int generate(Model *m, const Tokenizer *z, const int *prompt, int given, int length, Sampler s) {
+    static act_t logits[65536], scratch[65536];
+    Character u = {{0}, 0, 0};
+    int drawn = 0, token;
+    to_device(m->inputs, prompt, (size_t)given * sizeof(int));
+    forward(m, 1, given, 0);
+    for (; drawn < length; drawn++) {
+        head_logits(m, drawn ? 0 : given - 1, 1);
+        to_host(logits, m->logits, (size_t)m->net.V * sizeof(act_t));
+        double draw = random_uniform(s.seed, RANDOM_SAMPLES, s.stream << 32 | (uint64_t)drawn);
+        token = draw_token(logits, scratch, m->net.V, s.temperature, s.top_k, draw);
+        if (token == z->end) break;
+        print_token(z, &u, token);
+        if (drawn + 1 == length) continue;
+        to_device(m->inputs, &token, sizeof token);
+        forward(m, 1, 1, given + drawn);
+    }
+    print_byte(&u, -1);
+    return drawn;
 }
 
 // -------------------------------------------------------------------------------------------------
@@ -1684,11 +1953,11 @@ typedef struct {
 } Option;
 
 static struct {
-    const char *train, *val, *out, *start;
+    const char *train, *val, *out, *start, *prompt, *logits, *tokenizer;
     int resume, save_every, keep, overfit, layers, heads, channels, context, B, T, tokens, steps, warmup;
     int val_every, val_batches, sample_every, sample_length;
-    double rate, final_fraction, decay, step_size, beta1, beta2;
-    int seed, mode, memory, stream, grid, chunk, head_chunk, shuffle, save, plan, help, version;
+    double rate, final_fraction, decay, step_size, beta1, beta2, temperature;
+    int seed, mode, memory, stream, grid, chunk, head_chunk, shuffle, save, plan, top_k, eval, help, version;
 } opt;
 
 static const char *const stream_names[] = {"float", "fixed", NULL};
@@ -1717,9 +1986,9 @@ static const Option options[] = {
     {"-q", NUMBER, &opt.final_fraction, "0.1", 0, 1, NULL, "the cosine schedule ends at this fraction of -l"},
     {"-c", NUMBER, &opt.decay, "0.1", 0, 1e3, NULL, "weight decay, on matrices and embeddings"},
     {"-v", INTEGER, &opt.val_every, "250", 0, 1e9, NULL, "validate on -j every so many steps, and at the end; 0: never"},
-    {"-m", INTEGER, &opt.val_batches, "20", 1, 1e9, NULL, "validation batches, if there are that many"},
+    {"-m", INTEGER, &opt.val_batches, "20", 0, 1e9, NULL, "validation batches, if there are that many; 0: all"},
     {"-s", INTEGER, &opt.sample_every, "0", 0, 1e9, NULL, "sample every so many steps, and at the end; 0: never"},
-    {"-g", INTEGER, &opt.sample_length, "64", 1, 1 << 24, NULL, "tokens a sample, at most -t"},
+    {"-g", INTEGER, &opt.sample_length, "64", 1, 1 << 24, NULL, "tokens a sample"},
     {"--mode", CHOICE, &opt.mode, "", 0, 0, mode_names, "the network; from scratch: midpoint"},
     {"--step-size", NUMBER, &opt.step_size, "", 0, 16, NULL, "h, 0 switches the blocks off; midpoint 0.25, midpoint-a 1, leapfrog 1/sqrt(L), hamiltonian 1"},
     {"--memory", CHOICE, &opt.memory, "", 0, 0, memory_names, "what the backward pass gets to see; reverse, and store for baseline"},
@@ -1733,6 +2002,12 @@ static const Option options[] = {
     {"--shuffle", SWITCH, &opt.shuffle, "0", 0, 0, NULL, "sequences from random offsets; else in order"},
     {"--save", CHOICE, &opt.save, "float32", 0, 0, save_names, "type of the parameters in model files"},
     {"--plan", SWITCH, &opt.plan, "0", 0, 0, NULL, "print where every byte would go, and end"},
+    {"--prompt", STRING, &opt.prompt, NULL, 0, 0, NULL, "generate -g tokens after this text with the model of -e, and end"},
+    {"--temperature", NUMBER, &opt.temperature, "1", 0, 100, NULL, "of samples: logits are divided by it; 0 takes the likeliest token"},
+    {"--top-k", INTEGER, &opt.top_k, "0", 1, 65536, NULL, "samples come from the k likeliest tokens; 0: from all"},
+    {"--eval", SWITCH, &opt.eval, "0", 0, 0, NULL, "print the loss of -e on -j, and end"},
+    {"--logits", STRING, &opt.logits, "", 0, 0, NULL, "write the logits of --prompt, or the first batch of -i, to this .npy, and end"},
+    {"--tokenizer", STRING, &opt.tokenizer, "", 0, 0, NULL, "llm.c's gpt2_tokenizer.bin; looked for beside -i, beside -e, and here"},
     {"--help", SWITCH, &opt.help, "0", 0, 0, NULL, "print this, and end"},
     {"--version", SWITCH, &opt.version, "0", 0, 0, NULL, "print the version, and end"},
 };
@@ -1813,7 +2088,7 @@ static void print_help(void) {
             snprintf(left + strlen(left), sizeof left - strlen(left), "%s%s", c ? "|" : "", o->choices[c]);
         printf("  %-20s %s", left, strlen(left) > 20 ? "\n                       " : "");
         printf("%s", o->help);
-        if (o->initial[0] && o->type != SWITCH) printf(" (%s)", o->initial);
+        if (o->initial && o->initial[0] && o->type != SWITCH) printf(" (%s)", o->initial);
         printf("\n");
     }
     printf("\nexit status: 0 done, 1 data and files, 2 usage, 3 numbers and memory, 130 interrupted\n");
@@ -1891,11 +2166,16 @@ static void check_numbers(const Model *m, int step, double loss, double drift) {
             "is faulty", step, drift);
 }
 
+static int batches_to_validate(const Model *m, const Data *d) {
+    int64_t all = all_places(d, m->B, m->T, 0);
+    return opt.val_batches && opt.val_batches < all ? opt.val_batches : (int)(all < 1 << 30 ? all : 1 << 30);
+}
+
 static double validate(Model *m, const Data *d, int batches) {
     double loss = 0;
     for (int i = 0; i < batches; i++) {
         data_batch(d, m, (uint64_t)i, 0, 0);
-        forward(m, m->B, m->T, 0);
+        forward(m, m->B, m->T, FORGET);
         loss += head(m, m->B, m->T, 0);
     }
     return loss / batches;
@@ -1929,14 +2209,117 @@ static void train_step(Model *m, const Data *data, const Run *run, int step, int
     }
 }
 
-// The network that the flags ask for: that of the checkpoint at `step` if it is not negative, of a file, or a new one.
+static int finish(void) {
+    if (fflush(stdout) != 0 || ferror(stdout)) die(STATUS_DATA, "cannot write to stdout: %s", strerror(errno));
+    return STATUS_OK;
+}
+
+// Where gpt2_tokenizer.bin is, or NULL. path has room for it.
+static const char *find_tokenizer(char path[PATH + 32]) {
+    const char *beside[] = {opt.train, opt.start, ""};
+    if (opt.tokenizer[0]) return opt.tokenizer;
+    for (int i = 0; i < 3; i++) {
+        const char *slash = strrchr(beside[i], '/');
+        snprintf(path, PATH + 32, "%.*sgpt2_tokenizer.bin", slash ? (int)(slash - beside[i] + 1) : 0, beside[i]);
+        if (access(path, F_OK) == 0) return path;
+    }
+    return NULL;
+}
+
+// The token that a text without a prompt begins after: an end of text, or a new line.
+static int first_token(const Tokenizer *z) {
+    return z->end >= 0 ? z->end : z->V == 50257 ? 50256 : z->V > '\n' ? '\n' : 0;
+}
+
+// Trains from `step` to the end of the run, in m and in the directory -o. resumed: what happens between two steps has
+// been done for this one. Returns the exit status.
+static int train(Model *m, const Data *data, const Data *val, const Tokenizer *z, const Run *run, int step, int total, int resumed) {
+    FILE *csv = opt.out[0] ? log_open(opt.out, resumed ? step : -1) : NULL;
+    int val_batches = opt.val[0] && opt.val_every ? batches_to_validate(m, val) : 0;
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_interrupt;
+    action.sa_flags = (int)SA_RESETHAND | SA_RESTART;  // a second Ctrl-C ends at once
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    double limit = device_flops(), again, cost = flops_per_token(&m->net, m->T, &again);
+    printf("limit %.0f GFLOP/s; training costs %.3g GFLOP a token", limit * 1e-9, cost * 1e-9);
+    if (m->memory != STORE) printf(", running the blocks once more makes it %.3g times that", 1 + again / cost);
+    printf("\n");
+    if (step > total) printf("-x %d: the checkpoint is further than that already, at step %d\n", total, step);
+    for (int saved = resumed ? step : -1;; step++) {
+        int end = step >= total, fresh = step > saved;
+        if (val_batches && fresh && (end || step % opt.val_every == 0)) {
+            double loss = validate(m, val, val_batches);
+            check_numbers(m, step, loss, NAN);
+            printf("step %5d/%d | validation loss %.4f\n", step, total, loss);
+            if (csv) fprintf(csv, "%d,val,%.6f,,,,,,\n", step, loss);
+        }
+        if (opt.sample_every && fresh && (end || step % opt.sample_every == 0)) {
+            int start = first_token(z);
+            Sampler s = {opt.temperature, opt.top_k, (uint64_t)run->seed, (uint64_t)step};
+            printf("--- sample after step %d\n", step);
+            generate(m, z, &start, 1, m->cached, s);
+            printf("\n---\n");
+            check_numbers(m, step, 0, NAN);
+        }
+        if (csv && fflush(csv) != 0) die(STATUS_DATA, "cannot write %s/log.csv: %s", opt.out, strerror(errno));
+        end |= interrupted;
+        if (csv && fresh && (end || (opt.save_every && step > 0 && step % opt.save_every == 0))) {
+            fsync(fileno(csv));  // the log must not be behind its checkpoint
+            if (step > 0) {      // what does not compute is not worth a checkpoint, let alone an older one's place
+                forward(m, m->B, m->T, FORGET);
+                check_numbers(m, step, head(m, m->B, m->T, 0), NAN);
+            }
+            save_checkpoint(m, opt.out, step, run, opt.keep);
+            saved = step;
+        }
+        fflush(stdout);
+        if (end) break;
+        train_step(m, data, run, step, total, limit, csv);
+    }
+    if (csv && fclose(csv) != 0) die(STATUS_DATA, "cannot write %s/log.csv: %s", opt.out, strerror(errno));
+    if (interrupted)
+        die(STATUS_INTERRUPTED, "interrupted after step %d; %s", step, opt.out[0] ? "-y 1 goes on from there" : "without -o nothing is saved");
+    return finish();
+}
+
+// --eval, --logits and --prompt: what a trained model is for. Returns the exit status.
+static int use(Model *m, const Data *data, const Data *val, const Tokenizer *z, const int *prompt, int given) {
+    if (opt.eval) {
+        int batches = batches_to_validate(m, val);
+        double loss = validate(m, val, batches);
+        check_numbers(m, 0, loss, NAN);
+        printf("validation loss %.4f, perplexity %.2f, %d batches of -b %d times -t %d\n", loss, exp(loss), batches, m->B, m->T);
+        return finish();
+    }
+    if (opt.logits[0]) {
+        if (given) to_device(m->inputs, prompt, (size_t)given * sizeof(int));
+        else data_batch(data, m, 0, 0, 0);
+        forward(m, m->B, m->T, FORGET);
+        check_numbers(m, 0, 0, NAN);
+        save_logits(m, opt.logits);
+        return finish();
+    }
+    Sampler s = {opt.temperature, opt.top_k, (uint64_t)opt.seed, 0};
+    double start = seconds();
+    printf("%s", opt.prompt);
+    int drawn = generate(m, z, prompt, given, opt.sample_length, s);
+    printf("\n");
+    check_numbers(m, 0, 0, NAN);
+    fprintf(stderr, "%d tokens after %d in %.2f s, %.1f tokens/s\n", drawn, given, seconds() - start, drawn / (seconds() - start));
+    return finish();
+}
+
+// The network that the flags ask for: that of the checkpoint at `step` if it is not negative, of a file, or a new one
+// for a vocabulary of V.
 // *path: the file it comes from, empty if it is new.
-static Config choose_network(const Data *train, int step, char path[PATH + 32]) {
+static Config choose_network(int V, int step, char path[PATH + 32]) {
     int scratch = step < 0 && opt.start[0] == 'd' && !strpbrk(opt.start, "./");
     path[0] = 0;
     if (step >= 0) snprintf(path, PATH + 32, "%s/model_%08d.bin", opt.out, step);
     else if (!scratch) snprintf(path, PATH + 32, "%s", opt.start);
-    Config net = scratch ? scratch_config(opt.train[0] ? train->V : 50257) : load_model(path, NULL), before = net;
+    Config net = scratch ? scratch_config(V) : load_model(path, NULL), before = net;
     if ((opt.layers && opt.layers != net.L) || (opt.heads && opt.heads != net.NH) || (opt.channels && opt.channels != net.C) ||
         (opt.context && opt.context != net.maxT))
         die(STATUS_USAGE, "%s has %d layers, %d heads, %d channels and context %d, and keeps them", path, net.L, net.NH, net.C, net.maxT);
@@ -1947,62 +2330,89 @@ static Config choose_network(const Data *train, int step, char path[PATH + 32]) 
     return net;
 }
 
-static int finish(void) {
-    if (fflush(stdout) != 0 || ferror(stdout)) die(STATUS_DATA, "cannot write to stdout: %s", strerror(errno));
-    return STATUS_OK;
+// Flags that contradict each other.
+static void check_options(void) {
+    int reads = opt.eval || opt.logits[0] || opt.prompt;
+    if (strlen(opt.out) > PATH - 64 || strlen(opt.start) > PATH - 64 || strlen(opt.logits) > PATH - 64)
+        die(STATUS_USAGE, "-o, -e or --logits: a name of over %d bytes", PATH - 64);
+    if (!opt.start[0]) die(STATUS_USAGE, "-e is empty: d6, d12, d24, d36, d48 or a model file is meant");
+    if (reads && (opt.out[0] || opt.resume || opt.save_every || opt.steps >= 0 || opt.tokens || opt.overfit))
+        die(STATUS_USAGE, "--eval, --logits and --prompt do not train: -o -y -n -x -d -a have no meaning there");
+    if (opt.eval && (opt.logits[0] || opt.prompt)) die(STATUS_USAGE, "--eval goes with neither --logits nor --prompt");
+    if (opt.eval && !opt.val[0]) die(STATUS_USAGE, "--eval needs -j, the tokens to evaluate on");
+    if (opt.resume && !opt.out[0]) die(STATUS_USAGE, "-y 1 needs -o, the directory to resume from");
+    if (opt.save_every && !opt.out[0]) die(STATUS_USAGE, "-n %d needs -o, the directory to save to", opt.save_every);
+    if (!opt.train[0] && !opt.plan && !opt.eval && !opt.prompt)
+        die(STATUS_USAGE, "-i is missing: training tokens, a .bin of llm.c or a .txt; --help lists the flags");
+}
+
+// The sizes of a batch and its parts, from the flags; given: tokens of a prompt, or 0. Returns micro-batches a step.
+static int choose_shape(Model *m, int given) {
+    int context = m->net.maxT;
+    m->training = !opt.eval && !opt.logits[0] && !opt.prompt;
+    m->B = given ? 1 : opt.B;
+    m->T = given ? given : opt.T ? opt.T : context;
+    if (m->T > context) die(STATUS_USAGE, "%s of %d tokens is longer than the context of %d", given ? "a prompt" : "-t: a sequence", m->T, context);
+    if ((int64_t)m->B * m->T > 1 << 30) die(STATUS_USAGE, "-b %d times -t %d is more than 2^30 tokens; use -d to accumulate", m->B, m->T);
+    m->cached = m->training ? (opt.sample_every ? smaller_of(opt.sample_length, context) : 0) : given && !opt.logits[0] ? given + opt.sample_length - 1 : 0;
+    if (m->cached > context)
+        die(STATUS_USAGE, "-g %d after a prompt of %d tokens is more than the context of %d", opt.sample_length, given, context);
+    int tokens = m->B * m->T;
+    if (opt.tokens % tokens != 0) die(STATUS_USAGE, "-d %d is no multiple of -b %d times -t %d", opt.tokens, m->B, m->T);
+    m->memory = opt.memory >= 0 ? opt.memory : m->net.mode == BASELINE ? STORE : REVERSE;
+    if (m->net.mode == BASELINE && m->memory == REVERSE)
+        die(STATUS_USAGE, "baseline cannot be reversed: --memory store or checkpoint, or another --mode");
+    m->chunk = smaller_of(opt.chunk ? opt.chunk : default_chunk(m->T), m->B);
+    m->head_chunk = smaller_of(opt.head_chunk ? opt.head_chunk : head_chunk_tokens, tokens);
+    return opt.tokens ? opt.tokens / tokens : 1;
 }
 
 // The whole program; returns the exit status.
 int rev_gpt2_main(int argc, char **argv) {
     Model m;
-    Data train, val;
-    FILE *csv = NULL;
-    char path[PATH + 32];
-    int first = -1, last = -1, models = 0;
+    Data data, val;
+    Tokenizer z = {0, -1, NULL, NULL};
+    char path[PATH + 32], tokenizer[PATH + 32];
+    int first = -1, last = -1, models = 0, given = 0, *prompt = NULL;
     for (int fd = 0; fd <= 2;) fd = open("/dev/null", O_RDWR);  // no file of ours becomes a closed stdout
     memset(&m, 0, sizeof m);
-    memset(&train, 0, sizeof train);
+    memset(&data, 0, sizeof data);
     memset(&val, 0, sizeof val);
     parse_options(argc, argv);
     if (opt.help) print_help();
     if (opt.version) printf("rev_gpt2 0.1\n");
     if (opt.help || opt.version) return finish();
-    if (strlen(opt.out) > PATH - 64 || strlen(opt.start) > PATH - 64) die(STATUS_USAGE, "-o or -e: a name of over %d bytes", PATH - 64);
-    if (opt.resume && !opt.out[0]) die(STATUS_USAGE, "-y 1 needs -o, the directory to resume from");
-    if (opt.save_every && !opt.out[0]) die(STATUS_USAGE, "-n %d needs -o, the directory to save to", opt.save_every);
-    if (!opt.train[0] && !opt.plan) die(STATUS_USAGE, "-i is missing: training tokens, a .bin of llm.c or a .txt; --help lists the flags");
+    check_options();
 
     // the network, its data and the shape of the run
-    if (opt.train[0]) data_open(&train, opt.train);
+    if (opt.train[0]) data_open(&data, opt.train);
     if (opt.val[0]) data_open(&val, opt.val);
     if (opt.out[0]) find_checkpoints(opt.out, &first, &last, &models);
     int resumed = opt.resume && last >= 0, step = resumed ? last : 0;
-    m.net = choose_network(&train, resumed ? step : -1, path);
-    m.B = opt.B;
-    m.T = opt.T ? opt.T : m.net.maxT;
-    if (m.T > m.net.maxT) die(STATUS_USAGE, "-t %d is longer than the context of %d", m.T, m.net.maxT);
-    if ((int64_t)m.B * m.T > 1 << 30) die(STATUS_USAGE, "-b %d times -t %d is more than 2^30 tokens; use -d to accumulate", m.B, m.T);
-    int tokens = m.B * m.T, accumulate = opt.tokens ? opt.tokens / tokens : 1;
-    if (opt.tokens % tokens != 0) die(STATUS_USAGE, "-d %d is no multiple of -b %d times -t %d", opt.tokens, m.B, m.T);
-    m.memory = opt.memory >= 0 ? opt.memory : m.net.mode == BASELINE ? STORE : REVERSE;
-    if (m.net.mode == BASELINE && m.memory == REVERSE)
-        die(STATUS_USAGE, "baseline cannot be reversed: --memory store or checkpoint, or another --mode");
-    m.chunk = smaller_of(opt.chunk ? opt.chunk : default_chunk(m.T), m.B);
-    m.head_chunk = smaller_of(opt.head_chunk ? opt.head_chunk : head_chunk_tokens, tokens);
+    m.net = choose_network(data.V ? data.V : val.V ? val.V : 50257, resumed ? step : -1, path);
+    if (opt.prompt || opt.sample_every) z = tokenizer_open(m.net.V == 256 && !opt.tokenizer[0] ? NULL : find_tokenizer(tokenizer), m.net.V);
+    if (opt.prompt) {
+        prompt = (int *)malloc((strlen(opt.prompt) + 1) * sizeof(int));
+        if (!prompt) die(STATUS_NUMBERS, "out of memory for the prompt");
+        if (opt.prompt[0] && !z.at[m.net.V]) die(STATUS_DATA, "--prompt needs gpt2_tokenizer.bin: --tokenizer says where it is");
+        given = encode(&z, opt.prompt, prompt);
+        if (!given) prompt[given++] = first_token(&z);
+    }
+    int accumulate = choose_shape(&m, given);
     Run run = {m.B, m.T, m.chunk, m.head_chunk, accumulate, opt.shuffle, opt.overfit, opt.save, m.net.mode, opt.seed};
     plan(&m);
-    printf("%s, step size %.4g: L %d, C %d, NH %d, V %d, context %d, %zu parameters\n", mode_names[m.net.mode],
-           (double)m.net.h, m.net.L, m.net.C, m.net.NH, m.net.V, m.net.maxT, parameter_count(&m.net));
-    printf("B %d, T %d, chunk %d, head chunk %d, %lld tokens a step, --memory %s, --stream %s, grid %d\n", m.B, m.T, m.chunk,
-           m.head_chunk, (long long)tokens * accumulate, memory_names[m.memory], stream_names[m.net.grid > 0], m.net.grid);
-    plan_print(&m);
+    if (m.training || opt.plan) {
+        printf("%s, step size %.4g: L %d, C %d, NH %d, V %d, context %d, %zu parameters\n", mode_names[m.net.mode],
+               (double)m.net.h, m.net.L, m.net.C, m.net.NH, m.net.V, m.net.maxT, parameter_count(&m.net));
+        printf("B %d, T %d, chunk %d, head chunk %d, %lld tokens a step, --memory %s, --stream %s, grid %d\n", m.B, m.T, m.chunk,
+               m.head_chunk, (long long)m.B * m.T * accumulate, memory_names[m.memory], stream_names[m.net.grid > 0], m.net.grid);
+        plan_print(&m);
+    }
     if (opt.plan) return finish();
-    data_check(&train, opt.train, m.net.V, m.B, m.T, opt.shuffle);
-    if (opt.val[0]) data_check(&val, opt.val, m.net.V, m.B, m.T, 0);
-    int64_t val_batches = opt.val[0] && opt.val_every ? all_places(&val, m.B, m.T, 0) : 0;
-    if (val_batches > opt.val_batches) val_batches = opt.val_batches;
-    int64_t epoch = opt.shuffle ? 0 : all_places(&train, m.B, m.T, 0) / accumulate;
-    if (opt.steps < 0 && epoch < 1)
+    if (opt.train[0] && !opt.prompt) data_check(&data, opt.train, m.net.V, m.B, m.T, opt.shuffle);
+    if (opt.val[0] && !opt.prompt) data_check(&val, opt.val, m.net.V, m.B, m.T, 0);
+    int64_t epoch = opt.shuffle ? 0 : all_places(&data, m.B, m.T, 0) / accumulate;
+    if (m.training && opt.steps < 0 && epoch < 1)
         die(STATUS_USAGE, "-x is missing: how many steps? There is no once through the tokens with --shuffle, or if -d is more than all");
     int total = opt.steps >= 0 ? opt.steps : (int)(epoch < 99999999 ? epoch : 99999999);
 
@@ -2018,7 +2428,6 @@ int rev_gpt2_main(int argc, char **argv) {
         int lock = open(opt.out, O_RDONLY | O_DIRECTORY);  // held until the process ends
         if (lock < 0) die(STATUS_DATA, "cannot open %s: %s", opt.out, strerror(errno));
         if (flock(lock, LOCK_EX | LOCK_NB) != 0) die(STATUS_DATA, "%s is in use by another run", opt.out);
-        csv = log_open(opt.out, resumed ? step : -1);
     }
     model_alloc(&m);
     if (path[0]) load_model(path, &m);
@@ -2028,51 +2437,13 @@ int rev_gpt2_main(int argc, char **argv) {
         load_state(&m, path, step, &run);
         printf("resumed from %s\n", path);
     }
-    struct sigaction action;
-    memset(&action, 0, sizeof action);
-    action.sa_handler = on_interrupt;
-    action.sa_flags = (int)SA_RESETHAND | SA_RESTART;  // a second Ctrl-C ends at once
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-    double limit = device_flops(), again, cost = flops_per_token(&m.net, m.T, &again);
-    printf("limit %.0f GFLOP/s; training costs %.3g GFLOP a token", limit * 1e-9, cost * 1e-9);
-    if (m.memory != STORE) printf(", running the blocks once more makes it %.3g times that", 1 + again / cost);
-    printf("\n");
-
-    for (int saved = resumed ? step : -1;; step++) {
-        int end = step >= total, fresh = step > saved;  // a resumed run has done the following before
-        if (val_batches && fresh && (end || step % opt.val_every == 0)) {
-            double loss = validate(&m, &val, (int)val_batches);
-            check_numbers(&m, step, loss, NAN);
-            printf("step %5d/%d | validation loss %.4f\n", step, total, loss);
-            if (csv) fprintf(csv, "%d,val,%.6f,,,,,,\n", step, loss);
-        }
-        if (opt.sample_every && fresh && (end || step % opt.sample_every == 0)) {
-            sample(&m, opt.train, opt.sample_length, (uint64_t)run.seed, step);
-            check_numbers(&m, step, 0, NAN);
-        }
-        if (csv && fflush(csv) != 0) die(STATUS_DATA, "cannot write %s/log.csv: %s", opt.out, strerror(errno));
-        end |= interrupted;
-        if (csv && fresh && (end || (opt.save_every && step > 0 && step % opt.save_every == 0))) {
-            fsync(fileno(csv));  // the log must not be behind its checkpoint
-            if (step > 0) {      // what does not compute is not worth a checkpoint, let alone an older one's place
-                forward(&m, m.B, m.T, 0);
-                check_numbers(&m, step, head(&m, m.B, m.T, 0), NAN);
-            }
-            save_checkpoint(&m, opt.out, step, &run, opt.keep);
-            saved = step;
-        }
-        fflush(stdout);
-        if (end) break;
-        train_step(&m, &train, &run, step, total, limit, csv);
-    }
-    if (csv && fclose(csv) != 0) die(STATUS_DATA, "cannot write %s/log.csv: %s", opt.out, strerror(errno));
+    int status = m.training ? train(&m, &data, &val, &z, &run, step, total, resumed) : use(&m, &data, &val, &z, prompt, given);
     model_free(&m);
-    data_close(&train);
+    data_close(&data);
     data_close(&val);
-    if (interrupted)
-        die(STATUS_INTERRUPTED, "interrupted after step %d; %s", step, opt.out[0] ? "-y 1 goes on from there" : "without -o nothing is saved");
-    return finish();
+    tokenizer_close(&z);
+    free(prompt);
+    return status;
 }
 
 #ifndef REV_GPT2_NO_MAIN
