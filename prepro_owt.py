@@ -1,26 +1,55 @@
 """Turns text into the token files that train_rev_gpt2 reads.
 
-    python3 prepro_owt.py --text FILES... --tokenizer gpt2|byte --val last:10% --out DIR
+    python3 prepro_owt.py --out DIR                   OpenWebText, from the Hugging Face hub
+    python3 prepro_owt.py --dataset NAME --out DIR    another dataset of the hub, or a folder or glob of .parquet files
+    python3 prepro_owt.py --jsonl FILES... --out DIR  one JSON object with a "text" on each line
+    python3 prepro_owt.py --text FILES... --out DIR   plain text
 
-The FILES are joined in the order given, and the last P per cent of their characters (bytes, for the byte tokenizer)
-become the validation text, as nanoGPT prepares tinyshakespeare. Each side is tokenized on its own; no end-of-text
-token is added. It makes, little endian and as llm.c has them:
+It makes, little endian and as llm.c has them:
 
-    DIR/train_000000.bin    256 int32 header: 20240520, version 1, number of tokens, vocabulary size V, then zeros;
-    DIR/val_000000.bin      then the tokens as uint16
-    DIR/gpt2_tokenizer.bin  256 uint32 header: 20240328, version 2, vocabulary size, end-of-text token, then zeros;
-                            then for each token one byte of length and its bytes (for gpt2 only: a byte is itself)
+    DIR/train_000000.bin ...  256 int32 header: 20240520, version 1, number of tokens, vocabulary size V, then zeros;
+    DIR/val_000000.bin ...    then the tokens as uint16
+    DIR/gpt2_tokenizer.bin    256 uint32 header: 20240328, version 2, vocabulary size, end-of-text token, then zeros;
+                              then for each token one byte of length and its bytes (for gpt2 only: a byte is itself)
 
-The byte tokenizer (V = 256) needs only Python; gpt2 (V = 50257) needs the tiktoken package.
+Documents (all but plain text) are tokenized in parallel and written in order, --shard-size tokens a file; one may run
+on into the next file. The end-of-text token comes before each document, as in llm.c; nanoGPT puts it after. The byte
+tokenizer has none and takes a newline. --val docs:F, by default with F = 0.0005, is nanoGPT's split: it holds out the
+same documents and shuffles both sides into the same order. last:P% holds out the last P per cent of the documents,
+first:N the first N tokens. A run that was stopped, however that was, goes on after its last finished file when the same
+command is given again, and ends with the same bytes; DIR/prepro_owt.json keeps account of it.
+
+The FILES of --text are joined in the order given, without end-of-text tokens, and make one file a side. By default
+--val last:10% holds out the last P per cent of the characters (bytes, for the byte tokenizer) and each side is
+tokenized on its own, as nanoGPT prepares tinyshakespeare; first:N holds out the first N tokens, as llm.c does with
+N = 32768. With --val docs:F each file is a document.
+
+The byte tokenizer (V = 256) on plain text needs only Python. gpt2 (V = 50257) needs the package tiktoken, documents
+tqdm, docs:F numpy, the hub and parquet datasets, whose cache takes some 65 GB for OpenWebText besides 18 GB of tokens.
 Exit status: 0 done, 1 data and files, 2 usage, 3 out of memory, 130 Ctrl-C.
 """
 import argparse
+import bisect
+import collections
 import contextlib
+import functools
+import glob
+import importlib
+import itertools
+import json
+import math
+import multiprocessing
 import os
 import re
+import signal
 import struct
 import sys
+import threading
 from array import array
+
+OPENWEBTEXT = "Skylion007/openwebtext"
+RECORD = "prepro_owt.json"
+CHUNK = 16  # documents that go to a worker at once
 
 
 def fail(message, status=1):
@@ -28,16 +57,120 @@ def fail(message, status=1):
     sys.exit(status)
 
 
+def need(package, what):
+    try:
+        return importlib.import_module(package)
+    except ImportError as e:
+        fail(f"{what} needs the {package} package ({e}): pip install {package}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# tokens
+
+def load_gpt2():
+    tiktoken = need("tiktoken", "--tokenizer gpt2")
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except Exception as e:  # no network, a proxy's answer, an unwritable cache: all sorts of types
+        fail(f"tiktoken cannot get its gpt2 vocabulary ({type(e).__name__}); run once with a network connection, "
+             "or set TIKTOKEN_CACHE_DIR to a folder where tiktoken has stored it")
+
+
+def uint16(tokens):
+    ids = array("H", iter(tokens))  # iter, because array takes a bytes object for packed uint16
+    if sys.byteorder == "big":
+        ids.byteswap()
+    return ids
+
+
+def document_encoder(tokenizer):
+    if tokenizer == "byte":  # replace: JSON can spell a lone surrogate, which has no bytes
+        return lambda text: uint16(b"\n" + (text if isinstance(text, bytes) else text.encode("utf-8", "replace")))
+    enc = load_gpt2()
+    return lambda text: uint16([enc.eot_token] + enc.encode_ordinary(text))
+
+
+def header(*fields):
+    return struct.pack("<256I", *fields, *[0] * (256 - len(fields)))
+
+
+def token_file(tokens, V):
+    if len(tokens) >= 2**31:
+        fail(f"{len(tokens)} tokens are too many for one file, whose header counts to {2**31 - 1}; give less text")
+    return lambda f: f.write(header(20240520, 1, len(tokens), V) + uint16(tokens).tobytes())
+
+
+def tokenizer_file(enc):
+    tokens = [enc.decode_bytes([i]) for i in range(enc.n_vocab)]  # <|endoftext|> comes as its own text
+    table = b"".join(bytes([len(t)]) + t for t in tokens)
+    return lambda f: f.write(header(20240328, 2, enc.n_vocab, enc.eot_token) + table)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# files
+
+@contextlib.contextmanager
+def trying(to, path, hint):
+    try:
+        yield
+    except OSError as e:
+        fail(f"cannot {to} {path}: {e.strerror}; {hint}")
+
+
+def writing(path):
+    return trying("write", path, "--out needs a folder with room that you may write to")
+
+
+def save(out, files):
+    """Writes {name: function that fills the file} to the folder: all aside, then all renamed. What can fail for want
+    of space or rights does so before the first rename, so that no new file is left beside an old one."""
+    paths = {os.path.join(out, name): fill for name, fill in files.items()}
+    try:
+        with writing(out):
+            os.makedirs(out, exist_ok=True)
+        for path, fill in paths.items():
+            with writing(path), open(path + ".tmp", "wb", buffering=2**20) as f:
+                fill(f)
+                f.flush()
+                os.fsync(f.fileno())
+        for path in paths:
+            with writing(path):
+                os.replace(path + ".tmp", path)
+        with writing(out):
+            folder = os.open(out, os.O_RDONLY)
+            os.fsync(folder)  # a rename is on the disk only once its folder is
+            os.close(folder)
+    finally:
+        for path in paths:  # after a success there is none left
+            with contextlib.suppress(OSError):
+                os.remove(path + ".tmp")
+
+
+def token_files(out):
+    if not os.path.lexists(out):
+        return []
+    with writing(out):
+        return sorted(name for name in os.listdir(out) if re.fullmatch(r"(train|val)_[0-9]+\.bin", name))
+
+
+def say(text):
+    try:
+        os.write(1, os.fsencode(text))  # past Python's buffer, whose failure at exit would be a traceback
+    except OSError as e:
+        fail(f"the files are written, but standard output is not: {e.strerror}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# plain text
+
 def read_text(paths, as_str):
     """The files as one str, or as one bytes. Line ends stay as they are, so that tokens decode to the same bytes."""
     parts = []
     for path in paths:
+        with trying("read", path, "--text takes readable text files"), open(path, "rb") as f:
+            data = f.read()
         try:
-            with open(path, "rb") as f:
-                data = f.read()
             parts.append(data.decode("utf-8") if as_str else data)
-        except OSError as e:
-            fail(f"cannot read {path}: {e.strerror}; --text takes readable text files")
         except UnicodeDecodeError as e:
             fail(f"{path}: byte 0x{data[e.start]:02x} at offset {e.start} is not valid UTF-8; "
                  "convert the file to UTF-8, or use --tokenizer byte")
@@ -47,106 +180,338 @@ def read_text(paths, as_str):
     return text
 
 
-def split_last(text, percent):
-    n = int(len(text) * (1 - percent / 100))  # in this order: for 10 it is nanoGPT's int(n*0.9) to the last bit
-    for side, part in ("training", text[:n]), ("validation", text[n:]):
-        if not part:
-            fail(f"--val last:{percent:g}% of {len(text)} {'characters' if isinstance(text, str) else 'bytes'} "
-                 f"leaves no {side} text; give more text or another percentage")
-    return text[:n], text[n:]
+def check_sides(option, n, unit, train, val):
+    for side, part in ("training", train), ("validation", val):
+        if not len(part):
+            fail(f"--val {option} of {n} {unit} leaves no {side} text; give more text or another --val")
 
 
-def load_gpt2():
+def prepare_text(args):
+    gpt2, (kind, x, option) = args.tokenizer == "gpt2", args.val
+    text = read_text(args.text, as_str=gpt2)
+    enc = load_gpt2() if gpt2 else None
+    encode, V = (enc.encode_ordinary, enc.n_vocab) if gpt2 else (bytes, 256)
+    if kind == "first":
+        tokens = encode(text)
+        train, val = tokens[x:], tokens[:x]
+        check_sides(option, len(tokens), "tokens", train, val)
+    else:
+        n = int(len(text) * (1 - x / 100))  # in this order: for 10 it is nanoGPT's int(n*0.9) to the last bit
+        check_sides(option, len(text), "characters" if gpt2 else "bytes", text[:n], text[n:])
+        train, val = encode(text[:n]), encode(text[n:])
+    counts = {"train_000000.bin": len(train), "val_000000.bin": len(val)}
+    others = [name for name in token_files(args.out) + [RECORD]
+              if name not in counts and os.path.lexists(os.path.join(args.out, name))]
+    if others:
+        fail(f"{args.out} holds {others[0]} of another run; remove that run's files or choose another --out")
+    files = {"train_000000.bin": token_file(train, V), "val_000000.bin": token_file(val, V)}
+    if gpt2:
+        files["gpt2_tokenizer.bin"], counts["gpt2_tokenizer.bin"] = tokenizer_file(enc), V
+    save(args.out, files)
+    say("".join(f"{os.path.join(args.out, name)}  {count} tokens  V {V}\n" for name, count in counts.items()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# documents: how many a source has, and a function that reads number i (at top level, so that it can go to a worker)
+
+def identify(paths):
+    with trying("read", ", ".join(paths), "give files that exist"):
+        return [[path, os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in paths]
+
+
+def parse(line, where):
     try:
-        import tiktoken
-    except ImportError as e:
-        fail(f"--tokenizer gpt2 needs the tiktoken package ({e}): pip install tiktoken, or use --tokenizer byte")
+        value = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as e:
+        fail(f"{where} is not JSON in UTF-8 ({e}); --jsonl takes one JSON object on each line")
+    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
+        fail(f'{where} has no "text" that is a string; --jsonl takes lines such as {{"text": "Once"}}')
+    return value["text"]
+
+
+def read_line(paths, begins, offsets, i):
+    path = paths[bisect.bisect_right(begins, i) - 1]
+    with open(path, "rb") as f:
+        f.seek(offsets[i])
+        return parse(f.readline(), f"{path}, the line at byte {offsets[i]},")
+
+
+def open_jsonl(paths, bar):
+    """Parses every line once, so that a bad one is found now and not after hours."""
+    begins, offsets = [], array("Q")  # of each file the number of its first document; of each document its place there
+    for path in paths:
+        begins.append(len(offsets))
+        at = 0
+        with trying("read", path, "--jsonl takes readable files"), open(path, "rb") as f:
+            for number, line in enumerate(f, 1):
+                if line.strip():
+                    parse(line, f"{path}, line {number},")
+                    offsets.append(at)
+                at += len(line)
+                bar.update(len(line))
+    return len(offsets), functools.partial(read_line, paths, begins, offsets)
+
+
+def read_file(paths, as_str, i):
+    return read_text([paths[i]], as_str)
+
+
+def read_row(dataset, i):
+    return dataset[i]["text"]
+
+
+def open_dataset(names, split):
+    if not sys.stderr.isatty():
+        os.environ.update(HF_DATASETS_DISABLE_PROGRESS_BARS="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
+    os.environ.update(HF_HUB_VERBOSITY="error", DATASETS_VERBOSITY="critical")  # what goes wrong is told below, once
+    datasets = need("datasets", "reading the hub or parquet")
+    patterns = [os.path.join(glob.escape(name), "**", "*.parquet") if os.path.isdir(name) else
+                glob.escape(name) if os.path.exists(name) else name for name in names]
+    paths = [path for pattern in patterns for path in sorted(glob.glob(pattern, recursive=True))]
+    name = " ".join(names)
+    if not paths and (len(names) > 1 or patterns[0].endswith(".parquet") or glob.has_magic(name)):
+        fail(f"no .parquet files in {name}; --dataset takes a folder or glob of them, or the name of a hub dataset")
     try:
-        return tiktoken.get_encoding("gpt2")
-    except Exception as e:  # no network, a proxy's answer, an unwritable cache: all sorts of types
-        fail(f"tiktoken cannot get its gpt2 vocabulary ({type(e).__name__}); run once with a network connection, "
-             "or set TIKTOKEN_CACHE_DIR to a folder where tiktoken has stored it")
+        local = {"data_files": [glob.escape(path) for path in paths]} if paths else {}
+        dataset = datasets.load_dataset("parquet" if paths else name, split=split, **local)
+    except MemoryError:
+        raise
+    except Exception as e:  # network, names, splits, broken files, a full disk: all sorts of types
+        e = e.__cause__ or e
+        fail(f"cannot load {name} ({type(e).__name__}: {' '.join(str(e).split())[:300]}); --dataset takes the name of "
+             "a hub dataset, which has to be downloaded at first, or a folder or glob of .parquet files")
+    if getattr(dataset.features.get("text"), "dtype", None) not in ("string", "large_string"):
+        fail(f'{name} has no column "text" of strings; its columns are {", ".join(dataset.column_names)}')
+    nulls = dataset.data.column("text").null_count
+    if nulls:
+        fail(f"{name} has {nulls} rows without a text; remove them")
+    revision = [os.path.basename(os.path.dirname(f["filename"])) for f in dataset.cache_files[:1]]  # the hub's commit
+    return dataset.select_columns("text"), [name, split, len(dataset), identify(paths) if paths else revision]
 
 
-def token_file(tokens, V):
-    if len(tokens) >= 2**31:
-        fail(f"{len(tokens)} tokens are too many for one file, whose header counts to {2**31 - 1}; give less text")
-    ids = array("H", iter(tokens))  # iter, because array takes a bytes object for packed uint16
-    if sys.byteorder == "big":
-        ids.byteswap()
-    return (20240520, 1, len(tokens), V), ids
+def split_documents(kind, x, n):
+    """The numbers of the training and of the validation documents, in the order in which they are written."""
+    if kind == "first":  # its border is a token, not a document
+        return range(n), []
+    if kind == "last":
+        n_train = int(n * (1 - x / 100))
+        return range(n_train), range(n_train, n)
+    order = need("numpy", "--val docs:F").random.default_rng(2357).permutation(n)
+    n_val = math.ceil(x * n)  # like the line above, what datasets does for nanoGPT's train_test_split(F, seed=2357)
+    return order[n_val:], order[:n_val]
 
 
-def tokenizer_file(enc):
-    tokens = [enc.decode_bytes([i]) for i in range(enc.n_vocab)]  # <|endoftext|> comes as its own text
-    return (20240328, 2, enc.n_vocab, enc.eot_token), b"".join(bytes([len(t)]) + t for t in tokens)
+# ---------------------------------------------------------------------------------------------------------------------
+# workers
 
-
-def save(out, files):
-    """Writes {name: (header, body)} to the folder: all aside, then all renamed. What can fail for want of space or
-    rights does so before the first rename, so that no new training file is left beside an old validation file."""
-    path = out
+def work(pipe, read, tokenizer):
+    """A worker process: gets lists of documents' numbers, sends lists of their tokens."""
+    def follow():
+        multiprocessing.parent_process().join()
+        os._exit(1)  # the parent was killed
+    threading.Thread(target=follow, daemon=True).start()
     try:
-        os.makedirs(out, exist_ok=True)
-        for name, (header, body) in files.items():
-            path = os.path.join(out, name + ".tmp")
-            with open(path, "wb") as f:
-                f.write(struct.pack("<256I", *header, *[0] * (256 - len(header))))
-                f.write(body)
-                f.flush()
-                os.fsync(f.fileno())
-        for name in files:
-            path = os.path.join(out, name)
-            os.replace(path + ".tmp", path)
-        path = out
-        folder = os.open(out, os.O_RDONLY)
-        os.fsync(folder)  # a rename is on the disk only once its folder is
-        os.close(folder)
-    except OSError as e:
-        fail(f"cannot write {path}: {e.strerror}; --out needs a folder with room that you may write to")
-    finally:
-        for name in files:  # after a success there is none left
-            with contextlib.suppress(OSError):
-                os.remove(os.path.join(out, name + ".tmp"))
+        encode = document_encoder(tokenizer)
+        while True:
+            pipe.send([encode(read(i)) for i in pipe.recv()])
+    except (Exception, SystemExit) as e:  # with SystemExit, fail has said why
+        with contextlib.suppress(OSError):
+            pipe.send(e)
 
 
-def last_percent(value):
-    match = re.fullmatch(r"last:([0-9]+(\.[0-9]+)?)%", value)
-    if not match or not 0 < float(match[1]) < 100:
-        raise argparse.ArgumentTypeError(f"'{value}' should be last:P% with P between 0 and 100, as in last:10%")
-    return float(match[1])
+def start_workers(count, read, tokenizer):
+    pipes = []
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # workers inherit it: Ctrl-C is for this process alone
+    with trying("start", f"{count} workers", "give fewer --workers"):
+        for _ in range(count):
+            ours, theirs = multiprocessing.Pipe()
+            multiprocessing.Process(target=work, args=(theirs, read, tokenizer), daemon=True).start()
+            theirs.close()
+            pipes.append(ours)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    return pipes
+
+
+def tokenize(pipes, chunks):
+    """Yields the tokens of each document, in order. The workers take turns, each with up to two chunks to do."""
+    turns = collections.deque()
+    try:
+        for pipe, chunk in zip(pipes * 2, chunks):
+            pipe.send(chunk)
+            turns.append(pipe)
+        while turns:
+            pipe = turns.popleft()
+            result = pipe.recv()
+            if isinstance(result, (MemoryError, SystemExit)):
+                raise result
+            if isinstance(result, Exception):
+                fail(f"a worker stopped ({type(result).__name__}: {result}); the same command goes on from here")
+            for chunk in itertools.islice(chunks, 1):
+                pipe.send(chunk)
+                turns.append(pipe)
+            yield from result
+    except (EOFError, OSError):
+        fail("a worker was killed, perhaps for want of memory; the same command goes on, give it fewer --workers", 3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the files of documents
+
+def open_record(out, run):
+    """What of this run is done in the folder, which may not hold the files of another."""
+    path, record = os.path.join(out, RECORD), {}
+    if os.path.lexists(path):
+        try:
+            with open(path, encoding="utf-8") as f:
+                record = json.load(f)
+        except (OSError, ValueError) as e:
+            fail(f"cannot read {path} ({e}); remove that run's files or choose another --out")
+    others = token_files(out)
+    if record.get("run") != run:
+        if others:
+            differ = [key for key in run if record and record["run"].get(key) != run[key]]
+            fail(f"{out} holds {others[0]} of another run{' with another ' + ', '.join(differ) if differ else ''}; "
+                 "repeat that command, remove its files or choose another --out")
+        return {"run": run, "finished": False, "files": [], "next": [0, 0]}  # next: a document and a token in it
+    for name, count in record["files"]:
+        if name not in others or os.path.getsize(os.path.join(out, name)) != 1024 + 2 * count:
+            fail(f"{out}/{name} is not as this run left it; remove the run's files and {RECORD}, and start again")
+    return record
+
+
+def cut(documents, i, at, totals, n_val, first, size):
+    """Yields the name of a file, tokens that belong there, and where in the documents these end."""
+    for i, ids in enumerate(documents, i):
+        while at < len(ids):
+            side = "val" if i < n_val or totals["val"] < first else "train"
+            number, used = divmod(totals[side], size)
+            room = min(size - used, first - totals[side]) if first and side == "val" else size - used
+            part = ids[at:at + room]
+            at += len(part)
+            totals[side] += len(part)
+            yield f"{side}_{number:06d}.bin", part, [i, at]
+        at = 0
+
+
+def write_tokens(f, name, pieces, V, record):
+    count = 0
+    f.write(header())
+    for _, ids, end in pieces:
+        f.write(ids)
+        count += len(ids)
+    f.seek(0)
+    f.write(header(20240520, 1, count, V))
+    record["files"].append([name, count])
+    record["next"] = end
+
+
+def prepare_documents(args):
+    out, gpt2, (kind, x, option), size = args.out, args.tokenizer == "gpt2", args.val, args.shard_size or 100_000_000
+    names, paths, V = args.dataset or [OPENWEBTEXT], args.jsonl or args.text, 50257 if gpt2 else 256
+    tqdm = functools.partial(need("tqdm", "preparing documents").tqdm, disable=None, unit_scale=True)  # None: no tty
+    if paths:
+        source = ["jsonl" if args.jsonl else "text", identify(paths)]
+    else:
+        dataset, source = open_dataset(names, args.split or "train")
+    record = open_record(out, {"source": source, "tokenizer": args.tokenizer, "val": [kind, x], "shard-size": size})
+    totals = {side: sum(n for name, n in record["files"] if name.startswith(side)) for side in ("train", "val")}
+    if record["finished"]:
+        say(f"{out} is finished already\n")
+    else:
+        document_encoder(args.tokenizer)  # so that it fails here and not in every worker
+        if args.jsonl:
+            with tqdm(total=sum(length for _, length, _ in source[1]), unit="B", desc="checking") as bar:
+                n, read = open_jsonl(paths, bar)
+        elif args.text:
+            for path in paths:
+                read_text([path], as_str=gpt2)
+            n, read = len(paths), functools.partial(read_file, paths, gpt2)
+        else:
+            n, read = len(dataset), functools.partial(read_row, dataset)
+        if not n:
+            fail(f"no documents in {', '.join(paths or names)}; give something to train on")
+        train, val = split_documents(kind, x, n)
+        first = x if kind == "first" else 0
+        if not first:
+            check_sides(option, n, "documents", train, val)
+
+        def write_record(f):
+            f.write(json.dumps(record).encode())
+        save(out, {RECORD: write_record})  # before the first token file, so that it is known whose that is
+        i, at = record["next"]
+        chunks = ([int(val[k] if k < len(val) else train[k - len(val)]) for k in range(k, min(k + CHUNK, n))]
+                  for k in range(i, n, CHUNK))
+        pipes = start_workers(min(args.workers, -(-(n - i) // CHUNK)), read, args.tokenizer)
+        with tqdm(tokenize(pipes, chunks), total=n, initial=i, unit=" documents") as bar:
+            stream = cut(bar, i, at, totals, len(val), first, size)
+            for name, pieces in itertools.groupby(stream, lambda piece: piece[0]):
+                bar.set_description(name)
+                save(out, {name: lambda f: write_tokens(f, name, pieces, V, record), RECORD: write_record})
+        if not totals["train"]:  # only now does one know, with first:N
+            for name in [name for name, _ in record["files"]] + [RECORD]:
+                os.remove(os.path.join(out, name))
+            check_sides(option, totals["val"], "tokens", [], val)
+        record["finished"] = True
+        save(out, {**({"gpt2_tokenizer.bin": tokenizer_file(load_gpt2())} if gpt2 else {}), RECORD: write_record})
+    for side, total in totals.items():
+        files = sum(name.startswith(side) for name, _ in record["files"])
+        say(f"{os.path.join(out, side)}_*.bin  {total} tokens  V {V}  files {files}\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the command line
+
+def split_option(value):
+    match = re.fullmatch(r"(first):([0-9]{1,18})|(last):([0-9]+(?:\.[0-9]+)?)%|(docs):([0-9]+(?:\.[0-9]+)?)", value)
+    if match:
+        kind, x = (group for group in match.groups() if group)
+        x = int(x) if kind == "first" else float(x)
+        if 0 < x < {"first": math.inf, "last": 100, "docs": 1}[kind]:
+            return kind, x, f"{kind}:{x:g}%" if kind == "last" else value
+    raise argparse.ArgumentTypeError(f"'{value}' should be first:N, or last:P% with P between 0 and 100, as in "
+                                     "last:10%, or docs:F with F between 0 and 1")
+
+
+def whole_number(value):
+    if not re.fullmatch("[0-9]{1,10}", value) or not 0 < int(value) < 2**31:
+        raise argparse.ArgumentTypeError(f"'{value}' should be a whole number from 1 to {2**31 - 1}")
+    return int(value)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
     parser.error = lambda message: fail(message + " (see --help)", 2)  # argparse would print its usage lines too
-    parser.add_argument("--text", nargs="+", action="extend", required=True, metavar="FILE", help="text files")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--dataset", nargs="+", metavar="NAME", help="of the hub, or folders or globs of .parquet "
+                        "files, default " + OPENWEBTEXT)
+    source.add_argument("--jsonl", nargs="+", action="extend", metavar="FILE", help="files of JSON lines")
+    source.add_argument("--text", nargs="+", action="extend", metavar="FILE", help="text files")
+    parser.add_argument("--split", help="of the dataset, default train")
     parser.add_argument("--tokenizer", choices=["gpt2", "byte"], default="gpt2", help="default gpt2")
-    parser.add_argument("--val", type=last_percent, default="last:10%", metavar="SPLIT",
-                        help="the share held out for validation, default last:10%%")
+    parser.add_argument("--val", type=split_option, metavar="SPLIT", help="what is held out for validation: first:N, "
+                        "last:P%% or docs:F; default docs:0.0005, for --text last:10%%")
+    parser.add_argument("--shard-size", type=whole_number, metavar="N", help="tokens a file, default 100000000")
+    parser.add_argument("--workers", type=whole_number, default=os.cpu_count() or 1, metavar="N",
+                        help="processes that tokenize documents, default one a core; the files do not depend on it")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the token files, made if missing")
     args = parser.parse_args()
-
-    gpt2 = args.tokenizer == "gpt2"
-    train, val = split_last(read_text(args.text, as_str=gpt2), args.val)
-    enc = load_gpt2() if gpt2 else None
-    encode, V = (enc.encode_ordinary, enc.n_vocab) if gpt2 else (bytes, 256)
-    files = {"train_000000.bin": token_file(encode(train), V), "val_000000.bin": token_file(encode(val), V)}
-    if gpt2:
-        files["gpt2_tokenizer.bin"] = tokenizer_file(enc)
-    save(args.out, files)
-    lines = [f"{os.path.join(args.out, name)}  {header[2]} tokens  V {V}\n" for name, (header, _) in files.items()]
-    try:
-        os.write(1, os.fsencode("".join(lines)))  # past Python's buffer, whose failure at exit would be a traceback
-    except OSError as e:
-        fail(f"the files are written, but standard output is not: {e.strerror}")
+    args.val = args.val or split_option("last:10%" if args.text else "docs:0.0005")
+    if args.split and (args.text or args.jsonl):
+        parser.error("--split is for a dataset")
+    if not args.text or args.val[0] == "docs":
+        prepare_documents(args)
+    elif args.shard_size:
+        parser.error("--shard-size is for documents; --text without --val docs:F makes one file a side")
+    else:
+        prepare_text(args)
 
 
 if __name__ == "__main__":
     try:
         main()
     except MemoryError:
-        fail("out of memory: the whole text is held at once; give less text", 3)
+        fail("out of memory: plain text is held whole, and so is each document; give less text or fewer --workers", 3)
     except KeyboardInterrupt:
-        fail("interrupted; no file was left half-written", 130)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        fail("interrupted; no file was left half-written, and the same command goes on", 130)

@@ -2,20 +2,25 @@
 
     python3 dev/test_prepro.py
 
-Needs only Python; what needs tiktoken's gpt2 vocabulary is skipped where it cannot be had.
+Needs Python and tqdm; what needs another package or tiktoken's gpt2 vocabulary is skipped where it cannot be had.
 """
+import fcntl
+import json
 import os
+import pty
+import random
 import resource
 import signal
 import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 import traceback
 
 PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, "prepro_owt.py")
-TRAIN, VAL, TOKENIZER = "train_000000.bin", "val_000000.bin", "gpt2_tokenizer.bin"
+TRAIN, VAL, TOKENIZER, RECORD = "train_000000.bin", "val_000000.bin", "gpt2_tokenizer.bin", "prepro_owt.json"
 
 
 class Skip(Exception):
@@ -73,7 +78,7 @@ def token_bytes(tokens, V):
 
 def blocked(tmp, *names):
     """A folder of modules that cannot be imported."""
-    folder = os.path.join(tmp, "blocked")
+    folder = os.path.join(tmp, "blocked " + " ".join(names))
     os.mkdir(folder)
     for name in names:
         write(os.path.join(folder, name + ".py"), f"raise ModuleNotFoundError('no module {name}')\n".encode())
@@ -153,14 +158,21 @@ def test_on_the_disk(tmp):
 def test_usage(tmp):
     a = write(os.path.join(tmp, "a"), b"0123456789")
     out = os.path.join(tmp, "out")
-    bad(2, ["--text"], "--out", out)
     bad(2, ["--text"], "--text", "--out", out)
+    bad(2, ["--jsonl", "--text"], "--text", a, "--jsonl", a, "--out", out)
+    bad(2, ["--jsonl", "--dataset"], "--dataset", a, "--jsonl", a, "--out", out)
+    bad(2, ["--split"], "--text", a, "--split", "train", "--out", out)
+    bad(2, ["--shard-size", "docs:F"], "--text", a, "--shard-size", "10", "--out", out)
+    for option in "--shard-size", "--workers":
+        for value in "0", "1e6", "9" * 5000:
+            bad(2, [option, "whole number"], "--jsonl", a, f"{option}={value}", "--out", out)
     bad(2, ["--out"], "--text", a)
     bad(2, ["--tokenizer", "gpt3", "byte"], "--text", a, "--out", out, "--tokenizer", "gpt3")
     bad(2, ["--nonsense"], "--text", a, "--out", out, "--nonsense")
     for value in "", "10", "10%", "last:10", "last:%", "last:ten%", "last:nan%", "last:-10%", "last:10%%", \
                  "first:10%", "last:10%\n", "last:0%", "last:0.0%", "last:100%", "last:100.5%", \
-                 "last:" + "9" * 400 + "%":
+                 "last:" + "9" * 400 + "%", "first:0", "first:-1", "first:1.5", "first:" + "9" * 400, "docs:0", \
+                 "docs:1", "docs:-0.1", "docs:", "docs:5%", "docs:nan":
         bad(2, ["--val", "between 0 and 100", "last:10%"], "--text", a, "--out", out, "--tokenizer", "byte",
             f"--val={value}")
     check(not os.path.exists(out), "nothing should be made")
@@ -336,11 +348,461 @@ def test_gpt2(tmp):
         check_equal(b"".join(table[i] for i, in tokens), part.encode(), f"{name} decoded")
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# documents
+
+WORDS = "the fox law of nación 日本 🙂 and 1234 <|endoftext|>".split() + ["\n", "\t"]
+
+
+def make_documents(n, words=30, seed=1):
+    r = random.Random(seed)
+    return [" ".join(r.choice(WORDS) for _ in range(r.randrange(words))) for _ in range(n)]
+
+
+def write_jsonl(path, documents):
+    lines = [json.dumps({"id": i, "text": d}, ensure_ascii=i % 2 == 0) + "\n" for i, d in enumerate(documents)]
+    return write(path, "".join(lines).encode())
+
+
+def need(*packages):
+    try:
+        return [__import__(package, fromlist=["x"]) for package in packages]
+    except ImportError as e:
+        raise Skip(e)
+
+
+def shards(side, tokens, size, V=256):
+    return {f"{side}_{k // size:06d}.bin": token_bytes(tokens[k:k + size], V) for k in range(0, len(tokens), size)}
+
+
+def byte_files(train, val, size):
+    """What should come of these documents with the byte tokenizer."""
+    joined = [b"".join(b"\n" + d.encode() for d in side) for side in (train, val)]
+    return {**shards("train", joined[0], size), **shards("val", joined[1], size)}
+
+
+def made(out):
+    names = sorted(os.listdir(out))
+    check(RECORD in names, "there should be a record")
+    return {name: read(out, name) for name in names if name != RECORD}
+
+
+def check_files(got, want, what):
+    check_equal(sorted(got), sorted(want), f"{what}: names of files")
+    for name in want:
+        check(got[name] == want[name], f"{what}: {name} differs")
+
+
+def fake_tiktoken(tmp, seconds):
+    """A tokenizer that takes its time and needs no download: a byte is a token, 256 the end of the text."""
+    folder = os.path.join(tmp, "fake")
+    os.mkdir(folder)
+    write(os.path.join(folder, "tiktoken.py"), f"""if True:
+        import time
+        class Encoding:
+            n_vocab, eot_token = 257, 256
+            def encode_ordinary(self, text): time.sleep({seconds}); return list(text.encode())
+            def decode_bytes(self, ids): return bytes([ids[0] % 256])
+        get_encoding = lambda name: Encoding()""".encode())
+    return folder
+
+
+def start(*args, modules=None):
+    """Starts the program as the first of a group of processes, with the shell's answer to Ctrl-C."""
+    env = dict(os.environ, **({"PYTHONPATH": modules} if modules else {}))
+    return subprocess.Popen([sys.executable, PROGRAM, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, env=env, start_new_session=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+
+
+def wait_for(condition, what, seconds=60):
+    end = time.time() + seconds
+    while not condition():
+        check(time.time() < end, f"waited {seconds} s for {what}")
+        time.sleep(0.01)
+
+
+def group_is_gone(group):
+    try:
+        os.killpg(group, 0)
+        return False
+    except ProcessLookupError:
+        return True
+
+
+def test_jsonl(tmp):
+    """Needs no package but tqdm. Lines are as JSON allows them; a document may straddle any number of files."""
+    documents = make_documents(100) + ["", "\r\n", "long " * 1000, "é" * 99]
+    a = write(os.path.join(tmp, "a"), b"\xef\xbb\xbf" + b"".join(
+        json.dumps({"text": d, "x": None}).encode() + b" \r\n\n" for d in documents[:60]))
+    b = write(os.path.join(tmp, "b"), b" \n\n")
+    c = write(os.path.join(tmp, "c"), b"\n" + b"\n".join(json.dumps({"text": d}, ensure_ascii=False).encode()
+                                                       for d in documents[60:]))
+    n = sum(len(d.encode()) + 1 for d in documents)
+    modules = blocked(tmp, "tiktoken", "numpy", "datasets")
+    for k, (option, size) in enumerate([("last:10%", 1000), ("last:1%", 10**6), ("last:60%", 777), ("first:1", 2000),
+                                        ("first:2000", 1000), ("first:2500", 1000), (f"first:{n - 1}", 10**5)]):
+        out = os.path.join(tmp, f"out{k}")
+        printed = good("--jsonl", a, b, c, "--tokenizer", "byte", "--val", option, "--shard-size", str(size),
+                       "--workers", "2", "--out", out, modules=modules)
+        if option.startswith("last"):
+            n_train = int(104 * (1 - int(option[5:-1]) / 100))
+            want = byte_files(documents[:n_train], documents[n_train:], size)
+        else:
+            tokens, n_val = b"".join(b"\n" + d.encode() for d in documents), int(option[6:])
+            want = {**shards("val", tokens[:n_val], size), **shards("train", tokens[n_val:], size)}
+        check_files(made(out), want, option)
+        for side in "train", "val":
+            files = [len(data) for name, data in want.items() if name.startswith(side)]
+            n_tokens = sum(files) // 2 - 512 * len(files)
+            check(f"{out}/{side}_*.bin  {n_tokens} tokens  V 256  files {len(files)}\n" in printed, printed)
+    out = os.path.join(tmp, "surrogate")
+    d = write(os.path.join(tmp, "d"), b'{"text": "a"}\n{"text": "\\ud83d \\ud83d\\ude42"}')
+    good("--jsonl", d, "--tokenizer", "byte", "--val", "last:50%", "--out", out)
+    check_files(made(out), byte_files(["a"], ["? 🙂"], 100), "half of a character")
+
+
+def test_docs_split(tmp):
+    """--val docs:F holds out what datasets' train_test_split does, as nanoGPT calls it."""
+    need("numpy")
+    documents = [f"document {i}" for i in range(10)]
+    a = write_jsonl(os.path.join(tmp, "a"), documents)
+    good("--jsonl", a, "--tokenizer", "byte", "--val", "docs:0.25", "--out", os.path.join(tmp, "ten"))
+    order = [8, 3, 0, 9, 5, 6, 2, 7, 4, 1]
+    check_files(made(os.path.join(tmp, "ten")), byte_files([documents[i] for i in order[3:]],
+                                                           [documents[i] for i in order[:3]], 10**6), "ten documents")
+    datasets, = need("datasets")
+    datasets.disable_progress_bars()
+    for k, (n, F) in enumerate([(2, 0.0005), (2001, 0.0005), (333, 0.9)]):
+        documents = [f"document {i}" for i in range(n)]
+        a = write_jsonl(os.path.join(tmp, "a"), documents)
+        out = os.path.join(tmp, f"out{k}")
+        good("--jsonl", a, "--tokenizer", "byte", *(["--val", f"docs:{F}"] if F != 0.0005 else []), "--out", out)
+        split = datasets.Dataset.from_dict({"text": documents}).train_test_split(test_size=F, seed=2357, shuffle=True)
+        check_files(made(out), byte_files(split["train"]["text"], split["test"]["text"], 10**8), f"{n} documents, {F}")
+
+
+def test_parquet(tmp):
+    """A folder, a glob, a list: the same files as from JSON lines."""
+    pa, pq, _, _ = need("pyarrow", "pyarrow.parquet", "datasets", "numpy")
+    documents = make_documents(90)
+    folder = os.path.join(tmp, "of [data]")
+    os.makedirs(os.path.join(folder, "text"))
+    paths = [os.path.join(folder, "text", f"train-{k:05d}-of-00003.parquet") for k in range(3)]
+    for k, path in enumerate(paths):
+        pq.write_table(pa.table({"url": ["u"] * 30, "text": documents[30 * k:30 * k + 30]}), path, row_group_size=7)
+    options = "--tokenizer", "byte", "--val", "docs:0.1", "--shard-size", "1000", "--workers", "2", "--out"
+    want = os.path.join(tmp, "want")
+    good("--jsonl", write_jsonl(os.path.join(tmp, "a"), documents), *options, want)
+    for k, names in enumerate([[folder], [os.path.join(tmp, "of*", "*", "*.parquet")], paths]):
+        out = os.path.join(tmp, f"out{k}")
+        good("--dataset", *names, *options, out)
+        check_files(made(out), made(want), str(names))
+    check("finished already" in good("--dataset", *paths, *options, out), "a second run should say that all is done")
+    pq.write_table(pa.table({"text": documents[::-1]}), paths[1])
+    bad(1, ["another source", "--out"], "--dataset", *paths, *options, out)
+
+
+def test_text_documents(tmp):
+    parts = [b"one\n", b"\xff\x00two", b"three" * 999, b"four", b"five"]
+    paths = [write(os.path.join(tmp, str(i)), part) for i, part in enumerate(parts)]
+    out = os.path.join(tmp, "out")
+    need("numpy")
+    good("--text", *paths, "--tokenizer", "byte", "--val", "docs:0.3", "--shard-size", "1000", "--out", out)
+    order = __import__("numpy").random.default_rng(2357).permutation(5)
+    val, train = (b"".join(b"\n" + parts[i] for i in side) for side in (order[:2], order[2:]))
+    check_files(made(out), {**shards("train", train, 1000), **shards("val", val, 1000)}, "five texts")
+    empty = write(os.path.join(tmp, "empty"), b"")
+    options = "--val", "docs:0.3", "--out", os.path.join(tmp, "new")
+    bad(1, [empty, "no text"], "--text", *paths, empty, "--tokenizer", "byte", *options)
+    bad(1, [paths[1], "0xff"], "--text", *paths, *options, modules=fake_tiktoken(tmp, 0))
+    check(not os.path.exists(os.path.join(tmp, "new")), "nothing should be made")
+
+
+def test_text_first(tmp):
+    text = bytes(range(250)) * 3
+    a = write(os.path.join(tmp, "a"), text)
+    good("--text", a, "--tokenizer", "byte", "--val", "first:300", "--out", tmp)
+    check_equal((read(tmp, TRAIN), read(tmp, VAL)),
+                (token_bytes(text[300:], 256), token_bytes(text[:300], 256)), "files")
+    bad(1, ["first:750", "750 tokens", "no training text"], "--text", a, "--tokenizer", "byte", "--val", "first:750",
+        "--out", os.path.join(tmp, "out"))
+    check(not os.path.exists(os.path.join(tmp, "out")), "nothing should be made")
+
+
+def test_workers(tmp):
+    """Their number changes nothing, and the end-of-text token comes before each document."""
+    documents = make_documents(200)
+    a = write_jsonl(os.path.join(tmp, "a"), documents)
+    modules = fake_tiktoken(tmp, 0)
+    tokens = [list(d.encode()) for d in documents]
+    want = {**shards("train", [i for d in tokens[:100] for i in [256] + d], 500, 50257),
+            **shards("val", [i for d in tokens[100:] for i in [256] + d], 500, 50257)}
+    for workers in "1", "3", "500":
+        out = os.path.join(tmp, "out" + workers)
+        good("--jsonl", a, "--val", "last:50%", "--shard-size", "500", "--workers", workers, "--out", out,
+             modules=modules)
+        got = made(out)
+        got.pop(TOKENIZER)
+        check_files(got, want, workers + " workers")
+
+
+def test_killed(tmp):
+    """Killed at every fsync and every rename, and started again: the same bytes in the end, and what the record says is
+    finished is left alone."""
+    code = """if True:
+        import os, signal, sys, prepro_owt
+        left = int(sys.argv.pop(1))
+        def killing(function):
+            def f(*args):
+                global left
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                function(*args)
+            return f
+        os.fsync, os.replace = killing(os.fsync), killing(os.replace)
+        prepro_owt.main()"""
+    documents = make_documents(30)
+    a = write_jsonl(os.path.join(tmp, "a"), documents)
+    want = byte_files(documents[:22], documents[22:], 1000)
+    check_equal(len(want), 3, "files")
+    for moment in range(1, 1000):
+        out = os.path.join(tmp, f"out{moment}")
+        args = "--jsonl", a, "--tokenizer", "byte", "--val", "last:25%", "--shard-size", "1000", "--out", out
+        p = subprocess.run([sys.executable, "-B", "-c", code, str(moment), *args, "--workers", "1"],
+                           cwd=os.path.dirname(PROGRAM), capture_output=True, text=True)
+        if p.returncode == 0:
+            break
+        check_equal((p.returncode, p.stderr), (-signal.SIGKILL, ""), "exit status and stderr")
+        before = {name: os.stat(os.path.join(out, name)) for name in os.listdir(out)} if os.path.exists(out) else {}
+        done = len(json.loads(read(out, RECORD))["files"]) if RECORD in before else 0
+        good(*args, "--workers", "2")
+        check_files(made(out), want, f"killed at moment {moment}")
+        same = [name for name, stat in before.items() if name.endswith(".bin") and
+                os.stat(os.path.join(out, name)).st_ino == stat.st_ino and
+                os.stat(os.path.join(out, name)).st_mtime_ns == stat.st_mtime_ns]
+        check(len(same) >= done, f"killed at moment {moment}: {done} files were done, only {same} were left alone")
+    check(moment > 18, f"only {moment - 1} moments")
+    check_files(made(out), want, "not killed")
+
+
+def test_killed_at_any_time(tmp):
+    """Killed from outside again and again, with workers; none of these stays behind."""
+    documents = make_documents(300)
+    a = write_jsonl(os.path.join(tmp, "a"), documents)
+    out = os.path.join(tmp, "out")
+    modules = fake_tiktoken(tmp, 0.003)
+    args = "--jsonl", a, "--val", "first:3000", "--shard-size", "2000", "--out", out
+    r = random.Random(1)
+    for kills in range(100):
+        p = start(*args, "--workers", str(r.randrange(1, 4)), modules=modules)
+        try:
+            p.wait(r.uniform(0.2, 0.7 + 0.1 * kills))  # longer each time, lest a busy machine never gets there
+            break
+        except subprocess.TimeoutExpired:
+            p.kill()
+            p.wait()
+            wait_for(lambda: group_is_gone(p.pid), "the workers to end")
+    check_equal((p.returncode, p.communicate()[1]), (0, ""), "exit status and stderr of the last run")
+    check(kills > 0, "it should have been killed at least once")
+    tokens = [i for d in documents for i in [256] + list(d.encode())]
+    got = made(out)
+    got.pop(TOKENIZER)
+    check_files(got, {**shards("val", tokens[:3000], 2000, 50257), **shards("train", tokens[3000:], 2000, 50257)},
+                f"killed {kills} times")
+
+
+def test_other_run(tmp):
+    """What would mix the files of two commands is refused, and changes nothing."""
+    documents = make_documents(40)
+    a, b = (write_jsonl(os.path.join(tmp, name), documents) for name in "ab")
+    text = write(os.path.join(tmp, "text"), b"0123456789")
+    out = os.path.join(tmp, "out")
+    run = {"jsonl": a, "tokenizer": "byte", "val": "last:25%", "shard_size": "700"}
+
+    def args(**changes):
+        return [s for key, value in {**run, **changes}.items() for s in ("--" + key.replace("_", "-"), value)]
+    good(*args(), "--out", out)
+    files = made(out)
+    for what, changes in ("source", {"jsonl": b}), ("val", {"val": "first:700"}), ("val", {"val": "last:25.5%"}), \
+                         ("shard-size", {"shard_size": "701"}):
+        bad(1, [f"another {what};", "--out"], *args(**changes), "--out", out)
+    bad(1, [out, "another run"], "--text", text, "--tokenizer", "byte", "--out", out)
+    os.utime(a, (1, 1))
+    bad(1, ["another source;"], *args(), "--out", out)
+    check_files(made(out), files, "after what was refused")
+
+    good(*args(), "--out", os.path.join(tmp, "new"))
+    out = os.path.join(tmp, "new")
+    stats = [os.stat(os.path.join(out, name)).st_mtime_ns for name in sorted(os.listdir(out))]
+    check("finished already" in good(*args(), "--out", out, "--workers", "1"), "it should say that all is done")
+    check_equal([os.stat(os.path.join(out, name)).st_mtime_ns for name in sorted(os.listdir(out))], stats, "times")
+    write(os.path.join(out, TRAIN), b"short")
+    bad(1, [TRAIN, "start again"], *args(), "--out", out)
+    write(os.path.join(out, RECORD), b"{")
+    bad(1, [RECORD, "--out"], *args(), "--out", out)
+    os.remove(os.path.join(out, RECORD))
+    bad(1, ["another run", "--out"], *args(), "--out", out)
+    bad(1, ["train_000001.bin", "another run"], "--text", text, "--tokenizer", "byte", "--out", out)
+    out = os.path.join(tmp, "text files")
+    good("--text", text, "--tokenizer", "byte", "--out", out)
+    bad(1, ["another run", "--out"], *args(), "--out", out)
+
+
+def test_bad_jsonl(tmp):
+    out = os.path.join(tmp, "out")
+    options = "--tokenizer", "byte", "--val", "last:50%", "--out", out
+    good_line = b'{"text": "a"}\n'
+    a = write(os.path.join(tmp, "a"), good_line * 3)
+    for line, says in (b"{", "JSON"), (b'{"text": "a"', "JSON"), (b'"text"', '"text"'), (b"[1]", '"text"'), \
+                      (b'{"txt": "a"}', '"text"'), (b'{"text": null}', '"text"'), (b'{"text": ["a"]}', '"text"'), \
+                      (b'{"text": "\xff"}', "UTF-8"), (b"[" * 100000, "JSON"), (b'{"text": "a"} {}', "JSON"):
+        b = write(os.path.join(tmp, "b"), good_line + b"\n" + line + b"\n" + good_line)
+        bad(1, [f"{b}, line 3", says], "--jsonl", a, b, *options)
+    empty = write(os.path.join(tmp, "empty"), b"\n")
+    bad(1, [empty, "no documents"], "--jsonl", empty, *options)
+    bad(1, [os.path.join(tmp, "missing"), "No such file"], "--jsonl", a, os.path.join(tmp, "missing"), *options)
+    bad(1, [tmp, "directory"], "--jsonl", tmp, *options)
+    bad(1, ["No such file"], "--jsonl", "", *options)
+    check(not os.path.exists(out), "nothing should be made")
+    bad(1, [a, "--out"], "--jsonl", a, *options[:-1], a)
+    bad(1, [a, "--out"], "--jsonl", a, *options[:-1], os.path.join(a, "below"))
+
+
+def test_empty_sides(tmp):
+    need("numpy")
+    out = os.path.join(tmp, "out")
+    one, two = (write_jsonl(os.path.join(tmp, str(n)), ["text"] * n) for n in (1, 2))
+    options = "--tokenizer", "byte", "--shard-size", "4", "--out", out
+    bad(1, ["docs:0.0005", "1 documents", "no training text"], "--jsonl", one, *options)
+    bad(1, ["last:99%", "2 documents", "no training text"], "--jsonl", two, "--val", "last:99%", *options)
+    check(not os.path.exists(out), "nothing should be made")
+    bad(1, ["first:10", "10 tokens", "no training text"], "--jsonl", two, "--val", "first:10", *options)
+    check_equal(os.listdir(out), [], "files")
+    good("--jsonl", two, "--val", "first:9", *options)
+    check_files(made(out), {**shards("val", b"\ntext\ntex", 4), **shards("train", b"t", 4)}, "first:9")
+
+
+def test_bad_dataset(tmp):
+    pa, pq, _ = need("pyarrow", "pyarrow.parquet", "datasets")
+    out = os.path.join(tmp, "out")
+    options = "--tokenizer", "byte", "--val", "last:50%", "--out", out
+
+    def parquet(name, columns):
+        pq.write_table(pa.table(columns), os.path.join(tmp, name))
+        return os.path.join(tmp, name)
+    bad(1, ["cannot load no/such-dataset", "--dataset"], "--dataset", "no/such-dataset", *options)
+    bad(1, ["no .parquet files"], "--dataset", os.path.join(tmp, "*.parquet"), *options)
+    bad(1, ["no column \"text\"", "content"], "--dataset", parquet("a.parquet", {"content": ["a", "b"]}), *options)
+    bad(1, ["1 rows without a text"], "--dataset", parquet("c.parquet", {"text": ["a", None, "b"]}), *options)
+    bad(1, ["cannot load"], "--dataset", parquet("d.parquet", {"text": pa.array([], pa.string())}), *options)
+    bad(1, ["cannot load"], "--dataset", write(os.path.join(tmp, "e.parquet"), b"PAR1 not"), *options)
+    bad(1, ["cannot load", "tset"], "--dataset", parquet("f.parquet", {"text": ["a"]}), "--split", "tset", *options)
+    check(not os.path.exists(out), "nothing should be made")
+
+
+def test_missing_packages(tmp):
+    a = write_jsonl(os.path.join(tmp, "a"), ["a", "b"])
+    out = os.path.join(tmp, "out")
+    for package, args in ("datasets", []), ("datasets", ["--dataset", tmp]), ("tqdm", ["--jsonl", a]), \
+                         ("tiktoken", ["--jsonl", a]), ("numpy", ["--jsonl", a, "--tokenizer", "byte"]):
+        folder = os.path.join(tmp, package + str(len(args)))
+        os.mkdir(folder)
+        bad(1, [f"pip install {package}"], *args, "--out", out, modules=blocked(folder, package))
+    check(not os.path.exists(out), "nothing should be made")
+
+
+def test_documents_disk_full(tmp):
+    """The first file of tokens fits, the second does not; with more room the run goes on."""
+    documents = ["x" * 99] * 100
+    a = write_jsonl(os.path.join(tmp, "a"), documents)
+    out = os.path.join(tmp, "out")
+    args = "--jsonl", a, "--tokenizer", "byte", "--val", "last:5%", "--shard-size", "5000", "--out", out
+    bad(1, [TRAIN, "too large", "--out"], *args,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000)))
+    check_equal(sorted(os.listdir(out)), [RECORD, VAL], "files")
+    good(*args)
+    check_files(made(out), byte_files(documents[:95], documents[95:], 5000), "with more room")
+
+
+def test_documents_interrupt(tmp):
+    """Ctrl-C goes to the program and its workers alike."""
+    a = write_jsonl(os.path.join(tmp, "a"), make_documents(500))
+    out = os.path.join(tmp, "out")
+    args = "--jsonl", a, "--val", "last:10%", "--shard-size", "1000", "--workers", "3", "--out", out
+    modules = fake_tiktoken(tmp, 0.02)
+    for files in 1, 10:
+        p = start(*args, modules=modules)
+        wait_for(lambda: os.path.exists(out) and len(os.listdir(out)) > files, f"{files} files")
+        os.killpg(p.pid, signal.SIGINT)
+        stdout, stderr = p.communicate(timeout=60)
+        check_equal((p.returncode, stdout, stderr.count("\n")), (130, "", 1), f"exit status, stdout, lines of {stderr}")
+        wait_for(lambda: group_is_gone(p.pid), "the workers to end")
+        check(not [name for name in os.listdir(out) if name.endswith(".tmp")], "no file should be half-written")
+
+
+def test_killed_worker(tmp):
+    """As by a system that is short of memory."""
+    a = write_jsonl(os.path.join(tmp, "a"), make_documents(500))
+    out = os.path.join(tmp, "out")
+    p = start("--jsonl", a, "--val", "last:10%", "--shard-size", "1000", "--workers", "2", "--out", out,
+              modules=fake_tiktoken(tmp, 0.02))
+    children = f"/proc/{p.pid}/task/{p.pid}/children"
+    wait_for(lambda: os.path.exists(os.path.join(out, VAL)), VAL)
+    if not os.path.exists(children):
+        p.kill()
+        raise Skip("workers cannot be found here")
+    os.kill(int(read(children).split()[0]), signal.SIGKILL)
+    stdout, stderr = p.communicate(timeout=60)
+    check_equal((p.returncode, stderr.count("\n")), (3, 1), f"exit status and lines of {stderr!r}")
+    check("worker" in stderr and "memory" in stderr, stderr)
+    wait_for(lambda: group_is_gone(p.pid), "the other worker to end")
+
+
+def test_progress(tmp):
+    """Only a terminal sees it; `good` checks that stderr is empty elsewhere."""
+    a = write_jsonl(os.path.join(tmp, "a"), make_documents(50))
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
+    p = subprocess.run([sys.executable, PROGRAM, "--jsonl", a, "--tokenizer", "byte", "--val", "last:10%", "--out",
+                        os.path.join(tmp, "out")], stdout=subprocess.PIPE, stderr=theirs)
+    os.close(theirs)
+    shown = os.read(ours, 100000).decode()
+    os.close(ours)
+    check_equal(p.returncode, 0, shown)
+    check("checking" in shown and "50.0/50.0" in shown and TRAIN in shown, repr(shown))
+
+
+def test_gpt2_documents(tmp):
+    """The number of tokens is tiktoken's and one end-of-text for each document, at its beginning."""
+    try:
+        import tiktoken
+        enc = tiktoken.get_encoding("gpt2")
+    except Exception as e:
+        raise Skip(f"no tiktoken or no vocabulary ({type(e).__name__})")
+    need("numpy")
+    documents = make_documents(65, words=1000)
+    out = os.path.join(tmp, "out")
+    good("--jsonl", write_jsonl(os.path.join(tmp, "a"), documents), "--val", "docs:0.1", "--shard-size", "10000",
+         "--workers", "2", "--out", out)
+    tokens = [i for side in ("val", "train") for name in sorted(os.listdir(out)) if name.startswith(side)
+              for i, in struct.iter_unpack("<H", read(out, name)[1024:])]
+    check_equal(len(tokens), 65 + sum(len(enc.encode_ordinary(d)) for d in documents), "number of tokens")
+    at = [k for k, i in enumerate(tokens) if i == 50256]
+    check_equal((len(at), at[0]), (65, 0), "end-of-text tokens, place of the first")
+    got = [enc.decode(tokens[b + 1:e]) for b, e in zip(at, at[1:] + [len(tokens)])]
+    check_equal(sorted(got), sorted(documents), "documents")
+    check(os.path.getsize(os.path.join(out, TOKENIZER)) > 1024 + 50257, "the tokenizer should be there")
+
+
 def main():
+    os.environ["HF_HUB_OFFLINE"] = "1"
     passed = failed = skipped = 0
     for name, test in list(globals().items()):
         if name.startswith("test_"):
             with tempfile.TemporaryDirectory() as tmp:
+                os.environ["HF_HOME"] = os.path.join(tmp, "hf")
                 try:
                     test(tmp)
                     passed += 1
