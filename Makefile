@@ -1,4 +1,5 @@
 # make            the trainer
+# make demo       two minutes: trains a small model on this project's text, lets it write, measures its memory
 # make test       whether all of it is right, without network or Python: a minute or two on two cores
 # make test-asan  the same under Address- and UndefinedBehaviorSanitizer
 # make cxx        compiles the C file as C++17 without its layers, as the CUDA twin includes it
@@ -19,13 +20,21 @@ ALL_CFLAGS = -std=gnu11 $(CFLAGS) $(ARCH) $(SIMD) -fno-math-errno -ffp-contract=
 all: train_rev_gpt2
 
 train_rev_gpt2: train_rev_gpt2.c
-	$(CC) $(ALL_CFLAGS) -o $@ $< -lm
+	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
 test_rev_gpt2: test_rev_gpt2.c train_rev_gpt2.c
-	$(CC) $(ALL_CFLAGS) -o $@ $< -lm
+	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
 test_rev_gpt2_f64: test_rev_gpt2.c train_rev_gpt2.c
-	$(CC) $(ALL_CFLAGS) -DREAL=double -o $@ $< -lm
+	$(CC) $(ALL_CFLAGS) -DREAL=double -o $@ $< $(LDFLAGS) -lm
+
+# The text of the demo is this project's own.
+demo/demo.txt: README.md Makefile prepro_owt.py $(wildcard *.c *.cu dev/*.[cps]* dev/*/*.[cps]*)
+	@mkdir -p demo
+	@cat $^ >$@
+
+demo: train_rev_gpt2 demo/demo.txt
+	@sh dev/demo.sh demo/demo.txt
 
 # Threads wait asleep, so that the tests can share the machine. Both programs print their counts; here they become one
 # line, and a program that dies without its own counts as a failure.
@@ -45,12 +54,13 @@ cxx: train_rev_gpt2.c
 
 gradients: dev/reference/gradients dev/reference/gradients_f64
 dev/reference/gradients dev/reference/gradients_f64: dev/reference/gradients.c train_rev_gpt2.c
-	$(CC) $(ALL_CFLAGS) $(if $(findstring f64,$@),-DREAL=double) -o $@ $< -lm
+	$(CC) $(ALL_CFLAGS) $(if $(findstring f64,$@),-DREAL=double) -o $@ $< $(LDFLAGS) -lm
 
 clean-tests:
 	rm -f test_rev_gpt2 test_rev_gpt2_f64
 
 clean: clean-tests
 	rm -f train_rev_gpt2 dev/reference/gradients dev/reference/gradients_f64
+	rm -rf demo
 
-.PHONY: all test test-asan cxx gradients clean-tests clean
+.PHONY: all demo test test-asan cxx gradients clean-tests clean

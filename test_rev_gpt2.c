@@ -73,6 +73,9 @@ __attribute__((format(printf, 2, 3))) static void check(int ok, const char *form
     printf("\n");
     va_end(args);
 }
+// The larger of two, and NaN once there was a NaN.
+static double larger(double a, double b) { return isnan(a) || b <= a ? a : b; }
+
 static void section(const char *name) {
     static double last;
     static int before;
@@ -298,7 +301,7 @@ static void test_matmul(void) {
             for (int o = 0; o < OC; o++) {
                 double sum = b[o];
                 for (int c = 0; c < C; c++) sum += (double)x[r*C + c] * w[o*C + c];
-                worst = fmax(worst, fabs(sum - y[r*OC + o]));
+                worst = larger(worst, fabs(sum - y[r*OC + o]));
             }
         check(worst < 1e-4, "matmul_forward (%d, %d, %d) is off by %g", n, C, OC, worst);
         matmul_backward(dx, dw, db, dy, x, w, NULL, n, C, OC);
@@ -307,7 +310,7 @@ static void test_matmul(void) {
             for (int c = 0; c < C; c++) {
                 double sum = 0;
                 for (int o = 0; o < OC; o++) sum += (double)dy[r*OC + o] * w[o*C + c];
-                worst = fmax(worst, fabs(sum - dx[r*C + c]));
+                worst = larger(worst, fabs(sum - dx[r*C + c]));
             }
         double sum_w = before_w, sum_b = before_b;  // accumulated onto what was there
         for (int r = 0; r < n; r++) sum_w += (double)dy[r*OC] * x[r*C], sum_b += dy[r*OC];
@@ -335,9 +338,9 @@ static void test_attention(void) {
                 for (int c = 0; c < HS; c++) {
                     double o = 0;
                     for (int u = 0; u <= t; u++) o += p[u] / sum * qkv[(b*T + u)*3*C + 2*C + h*HS + c];
-                    worst = fmax(worst, fabs(o - out[(b*T + t)*C + h*HS + c]));
+                    worst = larger(worst, fabs(o - out[(b*T + t)*C + h*HS + c]));
                 }
-                worst_lse = fmax(worst_lse, fabs(log(sum) - lse[(b*NH + h)*T + t]));
+                worst_lse = larger(worst_lse, fabs(log(sum) - lse[(b*NH + h)*T + t]));
             }
     check(worst < 1e-5 && worst_lse < 1e-5, "attention is off by %g, its log-sum-exp by %g", worst, worst_lse);
     free(qkv), free(out), free(lse);
@@ -573,7 +576,7 @@ static void test_update(void) {
     for (int t = 0; t < TENSORS; at += all[t++]) {
         int matrix = strcmp(tensor_kinds[t].name + strlen(tensor_kinds[t].name) - 1, "b") != 0 && strncmp(tensor_kinds[t].name, "ln", 2) != 0;
         double worst = 0;
-        for (size_t i = at; i < at + all[t]; i++) worst = fmax(worst, fabs(m.params[i] - before[i] * (matrix ? 1 - 0.01 * 0.5 : 1)));
+        for (size_t i = at; i < at + all[t]; i++) worst = larger(worst, fabs(m.params[i] - before[i] * (matrix ? 1 - 0.01 * 0.5 : 1)));
         check(worst < 1e-6, "decay of %s is off by %g", tensor_kinds[t].name, worst);
     }
     fill(m.grads, P, 1);
@@ -591,9 +594,9 @@ static void test_functions(void) {
     double worst = 0, worst_gelu = 0;
     for (double x = -80; x < 80; x += 0.01) {
         double u = 0.7978845608028654 * (x + 0.044715 * x * x * x), t = tanh(u), du = 0.7978845608028654 * (1 + 3 * 0.044715 * x * x);
-        worst = fmax(worst, fabs((double)real_exp((real_t)x) / exp((double)(real_t)x) - 1));
-        worst_gelu = fmax(worst_gelu, fabs((double)gelu((real_t)x) - 0.5 * x * (1 + t)) / fmax(1, fabs(x)));
-        worst_gelu = fmax(worst_gelu, fabs((double)gelu_slope((real_t)x) - (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * du)));
+        worst = larger(worst, fabs((double)real_exp((real_t)x) / exp((double)(real_t)x) - 1));
+        worst_gelu = larger(worst_gelu, fabs((double)gelu((real_t)x) - 0.5 * x * (1 + t)) / fmax(1, fabs(x)));
+        worst_gelu = larger(worst_gelu, fabs((double)gelu_slope((real_t)x) - (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * du)));
     }
     check(worst < 4e-7, "exp is off by %g", worst);
     check(worst_gelu < 4e-6, "GELU or its slope is off by %g", worst_gelu);  // u itself is rounded
@@ -649,8 +652,8 @@ static void test_cache(void) {
                     head_logits(&m, 0, 1);
                     to_host(one, m.logits, V * sizeof(real_t));
                     for (size_t v = 0; v < V; v++) {
-                        worst = fmax(worst, fabs(one[v] - whole[V * (size_t)t + v]));
-                        largest = fmax(largest, fabs(one[v]));
+                        worst = larger(worst, fabs(one[v] - whole[V * (size_t)t + v]));
+                        largest = larger(largest, fabs(one[v]));
                     }
                 }
                 to_device(m.inputs, tokens, (size_t)m.T * sizeof(int));
@@ -677,7 +680,7 @@ static void test_accumulation(void) {
         device_copy(half.targets, whole.targets + i * 2 * s.T, 2 * (size_t)s.T * sizeof(int));
         forward_backward(&half, 0.5, &drift);
     }
-    for (size_t i = 0; i < P; i++) worst = fmax(worst, fabs(whole.grads[i] - half.grads[i])), norm = fmax(norm, fabs(whole.grads[i]));
+    for (size_t i = 0; i < P; i++) worst = larger(worst, fabs(whole.grads[i] - half.grads[i])), norm = larger(norm, fabs(whole.grads[i]));
     check(worst < 1e-5 * norm, "two micro-batches differ from one batch by %g of %g", worst, norm);
     model_free(&whole), model_free(&half);
 }
@@ -884,7 +887,7 @@ static void test_drawing(void) {
             sum += p[v] = in ? exp(logits[v] / t) : t == 0 && v == 1;
         }
         for (int d = 0; d < draws; d++) counts[draw_token(logits, scratch, 5, t, cases[i].top_k, (d + 0.5) / draws)]++;
-        for (int v = 0; v < 5; v++) worst = fmax(worst, fabs(counts[v] / (double)draws - p[v] / sum));
+        for (int v = 0; v < 5; v++) worst = larger(worst, fabs(counts[v] / (double)draws - p[v] / sum));
         check(worst < 1e-3, "temperature %g, top-k %d: a token's share is off by %g", t, cases[i].top_k, worst);
     }
 }
@@ -932,7 +935,7 @@ static void test_use(void) {
         act_t want;
         memcpy(&got, x + 128 + 4 * i, sizeof got);
         to_host(&want, m.logits + i / 32 * m.net.Vp + i % 32, sizeof want);
-        worst = fmax(worst, fabs(got - want));
+        worst = larger(worst, fabs(got - want));
     }
     check(n == 128 + 4 * 32 * 32 && strstr(x + 10, "'<f4'") && strstr(x + 10, "(2, 16, 32)") && x[127] == '\n' && worst < 1e-6, "--logits: %d bytes, off by %g", (int)n, worst);
     free(x);
@@ -1153,8 +1156,10 @@ static void test_bad_input(void) {
     shell("(while [ ! -e %s/gone/model_00000003.bin ]; do sleep 0.01; done; mv %s/gone %s/went) &", dir, dir, dir);
     status = trainer(0, 0, "-i %s/train0.bin %s -x 9000 -n 1 -o %s/gone", dir, "-e d6 --layers 2 --channels 16 --heads 2 --context 16 -b 2 -t 16", dir);
     check(status == STATUS_DATA && strstr(output, "cannot write") && !strchr(output, '\n')[1], "a directory that vanished ended with %d: %s", status, output);
+#if !defined(__SANITIZE_ADDRESS__)
     // less address space than the plan: said before anything is allocated
     shell("ulimit -v 1000000; %s --trainer 0 -i %s/train0.bin -e d24 -b 16 -t 16 2> %s/stderr > %s/stdout; test $? = 3 && grep -q 'the machine has 0.9' %s/stderr", self, dir, dir, dir, dir);
+#endif
     // weights that have blown up are not saved over a checkpoint that computes
     status = trainer(0, 0, "-i %s/train0.bin %s -l 1 -c 1000 -x 30 -nk 1 -n 1 -o %s/blow", dir, "-e d6 --layers 2 --channels 16 --heads 2 --context 16", dir);
     check(status == STATUS_NUMBERS, "a run that blows up ended with %d: %s", status, output);
@@ -1236,11 +1241,14 @@ int main(int argc, char **argv) {
     if (argc > 2 && strcmp(argv[1], "--resident") == 0) return resident_matches_plan(atoi(argv[2]));
     if (!realpath("/proc/self/exe", self)) snprintf(self, sizeof self, "%s", argv[0]);
     setvbuf(stdout, NULL, _IOLBF, 0);
+    int layers = argc > 1 && strcmp(argv[1], "layers") == 0;
     if (sizeof(real_t) == 8) {
         section("layers against finite differences");
         test_layer_gradients();
-        section("networks against finite differences");
-        test_network_gradients();
+        if (!layers) {
+            section("networks against finite differences");
+            test_network_gradients();
+        }
     } else {
         section("matrix product and attention against plain loops");
         test_matmul();
@@ -1252,9 +1260,6 @@ int main(int argc, char **argv) {
         test_multiplication();
         section("store = checkpoint = reverse, 1, 2 and 3 threads");
         test_policies();
-        section("a flipped bit, a value out of range");
-        test_flipped_bit();
-        test_range();
         section("optimizer, accumulation");
         test_optimizer();
         test_update();
@@ -1262,11 +1267,14 @@ int main(int argc, char **argv) {
         section("samples");
         test_drawing();
     }
-    if (sizeof(real_t) == 4 && !(argc > 1 && strcmp(argv[1], "layers") == 0)) {
+    if (sizeof(real_t) == 4 && !layers) {
         if (!mkdtemp(dir)) die(STATUS_DATA, "cannot make %s", dir);
         write_tokens("train0.bin", 700, 32, 700);
         write_tokens("train1.bin", 450, 32, 450);
         write_tokens("val.bin", 300, 32, 300);
+        section("a flipped bit, a value out of range");
+        test_flipped_bit();
+        test_range();
         section("the plan");
         test_plan();
         test_container_limit();

@@ -24,4 +24,5 @@ done <<'RUNS'
 12 midpoint 0.25
 12 leapfrog 0.3
 12 hamiltonian 1
+12 midpoint-a 1
 RUNS
