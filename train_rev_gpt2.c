@@ -64,7 +64,7 @@ __attribute__((format(printf, 2, 3), noreturn)) static void die(int status, cons
     vsnprintf(line, sizeof line, format, args);
     va_end(args);
     for (char *c = line; *c; c++)
-        if ((unsigned char)*c < 32) *c = '?';  // a file's name may hold anything
+        if ((unsigned char)*c < 32 || *c == 127) *c = '?';  // a file's name may hold anything
     fprintf(stderr, "train_rev_gpt2: %s\n", line);
     exit(status);
 }
@@ -1785,24 +1785,26 @@ static int find_token(const Tokenizer *z, const unsigned char *text, int length)
     return -1;
 }
 
-// What kind of character begins at text, as GPT-2 cuts text into words, and its bytes in *length. Beyond ASCII it is exact
-// for spaces and the usual punctuation, symbols and letters; elsewhere tokens may differ from tiktoken's, never their text.
+// What kind of character begins at text, and its bytes in *length: a letter, number, space or other, as GPT-2 cuts text into
+// words. Beyond ASCII the usual punctuation and symbols are known; elsewhere tokens may differ from tiktoken's, never their text.
 static char kind_of(const unsigned char *text, int *length) {
+    static const struct { unsigned first, last; char kind; } known[] = {  // the first that holds counts, and none means a letter
+        {'A', 'Z', 'L'}, {'a', 'z', 'L'}, {'0', '9', 'N'}, {9, 13, ' '}, {' ', ' ', ' '}, {0, 0x7F, 'O'},
+        {0x85, 0x85, ' '}, {0xA0, 0xA0, ' '}, {0xAA, 0xAA, 'L'}, {0xB5, 0xB5, 'L'}, {0xBA, 0xBA, 'L'}, {0xB2, 0xB3, 'N'},
+        {0xB9, 0xB9, 'N'}, {0xBC, 0xBE, 'N'}, {0x80, 0xBF, 'O'}, {0xD7, 0xD7, 'O'}, {0xF7, 0xF7, 'O'}, {0x300, 0x36F, 'O'},
+        {0x1680, 0x1680, ' '}, {0x2000, 0x200A, ' '}, {0x2028, 0x2029, ' '}, {0x202F, 0x202F, ' '}, {0x205F, 0x205F, ' '},
+        {0x2070, 0x2070, 'N'}, {0x2071, 0x2071, 'L'}, {0x2074, 0x2079, 'N'}, {0x207F, 0x207F, 'L'}, {0x2080, 0x2089, 'N'},
+        {0x2090, 0x209C, 'L'}, {0x2150, 0x2189, 'N'}, {0x2460, 0x249B, 'N'}, {0x200B, 0x2BFF, 'O'}, {0x3000, 0x3000, ' '},
+        {0x3005, 0x3007, 'L'}, {0x3001, 0x3020, 'O'}, {0xFE00, 0xFE6F, 'O'}, {0xFF10, 0xFF19, 'N'}, {0xFF00, 0xFF20, 'O'},
+        {0x1F000, 0x10FFFF, 'O'}};
     unsigned c = *text;
     *length = 1;
-    if (c < 128) {
-        if ((c | 32) >= 'a' && (c | 32) <= 'z') return 'L';
-        return c >= '0' && c <= '9' ? 'N' : c == ' ' || (c >= 9 && c <= 13) || (c >= 28 && c <= 31) ? ' ' : 'P';
+    if (c >= 0x80) {
+        c &= c >= 0xF0 ? 7 : c >= 0xE0 ? 15 : 31;
+        for (; (text[*length] & 0xC0) == 0x80 && *length < 4; ++*length) c = c << 6 | (text[*length] & 63);
     }
-    c = c >= 0xF0 ? c & 7 : c >= 0xE0 ? c & 15 : c & 31;
-    for (; (text[*length] & 0xC0) == 0x80 && *length < 4; ++*length) c = c << 6 | (text[*length] & 63);
-    if (c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F ||
-        c == 0x205F || c == 0x3000) return ' ';
-    if (c == 0xB2 || c == 0xB3 || c == 0xB9 || (c >= 0xBC && c <= 0xBE) || c == 0x2070 || (c >= 0x2074 && c <= 0x2079) ||
-        (c >= 0x2080 && c <= 0x2089) || (c >= 0x2150 && c <= 0x2189) || (c >= 0x2460 && c <= 0x249B)) return 'N';
-    if ((c < 0xC0 && c != 0xAA && c != 0xB5 && c != 0xBA) || c == 0xD7 || c == 0xF7 || (c >= 0x300 && c <= 0x36F) ||
-        (c >= 0x2010 && c < 0x2C00 && c != 0x2071 && c != 0x207F) || (c >= 0x3001 && c <= 0x3020 && c != 0x3005 && c != 0x3006) ||
-        (c >= 0xFE00 && c <= 0xFE6F) || (c >= 0xFF00 && c <= 0xFF20) || c >= 0x1F000) return 'P';
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
+        if (c >= known[i].first && c <= known[i].last) return known[i].kind;
     return 'L';
 }
 
@@ -2362,6 +2364,8 @@ static int choose_shape(Model *m, int given) {
     m->memory = opt.memory >= 0 ? opt.memory : m->net.mode == BASELINE ? STORE : REVERSE;
     if (m->net.mode == BASELINE && m->memory == REVERSE)
         die(STATUS_USAGE, "baseline cannot be reversed: --memory store or checkpoint, or another --mode");
+    if ((double)m->B * m->T * m->net.C * steps(&m->net) > 0x1p55)  // so that no size in the plan, of up to 64 bytes each, overflows
+        die(STATUS_USAGE, "-b %d times -t %d with %d layers of %d channels is more than any machine holds", m->B, m->T, m->net.L, m->net.C);
     m->chunk = smaller_of(opt.chunk ? opt.chunk : default_chunk(m->T), m->B);
     m->head_chunk = smaller_of(opt.head_chunk ? opt.head_chunk : head_chunk_tokens, tokens);
     return opt.tokens ? opt.tokens / tokens : 1;

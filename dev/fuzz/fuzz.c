@@ -1,0 +1,504 @@
+/*
+fuzz.c: what a broken or hostile file, or any command line, must not do to train_rev_gpt2.c. A libFuzzer harness; run.sh
+builds it with -DTARGET= tokens, model, state, tokenizer or flags, and runs it.
+
+It includes the trainer. The end of the program becomes a jump back, files are one file in memory whatever their
+name, and all that the trainer holds is written down. So after each input it is known whether the program would have
+ended as it promises, with one line and the right status, or gone on with nothing left open and nothing misread.
+Inputs are the files themselves; what else a target needs (a batch's shape, a prompt) is in the part of the header
+that the readers ignore. SEEDS=DIR in the environment writes valid inputs there, and for flags DIR.dict, instead.
+*/
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <glob.h>
+#include <inttypes.h>
+#include <math.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define UNSEEN __attribute__((no_sanitize("coverage")))  // the harness's own loops are not what libFuzzer should look at
+
+static jmp_buf ended;
+static int status;           // that the trainer ended with, or 0
+static char message[1 << 14];  // what it said
+static FILE *screen;           // its stdout
+static int memory_file;        // all its files
+static char memory_path[32];
+
+__attribute__((noreturn)) static void fail(const char *what) {
+    fprintf(stderr, "FAILED: %s; status %d, message: %s\n", what, status, message);
+    abort();
+}
+
+// ---- what is held
+
+enum { MEMORY, FILE_POINTER, DESCRIPTOR, OURS };
+static struct { void *at; int kind; } held[1024];
+static int held_count;
+
+static void *hold(int kind, void *at) {
+    if (!at) return at;
+    if (held_count == 1024) fail("the trainer holds a thousand things");
+    held[held_count].at = at;
+    held[held_count++].kind = kind;
+    return at;
+}
+static void let_go(int kind, void *at) {
+    int i = held_count - 1;
+    while (i >= 0 && (held[i].at != at || held[i].kind != kind)) i--;
+    if (i < 0) fail("freed or closed what was not open");
+    held[i] = held[--held_count];
+    if (kind == FILE_POINTER) fclose((FILE *)at);
+    else if (kind == DESCRIPTOR) close((int)(intptr_t)at);
+    else free(at);
+}
+static void *ours(size_t bytes) { return hold(OURS, malloc(bytes ? bytes : 1)); }
+
+// ---- what the trainer calls
+
+__attribute__((noreturn)) static void leave(int s) {
+    status = s;
+    longjmp(ended, 1);
+}
+static FILE *fuzz_fopen(const char *mode) { return (FILE *)hold(FILE_POINTER, fopen(memory_path, mode)); }
+static int fuzz_open(void) { return (int)(intptr_t)hold(DESCRIPTOR, (void *)(intptr_t)open(memory_path, O_RDONLY)); }
+static int fuzz_fclose(FILE *f) {
+    let_go(FILE_POINTER, f);
+    return 0;
+}
+static int fuzz_close(int fd) {
+    let_go(DESCRIPTOR, (void *)(intptr_t)fd);
+    return 0;
+}
+static void fuzz_free(void *p) {
+    if (p) let_go(MEMORY, p);
+}
+__attribute__((format(printf, 2, 3))) static int fuzz_fprintf(FILE *f, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    size_t length = strlen(message);
+    int n = f == stderr ? vsnprintf(message + length, sizeof message - length, format, args) : vfprintf(f, format, args);
+    va_end(args);
+    return n;
+}
+static const char *const names[8] = {"a.bin", "b.bin", "c.bin", ".txt", "a.txt", "b.txt", "c.txt", "d.txt"};
+static char *globbed[3];
+static int glob_count;
+static int fuzz_glob(glob_t *g) {
+    g->gl_pathc = (size_t)glob_count;
+    g->gl_pathv = globbed;
+    return 0;
+}
+// What reaches the terminal must be UTF-8 without control characters.
+UNSEEN static ssize_t show(void *cookie, const char *text, size_t n) {
+    static const uint32_t least[4] = {0, 0xA0, 0x800, 0x10000};
+    static uint32_t code;
+    static int left, length;
+    (void)cookie;
+    for (size_t i = 0; i < n; i++) {
+        unsigned char c = (unsigned char)text[i];
+        if (left ? (c & 0xC0) != 0x80 : (c >= 0x80 && c < 0xC0) || c >= 0xF8) fail("printed what is no UTF-8");
+        if (!left && c >= 0x80) left = length = c < 0xE0 ? 1 : c < 0xF0 ? 2 : 3, code = c & (0x3Fu >> length);
+        else if (left) left--, code = code << 6 | (c & 63);
+        else if ((c < 32 && c != '\n' && c != '\t') || c == 127) fail("printed a control character");
+        if (c >= 0x80 && !left && (code < least[length] || code > 0x10FFFF || (code >= 0xD800 && code < 0xE000)))
+            fail("printed what is no character");
+    }
+    return (ssize_t)n;
+}
+
+static void put_file(const void *bytes, size_t size) {
+    if (pwrite(memory_file, bytes, size, 0) != (ssize_t)size || ftruncate(memory_file, (off_t)size) != 0) fail("memfd");
+}
+static size_t get_file(void *bytes, size_t room) { return (size_t)pread(memory_file, bytes, room, 0); }
+
+static char seed_directory[2048];
+static void write_seed(const char *name, const void *bytes, size_t size) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s%s%s", seed_directory, name[0] == '.' ? "" : "/", name);
+    FILE *f = fopen(path, "wb");
+    if (!f || fwrite(bytes, 1, size, f) != size || fclose(f) != 0) fail("cannot write seeds");
+}
+
+#undef stdout
+#define stdout screen
+#define exit(s) leave(s)
+#define printf(...) fuzz_fprintf(screen, __VA_ARGS__)
+#define fprintf(...) fuzz_fprintf(__VA_ARGS__)
+#define putchar(c) fputc(c, screen)
+#define malloc(n) hold(MEMORY, malloc(n))
+#define calloc(n, size) hold(MEMORY, calloc(n, size))
+#define aligned_alloc(a, n) hold(MEMORY, aligned_alloc(a, n))
+#define free(p) fuzz_free(p)
+#define fopen(path, mode) fuzz_fopen(mode)
+#define fclose(f) fuzz_fclose(f)
+#define open(path, flags) fuzz_open()
+#define close(fd) fuzz_close(fd)
+#define stat(path, st) fstat(memory_file, st)
+#define glob(pattern, flags, error, g) fuzz_glob(g)
+#define globfree(g) (void)(g)
+#define rename(from, to) 0
+#define access(path, mode) (strlen(path) % 2 ? 0 : -1)
+#define REV_GPT2_NO_MAIN
+#include "../../train_rev_gpt2.c"
+
+static int may_end_with;  // the only status that die may now have
+static int whole;         // whether tokens are being read from a file that is not cut meanwhile
+static Model m;
+static char path[PATH + 32];
+
+static int32_t word(const uint8_t *bytes, size_t size, size_t i) {
+    int32_t w = 0;
+    if (size >= 4 * i + 4) memcpy(&w, bytes + 4 * i, 4);
+    return w;
+}
+
+// A small network with weights, in m; kind: a mode.
+static void make_model(int kind) {
+    memset(&m, 0, sizeof m);
+    m.net.maxT = 3, m.net.V = 5, m.net.L = 2, m.net.NH = 2, m.net.C = 4, m.net.Vp = 7;
+    m.net.mode = kind, m.net.h = 0.5f, m.net.grid = default_grid(kind);
+    if (kind == MIDPOINT_A) draw_coefficients(&m.net, 1);
+    size_t bytes = parameter_count(&m.net) * sizeof(param_t);
+    m.params = (param_t *)ours(bytes), m.m = (real_t *)ours(bytes), m.v = (real_t *)ours(bytes);
+    init_parameters(&m, 1);
+    memcpy(m.m, m.params, bytes);
+    memcpy(m.v, m.params, bytes);
+}
+static const Run base_run = {4, 3, 2, 8, 1, 0, 0, 0, MIDPOINT, 1337};
+static uint8_t models[2 * MODES][1 << 14];  // files of every mode and precision
+static size_t model_sizes[2 * MODES];
+
+// ---- token files: header words 4 to 8 say how to read them
+
+// from: where the tokens lie in the file, if that is known
+UNSEEN static void check_batch(int V, const uint8_t *from) {
+    for (int i = 0; i < m.B * m.T; i++) {
+        if (m.inputs[i] < 0 || m.inputs[i] >= V || m.targets[i] < 0 || m.targets[i] >= V) fail("a token beyond the vocabulary");
+        if (i % m.T && m.inputs[i] != m.targets[i - 1]) fail("a target is not the next input");
+        if (from && m.inputs[i] != (from[2*i] | from[2*i + 1] << 8)) fail("a token is another");
+    }
+}
+static void fuzz_tokens(const uint8_t *bytes, size_t size) {
+    static Data d;
+    uint32_t how = (uint32_t)word(bytes, size, 4), T = (uint32_t)word(bytes, size, 5) % 16384;
+    int shuffle = how >> 8 & 1;
+    uint64_t index;
+    memcpy(&index, size >= 32 ? bytes + 24 : (const uint8_t *)"\0\0\0\0\0\0\0", 8);
+    memset(&m, 0, sizeof m);
+    m.T = 1 + (int)(T < 16000 ? T % 16 : T - 10000), m.B = m.T > 16 ? 1 : 1 + (int)(how >> 4 & 7);
+    glob_count = 1 + (int)(how & 3) % 3;
+    for (int i = 0; i < glob_count; i++) globbed[i] = (char *)names[i + (how >> (12 + i) & 1) * 4];
+    may_end_with = STATUS_DATA;
+    data_open(&d, "*");
+    data_check(&d, "*", how >> 9 & 1 ? 50257 : d.V, m.B, m.T, shuffle);
+    size_t n = (size_t)m.B * (size_t)m.T;
+    m.inputs = (int *)ours(n * sizeof(int)), m.targets = (int *)ours(n * sizeof(int));
+    whole = !(how >> 10 & 1);
+    if (!whole) put_file(bytes, size / 2);
+    for (int k = 0; k < (m.T > 16 ? 1 : 3); k++) {
+        data_batch(&d, &m, index + (uint64_t)k, shuffle, index);
+        int in_order = !shuffle && glob_count == 1 && d.shards[0].width == 2;
+        check_batch(d.V, in_order ? bytes + 1024 + 2*n * (size_t)((index + (uint64_t)k) % (uint64_t)all_places(&d, m.B, m.T, 0)) : NULL);
+    }
+    data_close(&d);
+}
+static void seeds_tokens(void) {
+    static struct { int32_t header[256]; uint16_t tokens[8000]; } f;
+    for (int i = 0; i < 19; i++) {
+        int count = i == 15 ? 8000 : 20 + 9 * i, how = (i & 7) << 4 | (i & 1) << 8 | (i == 5) << 10 | (i == 6) << 9 | i % 3;
+        memset(&f, 0, sizeof f);
+        if (i % 4 == 3) how |= 7 << 12;
+        f.header[0] = 20240520, f.header[1] = 1, f.header[2] = count, f.header[3] = i & 2 ? 256 : 0;
+        f.header[4] = i == 15 ? 0 : how, f.header[5] = i == 15 ? 16200 : i, f.header[6] = i;
+        for (int j = 0; j < count; j++) f.tokens[j] = (uint16_t)(j * 37 % (i & 2 ? 256 : 50257));
+        if (i > 15) {  // tokens just beyond the vocabulary, and a place just beyond the last
+            f.header[3] = i == 17, f.header[4] = f.header[5] = 0, f.header[6] = i == 18 ? count - 1 : 0;
+            for (int j = 0; j < count; j++) f.tokens[j] = i == 16 ? 50257 : i == 17;
+        }
+        snprintf(path, sizeof path, "tokens%d", i);
+        write_seed(path, &f, sizeof f.header + 2 * (size_t)count);
+    }
+}
+
+// ---- model files
+
+UNSEEN static void check_parameters(const uint8_t *from, size_t count, int bf16) {
+    for (size_t i = 0; i < count; i++) {
+        float now = (float)m.params[i], was;
+        if (bf16) was = from_bf16((uint16_t)(from[2*i] | from[2*i + 1] << 8));
+        else memcpy(&was, from + 4*i, 4);
+        if (memcmp(&was, &now, 4) != 0) fail("a parameter is another");
+    }
+}
+static void fuzz_model(const uint8_t *bytes, size_t size) {
+    memset(&m, 0, sizeof m);
+    may_end_with = STATUS_DATA;
+    opt.start = "model.bin";
+    m.net = choose_network(256, -1, path);
+    size_t count = parameter_count(&m.net), rows[ROWS];
+    const Config *c = &m.net;
+    if (count * 2 > size || c->maxT < 1 || c->V < 1 || c->V > c->Vp || c->V > 65536 || c->L < 1 || c->NH < 1 || c->C < 1 ||
+        c->C % c->NH || c->mode < 0 || c->mode >= MODES || !(c->h >= 0 && c->h <= 16) || c->grid < 0 || c->grid > 30 ||
+        (c->mode == BASELINE && c->grid) || (c->mode == MIDPOINT_A && !remainders_fit(c))) fail("an impossible network was taken");
+    m.params = (param_t *)ours(count * sizeof(param_t));
+    load_model("model.bin", &m);
+    check_parameters(bytes + 1024, count, word(bytes, size, 1) % 1000 == 5);
+    for (int k = 0; k < steps(&m.net); k++) {
+        Coefficients c = coefficients(&m.net, k);
+        if (!isfinite(c.gamma) || (c.alpha == 0) != (m.net.mode == BASELINE)) fail("a step that does not reverse");
+    }
+    m.B = m.T = m.chunk = m.head_chunk = m.training = 1;
+    plan(&m);
+    plan_rows(&m, rows);
+    plan_print(&m);
+    if (rows[PARAMETERS] < count * sizeof(param_t) || m.buffer_count > MAX_BUFFERS) fail("the plan is wrong");
+}
+static void seeds_model(void) {
+    for (int i = 0; i < 2 * MODES; i++) {
+        snprintf(path, sizeof path, "model%d", i);
+        write_seed(path, models[i], model_sizes[i]);
+    }
+}
+
+// ---- state files, of a small network; word 30 of the header asks for the right checksum
+
+static void fuzz_state(const uint8_t *bytes, size_t size) {
+    Run run = base_run;
+    make_model(MIDPOINT);
+    run.bf16 = word(bytes, size, 11) & 1;
+    size_t count = parameter_count(&m.net), body = count * (run.bf16 ? 12 : 8), length = 1024 + body + 8;
+    int whole = size == length && word(bytes, size, 0) == STATE_MAGIC && word(bytes, size, 1) == 1 && word(bytes, size, 2) == 7;
+    int same = size >= 1024 && memcmp(bytes + 16, &run, sizeof run) == 0, right = 0;
+    if (size == length) {
+        uint64_t sum = checksum(checksum(0, bytes, 256), &m.net, sizeof m.net / 4);
+        sum = checksum(sum, bytes + 1024, body / 4);
+        if (!run.bf16) sum = checksum(sum, m.params, count);
+        if (word(bytes, size, 30) && pwrite(memory_file, &sum, 8, (off_t)(length - 8)) != 8) fail("memfd");
+        right = word(bytes, size, 30) || memcmp(&sum, bytes + length - 8, 8) == 0;
+    }
+    may_end_with = same || size < 1024 || word(bytes, size, 0) != STATE_MAGIC || word(bytes, size, 1) != 1 ||
+        word(bytes, size, 2) != 7 ? STATUS_DATA : STATUS_USAGE;
+    load_state(&m, "state.bin", 7, &run);
+    if (!whole || !same || !right) fail("a wrong state was taken");
+    if (memcmp(m.m, bytes + 1024, 4 * count) || memcmp(m.v, bytes + 1024 + 4 * count, 4 * count) ||
+        (run.bf16 && memcmp(m.params, bytes + 1024 + 8 * count, 4 * count))) fail("a moment is another");
+    may_end_with = STATUS_OK;
+}
+static void seeds_state(void) {
+    static uint8_t bytes[1 << 14];
+    for (int i = 0; i < 4; i++) {
+        Run run = base_run;
+        run.bf16 = i & 1;
+        make_model(MIDPOINT);
+        save_state(&m, "", 7, &run);
+        size_t size = get_file(bytes, sizeof bytes);
+        bytes[120] = i >= 2;  // the first two are right as they are
+        snprintf(path, sizeof path, "state%d", i);
+        write_seed(path, bytes, size);
+    }
+}
+
+// ---- tokenizers; the header from word 4 on is a prompt
+
+static void check_encode(const Tokenizer *z, const char *text) {
+    size_t length = strlen(text), at = 0;
+    char *prompt = (char *)ours(length + 1);
+    int *tokens = (int *)ours(length * sizeof(int));
+    memcpy(prompt, text, length + 1);
+    for (size_t i = 0; i < length; i++) {
+        int n = word_length((const unsigned char *)prompt + i);  // in the middle of characters as well
+        if (n < 1 || (size_t)n > length - i) fail("a word of no length, or beyond the text");
+    }
+    may_end_with = STATUS_DATA;
+    int count = encode(z, prompt, tokens);
+    may_end_with = STATUS_OK;
+    for (int i = 0; i < count; at += (size_t)token_length(z, tokens[i++]))
+        if (tokens[i] < 0 || tokens[i] >= z->V || tokens[i] == z->end || token_length(z, tokens[i]) < 1 ||
+            (size_t)token_length(z, tokens[i]) > length - at ||
+            memcmp(z->texts + z->at[tokens[i]], text + at, (size_t)token_length(z, tokens[i])) != 0) fail("tokens are not the text");
+    if (at != length) fail("tokens are not all of the text");
+}
+static void fuzz_tokenizer(const uint8_t *bytes, size_t size) {
+    int own = word(bytes, size, 2), V = (own >= 1 && own <= 1024) || own == 50257 ? own : 256;
+    char prompt[201] = "";
+    may_end_with = STATUS_DATA;
+    Tokenizer z = tokenizer_open("tokenizer.bin", V);
+    Character u = {{0}, 0, 0};
+    size_t at = 1024;
+    for (int i = 0; i < V; at += 1 + (size_t)bytes[at], i++)
+        if (!bytes[at] || token_length(&z, i) != bytes[at] || memcmp(z.texts + z.at[i], bytes + at + 1, bytes[at]) != 0) fail("a token is another");
+    if (at != size) fail("a tokenizer of another size was taken");
+    for (int i = 0; i < V; i++) print_token(&z, &u, i);
+    print_byte(&u, -1);
+    if (first_token(&z) < 0 || first_token(&z) >= V) fail("no first token");
+    memcpy(prompt, bytes + 16, 200);
+    check_encode(&z, prompt);
+    may_end_with = STATUS_OK;
+    tokenizer_close(&z);
+}
+static void seeds_tokenizer(void) {
+    static const char *const texts[20] = {"a", "b", "c", " ", "'", "s", "\n", "\xC3", "\xA9", "\xE2", "\x80", "\x99",
+                                          "ab", " a", "'s", "\xC3\xA9", "abc", " ab", "aa", "<|endoftext|>"};
+    static const char *const hostile[8] = {"\x1B[2J", "\xC2\x9B", "\xED\xA0\x80", "\xE0\x82\x80", "\xF4\x90\x80\x80", "\xF0\x80\x80\x80",
+                                           "\xC1\x81", "\x7F"};
+    static const char *const prompts[6] = {"abc a", "  ab's\n\nbb", "\xC3\xA9 a\xC3\xA9 \xC3", "a\xE2\x80\x99s   ", "Q", ""};
+    for (int i = 0; i < 13; i++) {
+        uint8_t f[8192] = {0}, *at = f + 1024;
+        int32_t header[4] = {TOKENIZER_MAGIC, 2, i % 2 ? 256 + 5 : 20, i == 4 ? -1 : i == 5 ? 20 : i % 2 ? 260 : 19};
+        if (i == 11) header[1] = 1, header[2] = 50257;
+        memcpy(f, header, sizeof header);
+        strcpy((char *)f + 16, prompts[i % 6]);
+        for (int t = 0; t < header[2] && t < 261; t++) {
+            const char *text = i == 2 && t < 8 ? hostile[t] : texts[t < 20 ? t : t < 256 ? 0 : t - 244];
+            *at = i % 2 && t < 256 ? 1 : (uint8_t)strlen(text);
+            if (i % 2 && t < 256) at[1] = (uint8_t)t;
+            else memcpy(at + 1, text, *at);
+            if (i == 12 && t == 9) *at = 0;
+            at += 1 + *at;
+        }
+        snprintf(path, sizeof path, "tokenizer%d", i);
+        write_seed(path, f, (size_t)(at - f));
+    }
+}
+
+// ---- flags, a line each; a model file is there whatever its name
+
+static void fuzz_flags(const uint8_t *bytes, size_t size) {
+    char *argv[256] = {(char *)"train_rev_gpt2"};
+    int argc = 1, given = 0;
+    size_t rows[ROWS];
+    for (size_t i = 0, end; i < size && argc < 256; i = end + 1) {
+        for (end = i; end < size && bytes[end] != '\n' && bytes[end]; end++) {}
+        argv[argc] = (char *)ours(end - i + 1);
+        memcpy(argv[argc], bytes + i, end - i);
+        argv[argc++][end - i] = 0;
+    }
+    memset(&m, 0, sizeof m);
+    memset(&opt, 0x55, sizeof opt);
+    may_end_with = STATUS_USAGE;
+    parse_options(argc, argv);
+    if (opt.help) print_help();
+    if (opt.help || opt.version) return;
+    check_options();
+    size_t kind = strlen(opt.start) % (2 * MODES);
+    put_file(models[kind], model_sizes[kind]);
+    m.net = choose_network(argc % 2 ? 256 : 50257, opt.resume ? 7 : -1, path);
+    if (path[0] && !opt.resume && strcmp(path, opt.start) != 0) fail("a model of another name");
+    if (find_tokenizer(path) == path && strlen(path) > PATH + 30) fail("a name that was cut");
+    if (opt.prompt) {
+        Tokenizer z = tokenizer_open(NULL, 256);
+        Character u = {{0}, 0, 0};
+        given = (int)strlen(opt.prompt) + !opt.prompt[0];
+        if (given <= 64) check_encode(&z, opt.prompt);  // a long one is for the tokenizer's target
+        for (const char *c = opt.prompt; *c; c++) print_token(&z, &u, (unsigned char)*c);
+        print_byte(&u, -1);
+        tokenizer_close(&z);
+    }
+    may_end_with = STATUS_USAGE;
+    int accumulate = choose_shape(&m, given);
+    may_end_with = STATUS_OK;
+    double N = (double)m.B * m.T, C = m.net.C, kept = m.training && m.memory != REVERSE ? 4 * C * N * steps(&m.net) : 0;
+    if (m.T < 1 || m.T > m.net.maxT || N > 1 << 30 || m.chunk < 1 || m.chunk > m.B || m.head_chunk < 1 || m.head_chunk > N ||
+        accumulate < 1 || m.cached > m.net.maxT || m.net.C % m.net.NH || (m.net.mode == BASELINE && m.net.grid)) fail("an impossible shape");
+    if (m.memory == STORE && m.training) kept += N * steps(&m.net) * 4 * (m.net.mode == HAMILTONIAN ? 4 : 13) * C;
+    if (m.memory != STORE || steps(&m.net) < 200 || size % 16 == 0) {  // it takes long for many
+        plan(&m);
+        plan_rows(&m, rows);
+        plan_print(&m);
+        double all = 12 * C * C * m.net.L + 8 * N * C + kept;
+        if (m.buffer_count > MAX_BUFFERS || (double)rows[TOTAL] < all || (double)rows[KEPT] < kept) fail("the plan is too small");
+    }
+    int total = opt.steps > 0 ? opt.steps : 1000;
+    for (int i = 0; i < 4; i++) {
+        double rate = learning_rate((int)((int64_t)total * i / 4), total);
+        if (!(rate >= 0 && rate <= opt.rate * 1.0001)) fail("an impossible learning rate");
+    }
+}
+static void seeds_flags(void) {
+    static const char *const lines[] = {
+        "-i data/*.bin -j val.bin -e d12 -o out -y 1 -n 100 -nk 2 -b 4 -t 64 -d 1024 -x 100 -l 3e-4 -u 10 -q 0 -c 0.1 -v 50 -m 5 -s 50 -g 32",
+        "-i a.txt -e d6 --layers 3 --heads 4 --channels 32 --context 64 --mode leapfrog --memory checkpoint --stream fixed --grid 18",
+        "-i a.txt -e d6 --mode midpoint-a --step-size 0.5 --stream float --seed 7 --shuffle --save bf16 --chunk 2 --head-chunk 100",
+        "--plan -e d48 --mode hamiltonian --memory store -b 16 --beta1 0.8 --beta2 0.9", "--plan -e d6 --mode baseline -t 0 -x -1",
+        "-e out/model.bin --prompt h\xC3\xA9llo's!! --temperature 0.8 --top-k 40 --tokenizer t.bin -g 1", "-h", "--help", "--version",
+        "-e d6 --eval -j val.bin -b 2 --mode midpoint", "-e m.bin -i x --logits out.npy -t 2", "-e model.bin -i x -a 1 -t 3 -x 0x1 -l nan",
+        "-e d6 --context 64 --prompt abc -g 63",
+        "-i x --mode hamiltonian --memory checkpoint --layers 65536 --channels 65536 --heads 1 -b 16384 -t 65536 --context 65536"};
+    static const char *const values[] = {"0", "1", "-1", "65536", "16777216", "1000000000", "2147483647", "99999999999999999999",
+                                         "nan", "inf", "1e-400", "0x1p-3", "d24", "d36", "1024", "64", "16384"};
+    char dictionary[1 << 14] = "", *at = dictionary, text[4200];
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        size_t n = strlen(lines[i]);
+        for (size_t j = 0; j <= n; j++) text[j] = lines[i][j] == ' ' ? '\n' : lines[i][j];
+        snprintf(path, sizeof path, "flags%zu", i);
+        write_seed(path, text, n);
+    }
+    memset(text, 'a', sizeof text);
+    memcpy(text, "-i\nx\n-e\n./", 10);
+    write_seed("flags_long", text, sizeof text);
+    for (int i = 0; i < OPTIONS; i++) {
+        at += sprintf(at, "\"\\x0A%s\\x0A\"\n", options[i].flag);
+        for (int c = 0; options[i].choices && options[i].choices[c]; c++) at += sprintf(at, "\"%s\"\n", options[i].choices[c]);
+    }
+    for (size_t i = 0; i < sizeof values / sizeof *values; i++) at += sprintf(at, "\"%s\"\n", values[i]);
+    write_seed(".dict", dictionary, strlen(dictionary));
+}
+
+#define JOIN2(a, b) a##b
+#define JOIN(a, b) JOIN2(a, b)
+
+int LLVMFuzzerInitialize(int *argc, char ***argv) {
+    (void)argc, (void)argv;
+    memory_file = memfd_create("fuzz", 0);
+    snprintf(memory_path, sizeof memory_path, "/proc/self/fd/%d", memory_file);
+    screen = fopencookie(NULL, "w", (cookie_io_functions_t){.write = show});
+    parse_options(1, NULL);
+    for (int i = 0; i < 2 * MODES; i++) {
+        make_model(i / 2);
+        save_model(&m, "", 0, i % 2);
+        model_sizes[i] = get_file(models[i], sizeof models[i]);
+        if (model_sizes[i] != 1024 + parameter_count(&m.net) * (i % 2 ? 2 : 4)) fail("a model of the wrong size");
+    }
+    snprintf(seed_directory, sizeof seed_directory, "%s", getenv("SEEDS") ? getenv("SEEDS") : "");
+    if (seed_directory[0]) JOIN(seeds_, TARGET)();
+    while (held_count) let_go(held[0].kind, held[0].at);
+    if (seed_directory[0]) _exit(0);
+    return 0;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
+    status = whole = 0;
+    message[0] = 0;
+    put_file(bytes, size);
+    if (!setjmp(ended)) JOIN(fuzz_, TARGET)(bytes, size);
+    fflush(screen);
+    size_t length = strlen(message);
+    if (status && status != may_end_with) fail("not the status of such a failure");
+    if (status && (strncmp(message, "train_rev_gpt2: ", 16) != 0 || length < 20 || strchr(message, '\n') != message + length - 1))
+        fail("not one line");
+    for (size_t i = 0; i + 1 < length; i++)
+        if ((unsigned char)message[i] < 32) fail("a control character in the message");
+    if (whole && strstr(message, "was the file cut?")) fail("read beyond the end of a file");
+    if (!status && message[0]) fail("a message, but no end");
+    while (held_count) {
+        if (!status && held[0].kind != OURS) fail("something was left open or allocated");
+        let_go(held[0].kind, held[0].at);
+    }
+    return 0;
+}

@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Fuzzes the readers of token, model, state and tokenizer files, and the flags: RUNS inputs each, made from small valid ones.
+# usage: dev/fuzz/run.sh RUNS [tokens|model|state|tokenizer|flags ...]     (20000: under a minute on two cores)
+# What is found is shown, and its input kept beside the program that takes it. CC= is a clang, LIBFUZZER= its other flags.
+case $1 in ''|*[!0-9]*) echo "usage: dev/fuzz/run.sh RUNS [tokens|model|state|tokenizer|flags ...]" >&2; exit 2 ;; esac
+cd "$(dirname "$0")" || exit 1
+runs=$1 CC=${CC:-clang}; shift
+[ $# -gt 0 ] || set -- tokens model state tokenizer flags
+out=$(mktemp -d) passed=0 failed=0
+trap '[ $failed -gt 0 ] || rm -rf "$out"' EXIT
+
+printf '%s\n' "$@" | xargs -P 2 -I{} "$CC" -std=gnu11 -g -O1 -Wall -Wextra -Wno-unused -Wno-unused-parameter -Wno-unknown-pragmas \
+    -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -fprofile-instr-generate -fcoverage-mapping \
+    -DTARGET={} fuzz.c -o "$out/{}" -lm || exit 1
+
+# What a target is about: its coverage is measured there.
+functions() {
+    case $1 in
+    tokens) echo data_open data_close places all_places read_sequence data_batch data_check ;;
+    model) echo open_input check_size load_model read_parameters remainders_fit tensor_sizes choose_network ;;
+    state) echo open_input check_size load_state read_parameters write_parameters checksum ;;
+    tokenizer) echo tokenizer_open find_token kind_of word_length encode print_byte print_token first_token ;;
+    flags) echo set_option parse_options print_help check_options scratch_config adjust_config choose_network choose_shape plan \
+        learning_rate find_tokenizer word_length ;;
+    esac
+}
+
+# The lines of these functions that the inputs have reached, and which ones they have not.
+lines() {
+    local program=$1 profdata cov
+    profdata=$("$CC" -print-prog-name=llvm-profdata) cov=$("$CC" -print-prog-name=llvm-cov)
+    command -v "$profdata" >/dev/null && command -v "$cov" >/dev/null || return
+    "$profdata" merge -o "$program.prof" "$program.raw" && "$cov" export "$program" -instr-profile="$program.prof" -format=lcov |
+        awk -F'[:,]' -v names="$(functions "${program##*/}")" '
+            BEGIN {n = split(names, list, " "); for (i = 1; i <= n; i++) wanted[list[i]] = 1}
+            $1 == "SF" {ours = /train_rev_gpt2\.c/; at = 0}
+            ours && $1 == "FN" {name = $NF; sub(/.*:/, "", name); start[$2] = name; seen[name] = 1}
+            ours && $1 == "DA" {
+                while (at < $2) if (++at in start) name = start[at]
+                if (!(name in wanted)) next
+                all++
+                if ($3 > 0) reached++; else missed = missed " " $2
+            }
+            END {
+                printf "  lines %d of %d, %.1f%%%s\n", reached, all, 100 * reached / (all ? all : 1), missed ? "; not" missed : ""
+                for (w in wanted) if (!(w in seen)) print "  there is no " w " any more"
+            }'
+}
+
+for target in "$@"; do
+    program=$out/$target start=$SECONDS
+    export LLVM_PROFILE_FILE=$program.raw
+    mkdir "$program.corpus" && SEEDS=$program.corpus "$program" >"$program.log" 2>&1 &&
+        "$program" -runs="$runs" -seed=1 -max_len=65536 -timeout=10 -artifact_prefix="$program." \
+            $([ -f "$program.corpus.dict" ] && echo "-dict=$program.corpus.dict") $LIBFUZZER "$program.corpus" >"$program.log" 2>&1
+    status=$?
+    counts=$(sed -n 's/^#\([0-9]*\).* cov: \([0-9]*\) ft: \([0-9]*\).*/\1 executions, cov \2 ft \3/p' "$program.log" | tail -n 1)
+    if [ $status -eq 0 ]; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+    echo "$target: ${counts:-nothing executed}, $((SECONDS - start)) s, $([ $status -eq 0 ] && echo "no findings" || echo "a FINDING")"
+    if [ $status -eq 0 ]; then
+        lines "$program"
+    else
+        grep -anE '^FAILED|ERROR|runtime error|^ *#[0-9]+ 0x.*train_rev_gpt2.c|SUMMARY|Test unit' "$program.log" | cut -c1-400 | head -n 20
+        echo "  the log: $program.log; again: $program $(ls -d "$program".crash-* "$program".leak-* "$program".timeout-* "$program".oom-* 2>/dev/null | head -n 1)"
+    fi
+done
+echo "$passed passed, $failed failed"
+[ $failed -eq 0 ]
