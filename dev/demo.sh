@@ -7,7 +7,7 @@
 text=$1 out=$(dirname "$1") seconds=${DEMO_SECONDS:-75}
 net='-e d6 --channels 128 --heads 4 --context 64'
 learn='-b 16 -l 2e-3 -u 50 --beta2 0.99 --shuffle'
-export OMP_WAIT_POLICY=passive
+export GOMP_SPINCOUNT=10000  # a thread that waits spins a moment, then sleeps: other programs may run meanwhile
 rm -rf "$out/run" "$out/probe"
 
 # one step of a network of L layers, the rest of the flags as given: its peak memory, less weights, gradients and moments
