@@ -29,7 +29,7 @@ test_rev_gpt2_f64: test_rev_gpt2.c train_rev_gpt2.c
 	$(CC) $(ALL_CFLAGS) -DREAL=double -o $@ $< $(LDFLAGS) -lm
 
 # The text of the demo is this project's own.
-demo/demo.txt: README.md Makefile prepro_owt.py $(wildcard *.c *.cu dev/*.[cps]* dev/*/*.[cps]*)
+demo/demo.txt: README.md Makefile prepro_owt.py $(wildcard *.c *.cu $(foreach e,py sh c,dev/*.$e dev/*/*.$e))
 	@mkdir -p demo
 	@cat $^ >$@
 
@@ -51,6 +51,8 @@ test-asan:
 
 cxx: train_rev_gpt2.c
 	$(CXX) -x c++ -std=c++17 -Wall -Wextra -Wno-unknown-pragmas -pedantic-errors -Werror -DREV_GPT2_OTHER_LAYERS -c -o /dev/null $<
+	echo 'struct half { unsigned short bits; operator float() const { return bits; } };' | cat - $< | \
+		$(CXX) -x c++ -std=c++17 -Wall -Wno-unknown-pragmas -DREV_GPT2_OTHER_LAYERS -DACT=half -c -o /dev/null -
 
 gradients: dev/reference/gradients dev/reference/gradients_f64
 dev/reference/gradients dev/reference/gradients_f64: dev/reference/gradients.c train_rev_gpt2.c

@@ -18,8 +18,8 @@ alone: subtracting it undoes adding it, bit for bit, at any depth, if F gives th
 sum in this file depends on the number of threads or on the memory policy.
 
 Reading order: what the layer functions promise; the network (recurrence, parameters, memory, force, forward,
-reverse and adjoint, head, optimizer); the layer functions for the CPU; data, files, sampling, command line,
-training. Shapes are in comments: B sequences of T tokens, N = B*T, C channels, NH heads, L layers, V
+reverse and adjoint, head, optimizer); the layer functions for the CPU; random numbers, data, files, text,
+generating, command line, training. Shapes are in comments: B sequences of T tokens, N = B*T, C channels, NH heads, L layers, V
 vocabulary, Vp = V padded to a multiple of 128. Whatever fails ends the program with one line and a status.
 */
 #ifndef _GNU_SOURCE
@@ -47,8 +47,14 @@ vocabulary, Vp = V padded to a multiple of 128. Whatever fails ends the program 
 #define REAL float  // -DREAL=double: for checking gradients, with float streams
 #endif
 typedef REAL real_t;     // gradients, moments of the optimizer, losses, statistics
-typedef real_t act_t;    // activations inside a block, and gradients there
-typedef real_t param_t;  // weights
+#ifndef ACT
+#define ACT REAL
+#endif
+#ifndef PARAM
+#define PARAM REAL
+#endif
+typedef ACT act_t;       // activations inside a block, and gradients there
+typedef PARAM param_t;   // weights
 typedef union { int32_t fixed; real_t real; } stream_t;  // an element of p, in units of 2^-grid, or as it is if grid = 0
 
 // alpha and beta of a step in sixteenths, so that they multiply integers exactly
@@ -131,14 +137,14 @@ void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias,
 void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH);
 void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse,
                         int B, int T, int C, int NH);
-// row t of it alone, for generating: out (C), qkv (t + 1, 3C)
+// row t of it alone, for generating: out (C), qkv (t + 1, 3C), which begins at any element
 void attention_query(act_t *out, const act_t *qkv, int t, int C, int NH);
 
 void scale_cast(act_t *out, const real_t *x, double scale, size_t count);  // out = scale * x
 // A += beta*B; B *= alpha: the linear part of the adjoint (count elements, coefficients in sixteenths)
 void adjoint_update(real_t *A, real_t *B, int alpha, int beta, size_t count);
 
-// losses (n) from logits (n, Vp); if scale is not 0, logits become their gradient times scale, in place
+// losses (n) from logits (n, Vp), which are overwritten: by their gradient times scale, if scale is not 0
 void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V, int Vp, double scale);
 
 double norm_squared(const real_t *x, size_t count);
@@ -325,7 +331,7 @@ typedef struct {
     act_t *out;             // (n, C), the force, or its MLP half; backward: a gradient (n, C)
     act_t *dforce;          // (n, C)
     act_t *wide;            // (n, 4C), gradients inside the block
-    act_t *cache;           // (L, cached, 3C), qkv of the tokens so far
+    act_t *cache;           // (L, cached, 3C), qkv of the tokens so far; in training it lies in grads
     char *scratch;          // the layer functions' own
     act_t *head_normed, *head_dnormed;  // (head_chunk, C)
     act_t *logits;                      // (head_chunk, Vp), then their gradients
@@ -378,7 +384,7 @@ static void plan(Model *m) {
     need(m, WORKSPACE, &m->out, n*C, sizeof(act_t));
     need(m, WORKSPACE, &m->dforce, training * n*C, sizeof(act_t));
     need(m, WORKSPACE, &m->wide, training * n*4*C, sizeof(act_t));
-    need(m, WORKSPACE, &m->cache, (size_t)net->L * (size_t)m->cached * 3*C, sizeof(act_t));
+    need(m, WORKSPACE, &m->cache, (1 - training) * (size_t)net->L * (size_t)m->cached * 3*C, sizeof(act_t));
     need(m, WORKSPACE, &m->scratch, layers_scratch_bytes(net->C), 1);
     need(m, HEAD, &m->head_normed, H*C, sizeof(act_t));
     need(m, HEAD, &m->head_dnormed, training * H*C, sizeof(act_t));
@@ -426,7 +432,14 @@ static void model_alloc(Model *m) {
         m->prev = m->cur;
         m->dprev = m->dcur;
     }
+    if (m->training) m->cache = (act_t *)m->grads;  // between two steps nothing is there
     layers_begin(m->scratch);
+}
+
+// The most tokens that the cache can hold: in training, where samples are to need no memory, as many as fit in grads.
+static int most_cached(const Config *net, int training) {
+    size_t row = (size_t)net->L * 3 * (size_t)net->C * sizeof(act_t), room = parameter_count(net) * sizeof(real_t);
+    return !training || room / row > (size_t)net->maxT ? net->maxT : (int)(room / row);
 }
 
 // Sequences that make a chunk worth its while; depends on the shape alone, so every policy cuts at the same places.
@@ -503,25 +516,23 @@ static void move_stream(Model *m, int k, size_t at, Internals a, size_t count, i
                 m->remainders ? m->remainders + at : NULL, count, coefficients(&m->net, k), m->net.grid, direction);
 }
 
-// From m->inputs (B, T) to the last pair of streams. Three uses: KEEP, a backward pass follows; FORGET, none does; and
-// to generate, the number of tokens before, whose qkv are in the cache: it is 0 or else T is 1, and B is 1. B and T
-// may be smaller than the model's unless something is kept.
-enum { KEEP = -2, FORGET = -1 };
-static void forward(Model *m, int B, int T, int use) {
+// From m->inputs (B, T) to the last pair of streams. B and T may be smaller than the model's if no backward pass follows.
+// To generate, past is the number of tokens before, whose qkv the cache has; B is 1 then, and T is 1 if there are any.
+enum { NO_CACHE = -1 };
+static void forward(Model *m, int B, int T, int past) {
     const Config *net = &m->net;
     Tensors w = tensors_at(net, m->params, 0);
-    int past = use > 0 ? use : 0;
-    size_t C = (size_t)net->C, plane = (size_t)B * (size_t)T * C;
+    size_t C = (size_t)net->C, plane = (size_t)B * (size_t)T * C, before = past > 0 ? (size_t)past : 0;
     if (m->remainders) device_zero(m->remainders, plane * sizeof(uint16_t));
-    stream_embed(m->prev, m->cur, m->inputs, w.wte, w.wpe + (size_t)past * C, B*T, T, net->C, net->grid);
+    stream_embed(m->prev, m->cur, m->inputs, w.wte, w.wpe + before * C, B*T, T, net->C, net->grid);
     for (int k = 0; k < steps(net); k++) {
-        if (use == KEEP && m->memory != REVERSE) device_copy(m->kept_inputs + (size_t)k * plane, m->cur, plane * sizeof(stream_t));
+        if (m->kept_inputs && past < 0) device_copy(m->kept_inputs + (size_t)k * plane, m->cur, plane * sizeof(stream_t));
         for (int b = 0; b < B; b += m->chunk) {
             int sequences = smaller_of(m->chunk, B - b);
             size_t at = (size_t)b * (size_t)T * C;
             Internals a = internals_of(m, k, b, sequences);
-            if (use >= 0) a.qkv = m->cache + ((size_t)layer_of(net, k) * (size_t)m->cached + (size_t)past) * 3*C;
-            force_forward(m, k, m->cur + at, a, sequences, T, past);
+            if (past >= 0) a.qkv = m->cache + ((size_t)layer_of(net, k) * (size_t)m->cached + before) * 3*C;
+            force_forward(m, k, m->cur + at, a, sequences, T, (int)before);
             move_stream(m, k, at, a, (size_t)sequences * (size_t)T * C, +1);
         }
         swap_streams(m);
@@ -618,7 +629,7 @@ static double backward(Model *m, double weight, double *drift) {
 }
 
 static double forward_backward(Model *m, double weight, double *drift) {
-    forward(m, m->B, m->T, KEEP);
+    forward(m, m->B, m->T, NO_CACHE);
     return backward(m, weight, drift);
 }
 
@@ -828,7 +839,7 @@ void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *
 // ---- matrix product
 // c (M, N) = sum_k a(i,k) b(k,j), with a(i,k) = a[i*a_row + k*a_col] and so for b: strides make it any
 // orientation. Both operands are first packed into panels, MR rows of a and NR columns of b wide, so the
-// innermost loop reads memory in order and keeps an MR x NR file_float32 of c in registers.
+// innermost loop reads memory in order and keeps an MR x NR tile of c in registers.
 
 #if defined(__AVX512F__)
 enum { VECTOR_BYTES = 64, MR = 12 };
@@ -972,7 +983,7 @@ static inline real_t gelu_slope(real_t x) {
 
 void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C, int OC) {
     if (n <= 2) {  // packing would cost more than it saves: the weights are read once
-        #pragma omp parallel for
+        #pragma omp parallel for if ((int64_t)n * C * OC > 200000)
         for (int o = 0; o < OC; o++)
             for (int i = 0; i < n; i++) {
                 const act_t *x = inp + (size_t)i*C;
@@ -1210,12 +1221,9 @@ void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V,
         act_t *x = logits + (size_t)i*Vp, target = x[targets[i]];
         real_t top = x[0], sum = 0;
         for (int v = 0; v < V; v++) top = x[v] > top ? x[v] : top;
-        if (scale == 0) {
-            #pragma omp simd reduction(+:sum)
-            for (int v = 0; v < V; v++) sum += real_exp(x[v] - top);
-        } else {
-            #pragma omp simd reduction(+:sum)
-            for (int v = 0; v < V; v++) sum += x[v] = real_exp(x[v] - top);
+        #pragma omp simd reduction(+:sum)
+        for (int v = 0; v < V; v++) sum += x[v] = real_exp(x[v] - top);
+        if (scale != 0) {
             real_t factor = (real_t)scale / sum;
             #pragma omp simd
             for (int v = 0; v < V; v++) x[v] *= factor;
@@ -1314,7 +1322,7 @@ static void draw_coefficients(Config *net, uint64_t seed) {
 }
 
 enum { STAGE = 1 << 14 };
-static param_t staging[STAGE];  // host memory for what goes to the device or to a file, a file_float32 at a time
+static param_t staging[STAGE];  // host memory for what goes to the device or to a file, a piece at a time
 static size_t piece_of(size_t left) { return left < STAGE ? left : (size_t)STAGE; }
 
 // GPT-2's initialization: N(0, 0.02), projections into the streams scaled by 1/sqrt(2L), gains 1, biases 0, and
@@ -1470,13 +1478,16 @@ static void output_failed(Output *o) {
     die(STATUS_DATA, "cannot write %s: %s", o->path, strerror(error));
 }
 
-// Files of a run share one name aside: what a killed run left there is written over.
+// Files of a run share one name aside, and what a killed run left there goes; elsewhere nothing is written over.
 static void output_open(Output *o, const char *path, int of_run) {
     const char *slash = strrchr(path, '/');
     snprintf(o->path, sizeof o->path, "%s", path);
     snprintf(o->directory, sizeof o->directory, "%.*s", slash ? (int)(slash - path + 1) : 2, slash ? path : "./");
     snprintf(o->aside, sizeof o->aside, "%s%s", of_run ? o->directory : path, of_run ? "unfinished.tmp" : ".tmp");
-    o->file = fopen(o->aside, "wb");
+    if (of_run) unlink(o->aside);
+    int fd = open(o->aside, O_WRONLY | O_CREAT | O_EXCL, 0666);
+    if (fd < 0) die(STATUS_DATA, "cannot write %s: %s", o->aside, strerror(errno));
+    o->file = fdopen(fd, "wb");
     if (!o->file) output_failed(o);
 }
 
@@ -1545,6 +1556,10 @@ static uint64_t read_parameters(FILE *f, const char *path, param_t *p, size_t co
     return sum;
 }
 
+static void checkpoint_path(char path[PATH + 32], const char *directory, const char *what, int step) {
+    snprintf(path, PATH + 32, "%s/%s_%08d.bin", directory, what, step);
+}
+
 static void save_model(const Model *m, const char *directory, int step, int bf16) {
     const Config *net = &m->net;
     Output o;
@@ -1557,18 +1572,23 @@ static void save_model(const Model *m, const char *directory, int step, int bf16
     }
     if (net->mode == MIDPOINT_A)
         for (int k = 0; k < net->L; k++) header[16 + k] = net->a[k];
-    snprintf(path, sizeof path, "%s/model_%08d.bin", directory, step);
+    checkpoint_path(path, directory, "model", step);
     output_open(&o, path, 1);
     output_write(&o, header, sizeof header);
     write_parameters(&o, m->params, parameter_count(net), bf16, 0);
     output_close(&o);
 }
 
-static FILE *open_input(const char *path, int32_t header[256], int magic, const char *what) {
+static FILE *open_regular(const char *path) {  // anything else might block, or be harmed
     errno = 0;
     struct stat st;
     FILE *f = stat(path, &st) == 0 && S_ISREG(st.st_mode) ? fopen(path, "rb") : NULL;
     if (!f) die(STATUS_DATA, "%s: %s", path, errno ? strerror(errno) : "not a regular file");
+    return f;
+}
+
+static FILE *open_input(const char *path, int32_t header[256], int magic, const char *what) {
+    FILE *f = open_regular(path);
     if (fread(header, sizeof(int32_t), 256, f) != 256 || header[0] != magic)
         die(STATUS_DATA, "%s: not a %s (256 int32, the first %d)", path, what, magic);
     return f;
@@ -1624,7 +1644,7 @@ static void save_state(const Model *m, const char *directory, int step, const Ru
     int32_t header[256] = {STATE_MAGIC, 1, step};
     size_t count = parameter_count(&m->net);
     memcpy(&header[4], run, sizeof *run);
-    snprintf(path, sizeof path, "%s/state_%08d.bin", directory, step);
+    checkpoint_path(path, directory, "state", step);
     output_open(&o, path, 1);
     output_write(&o, header, sizeof header);
     uint64_t sum = checksum(checksum(0, header, 256), &m->net, sizeof m->net / 4);
@@ -1686,31 +1706,45 @@ static void save_checkpoint(const Model *m, const char *directory, int step, con
     save_model(m, directory, step, run->bf16);
     while (keep > 0 && find_checkpoints(directory, &first, &last, &models) > keep) {
         char path[PATH + 32];
-        snprintf(path, sizeof path, "%s/model_%08d.bin", directory, first);
+        checkpoint_path(path, directory, "model", first);
         if (unlink(path) != 0) die(STATUS_DATA, "cannot remove %s: %s", path, strerror(errno));
-        snprintf(path, sizeof path, "%s/state_%08d.bin", directory, first);
+        checkpoint_path(path, directory, "state", first);
         unlink(path);
+    }
+}
+
+// A row of m->logits, without its padding, to host memory.
+static void host_logits(const Model *m, int row, float *logits) {
+    static act_t some[STAGE];
+    for (size_t v = 0, V = (size_t)m->net.V; v < V; v += STAGE) {
+        size_t n = piece_of(V - v);
+        to_host(some, m->logits + (size_t)row * (size_t)m->net.Vp + v, n * sizeof(act_t));
+        for (size_t j = 0; j < n; j++) logits[v + j] = (float)some[j];
     }
 }
 
 // Writes the logits of the batch that has gone forward, (B, T, V), as numpy.load reads them.
 static void save_logits(Model *m, const char *path) {
+    static float logits[65536];
     Output o;
-    char shape[128] = "\x93NUMPY\1\0\x76";  // version 1.0, and 118 bytes follow
-    size_t V = (size_t)m->net.V;
-    memset(shape + 10, ' ', 117);
-    shape[10 + snprintf(shape + 10, 117, "{'descr': '<f4', 'fortran_order': False, 'shape': (%d, %d, %d), }", m->B, m->T, m->net.V)] = ' ';
-    shape[127] = '\n';
+    char header[128] = "\x93NUMPY\1\0\x76";  // version 1.0, and 118 bytes follow
+    memset(header + 10, ' ', 117);
+    int length = snprintf(header + 10, 117, "{'descr': '<f4', 'fortran_order': False, 'shape': (%d, %d, %d), }", m->B, m->T, m->net.V);
+    header[10 + length] = ' ';
+    header[127] = '\n';
+    if (access(path, F_OK) == 0) {
+        char magic[6] = "";
+        FILE *old = open_regular(path);
+        if (fread(magic, 1, 6, old) != 6 || memcmp(magic, header, 6) != 0)
+            die(STATUS_DATA, "%s is there already, and is no .npy", path);
+        fclose(old);
+    }
     output_open(&o, path, 0);
-    output_write(&o, shape, sizeof shape);
+    output_write(&o, header, sizeof header);
     for (int i = 0; i < m->B * m->T; i++) {
         if (i % m->head_chunk == 0) head_logits(m, i, smaller_of(m->head_chunk, m->B * m->T - i));
-        for (size_t v = 0; v < V; v += STAGE) {
-            size_t n = piece_of(V - v);
-            to_host(staging, m->logits + (size_t)(i % m->head_chunk) * (size_t)m->net.Vp + v, n * sizeof(act_t));
-            for (size_t j = 0; j < n; j++) file_float32[j] = (float)staging[j];
-            output_write(&o, file_float32, n * sizeof(float));
-        }
+        host_logits(m, i % m->head_chunk, logits);
+        output_write(&o, logits, (size_t)m->net.V * sizeof(float));
     }
     output_close(&o);
 }
@@ -1724,11 +1758,11 @@ static FILE *log_open(const char *directory, int step) {
     char path[PATH + 32], line[512];
     Output o;
     snprintf(path, sizeof path, "%s/log.csv", directory);
-    FILE *old = step >= 0 ? fopen(path, "r") : NULL;
-    if (step >= 0 && !old && errno != ENOENT) die(STATUS_DATA, "%s: %s", path, strerror(errno));
+    FILE *old = access(path, F_OK) == 0 ? open_regular(path) : NULL;
+    if (old && (!fgets(line, sizeof line, old) || strcmp(line, log_header) != 0)) die(STATUS_DATA, "%s is not a log of this program", path);
     output_open(&o, path, 1);
     output_write(&o, log_header, sizeof log_header - 1);
-    while (old && fgets(line, sizeof line, old)) {
+    while (old && step >= 0 && fgets(line, sizeof line, old)) {
         char *end;
         long at = strtol(line, &end, 10);
         if (end != line && *end == ',' && at <= step && strchr(line, '\n')) output_write(&o, line, strlen(line));
@@ -1744,23 +1778,30 @@ static FILE *log_open(const char *directory, int step) {
 // Text: tokens to bytes, bytes to a terminal, and a prompt to tokens
 
 typedef struct {
-    int V, end;             // end: the token between documents, -1 if there is none
-    int *at;                // (V + 1): where the text of a token begins in `texts`
+    int V, eot;            // eot: the token between documents, -1 if there is none
+    int *at;               // (V + 1): where the text of a token begins in `texts`
     unsigned char *texts;
+    int first[256], *next; // those that begin with a byte, in order: the first, and the one after each (V); V: no more
 } Tokenizer;
 
 static int token_length(const Tokenizer *z, int token) { return z->at[token + 1] - z->at[token]; }
 
-// Reads llm.c's gpt2_tokenizer.bin, which must have V tokens; with path NULL, a token is a byte, or if V is not 256 has no text.
+// Reads llm.c's gpt2_tokenizer.bin, which must have V tokens. With path NULL a token is a byte, or if V is not 256 has no
+// text; GPT-2's end of text is known all the same.
 static Tokenizer tokenizer_open(const char *path, int V) {
-    Tokenizer z = {V, -1, (int *)calloc((size_t)V + 1, sizeof(int)), (unsigned char *)calloc((size_t)V, 255)};
+    Tokenizer z;
     int32_t header[256];
-    if (!z.at || !z.texts) die(STATUS_NUMBERS, "out of memory for a tokenizer of %d tokens", V);
+    z.V = V;
+    z.eot = V == 50257 ? 50256 : -1;
+    z.at = (int *)calloc((size_t)V + 1, sizeof(int));
+    z.texts = (unsigned char *)calloc((size_t)V, 255);
+    z.next = (int *)calloc((size_t)V, sizeof(int));
+    if (!z.at || !z.texts || !z.next) die(STATUS_NUMBERS, "out of memory for a tokenizer of %d tokens", V);
     FILE *f = path ? open_input(path, header, TOKENIZER_MAGIC, "tokenizer file") : NULL;
     if (f && (header[1] < 1 || header[1] > 2)) die(STATUS_DATA, "%s: version %d; 1 and 2 can be read", path, header[1]);
     if (f && header[2] != V) die(STATUS_DATA, "%s: of %d tokens, but the model has %d", path, header[2], V);
-    if (f) z.end = header[1] == 1 ? 50256 : header[3];
-    if (z.end < -1 || z.end >= V) die(STATUS_DATA, "%s: its end of text is token %d of %d", path, z.end, V);
+    if (f && header[1] == 2) z.eot = header[3];  // version 1 does not say
+    if (z.eot < -1 || z.eot >= V) die(STATUS_DATA, "%s: its end of text is token %d of %d", path, z.eot, V);
     for (int i = 0; i < V; i++) {
         int length = f ? fgetc(f) : V == 256;
         if (!f) z.texts[z.at[i]] = (unsigned char)i;
@@ -1770,18 +1811,26 @@ static Tokenizer tokenizer_open(const char *path, int V) {
     }
     if (f && fgetc(f) != EOF) die(STATUS_DATA, "%s: goes on after its last token", path);
     if (f) fclose(f);
+    for (int c = 0; c < 256; c++) z.first[c] = V;
+    for (int i = V - 1; i >= 0; i--) {
+        int c = z.texts[z.at[i]];
+        if (i == z.eot || token_length(&z, i) == 0) continue;
+        z.next[i] = z.first[c];
+        z.first[c] = i;
+    }
     return z;
 }
 
 static void tokenizer_close(Tokenizer *z) {
     free(z->at);
     free(z->texts);
+    free(z->next);
 }
 
-// The token whose text is these bytes, or -1.
+// The token whose text is these bytes, or -1; never the end of text.
 static int find_token(const Tokenizer *z, const unsigned char *text, int length) {
-    for (int i = 0; i < z->V; i++)
-        if (token_length(z, i) == length && i != z->end && memcmp(z->texts + z->at[i], text, (size_t)length) == 0) return i;
+    for (int i = z->first[*text]; i < z->V; i = z->next[i])
+        if (token_length(z, i) == length && memcmp(z->texts + z->at[i], text, (size_t)length) == 0) return i;
     return -1;
 }
 
@@ -1851,7 +1900,8 @@ static int encode(const Tokenizer *z, const char *text, int *tokens) {
 // A character of UTF-8 on its way to the terminal: `have` of its `length` bytes
 typedef struct { unsigned char bytes[4]; int have, length; } Character;
 
-// Prints a byte (-1: the end), whole characters at a time. What is no UTF-8 becomes U+FFFD; control characters are left out.
+// Prints a byte (-1: the end), whole characters at a time. ASCII's control characters are left out; others,
+// and what is no UTF-8, become U+FFFD.
 static void print_byte(Character *u, int c) {
     static const uint32_t least[5] = {0, 0, 0xA0, 0x800, 0x10000};  // from U+80 to U+9F are control characters
     static const char *const unknown = "\xEF\xBF\xBD";
@@ -1887,50 +1937,45 @@ static void print_token(const Tokenizer *z, Character *u, int token) {
 // -------------------------------------------------------------------------------------------------
 // Generating
 
-static int descending(const void *a, const void *b) {
-    double x = *(const act_t *)a, y = *(const act_t *)b;
-    return (x < y) - (x > y);
+typedef struct { double logit; int token; } Candidate;
+
+// Draws a token by softmax(logits / temperature) among the top_k likeliest (0: all), with `draw` uniform in [0, 1).
+// Temperature 0 takes the likeliest; of equals the first counts. logits (V) are host memory.
+static int draw_token(const float *logits, int V, double temperature, int top_k, double draw) {
+    static Candidate best[65536];
+    int n = 0, most = temperature == 0 ? 1 : top_k > 0 && top_k < V ? top_k : V;
+    double top = -INFINITY, sum = 0;
+    for (int v = 0; v < V; v++) {
+        Candidate c = {(double)logits[v], v};
+        if (!isfinite(c.logit)) die(STATUS_NUMBERS, "the logit of token %d is not a finite number", v);
+        if (n == most && c.logit <= best[n - 1].logit) continue;
+        int i = n < most ? n++ : n - 1;
+        for (; most < V && i > 0 && best[i - 1].logit < c.logit; i--) best[i] = best[i - 1];  // in order, if some are left out
+        best[i] = c;
+        top = fmax(top, c.logit);
+    }
+    for (int i = 0; i < n && n > 1; i++) sum += exp((best[i].logit - top) / temperature);
+    for (int i = 0; i < n - 1; i++)
+        if ((draw -= exp((best[i].logit - top) / temperature) / sum) < 0) return best[i].token;
+    return best[n - 1].token;
 }
 
-// Draws a token by softmax(logits / temperature) among the top_k highest (0: all), with `draw` uniform in [0, 1).
-// Temperature 0 takes the highest. logits and scratch (V) are host memory.
-static int draw_token(const act_t *logits, act_t *scratch, int V, double temperature, int top_k, double draw) {
-    double sum = 0, least = -INFINITY;
-    int highest = 0;
-    for (int v = 1; v < V; v++) highest = logits[v] > logits[highest] ? v : highest;
-    if (temperature == 0) return highest;
-    if (top_k > 0 && top_k < V) {
-        memcpy(scratch, logits, sizeof(act_t) * (size_t)V);
-        qsort(scratch, (size_t)V, sizeof(act_t), descending);
-        least = scratch[top_k - 1];
-    }
-    for (int pass = 0; pass < 2; pass++) {
-        double threshold = draw * sum, cumulated = 0;
-        for (int v = 0; v < V; v++) {
-            if (logits[v] >= least) cumulated += exp((logits[v] - logits[highest]) / temperature);
-            if (pass && cumulated > threshold) return v;
-        }
-        sum = cumulated;
-    }
-    return highest;
-}
-
-typedef struct { double temperature; int top_k; uint64_t seed, stream; } Sampler;  // stream: draws of another one are others
+typedef struct { double temperature; int top_k; uint64_t seed, series; } Sampler;  // another series, other draws
 
 // Prints up to `length` tokens after the `given` ones of `prompt` (at least 1), each drawn from the network's distribution
 // after all before it, until an end of text. Returns how many. given + length is at most m->cached + 1.
 static int generate(Model *m, const Tokenizer *z, const int *prompt, int given, int length, Sampler s) {
-    static act_t logits[65536], scratch[65536];
+    static float logits[65536];
     Character u = {{0}, 0, 0};
     int drawn = 0, token;
     to_device(m->inputs, prompt, (size_t)given * sizeof(int));
     forward(m, 1, given, 0);
     for (; drawn < length; drawn++) {
         head_logits(m, drawn ? 0 : given - 1, 1);
-        to_host(logits, m->logits, (size_t)m->net.V * sizeof(act_t));
-        double draw = random_uniform(s.seed, RANDOM_SAMPLES, s.stream << 32 | (uint64_t)drawn);
-        token = draw_token(logits, scratch, m->net.V, s.temperature, s.top_k, draw);
-        if (token == z->end) break;
+        host_logits(m, 0, logits);
+        double draw = random_uniform(s.seed, RANDOM_SAMPLES, s.series << 32 | (uint64_t)drawn);
+        token = draw_token(logits, m->net.V, s.temperature, s.top_k, draw);
+        if (token == z->eot) break;
         print_token(z, &u, token);
         if (drawn + 1 == length) continue;
         to_device(m->inputs, &token, sizeof token);
@@ -1990,7 +2035,7 @@ static const Option options[] = {
     {"-v", INTEGER, &opt.val_every, "250", 0, 1e9, NULL, "validate on -j every so many steps, and at the end; 0: never"},
     {"-m", INTEGER, &opt.val_batches, "20", 0, 1e9, NULL, "validation batches, if there are that many; 0: all"},
     {"-s", INTEGER, &opt.sample_every, "0", 0, 1e9, NULL, "sample every so many steps, and at the end; 0: never"},
-    {"-g", INTEGER, &opt.sample_length, "64", 1, 1 << 24, NULL, "tokens a sample"},
+    {"-g", INTEGER, &opt.sample_length, "64", 1, 1 << 24, NULL, "tokens a sample, as far as the context reaches"},
     {"--mode", CHOICE, &opt.mode, "", 0, 0, mode_names, "the network; from scratch: midpoint"},
     {"--step-size", NUMBER, &opt.step_size, "", 0, 16, NULL, "h, 0 switches the blocks off; midpoint 0.25, midpoint-a 1, leapfrog 1/sqrt(L), hamiltonian 1"},
     {"--memory", CHOICE, &opt.memory, "", 0, 0, memory_names, "what the backward pass gets to see; reverse, and store for baseline"},
@@ -2009,7 +2054,7 @@ static const Option options[] = {
     {"--top-k", INTEGER, &opt.top_k, "0", 1, 65536, NULL, "samples come from the k likeliest tokens; 0: from all"},
     {"--eval", SWITCH, &opt.eval, "0", 0, 0, NULL, "print the loss of -e on -j, and end"},
     {"--logits", STRING, &opt.logits, "", 0, 0, NULL, "write the logits of --prompt, or the first batch of -i, to this .npy, and end"},
-    {"--tokenizer", STRING, &opt.tokenizer, "", 0, 0, NULL, "llm.c's gpt2_tokenizer.bin; looked for beside -i, beside -e, and here"},
+    {"--tokenizer", STRING, &opt.tokenizer, "", 0, 0, NULL, "llm.c's gpt2_tokenizer.bin; for GPT-2's vocabulary it is looked for beside -i and here"},
     {"--help", SWITCH, &opt.help, "0", 0, 0, NULL, "print this, and end"},
     {"--version", SWITCH, &opt.version, "0", 0, 0, NULL, "print the version, and end"},
 };
@@ -2177,7 +2222,7 @@ static double validate(Model *m, const Data *d, int batches) {
     double loss = 0;
     for (int i = 0; i < batches; i++) {
         data_batch(d, m, (uint64_t)i, 0, 0);
-        forward(m, m->B, m->T, FORGET);
+        forward(m, m->B, m->T, NO_CACHE);
         loss += head(m, m->B, m->T, 0);
     }
     return loss / batches;
@@ -2212,26 +2257,22 @@ static void train_step(Model *m, const Data *data, const Run *run, int step, int
 }
 
 static int finish(void) {
-    if (fflush(stdout) != 0 || ferror(stdout)) die(STATUS_DATA, "cannot write to stdout: %s", strerror(errno));
+    if (fflush(stdout) != 0 || ferror(stdout)) die(STATUS_DATA, "cannot write to stdout: a full disk, or its reader has gone");
     return STATUS_OK;
 }
 
-// Where gpt2_tokenizer.bin is, or NULL. path has room for it.
-static const char *find_tokenizer(char path[PATH + 32]) {
-    const char *beside[] = {opt.train, opt.start, ""};
+// --tokenizer; for GPT-2's vocabulary otherwise gpt2_tokenizer.bin beside the training tokens or here; or NULL.
+static const char *find_tokenizer(char path[PATH + 32], int V) {
+    const char *slash = strrchr(opt.train, '/');
     if (opt.tokenizer[0]) return opt.tokenizer;
-    for (int i = 0; i < 3; i++) {
-        const char *slash = strrchr(beside[i], '/');
-        snprintf(path, PATH + 32, "%.*sgpt2_tokenizer.bin", slash ? (int)(slash - beside[i] + 1) : 0, beside[i]);
-        if (access(path, F_OK) == 0) return path;
-    }
-    return NULL;
+    snprintf(path, PATH + 32, "%.*sgpt2_tokenizer.bin", slash ? (int)(slash - opt.train + 1) : 0, opt.train);
+    if (V == 50257 && access(path, F_OK) == 0) return path;
+    snprintf(path, PATH + 32, "gpt2_tokenizer.bin");
+    return V == 50257 && access(path, F_OK) == 0 ? path : NULL;
 }
 
 // The token that a text without a prompt begins after: an end of text, or a new line.
-static int first_token(const Tokenizer *z) {
-    return z->end >= 0 ? z->end : z->V == 50257 ? 50256 : z->V > '\n' ? '\n' : 0;
-}
+static int first_token(const Tokenizer *z) { return z->eot >= 0 ? z->eot : z->V > '\n' ? '\n' : 0; }
 
 // Trains from `step` to the end of the run, in m and in the directory -o. resumed: what happens between two steps has
 // been done for this one. Returns the exit status.
@@ -2244,6 +2285,7 @@ static int train(Model *m, const Data *data, const Data *val, const Tokenizer *z
     action.sa_flags = (int)SA_RESETHAND | SA_RESTART;  // a second Ctrl-C ends at once
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    signal(SIGPIPE, SIG_IGN);  // who reads the output may end first: that is noticed below, and nothing is lost
     double limit = device_flops(), again, cost = flops_per_token(&m->net, m->T, &again);
     printf("limit %.0f GFLOP/s; training costs %.3g GFLOP a token", limit * 1e-9, cost * 1e-9);
     if (m->memory != STORE) printf(", running the blocks once more makes it %.3g times that", 1 + again / cost);
@@ -2266,17 +2308,16 @@ static int train(Model *m, const Data *data, const Data *val, const Tokenizer *z
             check_numbers(m, step, 0, NAN);
         }
         if (csv && fflush(csv) != 0) die(STATUS_DATA, "cannot write %s/log.csv: %s", opt.out, strerror(errno));
-        end |= interrupted;
+        end |= interrupted || fflush(stdout) != 0;
         if (csv && fresh && (end || (opt.save_every && step > 0 && step % opt.save_every == 0))) {
             fsync(fileno(csv));  // the log must not be behind its checkpoint
             if (step > 0) {      // what does not compute is not worth a checkpoint, let alone an older one's place
-                forward(m, m->B, m->T, FORGET);
+                forward(m, m->B, m->T, NO_CACHE);
                 check_numbers(m, step, head(m, m->B, m->T, 0), NAN);
             }
             save_checkpoint(m, opt.out, step, run, opt.keep);
             saved = step;
         }
-        fflush(stdout);
         if (end) break;
         train_step(m, data, run, step, total, limit, csv);
     }
@@ -2287,7 +2328,7 @@ static int train(Model *m, const Data *data, const Data *val, const Tokenizer *z
 }
 
 // --eval, --logits and --prompt: what a trained model is for. Returns the exit status.
-static int use(Model *m, const Data *data, const Data *val, const Tokenizer *z, const int *prompt, int given) {
+static int infer(Model *m, const Data *data, const Data *val, const Tokenizer *z, const int *prompt, int given) {
     if (opt.eval) {
         int batches = batches_to_validate(m, val);
         double loss = validate(m, val, batches);
@@ -2298,15 +2339,17 @@ static int use(Model *m, const Data *data, const Data *val, const Tokenizer *z, 
     if (opt.logits[0]) {
         if (given) to_device(m->inputs, prompt, (size_t)given * sizeof(int));
         else data_batch(data, m, 0, 0, 0);
-        forward(m, m->B, m->T, FORGET);
+        forward(m, m->B, m->T, NO_CACHE);
         check_numbers(m, 0, 0, NAN);
         save_logits(m, opt.logits);
         return finish();
     }
     Sampler s = {opt.temperature, opt.top_k, (uint64_t)opt.seed, 0};
     double start = seconds();
-    printf("%s", opt.prompt);
-    int drawn = generate(m, z, prompt, given, opt.sample_length, s);
+    Character u = {{0}, 0, 0};
+    for (const char *c = opt.prompt; *c; c++) print_byte(&u, (unsigned char)*c);
+    print_byte(&u, -1);
+    int drawn = generate(m, z, prompt, given, m->cached + 1 - given, s);
     printf("\n");
     check_numbers(m, 0, 0, NAN);
     fprintf(stderr, "%d tokens after %d in %.2f s, %.1f tokens/s\n", drawn, given, seconds() - start, drawn / (seconds() - start));
@@ -2319,7 +2362,7 @@ static int use(Model *m, const Data *data, const Data *val, const Tokenizer *z, 
 static Config choose_network(int V, int step, char path[PATH + 32]) {
     int scratch = step < 0 && opt.start[0] == 'd' && !strpbrk(opt.start, "./");
     path[0] = 0;
-    if (step >= 0) snprintf(path, PATH + 32, "%s/model_%08d.bin", opt.out, step);
+    if (step >= 0) checkpoint_path(path, opt.out, "model", step);
     else if (!scratch) snprintf(path, PATH + 32, "%s", opt.start);
     Config net = scratch ? scratch_config(V) : load_model(path, NULL), before = net;
     if ((opt.layers && opt.layers != net.L) || (opt.heads && opt.heads != net.NH) || (opt.channels && opt.channels != net.C) ||
@@ -2356,9 +2399,9 @@ static int choose_shape(Model *m, int given) {
     m->T = given ? given : opt.T ? opt.T : context;
     if (m->T > context) die(STATUS_USAGE, "%s of %d tokens is longer than the context of %d", given ? "a prompt" : "-t: a sequence", m->T, context);
     if ((int64_t)m->B * m->T > 1 << 30) die(STATUS_USAGE, "-b %d times -t %d is more than 2^30 tokens; use -d to accumulate", m->B, m->T);
-    m->cached = m->training ? (opt.sample_every ? smaller_of(opt.sample_length, context) : 0) : given && !opt.logits[0] ? given + opt.sample_length - 1 : 0;
-    if (m->cached > context)
-        die(STATUS_USAGE, "-g %d after a prompt of %d tokens is more than the context of %d", opt.sample_length, given, context);
+    int samples = m->training ? opt.sample_every > 0 : given && !opt.logits[0];
+    if (samples)  // the last token is not looked at again
+        m->cached = smaller_of(opt.sample_length + (given ? given : 1) - 1, most_cached(&m->net, m->training));
     int tokens = m->B * m->T;
     if (opt.tokens % tokens != 0) die(STATUS_USAGE, "-d %d is no multiple of -b %d times -t %d", opt.tokens, m->B, m->T);
     m->memory = opt.memory >= 0 ? opt.memory : m->net.mode == BASELINE ? STORE : REVERSE;
@@ -2367,7 +2410,7 @@ static int choose_shape(Model *m, int given) {
     if ((double)m->B * m->T * m->net.C * steps(&m->net) > 0x1p55)  // so that no size in the plan, of up to 64 bytes each, overflows
         die(STATUS_USAGE, "-b %d times -t %d with %d layers of %d channels is more than any machine holds", m->B, m->T, m->net.L, m->net.C);
     m->chunk = smaller_of(opt.chunk ? opt.chunk : default_chunk(m->T), m->B);
-    m->head_chunk = smaller_of(opt.head_chunk ? opt.head_chunk : head_chunk_tokens, tokens);
+    m->head_chunk = smaller_of(opt.head_chunk ? opt.head_chunk : m->cached && !m->training ? 1 : head_chunk_tokens, tokens);
     return opt.tokens ? opt.tokens / tokens : 1;
 }
 
@@ -2375,13 +2418,15 @@ static int choose_shape(Model *m, int given) {
 int rev_gpt2_main(int argc, char **argv) {
     Model m;
     Data data, val;
-    Tokenizer z = {0, -1, NULL, NULL};
+    Tokenizer z;
     char path[PATH + 32], tokenizer[PATH + 32];
     int first = -1, last = -1, models = 0, given = 0, *prompt = NULL;
     for (int fd = 0; fd <= 2;) fd = open("/dev/null", O_RDWR);  // no file of ours becomes a closed stdout
+    signal(SIGXFSZ, SIG_IGN);  // a file that may not grow fails like a full disk
     memset(&m, 0, sizeof m);
     memset(&data, 0, sizeof data);
     memset(&val, 0, sizeof val);
+    memset(&z, 0, sizeof z);
     parse_options(argc, argv);
     if (opt.help) print_help();
     if (opt.version) printf("rev_gpt2 0.1\n");
@@ -2394,7 +2439,7 @@ int rev_gpt2_main(int argc, char **argv) {
     if (opt.out[0]) find_checkpoints(opt.out, &first, &last, &models);
     int resumed = opt.resume && last >= 0, step = resumed ? last : 0;
     m.net = choose_network(data.V ? data.V : val.V ? val.V : 50257, resumed ? step : -1, path);
-    if (opt.prompt || opt.sample_every) z = tokenizer_open(m.net.V == 256 && !opt.tokenizer[0] ? NULL : find_tokenizer(tokenizer), m.net.V);
+    if (opt.prompt || opt.sample_every) z = tokenizer_open(find_tokenizer(tokenizer, m.net.V), m.net.V);
     if (opt.prompt) {
         prompt = (int *)malloc((strlen(opt.prompt) + 1) * sizeof(int));
         if (!prompt) die(STATUS_NUMBERS, "out of memory for the prompt");
@@ -2413,7 +2458,7 @@ int rev_gpt2_main(int argc, char **argv) {
         plan_print(&m);
     }
     if (opt.plan) return finish();
-    if (opt.train[0] && !opt.prompt) data_check(&data, opt.train, m.net.V, m.B, m.T, opt.shuffle);
+    if (opt.train[0] && !opt.prompt) data_check(&data, opt.train, m.net.V, m.B, m.T, m.training && opt.shuffle);
     if (opt.val[0] && !opt.prompt) data_check(&val, opt.val, m.net.V, m.B, m.T, 0);
     int64_t epoch = opt.shuffle ? 0 : all_places(&data, m.B, m.T, 0) / accumulate;
     if (m.training && opt.steps < 0 && epoch < 1)
@@ -2424,24 +2469,28 @@ int rev_gpt2_main(int argc, char **argv) {
     if (opt.out[0]) {
         char log_path[PATH + 32];
         snprintf(log_path, sizeof log_path, "%s/log.csv", opt.out);
-        if (!opt.resume && (models || access(log_path, F_OK) == 0))
-            die(STATUS_USAGE, "%s already holds a run: -y 1 resumes it, or choose another -o", opt.out);
-        if (opt.resume && !resumed && models) die(STATUS_DATA, "%s holds models, but no state to resume from", opt.out);
-        if (opt.resume && !resumed) printf("%s has no checkpoint: starting anew\n", opt.out);
         if (mkdir(opt.out, 0777) != 0 && errno != EEXIST) die(STATUS_DATA, "cannot make %s: %s", opt.out, strerror(errno));
         int lock = open(opt.out, O_RDONLY | O_DIRECTORY);  // held until the process ends
         if (lock < 0) die(STATUS_DATA, "cannot open %s: %s", opt.out, strerror(errno));
         if (flock(lock, LOCK_EX | LOCK_NB) != 0) die(STATUS_DATA, "%s is in use by another run", opt.out);
+        if (!opt.resume && (models || access(log_path, F_OK) == 0))
+            die(STATUS_USAGE, "%s already holds a run: -y 1 resumes it, or choose another -o", opt.out);
+        if (opt.resume && !resumed && models) die(STATUS_DATA, "%s holds models, but no state to resume from", opt.out);
+        if (opt.resume && !resumed) printf("%s has no checkpoint: starting anew\n", opt.out);
+        int before = last;
+        find_checkpoints(opt.out, &first, &last, &models);
+        if (last != before) die(STATUS_DATA, "%s was written to by another run just now", opt.out);
     }
     model_alloc(&m);
     if (path[0]) load_model(path, &m);
     else init_parameters(&m, (uint64_t)run.seed);
     if (resumed) {
-        snprintf(path, sizeof path, "%s/state_%08d.bin", opt.out, step);
+        checkpoint_path(path, opt.out, "state", step);
         load_state(&m, path, step, &run);
         printf("resumed from %s\n", path);
     }
-    int status = m.training ? train(&m, &data, &val, &z, &run, step, total, resumed) : use(&m, &data, &val, &z, prompt, given);
+    int status = m.training ? train(&m, &data, &val, &z, &run, step, total, resumed)
+                            : infer(&m, &data, &val, &z, prompt, given);
     model_free(&m);
     data_close(&data);
     data_close(&val);

@@ -2,9 +2,12 @@
 # What `make demo` does, with a C compiler, make and a shell alone: trains a byte-level GPT on this project's own text, a
 # midpoint network that runs backwards; lets it write; and measures its memory beside that of the ordinary network.
 # About two minutes on two cores, $DEMO_SECONDS (75) of them training.
-# usage: dev/demo.sh TEXT     (TEXT ends in .txt; results go beside it)
+# usage: dev/demo.sh TEXT     (TEXT ends in .txt; the folder demo is used for the rest)
 [ -r "$1" ] || { echo "usage: dev/demo.sh TEXT" >&2; exit 2; }
-text=$1 out=$(dirname "$1") seconds=${DEMO_SECONDS:-75}
+command -v awk >/dev/null || { echo "dev/demo.sh needs awk" >&2; exit 1; }
+text=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
+cd "$(dirname "$0")/.." && make -s train_rev_gpt2 && mkdir -p demo || exit 1
+out=demo seconds=${DEMO_SECONDS:-75}
 net='-e d6 --channels 128 --heads 4 --context 64'
 learn='-b 16 -l 2e-3 -u 50 --beta2 0.99 --shuffle'
 export GOMP_SPINCOUNT=10000  # a thread that waits spins a moment, then sleeps: other programs may run meanwhile
@@ -29,7 +32,7 @@ row() {
 steps=$(awk -F, -v seconds=$seconds 'NR > 5 {ms += $6; n++} END {printf "%d", seconds * 1000 * n / ms}' "$out/probe/log.csv")
 rm -rf "$out/probe"
 
-echo "Training on $text: midpoint, 6 layers, --memory reverse, $steps steps. Every step checks that the streams, run"
+echo "Training on $1: midpoint, 6 layers, --memory reverse, $steps steps. Every step checks that the streams, run"
 echo 'backwards, are the embedding again: drift 0 means to the bit.'
 ./train_rev_gpt2 -i "$text" $net --layers 6 $learn -x $steps -o "$out/run" | while IFS= read -r line; do
     case $line in step*[05]0/*) echo "$line" ;; esac

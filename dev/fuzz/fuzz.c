@@ -329,7 +329,7 @@ static void check_encode(const Tokenizer *z, const char *text) {
     int count = encode(z, prompt, tokens);
     may_end_with = STATUS_OK;
     for (int i = 0; i < count; at += (size_t)token_length(z, tokens[i++]))
-        if (tokens[i] < 0 || tokens[i] >= z->V || tokens[i] == z->end || token_length(z, tokens[i]) < 1 ||
+        if (tokens[i] < 0 || tokens[i] >= z->V || tokens[i] == z->eot || token_length(z, tokens[i]) < 1 ||
             (size_t)token_length(z, tokens[i]) > length - at ||
             memcmp(z->texts + z->at[tokens[i]], text + at, (size_t)token_length(z, tokens[i])) != 0) fail("tokens are not the text");
     if (at != length) fail("tokens are not all of the text");
@@ -400,7 +400,7 @@ static void fuzz_flags(const uint8_t *bytes, size_t size) {
     put_file(models[kind], model_sizes[kind]);
     m.net = choose_network(argc % 2 ? 256 : 50257, opt.resume ? 7 : -1, path);
     if (path[0] && !opt.resume && strcmp(path, opt.start) != 0) fail("a model of another name");
-    if (find_tokenizer(path) == path && strlen(path) > PATH + 30) fail("a name that was cut");
+    if (find_tokenizer(path, m.net.V) == path && strlen(path) > PATH + 30) fail("a name that was cut");
     if (opt.prompt) {
         Tokenizer z = tokenizer_open(NULL, 256);
         Character u = {{0}, 0, 0};
