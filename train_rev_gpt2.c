@@ -350,7 +350,8 @@ static void need(Model *m, int row, void *at, size_t count, size_t size) {
 static size_t kept_bytes(const Model *m, int k) {  // internals of step k, all chunks
     size_t whole = (size_t)(m->B / m->chunk), rest = (size_t)(m->B % m->chunk), T = (size_t)m->T;
     int parts = parts_of(&m->net, k);
-    return whole * internals_at(NULL, NULL, &m->net, parts, (size_t)m->chunk * T) + internals_at(NULL, NULL, &m->net, parts, rest * T);
+    return whole * internals_at(NULL, NULL, &m->net, parts, (size_t)m->chunk * T) +
+           internals_at(NULL, NULL, &m->net, parts, rest * T);
 }
 
 // Writes down every buffer there will be. What is printed and what is allocated both come from this list.
@@ -892,8 +893,8 @@ static inline void multiply_panels(real_t *c, int64_t row, int rows, int columns
             #pragma GCC unroll 2
             for (int v = 0; v < NV; v++) sum[i][v] += a[i] * ((const vector_t *)b)[v];
     }
-    for (int i = 0; i < MR; i++)
-        for (int v = 0; v < NV; v++) tile[i][v] = sum[i][v];  // sum itself is only indexed by constants, so it lives in registers
+    for (int i = 0; i < MR; i++)  // sum itself is only indexed by constants, so it lives in registers
+        for (int v = 0; v < NV; v++) tile[i][v] = sum[i][v];
     for (int i = 0; i < rows; i++) {
         const real_t *t = (const real_t *)tile[i], *start = accumulate ? c + i*row : bias;
         if (columns == NR && start)
@@ -1729,7 +1730,8 @@ static void save_logits(Model *m, const char *path) {
     Output o;
     char header[128] = "\x93NUMPY\1\0\x76";  // version 1.0, and 118 bytes follow
     memset(header + 10, ' ', 117);
-    int length = snprintf(header + 10, 117, "{'descr': '<f4', 'fortran_order': False, 'shape': (%d, %d, %d), }", m->B, m->T, m->net.V);
+    int length = snprintf(header + 10, 117, "{'descr': '<f4', 'fortran_order': False, 'shape': (%d, %d, %d), }",
+                          m->B, m->T, m->net.V);
     header[10 + length] = ' ';
     header[127] = '\n';
     if (access(path, F_OK) == 0) {
@@ -1759,7 +1761,8 @@ static FILE *log_open(const char *directory, int step) {
     Output o;
     snprintf(path, sizeof path, "%s/log.csv", directory);
     FILE *old = access(path, F_OK) == 0 ? open_regular(path) : NULL;
-    if (old && (!fgets(line, sizeof line, old) || strcmp(line, log_header) != 0)) die(STATUS_DATA, "%s is not a log of this program", path);
+    if (old && (!fgets(line, sizeof line, old) || strcmp(line, log_header) != 0))
+        die(STATUS_DATA, "%s is not a log of this program", path);
     output_open(&o, path, 1);
     output_write(&o, log_header, sizeof log_header - 1);
     while (old && step >= 0 && fgets(line, sizeof line, old)) {
@@ -1834,10 +1837,11 @@ static int find_token(const Tokenizer *z, const unsigned char *text, int length)
     return -1;
 }
 
-// What kind of character begins at text, and its bytes in *length: a letter, number, space or other, as GPT-2 cuts text into
-// words. Beyond ASCII the usual punctuation and symbols are known; elsewhere tokens may differ from tiktoken's, never their text.
+// What kind of character begins at text, and its bytes in *length: a letter, number, space or other, as GPT-2 cuts text
+// into words. Beyond ASCII the usual punctuation and symbols are known; elsewhere tokens may differ from tiktoken's, never
+// their text.
 static char kind_of(const unsigned char *text, int *length) {
-    static const struct { unsigned first, last; char kind; } known[] = {  // the first that holds counts, and none means a letter
+    static const struct { unsigned first, last; char kind; } known[] = {  // the first that holds counts; none: a letter
         {'A', 'Z', 'L'}, {'a', 'z', 'L'}, {'0', '9', 'N'}, {9, 13, ' '}, {' ', ' ', ' '}, {0, 0x7F, 'O'},
         {0x85, 0x85, ' '}, {0xA0, 0xA0, ' '}, {0xAA, 0xAA, 'L'}, {0xB5, 0xB5, 'L'}, {0xBA, 0xBA, 'L'}, {0xB2, 0xB3, 'N'},
         {0xB9, 0xB9, 'N'}, {0xBC, 0xBE, 'N'}, {0x80, 0xBF, 'O'}, {0xD7, 0xD7, 'O'}, {0xF7, 0xF7, 'O'}, {0x300, 0x36F, 'O'},
@@ -1878,7 +1882,8 @@ static int encode(const Tokenizer *z, const char *text, int *tokens) {
     for (const unsigned char *word = (const unsigned char *)text; *word; word += word_length(word)) {
         int n = word_length(word), parts = n, first = count, lowest;
         for (int i = 0; i < n; i++, count++)
-            if ((tokens[count] = find_token(z, word + i, 1)) < 0) die(STATUS_DATA, "the tokenizer has no token for byte %d of the prompt", word[i]);
+            if ((tokens[count] = find_token(z, word + i, 1)) < 0)
+                die(STATUS_DATA, "the tokenizer has no token for byte %d of the prompt", word[i]);
         do {
             int best = 0, at = 0;
             lowest = -1;
@@ -2115,8 +2120,11 @@ static void parse_options(int argc, char **argv) {
         int o = 0;
         while (o < OPTIONS && strcmp(argv[i], options[o].flag) != 0) o++;
         for (size_t r = 0; r < sizeof refused / sizeof refused[0]; r++)
-            if (strcmp(argv[i], refused[r][0]) == 0) die(STATUS_USAGE, "%s of llm.c is not here: %s", refused[r][0], refused[r][1]);
-        if (o == OPTIONS) die(STATUS_USAGE, "%s: no such flag; --help lists them%s", argv[i], argv[i][0] == '-' ? "" : ", and a pattern of files needs quotes");
+            if (strcmp(argv[i], refused[r][0]) == 0)
+                die(STATUS_USAGE, "%s of llm.c is not here: %s", refused[r][0], refused[r][1]);
+        if (o == OPTIONS)
+            die(STATUS_USAGE, "%s: no such flag; --help lists them%s", argv[i],
+                argv[i][0] == '-' ? "" : ", and a pattern of files needs quotes");
         if (given[o]++) die(STATUS_USAGE, "%s is given twice", argv[i]);
         if (options[o].type == SWITCH) set_option(&options[o], "1");
         else if (i + 1 == argc) die(STATUS_USAGE, "%s needs a value", argv[i]);
@@ -2276,7 +2284,8 @@ static int first_token(const Tokenizer *z) { return z->eot >= 0 ? z->eot : z->V 
 
 // Trains from `step` to the end of the run, in m and in the directory -o. resumed: what happens between two steps has
 // been done for this one. Returns the exit status.
-static int train(Model *m, const Data *data, const Data *val, const Tokenizer *z, const Run *run, int step, int total, int resumed) {
+static int train(Model *m, const Data *data, const Data *val, const Tokenizer *z, const Run *run, int step, int total,
+                 int resumed) {
     FILE *csv = opt.out[0] ? log_open(opt.out, resumed ? step : -1) : NULL;
     int val_batches = opt.val[0] && opt.val_every ? batches_to_validate(m, val) : 0;
     struct sigaction action;
@@ -2323,7 +2332,8 @@ static int train(Model *m, const Data *data, const Data *val, const Tokenizer *z
     }
     if (csv && fclose(csv) != 0) die(STATUS_DATA, "cannot write %s/log.csv: %s", opt.out, strerror(errno));
     if (interrupted)
-        die(STATUS_INTERRUPTED, "interrupted after step %d; %s", step, opt.out[0] ? "-y 1 goes on from there" : "without -o nothing is saved");
+        die(STATUS_INTERRUPTED, "interrupted after step %d; %s", step,
+            opt.out[0] ? "-y 1 goes on from there" : "without -o nothing is saved");
     return finish();
 }
 
@@ -2397,8 +2407,10 @@ static int choose_shape(Model *m, int given) {
     m->training = !opt.eval && !opt.logits[0] && !opt.prompt;
     m->B = given ? 1 : opt.B;
     m->T = given ? given : opt.T ? opt.T : context;
-    if (m->T > context) die(STATUS_USAGE, "%s of %d tokens is longer than the context of %d", given ? "a prompt" : "-t: a sequence", m->T, context);
-    if ((int64_t)m->B * m->T > 1 << 30) die(STATUS_USAGE, "-b %d times -t %d is more than 2^30 tokens; use -d to accumulate", m->B, m->T);
+    if (m->T > context)
+        die(STATUS_USAGE, "%s of %d tokens is longer than the context of %d", given ? "a prompt" : "-t: a sequence", m->T, context);
+    if ((int64_t)m->B * m->T > 1 << 30)
+        die(STATUS_USAGE, "-b %d times -t %d is more than 2^30 tokens; use -d to accumulate", m->B, m->T);
     int samples = m->training ? opt.sample_every > 0 : given && !opt.logits[0];
     if (samples)  // the last token is not looked at again
         m->cached = smaller_of(opt.sample_length + (given ? given : 1) - 1, most_cached(&m->net, m->training));
@@ -2407,8 +2419,9 @@ static int choose_shape(Model *m, int given) {
     m->memory = opt.memory >= 0 ? opt.memory : m->net.mode == BASELINE ? STORE : REVERSE;
     if (m->net.mode == BASELINE && m->memory == REVERSE)
         die(STATUS_USAGE, "baseline cannot be reversed: --memory store or checkpoint, or another --mode");
-    if ((double)m->B * m->T * m->net.C * steps(&m->net) > 0x1p55)  // so that no size in the plan, of up to 64 bytes each, overflows
-        die(STATUS_USAGE, "-b %d times -t %d with %d layers of %d channels is more than any machine holds", m->B, m->T, m->net.L, m->net.C);
+    if ((double)m->B * m->T * m->net.C * steps(&m->net) > 0x1p55)  // with up to 64 bytes each the plan still fits 64 bits
+        die(STATUS_USAGE, "-b %d times -t %d with %d layers of %d channels is more than any machine holds", m->B, m->T,
+            m->net.L, m->net.C);
     m->chunk = smaller_of(opt.chunk ? opt.chunk : default_chunk(m->T), m->B);
     m->head_chunk = smaller_of(opt.head_chunk ? opt.head_chunk : m->cached && !m->training ? 1 : head_chunk_tokens, tokens);
     return opt.tokens ? opt.tokens / tokens : 1;
@@ -2462,7 +2475,8 @@ int rev_gpt2_main(int argc, char **argv) {
     if (opt.val[0] && !opt.prompt) data_check(&val, opt.val, m.net.V, m.B, m.T, 0);
     int64_t epoch = opt.shuffle ? 0 : all_places(&data, m.B, m.T, 0) / accumulate;
     if (m.training && opt.steps < 0 && epoch < 1)
-        die(STATUS_USAGE, "-x is missing: how many steps? There is no once through the tokens with --shuffle, or if -d is more than all");
+        die(STATUS_USAGE, "-x is missing: how many steps? There is no once through the tokens with --shuffle, or if -d is "
+            "more than all");
     int total = opt.steps >= 0 ? opt.steps : (int)(epoch < 99999999 ? epoch : 99999999);
 
     // the directory: nothing of another run is overwritten
