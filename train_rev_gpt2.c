@@ -2427,6 +2427,24 @@ static int choose_shape(Model *m, int given) {
     return opt.tokens ? opt.tokens / tokens : 1;
 }
 
+// Makes -o, or takes it from others until the process ends; nothing of another run will be overwritten there. step: of the
+// checkpoint that is resumed from, or -1.
+static void claim_directory(int step) {
+    char log_path[PATH + 32];
+    int first, last, models;
+    snprintf(log_path, sizeof log_path, "%s/log.csv", opt.out);
+    if (mkdir(opt.out, 0777) != 0 && errno != EEXIST) die(STATUS_DATA, "cannot make %s: %s", opt.out, strerror(errno));
+    int lock = open(opt.out, O_RDONLY | O_DIRECTORY);
+    if (lock < 0) die(STATUS_DATA, "cannot open %s: %s", opt.out, strerror(errno));
+    if (flock(lock, LOCK_EX | LOCK_NB) != 0) die(STATUS_DATA, "%s is in use by another run", opt.out);
+    find_checkpoints(opt.out, &first, &last, &models);
+    if (!opt.resume && (models || access(log_path, F_OK) == 0))
+        die(STATUS_USAGE, "%s already holds a run: -y 1 resumes it, or choose another -o", opt.out);
+    if (opt.resume && last != step) die(STATUS_DATA, "%s was written to by another run just now", opt.out);
+    if (opt.resume && last < 0 && models) die(STATUS_DATA, "%s holds models, but no state to resume from", opt.out);
+    if (opt.resume && last < 0) printf("%s has no checkpoint: starting anew\n", opt.out);
+}
+
 // The whole program; returns the exit status.
 int rev_gpt2_main(int argc, char **argv) {
     Model m;
@@ -2479,22 +2497,7 @@ int rev_gpt2_main(int argc, char **argv) {
             "more than all");
     int total = opt.steps >= 0 ? opt.steps : (int)(epoch < 99999999 ? epoch : 99999999);
 
-    // the directory: nothing of another run is overwritten
-    if (opt.out[0]) {
-        char log_path[PATH + 32];
-        snprintf(log_path, sizeof log_path, "%s/log.csv", opt.out);
-        if (mkdir(opt.out, 0777) != 0 && errno != EEXIST) die(STATUS_DATA, "cannot make %s: %s", opt.out, strerror(errno));
-        int lock = open(opt.out, O_RDONLY | O_DIRECTORY);  // held until the process ends
-        if (lock < 0) die(STATUS_DATA, "cannot open %s: %s", opt.out, strerror(errno));
-        if (flock(lock, LOCK_EX | LOCK_NB) != 0) die(STATUS_DATA, "%s is in use by another run", opt.out);
-        if (!opt.resume && (models || access(log_path, F_OK) == 0))
-            die(STATUS_USAGE, "%s already holds a run: -y 1 resumes it, or choose another -o", opt.out);
-        if (opt.resume && !resumed && models) die(STATUS_DATA, "%s holds models, but no state to resume from", opt.out);
-        if (opt.resume && !resumed) printf("%s has no checkpoint: starting anew\n", opt.out);
-        int before = last;
-        find_checkpoints(opt.out, &first, &last, &models);
-        if (last != before) die(STATUS_DATA, "%s was written to by another run just now", opt.out);
-    }
+    if (opt.out[0]) claim_directory(resumed ? step : -1);
     model_alloc(&m);
     if (path[0]) load_model(path, &m);
     else init_parameters(&m, (uint64_t)run.seed);
