@@ -666,12 +666,15 @@ static void test_cache(void) {
 
 // Greedy text is what whole forward passes would choose; it ends at an end of text; another series of draws is another text.
 static void test_generate(void) {
-    for (int mode = 0; mode < MODES; mode++) {
+    for (int i = 0; i < 2 * MODES; i++) {
         Model m;
-        make_model(&m, odd, mode, mode == BASELINE ? STORE : REVERSE, default_grid(mode));
+        Shape shape = odd;
+        int mode = i / 2, beyond = i % 2;  // beyond the T of training
+        if (beyond) shape.T = 6, shape.head_chunk = 10;
+        make_model(&m, shape, mode, mode == BASELINE ? STORE : REVERSE, default_grid(mode));
         Tokenizer z = tokenizer_open(NULL, m.net.V);
         Sampler greedy = {0, 0, 1, 0}, free_draws = {1, 0, 1, 0};
-        int prompt[40] = {3, 1, 4, 1, 5}, length = 20, given = 5;
+        int prompt[40] = {3, 1, 4, 1, 5}, length = beyond ? 6 : 20, given = beyond ? 3 : 5;
         float logits[65];
         char expected[512] = "", *text = captured(&m, &z, prompt, given, length, greedy), *again;
         for (int t = given; t < given + length; t++) {
