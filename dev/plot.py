@@ -23,8 +23,13 @@ FONTS = "-apple-system, 'Segoe UI', 'Liberation Sans', Helvetica, Arial, sans-se
 DEPTHS = [12, 24, 48, 96]
 
 
+def plain(text):
+    """On one line, without the characters that neither a terminal nor an SVG file should get."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
 def fail(message, status=1):
-    print("plot.py:", " ".join(message.split()), file=sys.stderr)
+    print("plot.py:", plain(message), file=sys.stderr)
     sys.exit(status)
 
 
@@ -69,8 +74,8 @@ def axes(title, note, right):
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "rev_gpt2", "font.family": "DejaVu Sans",
                                 "font.size": 10.5, "text.color": INK, "axes.labelcolor": INK, "text.parse_math": False})
     figure = Figure(figsize=(8.4, 4.7), facecolor="white")
-    figure.text(0.024, 0.925, title, fontsize=14, fontweight="bold")
-    figure.text(0.024, 0.868, note, fontsize=10, color=FAINT)
+    figure.text(0.024, 0.925, plain(title), fontsize=14, fontweight="bold")
+    figure.text(0.024, 0.868, plain(note), fontsize=10, color=FAINT)
     ax = figure.add_axes((0.085, 0.125, right - 0.085, 0.69), axisbelow=True)
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.spines["bottom"].set_color(FAINT)
@@ -107,7 +112,7 @@ def draw_loss(args):
         ax.plot(*log["val"], color=colour, linewidth=1.5, marker=marker, markersize=5, markeredgecolor="white",
                 markeredgewidth=0.6)
         x, y = (values[-1] for values in (log["val"] if log["val"][0] else log["train"]))
-        ends.append((x, y, f"{os.path.basename(os.path.abspath(run))} {y:.3f}", colour))
+        ends.append((x, y, f"{plain(os.path.basename(os.path.abspath(run)))} {y:.3f}", colour))
     ax.set(xlabel="step", ylabel="loss in nats a token", xlim=(0, max(1, 1.01 * max(end[0] for end in ends))))
     ax.xaxis.get_major_locator().set_params(integer=True)
     early = [log["val"][1][1] for log in logs if len(log["val"][1]) > 2]  # the untrained network's loss is off the scale

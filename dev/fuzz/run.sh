@@ -2,7 +2,9 @@
 # Fuzzes the readers of token, model, state and tokenizer files, and the flags: RUNS inputs each, made from small valid ones.
 # usage: dev/fuzz/run.sh RUNS [tokens|model|state|tokenizer|flags ...]     (20000: under a minute on two cores)
 # What is found is shown, and its input kept beside the program that takes it. CC= is a clang, LIBFUZZER= its other flags.
-case $1 in ''|*[!0-9]*) echo "usage: dev/fuzz/run.sh RUNS [tokens|model|state|tokenizer|flags ...]" >&2; exit 2 ;; esac
+usage() { echo "usage: dev/fuzz/run.sh RUNS [tokens|model|state|tokenizer|flags ...]" >&2; exit 2; }
+case $1 in ''|*[!0-9]*) usage ;; esac
+for target in "${@:2}"; do case $target in tokens|model|state|tokenizer|flags) ;; *) usage ;; esac; done
 cd "$(dirname "$0")" || exit 1
 runs=$1 CC=${CC:-clang}; shift
 [ $# -gt 0 ] || set -- tokens model state tokenizer flags
