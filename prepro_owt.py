@@ -17,7 +17,7 @@ on into the next file. The end-of-text token comes before each document, as in l
 tokenizer has none and takes a newline. --val docs:F, by default with F = 0.0005, is nanoGPT's split: it holds out the
 same documents and shuffles both sides into the same order. last:P% holds out the last P per cent of the documents,
 first:N the first N tokens. A run that was stopped, however that was, goes on after its last finished file when the same
-command is given again, and ends with the same bytes; DIR/prepro_owt.json keeps account of it.
+command is given again, and ends with the same bytes; DIR/prepro_owt.json keeps account, and keeps DIR from other runs.
 
 The FILES of --text are joined in the order given, without end-of-text tokens, and make one file a side. By default
 --val last:10% holds out the last P per cent of the characters (bytes, for the byte tokenizer) and each side is
@@ -26,12 +26,14 @@ N = 32768. With --val docs:F each file is a document.
 
 The byte tokenizer (V = 256) on plain text needs only Python. gpt2 (V = 50257) needs the package tiktoken, documents
 tqdm, docs:F numpy, the hub and parquet datasets, whose cache takes some 65 GB for OpenWebText besides 18 GB of tokens.
-Exit status: 0 done, 1 data and files, 2 usage, 3 out of memory, 130 Ctrl-C.
+Exit status: 0 done, 1 data and files, 2 usage, 3 out of memory, 130 Ctrl-C or SIGTERM.
 """
 import argparse
+import atexit
 import bisect
 import collections
 import contextlib
+import fcntl
 import functools
 import glob
 import importlib
@@ -42,6 +44,7 @@ import multiprocessing
 import os
 import re
 import signal
+import stat
 import struct
 import sys
 import threading
@@ -52,8 +55,12 @@ RECORD = "prepro_owt.json"
 CHUNK = 16  # documents that go to a worker at once
 
 
+def plain(text):
+    return re.sub(r"[\0-\x1f\x7f-\x9f]", "?", text)  # a file's name may hold what a terminal obeys
+
+
 def fail(message, status=1):
-    print("prepro_owt.py:", " ".join(message.split()), file=sys.stderr)  # one line, whatever a path or library put in
+    print("prepro_owt.py:", plain(" ".join(message.split())), file=sys.stderr)  # one line, whatever a library put in
     sys.exit(status)
 
 
@@ -121,13 +128,12 @@ def writing(path):
     return trying("write", path, "--out needs a folder with room that you may write to")
 
 
-def save(out, files):
-    """Writes {name: function that fills the file} to the folder: all aside, then all renamed. What can fail for want
-    of space or rights does so before the first rename, so that no new file is left beside an old one."""
+def save(out, record, files={}):
+    """Writes {name: function that fills the file} and the record to the folder: all aside, then all renamed. What can
+    fail for want of space or rights does so before the first rename, so that no new file is left beside an old one."""
+    files = {**files, RECORD: lambda f: f.write(json.dumps(record).encode())}
     paths = {os.path.join(out, name): fill for name, fill in files.items()}
     try:
-        with writing(out):
-            os.makedirs(out, exist_ok=True)
         for path, fill in paths.items():
             with writing(path), open(path + ".tmp", "wb", buffering=2**20) as f:
                 fill(f)
@@ -146,18 +152,66 @@ def save(out, files):
                 os.remove(path + ".tmp")
 
 
-def token_files(out):
-    if not os.path.lexists(out):
-        return []
-    with writing(out):
-        return sorted(name for name in os.listdir(out) if re.fullmatch(r"(train|val)_[0-9]+\.bin", name))
+def identify(paths):
+    files = []
+    for path in paths:
+        with trying("read", path, "give files that exist"):
+            status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            fail(f"{path} is a directory, pipe or device; give regular files")
+        files.append([path, status.st_size, status.st_mtime_ns])
+    return files
 
 
-def say(text):
+def say(line):
     try:
-        os.write(1, os.fsencode(text))  # past Python's buffer, whose failure at exit would be a traceback
+        os.write(1, os.fsencode(plain(line) + "\n"))  # past Python's buffer, whose failure at exit would be a traceback
     except OSError as e:
         fail(f"the files are written, but standard output is not: {e.strerror}")
+
+
+def open_record(args, source):
+    """What of this run is done in the folder, which may not hold another's files and is kept from others to the end."""
+    out, path, record = args.out, os.path.join(args.out, RECORD), {}
+    run = {"source": source, "tokenizer": args.tokenizer, "val": list(args.val[:2]), "shard-size": args.shard_size}
+    new = {"run": run, "finished": False, "files": [], "next": [0, 0]}  # next: a document and a token in it
+    with writing(out):
+        os.makedirs(out, exist_ok=True)
+        folder = os.open(out, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            if isinstance(e, BlockingIOError):  # otherwise the file system has no locks
+                fail(f"another run is using {out}; let it end or choose another --out")
+        others = sorted(name for name in os.listdir(out) if re.fullmatch(r"(train|val)_[0-9]+\.bin", name))
+    os.register_at_fork(after_in_child=functools.partial(os.close, folder))  # the lock ends with this process
+    if os.path.lexists(path):
+        try:
+            with open(path, encoding="utf-8") as f:
+                record = json.load(f)
+            types = [[*map(type, part)] for part in ([record[key] for key in new], record["next"], *record["files"])]
+            if types != [[dict, bool, list, list], [int, int]] + [[str, int]] * len(record["files"]):
+                raise ValueError("not of the shape it is written in")
+        except (OSError, ValueError, TypeError, LookupError, RecursionError) as e:
+            fail(f"cannot read {path} ({e}); remove that run's files or choose another --out")
+    if record.get("run") != run:
+        if others:
+            differ = [key for key in run if record and record["run"].get(key) != run[key]]
+            fail(f"{out} holds {others[0]} of another run{' with another ' + ', '.join(differ) if differ else ''}; "
+                 "repeat that command, remove its files or choose another --out")
+        return new
+    for name, count in record["files"]:
+        if name not in others or os.path.getsize(os.path.join(out, name)) != 1024 + 2 * count:
+            fail(f"{out}/{name} is not as this run left it; remove the run's files and {RECORD}, and start again")
+    return record
+
+
+def finish(out, record, files, paths):
+    """Writes the last files, unless what was read has changed meanwhile."""
+    if paths and identify(paths) != record["run"]["source"][1]:
+        fail(f"{', '.join(paths)} changed while being read; remove the run's files from {out} and start again")
+    record["finished"] = True
+    save(out, record, files)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -187,37 +241,35 @@ def check_sides(option, n, unit, train, val):
 
 
 def prepare_text(args):
-    gpt2, (kind, x, option) = args.tokenizer == "gpt2", args.val
-    text = read_text(args.text, as_str=gpt2)
-    enc = load_gpt2() if gpt2 else None
-    encode, V = (enc.encode_ordinary, enc.n_vocab) if gpt2 else (bytes, 256)
-    if kind == "first":
-        tokens = encode(text)
-        train, val = tokens[x:], tokens[:x]
-        check_sides(option, len(tokens), "tokens", train, val)
+    out, gpt2, (kind, x, option) = args.out, args.tokenizer == "gpt2", args.val
+    V, source = 50257 if gpt2 else 256, ["text", identify(args.text)]
+    record = open_record(args, source) if os.path.lexists(out) else None
+    if record and record["finished"]:
+        say(f"{out} is finished already")
     else:
-        n = int(len(text) * (1 - x / 100))  # in this order: for 10 it is nanoGPT's int(n*0.9) to the last bit
-        check_sides(option, len(text), "characters" if gpt2 else "bytes", text[:n], text[n:])
-        train, val = encode(text[:n]), encode(text[n:])
-    counts = {"train_000000.bin": len(train), "val_000000.bin": len(val)}
-    others = [name for name in token_files(args.out) + [RECORD]
-              if name not in counts and os.path.lexists(os.path.join(args.out, name))]
-    if others:
-        fail(f"{args.out} holds {others[0]} of another run; remove that run's files or choose another --out")
-    files = {"train_000000.bin": token_file(train, V), "val_000000.bin": token_file(val, V)}
-    if gpt2:
-        files["gpt2_tokenizer.bin"], counts["gpt2_tokenizer.bin"] = tokenizer_file(enc), V
-    save(args.out, files)
-    say("".join(f"{os.path.join(args.out, name)}  {count} tokens  V {V}\n" for name, count in counts.items()))
+        text = read_text(args.text, as_str=gpt2)
+        enc = load_gpt2() if gpt2 else None
+        encode = enc.encode_ordinary if gpt2 else bytes
+        if kind == "first":
+            tokens = encode(text)
+            train, val = tokens[x:], tokens[:x]
+            check_sides(option, len(tokens), "tokens", train, val)
+        else:
+            n = int(len(text) * (1 - x / 100))  # in this order: for 10 it is nanoGPT's int(n*0.9) to the last bit
+            check_sides(option, len(text), "characters" if gpt2 else "bytes", text[:n], text[n:])
+            train, val = encode(text[:n]), encode(text[n:])
+        files = {"train_000000.bin": token_file(train, V), "val_000000.bin": token_file(val, V)}
+        files.update({"gpt2_tokenizer.bin": tokenizer_file(enc)} if gpt2 else {})
+        record = record or open_record(args, source)
+        save(out, record)  # before the first token file, so that it is known whose that is
+        record["files"] = [["train_000000.bin", len(train)], ["val_000000.bin", len(val)]]
+        finish(out, record, files, args.text)
+    for name, count in record["files"] + ([["gpt2_tokenizer.bin", V]] if gpt2 else []):
+        say(f"{os.path.join(out, name)}  {count} tokens  V {V}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # documents: how many a source has, and a function that reads number i (at top level, so that it can go to a worker)
-
-def identify(paths):
-    with trying("read", ", ".join(paths), "give files that exist"):
-        return [[path, os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in paths]
-
 
 def parse(line, where):
     try:
@@ -271,13 +323,16 @@ def open_dataset(names, split):
     name = " ".join(names)
     if not paths and (len(names) > 1 or patterns[0].endswith(".parquet") or glob.has_magic(name)):
         fail(f"no .parquet files in {name}; --dataset takes a folder or glob of them, or the name of a hub dataset")
-    try:
-        local = {"data_files": [glob.escape(path) for path in paths]} if paths else {}
+    files = identify(paths)
+    try:  # with a batch_size, because the default, the length of the first row group, may be 0
+        local = {"data_files": [glob.escape(path) for path in paths], "batch_size": 1000} if paths else {}
         dataset = datasets.load_dataset("parquet" if paths else name, split=split, **local)
     except MemoryError:
         raise
     except Exception as e:  # network, names, splits, broken files, a full disk: all sorts of types
         e = e.__cause__ or e
+        if "corresponds to no data" in str(e):
+            fail(f"no documents in {name}; give something to train on")
         fail(f"cannot load {name} ({type(e).__name__}: {' '.join(str(e).split())[:300]}); --dataset takes the name of "
              "a hub dataset, which has to be downloaded at first, or a folder or glob of .parquet files")
     if getattr(dataset.features.get("text"), "dtype", None) not in ("string", "large_string"):
@@ -286,7 +341,7 @@ def open_dataset(names, split):
     if nulls:
         fail(f"{name} has {nulls} rows without a text; remove them")
     revision = [os.path.basename(os.path.dirname(f["filename"])) for f in dataset.cache_files[:1]]  # the hub's commit
-    return dataset.select_columns("text"), [name, split, len(dataset), identify(paths) if paths else revision]
+    return dataset.select_columns("text"), [name, split, len(dataset), files or revision]
 
 
 def split_documents(kind, x, n):
@@ -321,14 +376,16 @@ def work(pipe, read, tokenizer):
 
 def start_workers(count, read, tokenizer):
     pipes = []
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # workers inherit it: Ctrl-C is for this process alone
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # for this process alone
     with trying("start", f"{count} workers", "give fewer --workers"):
         for _ in range(count):
             ours, theirs = multiprocessing.Pipe()
-            multiprocessing.Process(target=work, args=(theirs, read, tokenizer), daemon=True).start()
+            worker = multiprocessing.Process(target=work, args=(theirs, read, tokenizer), daemon=True)
+            worker.start()  # it inherits what is blocked
+            atexit.register(worker.kill)
             theirs.close()
             pipes.append(ours)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return pipes
 
 
@@ -357,28 +414,6 @@ def tokenize(pipes, chunks):
 # ---------------------------------------------------------------------------------------------------------------------
 # the files of documents
 
-def open_record(out, run):
-    """What of this run is done in the folder, which may not hold the files of another."""
-    path, record = os.path.join(out, RECORD), {}
-    if os.path.lexists(path):
-        try:
-            with open(path, encoding="utf-8") as f:
-                record = json.load(f)
-        except (OSError, ValueError) as e:
-            fail(f"cannot read {path} ({e}); remove that run's files or choose another --out")
-    others = token_files(out)
-    if record.get("run") != run:
-        if others:
-            differ = [key for key in run if record and record["run"].get(key) != run[key]]
-            fail(f"{out} holds {others[0]} of another run{' with another ' + ', '.join(differ) if differ else ''}; "
-                 "repeat that command, remove its files or choose another --out")
-        return {"run": run, "finished": False, "files": [], "next": [0, 0]}  # next: a document and a token in it
-    for name, count in record["files"]:
-        if name not in others or os.path.getsize(os.path.join(out, name)) != 1024 + 2 * count:
-            fail(f"{out}/{name} is not as this run left it; remove the run's files and {RECORD}, and start again")
-    return record
-
-
 def cut(documents, i, at, totals, n_val, first, size):
     """Yields the name of a file, tokens that belong there, and where in the documents these end."""
     for i, ids in enumerate(documents, i):
@@ -406,17 +441,16 @@ def write_tokens(f, name, pieces, V, record):
 
 
 def prepare_documents(args):
-    out, gpt2, (kind, x, option), size = args.out, args.tokenizer == "gpt2", args.val, args.shard_size or 100_000_000
+    out, gpt2, (kind, x, option) = args.out, args.tokenizer == "gpt2", args.val
     names, paths, V = args.dataset or [OPENWEBTEXT], args.jsonl or args.text, 50257 if gpt2 else 256
     tqdm = functools.partial(need("tqdm", "preparing documents").tqdm, disable=None, unit_scale=True)  # None: no tty
     if paths:
         source = ["jsonl" if args.jsonl else "text", identify(paths)]
     else:
         dataset, source = open_dataset(names, args.split or "train")
-    record = open_record(out, {"source": source, "tokenizer": args.tokenizer, "val": [kind, x], "shard-size": size})
-    totals = {side: sum(n for name, n in record["files"] if name.startswith(side)) for side in ("train", "val")}
-    if record["finished"]:
-        say(f"{out} is finished already\n")
+    record = open_record(args, source) if os.path.lexists(out) else None
+    if record and record["finished"]:
+        say(f"{out} is finished already")
     else:
         document_encoder(args.tokenizer)  # so that it fails here and not in every worker
         if args.jsonl:
@@ -435,27 +469,26 @@ def prepare_documents(args):
         if not first:
             check_sides(option, n, "documents", train, val)
 
-        def write_record(f):
-            f.write(json.dumps(record).encode())
-        save(out, {RECORD: write_record})  # before the first token file, so that it is known whose that is
+        record = record or open_record(args, source)
+        save(out, record)  # before the first token file, so that it is known whose that is
         i, at = record["next"]
+        totals = {side: sum(n for name, n in record["files"] if name.startswith(side)) for side in ("train", "val")}
         chunks = ([int(val[k] if k < len(val) else train[k - len(val)]) for k in range(k, min(k + CHUNK, n))]
                   for k in range(i, n, CHUNK))
         pipes = start_workers(min(args.workers, -(-(n - i) // CHUNK)), read, args.tokenizer)
         with tqdm(tokenize(pipes, chunks), total=n, initial=i, unit=" documents") as bar:
-            stream = cut(bar, i, at, totals, len(val), first, size)
+            stream = cut(bar, i, at, totals, len(val), first, args.shard_size)
             for name, pieces in itertools.groupby(stream, lambda piece: piece[0]):
                 bar.set_description(name)
-                save(out, {name: lambda f: write_tokens(f, name, pieces, V, record), RECORD: write_record})
+                save(out, record, {name: lambda f: write_tokens(f, name, pieces, V, record)})
         if not totals["train"]:  # only now does one know, with first:N
             for name in [name for name, _ in record["files"]] + [RECORD]:
                 os.remove(os.path.join(out, name))
             check_sides(option, totals["val"], "tokens", [], val)
-        record["finished"] = True
-        save(out, {**({"gpt2_tokenizer.bin": tokenizer_file(load_gpt2())} if gpt2 else {}), RECORD: write_record})
-    for side, total in totals.items():
-        files = sum(name.startswith(side) for name, _ in record["files"])
-        say(f"{os.path.join(out, side)}_*.bin  {total} tokens  V {V}  files {files}\n")
+        finish(out, record, {"gpt2_tokenizer.bin": tokenizer_file(load_gpt2())} if gpt2 else {}, paths)
+    for side in "train", "val":
+        files = [n for name, n in record["files"] if name.startswith(side)]
+        say(f"{os.path.join(out, side)}_*.bin  {sum(files)} tokens  V {V}  files {len(files)}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -500,6 +533,7 @@ def main():
     if args.split and (args.text or args.jsonl):
         parser.error("--split is for a dataset")
     if not args.text or args.val[0] == "docs":
+        args.shard_size = args.shard_size or 100_000_000
         prepare_documents(args)
     elif args.shard_size:
         parser.error("--shard-size is for documents; --text without --val docs:F makes one file a side")
@@ -508,10 +542,12 @@ def main():
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         main()
     except MemoryError:
         fail("out of memory: plain text is held whole, and so is each document; give less text or fewer --workers", 3)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         fail("interrupted; no file was left half-written, and the same command goes on", 130)

@@ -96,7 +96,7 @@ def test_byte_files(tmp):
     n = int(len(text) * 0.9)
     check_equal(read(out, TRAIN), token_bytes(text[:n], 256), TRAIN)
     check_equal(read(out, VAL), token_bytes(text[n:], 256), VAL)
-    check_equal(sorted(os.listdir(out)), [TRAIN, VAL], "files")
+    check_equal(sorted(os.listdir(out)), [RECORD, TRAIN, VAL], "files")
     check_equal(printed, f"{out}/{TRAIN}  {n} tokens  V 256\n{out}/{VAL}  {len(text) - n} tokens  V 256\n", "stdout")
 
 
@@ -106,8 +106,9 @@ def test_split(tmp):
         path = write(os.path.join(tmp, "a.txt"), text)
         for option, n in (["--val", "last:10%"], int(length * 0.9)), ([], int(length * 0.9)), \
                          (["--val", "last:12.5%"], length * 7 // 8), (["--val", "last:50%"], length // 2):
-            good("--text", path, "--tokenizer", "byte", *option, "--out", tmp)
-            check_equal((read(tmp, TRAIN), read(tmp, VAL)),
+            out = os.path.join(tmp, f"{length} {option}")
+            good("--text", path, "--tokenizer", "byte", *option, "--out", out)
+            check_equal((read(out, TRAIN), read(out, VAL)),
                         (token_bytes(text[:n], 256), token_bytes(text[n:], 256)), f"{length} bytes, {option}")
 
 
@@ -115,20 +116,26 @@ def test_several_files(tmp):
     b, a, c = (write(os.path.join(tmp, name), data) for name, data in
                (("b", b"first"), ("a", b"second"), ("c", b"")))
     for arguments in (b, c, a), (b, "--text", a):
-        good("--text", *arguments, "--tokenizer", "byte", "--val", "last:50%", "--out", tmp)
-        check_equal(read(tmp, TRAIN), token_bytes(b"first", 256), TRAIN)
-        check_equal(read(tmp, VAL), token_bytes(b"second", 256), VAL)
+        out = os.path.join(tmp, "out" + arguments[1][-1])
+        good("--text", *arguments, "--tokenizer", "byte", "--val", "last:50%", "--out", out)
+        check_equal(read(out, TRAIN), token_bytes(b"first", 256), TRAIN)
+        check_equal(read(out, VAL), token_bytes(b"second", 256), VAL)
 
 
 def test_overwrites_whole(tmp):
-    """An older, longer file is replaced and a leftover of an interrupted run is gone."""
-    write(os.path.join(tmp, TRAIN), bytes(9999))
-    write(os.path.join(tmp, TRAIN + ".tmp"), bytes(9999))
-    with open(os.path.join(tmp, TRAIN), "rb") as old:
-        good("--text", write(os.path.join(tmp, "a"), b"0123456789"), "--tokenizer", "byte", "--out", tmp)
+    """A run that was killed among its renames is made anew: its files are replaced, and its leftovers are gone."""
+    out = os.path.join(tmp, "out")
+    args = "--text", write(os.path.join(tmp, "a"), b"0123456789"), "--tokenizer", "byte", "--out", out
+    good(*args)
+    record = dict(json.loads(read(out, RECORD)), finished=False, files=[])
+    write(os.path.join(out, RECORD), json.dumps(record).encode())
+    write(os.path.join(out, TRAIN), bytes(9999))
+    write(os.path.join(out, TRAIN + ".tmp"), bytes(9999))
+    with open(os.path.join(out, TRAIN), "rb") as old:
+        good(*args)
         check_equal(old.read(), bytes(9999), "the old file, to a reader that has it open")
-    check_equal(read(tmp, TRAIN), token_bytes(b"012345678", 256), TRAIN)
-    check_equal(sorted(os.listdir(tmp)), ["a", TRAIN, VAL], "files")
+    check_equal(read(out, TRAIN), token_bytes(b"012345678", 256), TRAIN)
+    check_equal(sorted(os.listdir(out)), [RECORD, TRAIN, VAL], "files")
 
 
 def test_on_the_disk(tmp):
@@ -148,8 +155,10 @@ def test_on_the_disk(tmp):
                        cwd=os.path.dirname(PROGRAM), capture_output=True, text=True)
     check_equal((p.returncode, p.stderr), (0, ""), "exit status and stderr")
     events = [line.strip() for line in p.stdout.splitlines() if line.startswith(("fsync", "rename"))]
-    check_equal(events, [f"fsync {TRAIN}.tmp {1024 + 18}", f"fsync {VAL}.tmp {1024 + 2}",
-                         f"rename {TRAIN}.tmp {TRAIN}", f"rename {VAL}.tmp {VAL}", "fsync out"], "what was done")
+    check_equal(events, [f"fsync {RECORD}.tmp", f"rename {RECORD}.tmp {RECORD}", "fsync out",
+                         f"fsync {TRAIN}.tmp {1024 + 18}", f"fsync {VAL}.tmp {1024 + 2}", f"fsync {RECORD}.tmp",
+                         f"rename {TRAIN}.tmp {TRAIN}", f"rename {VAL}.tmp {VAL}", f"rename {RECORD}.tmp {RECORD}",
+                         "fsync out"], "what was done")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -210,9 +219,9 @@ def test_bad_out(tmp):
     bad(1, [a, "--out"], *options, a)
     bad(1, [a, "--out"], *options, os.path.join(a, "below"))
     bad(1, ["--out"], *options, "")
-    os.mkdir(os.path.join(tmp, TRAIN))
-    bad(1, [os.path.join(tmp, TRAIN), "directory"], *options, tmp)
-    check_equal(sorted(os.listdir(tmp)), ["a", TRAIN], "files")
+    os.mkdir(os.path.join(tmp, RECORD + ".tmp"))
+    bad(1, [os.path.join(tmp, RECORD), "directory"], *options, tmp)
+    check_equal(sorted(os.listdir(tmp)), ["a", RECORD + ".tmp"], "files")
 
 
 def test_no_permission(tmp):
@@ -236,16 +245,15 @@ def test_no_permission(tmp):
 
 def test_disk_full(tmp):
     """A limit on the size of a file stands in for a full disk. The training file fits, the validation file does not:
-    both old files must stay, and nothing else."""
+    neither must stay. With more room the same command goes on."""
     a = write(os.path.join(tmp, "a"), b"0123456789" * 200)
     out = os.path.join(tmp, "out")
-    os.mkdir(out)
-    for name in TRAIN, VAL:
-        write(os.path.join(out, name), b"old")
-    bad(1, [VAL, "too large", "--out"], "--text", a, "--tokenizer", "byte", "--val", "last:90%", "--out", out,
+    args = "--text", a, "--tokenizer", "byte", "--val", "last:90%", "--out", out
+    bad(1, [VAL, "too large", "--out"], *args,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)))
-    check_equal(sorted(os.listdir(out)), [TRAIN, VAL], "files")
-    check_equal((read(out, TRAIN), read(out, VAL)), (b"old", b"old"), "the old files")
+    check_equal(os.listdir(out), [RECORD], "files")
+    good(*args)
+    check_equal(sorted(os.listdir(out)), [RECORD, TRAIN, VAL], "files with more room")
 
 
 def test_full_stdout(tmp):
@@ -259,20 +267,16 @@ def test_full_stdout(tmp):
 
 
 def test_interrupt(tmp):
-    pipe = os.path.join(tmp, "pipe")
-    os.mkfifo(pipe)
-    p = subprocess.Popen([sys.executable, PROGRAM, "--text", pipe, "--out", tmp], stderr=subprocess.PIPE, text=True,
-                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    while p.poll() is None:
-        try:
-            fd = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)  # fails until the program has opened it to read
-            p.send_signal(signal.SIGINT)
-            os.close(fd)  # now, or a read begun just after the signal would wait for ever
-            p.wait()
-        except OSError:
-            time.sleep(0.01)
-    stderr = p.communicate()[1]
-    check_equal((p.returncode, stderr.count("\n")), (130, 1), f"exit status and lines of {stderr!r}")
+    a = write(os.path.join(tmp, "a"), b"0123456789")
+    begun, out = os.path.join(tmp, "begun"), os.path.join(tmp, "out")
+    write(os.path.join(tmp, "tiktoken.py"), f"import time; open({begun!r}, 'w'); time.sleep(60)".encode())
+    for number in signal.SIGINT, signal.SIGTERM:
+        p = start("--text", a, "--out", out, modules=tmp)
+        wait_for(lambda: os.path.exists(begun), "the program to begin")
+        p.send_signal(number)
+        stderr = p.communicate(timeout=60)[1]
+        check_equal((p.returncode, stderr.count("\n")), (130, 1), f"exit status and lines of {stderr!r}")
+        os.remove(begun)
 
 
 def test_out_of_memory(tmp):
@@ -333,7 +337,8 @@ def test_gpt2(tmp):
     check_equal(read(out, VAL), token_bytes(val, 50257), VAL)
     check_equal(printed, f"{out}/{TRAIN}  {len(train)} tokens  V 50257\n{out}/{VAL}  {len(val)} tokens  V 50257\n"
                          f"{out}/{TOKENIZER}  50257 tokens  V 50257\n", "stdout")
-    check_equal(sorted(os.listdir(out)), [TOKENIZER, TRAIN, VAL], "files")
+    check_equal(sorted(os.listdir(out)), [TOKENIZER, RECORD, TRAIN, VAL], "files")
+    check_equal(good("--text", a, b, "--out", out), f"{out} is finished already\n" + printed, "stdout of a second run")
 
     data = read(out, TOKENIZER)
     check_equal(struct.unpack_from("<256I", data), (20240328, 2, 50257, 50256) + (0,) * 252, "tokenizer header")
@@ -644,10 +649,117 @@ def test_other_run(tmp):
     bad(1, [RECORD, "--out"], *args(), "--out", out)
     os.remove(os.path.join(out, RECORD))
     bad(1, ["another run", "--out"], *args(), "--out", out)
-    bad(1, ["train_000001.bin", "another run"], "--text", text, "--tokenizer", "byte", "--out", out)
+    bad(1, [TRAIN, "another run"], "--text", text, "--tokenizer", "byte", "--out", out)
     out = os.path.join(tmp, "text files")
     good("--text", text, "--tokenizer", "byte", "--out", out)
     bad(1, ["another run", "--out"], *args(), "--out", out)
+
+
+def test_other_text(tmp):
+    """Plain text, too, does not mix with the files of another command, and is made only once."""
+    a, b = (write(os.path.join(tmp, name), data) for name, data in (("a", b"0123456789"), ("b", b"9876543210")))
+    out = os.path.join(tmp, "out")
+    args = "--tokenizer", "byte", "--out", out, "--text"
+    printed = good(*args, a)
+    files = made(out)
+    for what, other in ("source", [b]), ("source", [a, b]), ("val", [a, "--val", "first:2"]):
+        bad(1, [f"{out} holds {TRAIN} of another run with another {what};", "--out"], *args, *other)
+    bad(1, ["another tokenizer;"], *args, a, "--tokenizer", "gpt2")
+    check_equal(good(*args, a), f"{out} is finished already\n" + printed, "stdout of a second run")
+    check_files(made(out), files, "after what was refused")
+    write(os.path.join(out, VAL), b"short")
+    bad(1, [VAL, "start again"], *args, a)
+    os.remove(os.path.join(out, RECORD))
+    bad(1, [TRAIN, "another run"], *args, a)
+
+
+def test_two_at_a_time(tmp):
+    """Only one run has the folder, whichever of them makes it."""
+    a = write_jsonl(os.path.join(tmp, "a"), make_documents(500))
+    text = write(os.path.join(tmp, "text"), b"0123456789")
+    out = os.path.join(tmp, "out")
+    args = "--jsonl", a, "--val", "last:10%", "--shard-size", "1000", "--workers", "2", "--out", out
+    modules = fake_tiktoken(tmp, 0.05)
+    p = start(*args, modules=modules)
+    wait_for(lambda: os.path.exists(os.path.join(out, VAL)), VAL)
+    bad(1, [f"another run is using {out}"], *args, modules=modules)
+    bad(1, [f"another run is using {out}"], "--text", text, "--tokenizer", "byte", "--out", out)
+    check_equal(p.poll(), None, "exit status of the first run, which should go on")
+    os.killpg(p.pid, signal.SIGSTOP)
+    p.kill()
+    p.wait()
+    bad(1, ["of another run"], "--text", text, "--tokenizer", "byte", "--out", out)  # workers do not keep it
+    os.killpg(p.pid, signal.SIGKILL)
+
+    late = os.path.join(tmp, "late")
+    slow = os.path.join(tmp, "slow")
+    os.mkdir(slow)
+    write(os.path.join(slow, "tiktoken.py"), read(modules, "tiktoken.py") + f"""
+any(__import__("os").path.exists({late + "/" + RECORD!r}) or time.sleep(0.01) for _ in range(3000))""".encode())
+    p = start("--text", text, "--out", late, modules=slow)
+    good("--text", text, "--tokenizer", "byte", "--out", late)
+    files = made(late)
+    stdout, stderr = p.communicate(timeout=60)
+    check_equal((p.returncode, stdout, stderr.count("\n")), (1, "", 1), f"exit status, stdout, lines of {stderr!r}")
+    check_files(made(late), files, "of the run that came first")
+
+
+def test_changed_source(tmp):
+    """A source that is rewritten in place, at the same length, while it is read."""
+    need("numpy")
+    a = write_jsonl(os.path.join(tmp, "a"), ["document"] * 100)
+    texts = [write(os.path.join(tmp, f"{i}.txt"), b"text") for i in range(100)]
+    modules = fake_tiktoken(tmp, 0.02)
+    for k, (args, path) in enumerate([(["--jsonl", a], a), (["--text", *texts, "--val", "docs:0.5"], texts[0]),
+                                      (["--text", a], a)]):
+        if k == 2:
+            write(os.path.join(modules, "tiktoken.py"), read(modules, "tiktoken.py") + f"""
+open({path!r}, "r+b").write(open({path!r}, "rb").read())""".encode())
+        out = os.path.join(tmp, f"out{k}")
+        p = start(*args, "--workers", "1", "--out", out, modules=modules)
+        if k < 2:
+            wait_for(lambda: os.path.exists(os.path.join(out, RECORD)), RECORD)
+            write(path, read(path))
+        stdout, stderr = p.communicate(timeout=60)
+        check_equal((p.returncode, stdout, stderr.count("\n")), (1, "", 1), f"exit status, stdout, lines of {stderr!r}")
+        check(path in stderr and "changed" in stderr, stderr)
+        check(not json.loads(read(out, RECORD))["finished"], "the run should not count as finished")
+
+
+def test_bad_record(tmp):
+    """JSON that is not a record, for documents and plain text."""
+    out = os.path.join(tmp, "out")
+    a = write_jsonl(os.path.join(tmp, "a"), ["a", "b"])
+    good("--jsonl", a, "--tokenizer", "byte", "--val", "last:50%", "--out", out)
+    record = json.loads(read(out, RECORD))
+    without = [{key: value for key, value in record.items() if key != left_out} for left_out in record]
+    for value in [], 5, None, "run", {}, {"run": 1}, *without, dict(record, run=[]), dict(record, finished=1), \
+            dict(record, next=[]), dict(record, next=[0, "0"]), dict(record, files=[1]), dict(record, files=["ab"]), \
+            dict(record, files=[[TRAIN]]), dict(record, files=[[1, TRAIN]]), dict(record, files={TRAIN: 1}):
+        write(os.path.join(out, RECORD), json.dumps(value).encode())
+        bad(1, [f"cannot read {out}/{RECORD}", "--out"], "--jsonl", a, "--tokenizer", "byte", "--val", "last:50%",
+            "--out", out)
+    bad(1, [f"cannot read {out}/{RECORD}", "--out"], "--text", a, "--tokenizer", "byte", "--out", out)
+
+
+def test_not_regular(tmp):
+    """A pipe would be waited for, a device has no end."""
+    pipe = os.path.join(tmp, "pipe")
+    os.mkfifo(pipe)
+    for path in pipe, "/dev/null", "/dev/zero", tmp:
+        for args in ["--text", path], ["--jsonl", path], ["--text", path, "--val", "docs:0.5"]:
+            bad(1, [f"{path} is a directory, pipe or device"], *args, "--tokenizer", "byte",
+                "--out", os.path.join(tmp, "out"), timeout=60)
+
+
+def test_control_characters(tmp):
+    """What a file's name says to a terminal does not reach it."""
+    out = os.path.join(tmp, "\x1b[31m\x7f\x9bout\n")
+    a = write(os.path.join(tmp, "a"), b"0123456789")
+    shown = f"{tmp}/?[31m??out?"
+    check_equal(good("--text", a, "--tokenizer", "byte", "--out", out),
+                f"{shown}/{TRAIN}  9 tokens  V 256\n{shown}/{VAL}  1 tokens  V 256\n", "stdout")
+    bad(1, [f"{tmp}/?[31m??out is a directory"], "--text", out, "--out", out)
 
 
 def test_bad_jsonl(tmp):
@@ -696,10 +808,13 @@ def test_bad_dataset(tmp):
     bad(1, ["no .parquet files"], "--dataset", os.path.join(tmp, "*.parquet"), *options)
     bad(1, ["no column \"text\"", "content"], "--dataset", parquet("a.parquet", {"content": ["a", "b"]}), *options)
     bad(1, ["1 rows without a text"], "--dataset", parquet("c.parquet", {"text": ["a", None, "b"]}), *options)
-    bad(1, ["cannot load"], "--dataset", parquet("d.parquet", {"text": pa.array([], pa.string())}), *options)
+    empty = parquet("d.parquet", {"text": pa.array([], pa.string())})
+    bad(1, [f"no documents in {empty};"], "--dataset", empty, *options)
     bad(1, ["cannot load"], "--dataset", write(os.path.join(tmp, "e.parquet"), b"PAR1 not"), *options)
     bad(1, ["cannot load", "tset"], "--dataset", parquet("f.parquet", {"text": ["a"]}), "--split", "tset", *options)
     check(not os.path.exists(out), "nothing should be made")
+    good("--dataset", empty, parquet("g.parquet", {"text": ["a", "b"]}), *options)
+    check_files(made(out), byte_files(["a"], ["b"], 100), "an empty file and another")
 
 
 def test_missing_packages(tmp):
@@ -727,15 +842,16 @@ def test_documents_disk_full(tmp):
 
 
 def test_documents_interrupt(tmp):
-    """Ctrl-C goes to the program and its workers alike."""
+    """Ctrl-C goes to the program and its workers alike; SIGTERM goes to it alone or to them all."""
     a = write_jsonl(os.path.join(tmp, "a"), make_documents(500))
     out = os.path.join(tmp, "out")
     args = "--jsonl", a, "--val", "last:10%", "--shard-size", "1000", "--workers", "3", "--out", out
     modules = fake_tiktoken(tmp, 0.02)
-    for files in 1, 10:
+    for files, kill, number in (1, os.killpg, signal.SIGINT), (4, os.killpg, signal.SIGTERM), \
+                               (7, os.kill, signal.SIGTERM), (10, os.killpg, signal.SIGINT):
         p = start(*args, modules=modules)
         wait_for(lambda: os.path.exists(out) and len(os.listdir(out)) > files, f"{files} files")
-        os.killpg(p.pid, signal.SIGINT)
+        kill(p.pid, number)
         stdout, stderr = p.communicate(timeout=60)
         check_equal((p.returncode, stdout, stderr.count("\n")), (130, "", 1), f"exit status, stdout, lines of {stderr}")
         wait_for(lambda: group_is_gone(p.pid), "the workers to end")
