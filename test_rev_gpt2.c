@@ -671,7 +671,7 @@ static void test_generate(void) {
         Shape shape = odd;
         int mode = i / 2, beyond = i % 2;  // beyond the T of training
         if (beyond) shape.T = 6, shape.head_chunk = 10;
-        make_model(&m, shape, mode, mode == BASELINE ? STORE : REVERSE, default_grid(mode));
+        make_model(&m, shape, mode, mode == BASELINE ? CHECKPOINT : REVERSE, default_grid(mode));
         Tokenizer z = tokenizer_open(NULL, m.net.V);
         Sampler greedy = {0, 0, 1, 0}, free_draws = {1, 0, 1, 0};
         int prompt[40] = {3, 1, 4, 1, 5}, length = beyond ? 6 : 20, given = beyond ? 3 : 5;
