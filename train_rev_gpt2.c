@@ -81,6 +81,41 @@ static double seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+// --profile: what a layer function says at its beginning belongs to it until the next one begins. flops and bytes are those
+// that no way of computing it could do without: products, and each operand once from or to memory.
+typedef struct { const char *name; int calls; double seconds, flops, bytes; } Profile;
+enum { MAX_PROFILES = 32 };
+static Profile profiles[MAX_PROFILES], *profiled;  // profiled: the one running, or NULL
+static double profiled_since;
+static int profiling;
+static void profile(const char *name, double flops, double bytes) {
+    if (!profiling) return;
+    double now = seconds();
+    if (profiled) profiled->seconds += now - profiled_since;
+    profiled_since = now;
+    profiled = NULL;
+    if (!name) return;
+    for (profiled = profiles; profiled->name && strcmp(profiled->name, name) != 0;) profiled++;
+    profiled->name = name;
+    profiled->calls++;
+    profiled->flops += flops;
+    profiled->bytes += bytes;
+}
+
+// Means of `count` steps, beside the floor: the time that the limits measured at start allow, FLOP/s and bytes/s.
+static void profile_print(int count, double flops_limit, double bytes_limit) {
+    double total = 0;
+    for (Profile *p = profiles; p->name; p++) total += p->seconds;
+    printf("%.2f ms a step by layer function, mean of %d; limits %.0f GFLOP/s, %.1f GB/s\n", total / count * 1e3, count,
+           flops_limit * 1e-9, bytes_limit * 1e-9);
+    printf("%-20s %7s %10s %7s %9s %9s %10s %7s\n", "layer function", "calls", "ms", "share", "GFLOP/s", "GB/s", "floor, ms", "times");
+    for (Profile *p = profiles; p->name; p++) {
+        double floor = fmax(p->flops / flops_limit, p->bytes / bytes_limit), s = p->seconds;
+        printf("%-20s %7d %10.2f %6.1f%% %9.1f %9.1f %10.2f %7.2f\n", p->name, p->calls / count, s / count * 1e3, 100 * s / total, p->flops / s * 1e-9,
+               p->bytes / s * 1e-9, floor / count * 1e3, s / floor);
+    }
+}
+
 static int smaller_of(int a, int b) { return a < b ? a : b; }
 static size_t round256(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
@@ -99,6 +134,8 @@ void to_host(void *dst, const void *src, size_t bytes);
 size_t device_peak_bytes(void);      // the most this process has held
 size_t device_memory_bytes(void);    // what the device has in all, and this process may use
 double device_flops(void);           // measured limit, FLOP/s of all cores
+double device_bandwidth(real_t *x, size_t count);  // measured limit, bytes/s read and written; x is overwritten
+int layers_bf16(int on);             // products of operands rounded to bf16, summed in float32? Returns whether it is so now
 size_t layers_scratch_bytes(int C);  // what the functions below need for packing and partial sums
 void layers_begin(void *scratch);
 int stream_take_fault(void);         // has a value been NaN or out of the grid's range? Forgets it.
@@ -156,9 +193,9 @@ void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, doub
 // The network: one recurrence, five sets of coefficients
 
 enum Mode { BASELINE, MIDPOINT, MIDPOINT_A, LEAPFROG, HAMILTONIAN, MODES };
-enum Memory { STORE, CHECKPOINT, REVERSE };
+enum Memory { STORE, CHECKPOINT, REVERSE, AUTO };
 static const char *const mode_names[] = {"baseline", "midpoint", "midpoint-a", "leapfrog", "hamiltonian", NULL};
-static const char *const memory_names[] = {"store", "checkpoint", "reverse", NULL};
+static const char *const memory_names[] = {"store", "checkpoint", "reverse", "auto", NULL};
 enum { MAX_A = 240 };
 
 typedef struct {
@@ -278,16 +315,18 @@ typedef struct {
     act_t *attproj;   // (n, C), the attention's half of the force, where the MLP reads it
     act_t *fch;       // (n, 4C)
     act_t *fch_gelu;  // (n, 4C)
+    act_t *force;     // (n, C), the force, or its MLP half: for stepping back without evaluating it again
 } Internals;
 
-// The bytes that the internals of a force on n tokens take; if base is not NULL, *a is laid out there.
-static size_t internals_at(Internals *a, char *base, const Config *net, int parts, size_t n) {
+// The bytes that the internals of a force on n tokens take, itself among them if asked for; if base is not NULL, *a is
+// laid out there.
+static size_t internals_at(Internals *a, char *base, const Config *net, int parts, size_t n, int force) {
     size_t C = (size_t)net->C, attn = (parts & ATTN) != 0, mlp = (parts & MLP) != 0, offset = 0;
     const size_t row = n * C * sizeof(act_t);
     const size_t bytes[] = {attn * 3*row, attn * row, attn * n * (size_t)net->NH * sizeof(real_t),
-                            attn * mlp * row, mlp * 4*row, mlp * 4*row};
-    void *at[6];
-    for (int i = 0; i < 6; i++) {
+                            attn * mlp * row, mlp * 4*row, mlp * 4*row, force ? row : 0};
+    void *at[7];
+    for (int i = 0; i < 7; i++) {
         at[i] = base && bytes[i] ? base + offset : NULL;
         offset += round256(bytes[i]);
     }
@@ -298,6 +337,7 @@ static size_t internals_at(Internals *a, char *base, const Config *net, int part
     a->attproj = (act_t *)at[3];
     a->fch = (act_t *)at[4];
     a->fch_gelu = (act_t *)at[5];
+    a->force = (act_t *)at[6];
     return offset;
 }
 
@@ -315,6 +355,7 @@ typedef struct {
     int chunk;       // sequences for which a block is evaluated at a time
     int head_chunk;  // tokens for which the head is evaluated at a time
     int memory;      // enum Memory
+    int kept_steps;  // the last steps, whose internals are kept: with STORE all, with AUTO as many as there is room for
     int training;    // whether there will be a backward pass
     int cached;      // tokens that generating keeps keys and values of; 0: nothing is generated
     param_t *params;        // all tensors
@@ -324,11 +365,11 @@ typedef struct {
     stream_t *prev, *cur;   // (B, T, C); baseline has no prev: one plane is both
     real_t *dprev, *dcur;   // (B, T, C), gradients in them
     uint16_t *remainders;   // (B, T, C), what midpoint-a's multiplications drop
-    stream_t *kept_inputs;  // (steps, B, T, C) unless memory is REVERSE
-    char *kept_internals;   // STORE: of every step and chunk
-    char *internals;        // of one chunk, otherwise
+    stream_t *kept_inputs;  // (steps, B, T, C) unless the streams are stepped back
+    char *kept_internals;   // of every chunk of the last steps
+    char *internals;        // of one chunk of the others
     act_t *normed;          // (n, C), a layernorm's output, n = chunk * T
-    act_t *out;             // (n, C), the force, or its MLP half; backward: a gradient (n, C)
+    act_t *out;             // (n, C), the force, or its MLP half, if it is not kept; backward: a gradient (n, C)
     act_t *dforce;          // (n, C)
     act_t *wide;            // (n, 4C), gradients inside the block
     act_t *cache;           // (L, cached, 3C), qkv of the tokens so far; in training it lies in grads
@@ -347,11 +388,13 @@ static void need(Model *m, int row, void *at, size_t count, size_t size) {
     b->bytes = round256(count * size);
 }
 
+static int steps_back(const Model *m) { return m->memory >= REVERSE; }  // or else the input of every step is kept
+
 static size_t kept_bytes(const Model *m, int k) {  // internals of step k, all chunks
     size_t whole = (size_t)(m->B / m->chunk), rest = (size_t)(m->B % m->chunk), T = (size_t)m->T;
-    int parts = parts_of(&m->net, k);
-    return whole * internals_at(NULL, NULL, &m->net, parts, (size_t)m->chunk * T) +
-           internals_at(NULL, NULL, &m->net, parts, rest * T);
+    int parts = parts_of(&m->net, k), force = steps_back(m);
+    return whole * internals_at(NULL, NULL, &m->net, parts, (size_t)m->chunk * T, force) +
+           internals_at(NULL, NULL, &m->net, parts, rest * T, force);
 }
 
 // Writes down every buffer there will be. What is printed and what is allocated both come from this list.
@@ -360,6 +403,7 @@ static void plan(Model *m) {
     size_t C = (size_t)net->C, N = (size_t)m->B * (size_t)m->T, P = parameter_count(net);
     size_t n = (size_t)m->chunk * (size_t)m->T, H = (size_t)m->head_chunk, planes = net->mode == BASELINE ? 1 : 2;
     size_t training = m->training != 0;
+    if (m->memory != AUTO || !training) m->kept_steps = training && m->memory == STORE ? steps(net) : 0;
     m->buffer_count = 0;
     need(m, PARAMETERS, &m->params, P, sizeof(param_t));
     need(m, GRADIENTS, &m->grads, training * P, sizeof(real_t));
@@ -373,14 +417,12 @@ static void plan(Model *m) {
     need(m, STREAMS, &m->prev, (planes - 1) * N*C, sizeof(stream_t));
     need(m, STREAMS, &m->dprev, training * (planes - 1) * N*C, sizeof(real_t));
     need(m, STREAMS, &m->remainders, net->mode == MIDPOINT_A && net->grid ? N*C : 0, sizeof(uint16_t));
-    if (training && m->memory != REVERSE) need(m, KEPT, &m->kept_inputs, (size_t)steps(net) * N*C, sizeof(stream_t));
-    if (training && m->memory == STORE) {
-        size_t bytes = 0;
-        for (int k = 0; k < steps(net); k++) bytes += kept_bytes(m, k);
-        need(m, KEPT, &m->kept_internals, bytes, 1);
-    } else {  // those of the last step are the largest, where they differ
-        need(m, WORKSPACE, &m->internals, internals_at(NULL, NULL, net, parts_of(net, steps(net) - 1), n), 1);
-    }
+    if (training && !steps_back(m)) need(m, KEPT, &m->kept_inputs, (size_t)steps(net) * N*C, sizeof(stream_t));
+    size_t kept = 0;
+    for (int k = steps(net) - m->kept_steps; k < steps(net); k++) kept += kept_bytes(m, k);
+    need(m, KEPT, &m->kept_internals, kept, 1);
+    if (m->kept_steps < steps(net))  // those of the last step are the largest, where they differ
+        need(m, WORKSPACE, &m->internals, internals_at(NULL, NULL, net, parts_of(net, steps(net) - 1), n, 0), 1);
     need(m, WORKSPACE, &m->normed, n*C, sizeof(act_t));
     need(m, WORKSPACE, &m->out, n*C, sizeof(act_t));
     need(m, WORKSPACE, &m->dforce, training * n*C, sizeof(act_t));
@@ -400,6 +442,28 @@ static void plan_rows(const Model *m, size_t rows[ROWS]) {
         if (b->row >= STREAMS) rows[ACTIVATIONS] += b->bytes;
         rows[TOTAL] += b->bytes;
     }
+}
+
+// The plan under AUTO that keeps the internals of as many of the last steps as `budget` bytes in all have room for.
+static size_t plan_keeping(Model *m, int kept_steps) {
+    size_t rows[ROWS];
+    m->kept_steps = kept_steps;
+    plan(m);
+    plan_rows(m, rows);
+    return rows[TOTAL];
+}
+static void plan_within(Model *m, double budget) {
+    int fits = 0, too_many = steps(&m->net);
+    double least = (double)plan_keeping(m, 0);
+    if (least > budget)
+        die(STATUS_USAGE, "--budget: %.0f bytes (%.3f GiB) are needed when nothing is kept, more than %.0f", least, least / (1 << 30), budget);
+    if ((double)plan_keeping(m, too_many) <= budget) return;
+    while (too_many - fits > 1) {
+        int half = (fits + too_many) / 2;
+        if ((double)plan_keeping(m, half) <= budget) fits = half;
+        else too_many = half;
+    }
+    plan_keeping(m, fits);
 }
 
 static void plan_print(const Model *m) {
@@ -448,7 +512,7 @@ static int default_chunk(int T) { return (chunk_tokens + T - 1) / T; }
 
 // ---- the force F_k (2.5) and its adjoint
 
-// The force at cur, the input of step k, for `sequences` sequences of T tokens. It is m->out, plus a.attproj for a block.
+// The force at cur, the input of step k, for `sequences` sequences of T tokens. It is a.force, plus a.attproj for a block.
 // past: 0, or the tokens before cur's one, whose qkv lie in front of a.qkv.
 static void force_forward(Model *m, int k, const stream_t *cur, Internals a, int sequences, int T, int past) {
     const Config *net = &m->net;
@@ -459,12 +523,12 @@ static void force_forward(Model *m, int k, const stream_t *cur, Internals a, int
         matmul_forward(a.qkv, m->normed, w.qkvw, w.qkvb, n, C, 3*C);
         if (past) attention_query(a.atty, a.qkv - (size_t)past * 3 * (size_t)C, past, C, net->NH);
         else attention_forward(a.atty, a.lse, a.qkv, sequences, T, C, net->NH);
-        matmul_forward(parts == BLOCK ? a.attproj : m->out, a.atty, w.attprojw, w.attprojb, n, C, C);
+        matmul_forward(parts == BLOCK ? a.attproj : a.force, a.atty, w.attprojw, w.attprojb, n, C, C);
     }
     if (parts & MLP) {  // MLP(LN2(p + A)), or MLP(LN2(p))
         layernorm_forward(m->normed, cur, a.attproj, w.ln2w, w.ln2b, n, C, net->grid);
         matmul_gelu_forward(a.fch_gelu, a.fch, m->normed, w.fcw, w.fcb, n, C, 4*C);
-        matmul_forward(m->out, a.fch_gelu, w.fcprojw, w.fcprojb, n, 4*C, C);
+        matmul_forward(a.force, a.fch_gelu, w.fcprojw, w.fcprojb, n, 4*C, C);
     }
 }
 
@@ -502,18 +566,19 @@ static void swap_streams(Model *m) {
 static Internals internals_of(Model *m, int k, int b, int sequences) {
     Internals a;
     char *at = m->internals;
-    int parts = parts_of(&m->net, k);
-    if (m->kept_internals) {
+    int parts = parts_of(&m->net, k), first = steps(&m->net) - m->kept_steps, force = k >= first && steps_back(m);
+    if (k >= first) {
         at = m->kept_internals;
-        for (int j = 0; j < k; j++) at += kept_bytes(m, j);
-        at += (size_t)(b / m->chunk) * internals_at(NULL, NULL, &m->net, parts, (size_t)m->chunk * (size_t)m->T);
+        for (int j = first; j < k; j++) at += kept_bytes(m, j);
+        at += (size_t)(b / m->chunk) * internals_at(NULL, NULL, &m->net, parts, (size_t)m->chunk * (size_t)m->T, force);
     }
-    internals_at(&a, at, &m->net, parts, (size_t)sequences * (size_t)m->T);
+    internals_at(&a, at, &m->net, parts, (size_t)sequences * (size_t)m->T, force);
+    if (!force) a.force = m->out;
     return a;
 }
 
 static void move_stream(Model *m, int k, size_t at, Internals a, size_t count, int direction) {
-    stream_step(m->prev + at, m->cur + at, m->out, parts_of(&m->net, k) == BLOCK ? a.attproj : NULL,
+    stream_step(m->prev + at, m->cur + at, a.force, parts_of(&m->net, k) == BLOCK ? a.attproj : NULL,
                 m->remainders ? m->remainders + at : NULL, count, coefficients(&m->net, k), m->net.grid, direction);
 }
 
@@ -546,7 +611,7 @@ static void forward(Model *m, int B, int T, int past) {
 // far of dloss/dp_k likewise. With B = dloss/dp_{k+1} and A the other,
 //     p_{k-1} = (p_{k+1} - beta p_k - gamma F(p_k)) / alpha
 //     A += beta B + J_F(p_k)^T (gamma B);     B *= alpha
-// The F(p_k) recomputed for the first line is the one whose adjoint the second takes.
+// The F(p_k) of the first line, kept or computed again, is the one whose adjoint the second takes.
 static void step_back(Model *m, int k) {
     const Config *net = &m->net;
     int T = m->T;
@@ -559,10 +624,10 @@ static void step_back(Model *m, int k) {
     for (int b = 0; b < m->B; b += m->chunk) {
         int sequences = smaller_of(m->chunk, m->B - b);
         size_t at = (size_t)b * (size_t)T * C, count = (size_t)sequences * (size_t)T * C;
-        const stream_t *cur = m->memory == REVERSE ? m->cur + at : m->kept_inputs + (size_t)k * plane + at;
+        const stream_t *cur = steps_back(m) ? m->cur + at : m->kept_inputs + (size_t)k * plane + at;
         Internals a = internals_of(m, k, b, sequences);
-        if (m->memory != STORE) force_forward(m, k, cur, a, sequences, T, 0);
-        if (m->memory == REVERSE) move_stream(m, k, at, a, count, -1);
+        if (k < steps(net) - m->kept_steps) force_forward(m, k, cur, a, sequences, T, 0);
+        if (steps_back(m)) move_stream(m, k, at, a, count, -1);
         scale_cast(m->dforce, B + at, c.gamma, count);
         force_backward(m, k, cur, a, A + at, sequences, T);
         // baseline's one plane is both A and B, so it already holds the term with beta = 1
@@ -622,7 +687,7 @@ static double backward(Model *m, double weight, double *drift) {
     double loss = head(m, m->B, m->T, weight / N);
     for (int k = steps(net) - 1; k >= 0; k--) step_back(m, k);
     *drift = NAN;
-    if (m->memory == REVERSE)
+    if (steps_back(m))
         *drift = stream_compare(m->prev, m->cur, m->remainders, m->inputs, w.wte, w.wpe, N, m->T, net->C, net->grid);
     // both streams began as x: dx = dloss/dp_0 + what reached the step before it
     embed_backward(d.wte, d.wpe, m->dcur, net->mode == BASELINE ? NULL : m->dprev, m->inputs, N, m->T, net->C);
@@ -648,15 +713,28 @@ static double update(Model *m, double rate, double beta1, double beta2, double d
 }
 
 // Model flops a token, forward and backward with the head; causal attention counted as what it computes, its
-// backward pass with five products. *again: what running the blocks forward once more adds.
-static double flops_per_token(const Config *net, int T, double *again) {
-    double C = net->C, products = 12 * C * C * net->L, attention = C * T * net->L;
-    *again = 2 * products + 2 * attention;
-    return 6 * (products + C * net->Vp) + 7 * attention;
+// backward pass with five products.
+static double flops_per_token(const Config *net, int T) {
+    double C = net->C;
+    return 6 * (12 * C * C * net->L + C * net->Vp) + 7 * C * T * net->L;
+}
+
+// What running the blocks forward again adds, for those steps whose internals are not kept.
+static double flops_again(const Model *m) {
+    double C = m->net.C, flops = 0;
+    for (int k = 0; k < steps(&m->net) - m->kept_steps; k++) {
+        if (parts_of(&m->net, k) & ATTN) flops += 8 * C * C + 2 * C * m->T;
+        if (parts_of(&m->net, k) & MLP) flops += 16 * C * C;
+    }
+    return flops;
 }
 
 #ifndef REV_GPT2_OTHER_LAYERS
 // ==== layers for the CPU: from here to the next such line ==========================================
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 const int chunk_tokens = 1024, head_chunk_tokens = 1024;
 
@@ -666,8 +744,18 @@ void *device_alloc(size_t bytes) {
     return p;
 }
 void device_free(void *p) { free(p); }
-void device_zero(void *p, size_t bytes) { memset(p, 0, bytes); }
-void device_copy(void *dst, const void *src, size_t bytes) { memcpy(dst, src, bytes); }
+void device_zero(void *p, size_t bytes) {
+    profile("device_zero", 0, (double)bytes);
+    const size_t piece = 1 << 20;
+    #pragma omp parallel for
+    for (size_t i = 0; i < bytes; i += piece) memset((char *)p + i, 0, bytes - i < piece ? bytes - i : piece);
+}
+void device_copy(void *dst, const void *src, size_t bytes) {
+    profile("device_copy", 0, 2.0 * (double)bytes);
+    const size_t piece = 1 << 20;
+    #pragma omp parallel for
+    for (size_t i = 0; i < bytes; i += piece) memcpy((char *)dst + i, (const char *)src + i, bytes - i < piece ? bytes - i : piece);
+}
 void to_device(void *dst, const void *src, size_t bytes) { memcpy(dst, src, bytes); }
 void to_host(void *dst, const void *src, size_t bytes) { memcpy(dst, src, bytes); }
 size_t device_peak_bytes(void) {
@@ -727,9 +815,9 @@ static inline real_t stream_value(stream_t s, real_t unit) { return unit != 0 ? 
 // A real number as a whole number of grid units; *bad is set where it is NaN or has no place in 32 bits.
 static inline int64_t to_grid(real_t x, real_t per_unit, int *bad) {
     real_t v = real_rint(x * per_unit);
-    int inside = v > (real_t)-2147483648.0 && v < (real_t)2147483648.0;
+    int inside = (v > (real_t)-2147483648.0) & (v < (real_t)2147483648.0);
     *bad |= !inside;
-    return inside ? (int64_t)v : 0;
+    return (int32_t)(inside ? v : 0);
 }
 
 static inline stream_t embed_element(real_t x, real_t per_unit, int *bad) {
@@ -742,6 +830,7 @@ static inline stream_t embed_element(real_t x, real_t per_unit, int *bad) {
 
 void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe,
                   int n, int T, int C, int grid) {
+    profile("stream_embed", 0, (double)n * C * (sizeof(param_t) + 2 * sizeof(stream_t)));
     real_t per_unit = grid ? (real_t)ldexp(1, grid) : 0;
     int bad = 0;
     #pragma omp parallel for reduction(|:bad)
@@ -773,9 +862,10 @@ static inline int64_t increment(int32_t cur, real_t force, int beta, real_t gamm
 
 void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r, size_t count,
                  Coefficients k, int grid, int direction) {
+    profile("stream_step", 0, (double)count * (3 * sizeof(stream_t) + (f2 ? 2 : 1) * sizeof(act_t) + (r ? 4 : 0)));
     double alpha = k.alpha / 16.0;
     real_t beta = (real_t)(k.beta / 16.0), gamma = (real_t)ldexp(k.gamma, grid);  // in units of the grid
-    int bad = 0, sign = k.alpha < 0 ? -1 : 1, n = abs(k.alpha);
+    int bad = 0, sign = k.alpha < 0 ? -1 : 1, n = abs(k.alpha), direct = direction > 0 ? 1 : -sign;
     if (!grid) {  // next = alpha prev + add, and prev = next / alpha - add / alpha
         real_t scale = (real_t)(direction > 0 ? alpha : 1 / alpha), with = (real_t)(direction > 0 ? 1 : -1 / alpha);
         #pragma omp parallel for
@@ -783,11 +873,17 @@ void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *
             s[i].real = scale * s[i].real + with * (beta * cur[i].real + gamma * (f2 ? f[i] + f2[i] : f[i]));
         return;
     }
+    #pragma omp parallel for simd reduction(|:bad)
+    for (size_t i = 0; i < (r ? 0 : count); i++) {  // alpha = 1 or -1
+        int64_t add = increment(cur[i].fixed, f2 ? f[i] + f2[i] : f[i], k.beta, gamma, &bad);
+        int64_t t = sign * (int64_t)s[i].fixed + direct * add;
+        bad |= t != (int32_t)t;
+        s[i].fixed = (int32_t)t;
+    }
     #pragma omp parallel for reduction(|:bad)
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < (r ? count : 0); i++) {
         int64_t add = increment(cur[i].fixed, f2 ? f[i] + f2[i] : f[i], k.beta, gamma, &bad), t;
-        if (!r) t = direction > 0 ? sign * (int64_t)s[i].fixed + add : sign * (s[i].fixed - add);  // alpha = 1 or -1
-        else if (direction > 0) t = sign * multiply_sixteenths(s[i].fixed, n, r + i) + add;
+        if (direction > 0) t = sign * multiply_sixteenths(s[i].fixed, n, r + i) + add;
         else t = unmultiply_sixteenths(sign * (s[i].fixed - add), n, r + i);
         bad |= t != (int32_t)t;
         s[i].fixed = (int32_t)t;
@@ -801,6 +897,7 @@ static inline size_t slice(size_t n, int p) { return n / SLICES * (size_t)p + n 
 
 double stream_compare(const stream_t *prev, const stream_t *cur, const uint16_t *r, const int *tokens,
                       const param_t *wte, const param_t *wpe, int n, int T, int C, int grid) {
+    profile("stream_compare", 0, (double)n * C * (2 * sizeof(stream_t) + sizeof(param_t)));
     double difference[SLICES] = {0}, norm[SLICES] = {0}, d = 0, x2 = 0;
     real_t per_unit = grid ? (real_t)ldexp(1, grid) : 0;
     #pragma omp parallel for
@@ -823,6 +920,7 @@ double stream_compare(const stream_t *prev, const stream_t *cur, const uint16_t 
 
 void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens,
                     int n, int T, int C) {
+    profile("embed_backward", 0, (double)n * C * ((d2 ? 2 : 1) + 4) * sizeof(real_t));
     enum { COLUMNS = 16 };  // a thread owns columns, not tokens: no two threads meet in a row
     #pragma omp parallel for
     for (int c0 = 0; c0 < C; c0 += COLUMNS) {
@@ -837,138 +935,22 @@ void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *
     }
 }
 
-// ---- matrix product
-// c (M, N) = sum_k a(i,k) b(k,j), with a(i,k) = a[i*a_row + k*a_col] and so for b: strides make it any
-// orientation. Both operands are first packed into panels, MR rows of a and NR columns of b wide, so the
-// innermost loop reads memory in order and keeps an MR x NR tile of c in registers.
-
-#if defined(__AVX512F__)
-enum { VECTOR_BYTES = 64, MR = 12 };
-#elif defined(__AVX__)
-enum { VECTOR_BYTES = 32, MR = 6 };
-#elif defined(__aarch64__)
-enum { VECTOR_BYTES = 16, MR = 12 };
-#else
-enum { VECTOR_BYTES = 16, MR = 6 };
-#endif
-typedef real_t vector_t __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real_t)), may_alias));
-enum { LANES = VECTOR_BYTES / sizeof(real_t), NV = 2, NR = NV * LANES };
-// A block of a (MC, KC) stays in L2, one of b (KC, NC) in L3. 96 is a multiple of every MR and NR.
-enum { KC = 256, MC = 12 * 96, NC = 32 * 96 };
-
-typedef struct { const real_t *at; int64_t row, col; } Matrix;
-
-static real_t *pack_a, *pack_b, *partial_sums;
-size_t layers_scratch_bytes(int C) {
-    return sizeof(real_t) * ((size_t)MC*KC + (size_t)KC*NC + (size_t)SLICES*2*(size_t)C);
-}
-void layers_begin(void *scratch) {
-    pack_a = (real_t *)scratch;
-    pack_b = pack_a + (size_t)MC*KC;
-    partial_sums = pack_b + (size_t)KC*NC;
-}
-
-// out[k*width + i] = x[i*row + k*col] for i < rows, zero up to width
-static inline void pack(real_t *out, const real_t *x, int64_t row, int64_t col, int rows, int K, int width) {
-    if (rows < width) memset(out, 0, sizeof(real_t) * (size_t)K * (size_t)width);
-    if (row == 1)
-        for (int k = 0; k < K; k++) memcpy(out + k*width, x + k*col, sizeof(real_t) * (size_t)rows);
-    else
-        for (int i = 0; i < rows; i++)
-            for (int k = 0; k < K; k++) out[k*width + i] = x[i*row + k*col];
-}
-
-// c (rows, columns) (+)= panel a (K, MR) times panel b (K, NR); where it does not accumulate it starts from bias, or 0
-static inline void multiply_panels(real_t *c, int64_t row, int rows, int columns, int K, const real_t *a, const real_t *b,
-                                   const real_t *bias, int accumulate) {
-    vector_t sum[MR][NV], tile[MR][NV];
-    for (int i = 0; i < rows; i++)  // c is needed only at the end: have it come meanwhile
-        for (int j = 0; j < columns; j += 64 / (int)sizeof(real_t)) __builtin_prefetch(c + i*row + j, 1);
-    const vector_t zero = {0};
-    for (int i = 0; i < MR; i++)
-        for (int v = 0; v < NV; v++) sum[i][v] = zero;
-    for (int k = 0; k < K; k++, a += MR, b += NR) {
-        #pragma GCC unroll 12
-        for (int i = 0; i < MR; i++)
-            #pragma GCC unroll 2
-            for (int v = 0; v < NV; v++) sum[i][v] += a[i] * ((const vector_t *)b)[v];
-    }
-    for (int i = 0; i < MR; i++)  // sum itself is only indexed by constants, so it lives in registers
-        for (int v = 0; v < NV; v++) tile[i][v] = sum[i][v];
-    for (int i = 0; i < rows; i++) {
-        const real_t *t = (const real_t *)tile[i], *start = accumulate ? c + i*row : bias;
-        if (columns == NR && start)
-            for (int j = 0; j < NR; j++) c[i*row + j] = start[j] + t[j];
-        else
-            for (int j = 0; j < columns; j++) c[i*row + j] = start ? start[j] + t[j] : t[j];
-    }
-}
-
-static void gemm(real_t *c, int M, int N, int K, Matrix a, Matrix b, const real_t *bias, int accumulate) {
-    #pragma omp parallel if ((int64_t)M * N * K > 200000)  // less than that is done before the threads have met
-    for (int j0 = 0; j0 < N; j0 += NC) {
-        for (int k0 = 0; k0 < K; k0 += KC) {
-            int n = smaller_of(NC, N - j0), k = smaller_of(KC, K - k0);
-            #pragma omp for
-            for (int j = 0; j < n; j += NR)
-                pack(pack_b + (size_t)j*k, b.at + (j0 + j)*b.col + k0*b.row, b.col, b.row, smaller_of(NR, n - j), k, NR);
-            for (int i0 = 0; i0 < M; i0 += MC) {
-                int m = smaller_of(MC, M - i0);
-                #pragma omp for
-                for (int i = 0; i < m; i += MR)
-                    pack(pack_a + (size_t)i*k, a.at + (i0 + i)*a.row + k0*a.col, a.row, a.col, smaller_of(MR, m - i), k, MR);
-                enum { TASK = 8 * MR };  // rows of c: one panel of b against some panels of a
-                #pragma omp for collapse(2) schedule(dynamic, 4)
-                for (int j = 0; j < n; j += NR)
-                    for (int r = 0; r < m; r += TASK)
-                        for (int i = r; i < smaller_of(r + TASK, m); i += MR)
-                            multiply_panels(c + (int64_t)(i0 + i)*N + j0 + j, N, smaller_of(MR, m - i), smaller_of(NR, n - j), k,
-                                            pack_a + (size_t)i*k, pack_b + (size_t)j*k,
-                                            bias && !accumulate ? bias + j0 + j : NULL, accumulate || k0 > 0);
-            }
-        }
-    }
-}
-
-// The same for one thread and small blocks: M at most TILE, rows of c `row` apart. It packs on the stack (about 34 KB).
-enum { TILE = 64, TILE_A = (TILE + MR - 1) / MR * MR, TILE_B = (TILE + NR - 1) / NR * NR };
-static void gemm_tile(real_t *c, int64_t row, int M, int N, int K, Matrix a, Matrix b, int accumulate) {
-    real_t packed_a[TILE_A * TILE], packed_b[TILE_B * TILE];
-    for (int k0 = 0; k0 < K; k0 += TILE) {
-        int k = smaller_of(TILE, K - k0);
-        for (int i = 0; i < M; i += MR) pack(packed_a + i*k, a.at + i*a.row + k0*a.col, a.row, a.col, smaller_of(MR, M - i), k, MR);
-        for (int j0 = 0; j0 < N; j0 += TILE) {
-            int n = smaller_of(TILE, N - j0);
-            for (int j = 0; j < n; j += NR)
-                pack(packed_b + j*k, b.at + (j0 + j)*b.col + k0*b.row, b.col, b.row, smaller_of(NR, n - j), k, NR);
-            for (int j = 0; j < n; j += NR)
-                for (int i = 0; i < M; i += MR)
-                    multiply_panels(c + i*row + j0 + j, row, smaller_of(MR, M - i), smaller_of(NR, n - j), k,
-                                    packed_a + i*k, packed_b + j*k, NULL, accumulate || k0 > 0);
-        }
-    }
-}
-
-static inline Matrix matrix(const real_t *at, int64_t row, int64_t col) {
-    Matrix m = {at, row, col};
-    return m;
-}
-
-// exp without a call, so loops over it become vector code: 2^k times a Taylor polynomial on [-ln2/2, ln2/2],
-// within 2e-7; NaN stays NaN, far below 0 it stops at 1e-38
+// exp without a call, so loops over it become vector code: 2^n times a polynomial on [-ln2/2, ln2/2], the best of its
+// degree; within 2e-7. NaN stays NaN, far below 0 it is 0, far above it is infinite.
 static inline real_t real_exp(real_t x) {
     if (sizeof(real_t) == 8) return (real_t)exp(x);
     union { float f; uint32_t u; } k, scale;
     float f = (float)x;
-    f = f < -87.0f ? -87.0f : f;
-    f = f > 88.0f ? 88.0f : f;
     k.f = f * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum has no room for a fraction, so it is rounded
-    float n = k.f - 12582912.0f;
-    float r = (f - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two pieces, the first exact times n
-    scale.u = (k.u - 0x4B400000u + 127u) << 23;
-    float p = 1/120.0f + r * (1/720.0f + r * (1/5040.0f));
-    p = 1 + r * (1 + r * (1/2.0f + r * (1/6.0f + r * (1/24.0f + r * p))));
-    return (real_t)(p * scale.f);
+    int32_t n = (int32_t)(k.u - 0x4B400000u);
+    n = n < 127 ? n : 127;
+    float r = (f - (float)n * 0.693359375f) + (float)n * 2.12194440e-4f;  // ln 2 in two pieces, the first exact times n
+    scale.u = ((uint32_t)n + 127u) << 23;
+    float p = 0.0416682256f + r * (0.0083748158f + r * 0.0013836846f);
+    p = 1 + r * (1 + r * (0.4999999208f + r * (0.1666642017f + r * p)));
+    scale.f *= p;
+    scale.u &= f < -87.0f ? 0 : ~0u;  // and not p * scale, lest there be a branch
+    return (real_t)scale.f;
 }
 
 // GELU with tanh, x/2 (1 + tanh u) = x sigmoid(2u) for u = sqrt(2/pi) (x + 0.044715 x^3)
@@ -982,8 +964,267 @@ static inline real_t gelu_slope(real_t x) {
     return s + x * s * (1 - s) * 2 * k * (1 + (real_t)(3 * 0.044715) * x * x);
 }
 
+// ---- matrix product
+// c (M, N) = sum_k a(i,k) b(k,j), with a(i,k) = a[i*a_row + k*a_col] and so for b: strides, one of them 1, make
+// it any orientation. Both operands are first packed into panels, MR rows of a and NR columns of b wide, so the
+// innermost loop reads memory in order and keeps an MR x NR tile of c in registers.
+// A panel consists of words: numbers, or with --precision bf16 pairs of numbers, k and k + 1, rounded to bf16. There an
+// instruction for the dot product of pairs does the work of two multiply-adds.
+
+#if defined(__AVX512F__)
+enum { VECTOR_BYTES = 64, MR = 12 };
+#elif defined(__AVX__)
+enum { VECTOR_BYTES = 32, MR = 6 };
+#elif defined(__aarch64__)
+enum { VECTOR_BYTES = 16, MR = 12 };
+#else
+enum { VECTOR_BYTES = 16, MR = 6 };
+#endif
+typedef real_t vector_t __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real_t)), may_alias));
+typedef uint32_t pair_t __attribute__((may_alias));
+enum { LANES = VECTOR_BYTES / sizeof(real_t), NV = 2, NR = NV * LANES };
+// In words, a panel of b (KC, NR) and TASK rows of a stay in L2, blocks of a (MC, KC) and b (KC, NC) in L3. 96 is a
+// multiple of every MR and NR.
+enum { GROUP = 96, KC = 512, MC = 12 * GROUP, NC = 32 * GROUP, TASK = 8 * MR };
+
+static int in_pairs;  // --precision bf16
+int layers_bf16(int on) {
+#ifdef __AVX512BF16__
+    in_pairs = on && sizeof(real_t) == 4;
+#endif
+    return in_pairs == on;
+}
+static inline int words_of(int K) { return in_pairs ? (K + 1) / 2 : K; }
+
+// sum + a b, or sum + a_0 b_0 + a_1 b_1 where a and b hold pairs
+static inline vector_t multiply_add(vector_t sum, real_t a, vector_t b, int pairs) {
+#ifdef __AVX512BF16__
+    if (pairs) return (vector_t)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps((float)a), (__m512bh)b);
+#endif
+    (void)pairs;
+    return sum + a * b;
+}
+
+static inline uint32_t to_pair(real_t low, real_t high) {  // to the nearest, ties to even; NaN stays NaN
+    union { float f; uint32_t u; } a, b;
+    a.f = (float)low;
+    b.f = (float)high;
+    uint32_t x = a.f == a.f ? a.u + 0x7FFF + (a.u >> 16 & 1) : 0x7FC00000;
+    uint32_t y = b.f == b.f ? b.u + 0x7FFF + (b.u >> 16 & 1) : 0x7FC00000;
+    return x >> 16 | (y & 0xFFFF0000);
+}
+
+// The words of K numbers side by side: out[k] of x[2k] and x[2k + 1]
+static inline void pairs_along(real_t *out, const real_t *x, int K) {
+    int k = 0;
+#ifdef __AVX512BF16__
+    for (; k + 32 <= K; k += 32) {
+        __m512bh words = _mm512_cvtne2ps_pbh(_mm512_loadu_ps((const float *)x + k + 16), _mm512_loadu_ps((const float *)x + k));
+        memcpy(out + k / 2, &words, sizeof words);
+    }
+#endif
+    for (; k < K; k += 2) ((pair_t *)out)[k / 2] = to_pair(x[k], k + 1 < K ? x[k + 1] : 0);
+}
+
+// The words of two rows: out[i] of low[i] and high[i]; high may be NULL
+static inline void pairs_across(real_t *out, const real_t *low, const real_t *high, int count) {
+    int i = 0;
+#ifdef __AVX512BF16__
+    static const short order[32] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
+                                    8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    for (; high && i < count; i += 16) {
+        __mmask16 there = (__mmask16)(count - i < 16 ? (1 << (count - i)) - 1 : 0xFFFF);
+        __m512bh both = _mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(there, (const float *)high + i),
+                                            _mm512_maskz_loadu_ps(there, (const float *)low + i));
+        _mm512_mask_storeu_epi32(out + i, there, _mm512_permutexvar_epi16(_mm512_loadu_si512(order), (__m512i)both));
+    }
+#endif
+    for (; i < count; i++) ((pair_t *)out)[i] = to_pair(low[i], high ? high[i] : 0);
+}
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SHUFFLE __builtin_shufflevector
+#endif
+#endif
+typedef real_t four_t __attribute__((vector_size(4 * sizeof(real_t)), aligned(sizeof(real_t)), may_alias));
+
+// out[k*width + i] = x[i*row + k] for i < rows, k < K
+static inline void transpose(real_t *out, int width, const real_t *x, int64_t row, int rows, int K) {
+    int k = 0;
+#ifdef SHUFFLE
+    for (; k + 4 <= K; k += 4, x += 4, out += 4*width) {
+        int i = 0;
+        for (; i + 4 <= rows; i += 4) {
+            const real_t *from = x + i*row;
+            four_t a = *(const four_t *)from, b = *(const four_t *)(from + row);
+            four_t c = *(const four_t *)(from + 2*row), d = *(const four_t *)(from + 3*row);
+            four_t ab0 = SHUFFLE(a, b, 0, 4, 1, 5), ab2 = SHUFFLE(a, b, 2, 6, 3, 7);
+            four_t cd0 = SHUFFLE(c, d, 0, 4, 1, 5), cd2 = SHUFFLE(c, d, 2, 6, 3, 7);
+            *(four_t *)(out + i) = SHUFFLE(ab0, cd0, 0, 1, 4, 5);
+            *(four_t *)(out + width + i) = SHUFFLE(ab0, cd0, 2, 3, 6, 7);
+            *(four_t *)(out + 2*width + i) = SHUFFLE(ab2, cd2, 0, 1, 4, 5);
+            *(four_t *)(out + 3*width + i) = SHUFFLE(ab2, cd2, 2, 3, 6, 7);
+        }
+        for (; i < rows; i++)
+            for (int j = 0; j < 4; j++) out[j*width + i] = x[i*row + j];
+    }
+#endif
+    for (; k < K; k++, x++, out += width)
+        for (int i = 0; i < rows; i++) out[i] = x[i*row];
+}
+
+// Panels of `width` rows, one after the other: word k*width + i of a panel is x[i*row + k*col], and 0 beyond `rows`.
+static inline __attribute__((always_inline)) void pack(real_t *out, const real_t *x, int64_t row, int64_t col, int rows, int K,
+                                                       const int width) {
+    enum { STRETCH = 64 };
+    real_t pairs[NR * STRETCH];
+    const int words = words_of(K), whole = rows / width * width, rest = rows - whole, paired = in_pairs;
+    if (rest) memset(out + (size_t)whole*words, 0, sizeof(real_t) * (size_t)words * (size_t)width);
+    if (row == 1 && !paired)  // all panels at once, since they share rows of memory
+        for (int k = 0; k < K; k++, x += col) {
+            real_t *to = out + k*width;
+            for (int i = 0; i < whole; i += width, to += words*width) memcpy(to, x + i, sizeof(real_t) * (size_t)width);
+            for (int i = 0; i < rest; i++) to[i] = x[whole + i];
+        }
+    else if (row == 1)
+        for (int k = 0; k < words; k++, x += 2*col)
+            for (int i = 0; i < rows; i += width)
+                pairs_across(out + (size_t)i*words + k*width, x + i, 2*k + 1 < K ? x + col + i : NULL, smaller_of(width, rows - i));
+    else
+        for (int i = 0; i < rows; i += width, out += words*width, x += width*row) {
+            int n = smaller_of(width, rows - i);
+            if (!paired) transpose(out, width, x, row, n, K);
+            for (int k = 0; k < words && paired; k += STRETCH) {
+                int stretch = smaller_of(STRETCH, words - k);
+                for (int j = 0; j < n; j++) pairs_along(pairs + j*STRETCH, x + j*row + 2*k, smaller_of(2*stretch, K - 2*k));
+                transpose(out + k*width, width, pairs, STRETCH, n, stretch);
+            }
+        }
+}
+
+// What becomes of a product on its way into c
+typedef struct {
+    int accumulate;        // it is added to c
+    const real_t *bias;    // (N), added to it
+    real_t *gelu;          // (M, N), GELU(c) goes there as well
+    const real_t *slope;   // (M, N), it is multiplied with GELU' of this
+} Ending;
+
+// sum (mr, NR) = panel a (K, MR) times panel b (K, NR); mr is constant, so that all sums lie in registers
+static inline __attribute__((always_inline)) void multiply_panels(vector_t tile[MR][NV], const int mr, int K, const real_t *a,
+                                                                  const real_t *b, int pairs) {
+    vector_t sum[MR][NV];
+    const vector_t zero = {0};
+    #pragma GCC unroll 12
+    for (int i = 0; i < mr; i++)
+        for (int v = 0; v < NV; v++) sum[i][v] = zero;
+    for (int k = 0; k < K; k++, a += MR, b += NR) {
+        #pragma GCC unroll 12
+        for (int i = 0; i < mr; i++)
+            #pragma GCC unroll 2
+            for (int v = 0; v < NV; v++) sum[i][v] = multiply_add(sum[i][v], a[i], ((const vector_t *)b)[v], pairs);
+    }
+    #pragma GCC unroll 12
+    for (int i = 0; i < mr; i++)
+        for (int v = 0; v < NV; v++) tile[i][v] = sum[i][v];
+}
+
+static inline __attribute__((always_inline)) void finish_row(real_t *c, real_t *t, int columns, const real_t *bias,
+                                                             const real_t *slope, real_t *gelu_c, int accumulate) {
+    if (accumulate)
+        for (int j = 0; j < columns; j++) t[j] += c[j];
+    if (bias)
+        for (int j = 0; j < columns; j++) t[j] += bias[j];
+    if (slope)
+        for (int j = 0; j < columns; j++) t[j] *= gelu_slope(slope[j]);
+    for (int j = 0; j < columns; j++) c[j] = t[j];
+    if (gelu_c)
+        for (int j = 0; j < columns; j++) gelu_c[j] = gelu(t[j]);
+}
+
+// A tile (rows, columns) of c, whose rows are `row` apart, from panels of K words
+static inline void multiply_tile(real_t *c, int64_t row, int rows, int columns, int K, const real_t *a, const real_t *b, Ending e) {
+    vector_t tile[MR][NV];
+    for (int i = 0; i < rows; i++)  // c is needed only at the end: have it come meanwhile
+        for (int j = 0; j < columns; j += 64 / (int)sizeof(real_t)) __builtin_prefetch(c + i*row + j, 1);
+    if (in_pairs) multiply_panels(tile, MR, K, a, b, 1);
+    else if (rows > MR / 3) multiply_panels(tile, MR, K, a, b, 0);
+    else multiply_panels(tile, MR / 3, K, a, b, 0);
+    for (int i = 0; i < rows; i++) {
+        real_t *t = (real_t *)tile[i], *gelu_c = e.gelu ? e.gelu + i*row : NULL;
+        const real_t *slope = e.slope ? e.slope + i*row : NULL;
+        if (columns == NR) finish_row(c + i*row, t, NR, e.bias, slope, gelu_c, e.accumulate);
+        else finish_row(c + i*row, t, columns, e.bias, slope, gelu_c, e.accumulate);
+    }
+}
+
+typedef struct { const real_t *at; int64_t row, col; } Matrix;
+static inline Matrix matrix(const real_t *at, int64_t row, int64_t col) {
+    Matrix m = {at, row, col};
+    return m;
+}
+static real_t *pack_a, *pack_b, *partial_sums;
+size_t layers_scratch_bytes(int C) {
+    return sizeof(real_t) * ((size_t)MC*KC + (size_t)KC*NC + (size_t)SLICES*3*(size_t)C);
+}
+void layers_begin(void *scratch) {
+    pack_a = (real_t *)scratch;
+    pack_b = pack_a + (size_t)MC*KC;
+    partial_sums = pack_b + (size_t)KC*NC;
+}
+
+static void gemm(real_t *c, int M, int N, int K, Matrix a, Matrix b, Ending e) {
+    const int word = in_pairs ? 2 : 1, passes = (words_of(K) + KC - 1) / KC, stretch = (words_of(K) + passes - 1) / passes * word;
+    #pragma omp parallel if ((int64_t)M * N * K > 200000)  // less than that is done before the threads have met
+    for (int j0 = 0; j0 < N; j0 += NC)
+        for (int k0 = 0; k0 < K; k0 += stretch) {
+            int n = smaller_of(NC, N - j0), k = smaller_of(stretch, K - k0), words = words_of(k), last = k0 + k == K;
+            #pragma omp for nowait
+            for (int j = 0; j < n; j += GROUP)
+                pack(pack_b + (size_t)j*words, b.at + (j0 + j)*b.col + k0*b.row, b.col, b.row, smaller_of(GROUP, n - j), k, NR);
+            for (int i0 = 0; i0 < M; i0 += MC) {
+                int m = smaller_of(MC, M - i0);
+                #pragma omp for
+                for (int i = 0; i < m; i += GROUP)
+                    pack(pack_a + (size_t)i*words, a.at + (i0 + i)*a.row + k0*a.col, a.row, a.col, smaller_of(GROUP, m - i), k, MR);
+                #pragma omp for collapse(2) schedule(dynamic, 4)
+                for (int r = 0; r < m; r += TASK)
+                    for (int j = 0; j < n; j += NR)
+                        for (int i = r; i < smaller_of(r + TASK, m); i += MR) {
+                            size_t at = (size_t)(i0 + i)*(size_t)N + (size_t)(j0 + j);
+                            Ending here = {e.accumulate || k0 > 0, e.bias && k0 == 0 ? e.bias + j0 + j : NULL,
+                                           e.gelu && last ? e.gelu + at : NULL, e.slope && last ? e.slope + at : NULL};
+                            multiply_tile(c + at, N, smaller_of(MR, m - i), smaller_of(NR, n - j), words,
+                                          pack_a + (size_t)i*words, pack_b + (size_t)j*words, here);
+                        }
+            }
+        }
+}
+
+// The same for one thread and small blocks: M at most TILE, rows of c `row` apart. It packs on the stack (about 34 KB).
+enum { TILE = 64, TILE_A = (TILE + MR - 1) / MR * MR, TILE_B = (TILE + NR - 1) / NR * NR };
+static void gemm_tile(real_t *c, int64_t row, int M, int N, int K, Matrix a, Matrix b, int accumulate) {
+    real_t packed_a[TILE_A * TILE], packed_b[TILE_B * TILE];
+    for (int k0 = 0; k0 < K; k0 += TILE) {
+        int k = smaller_of(TILE, K - k0), words = words_of(k);
+        Ending e = {accumulate || k0 > 0, NULL, NULL, NULL};
+        pack(packed_a, a.at + k0*a.col, a.row, a.col, M, k, MR);
+        for (int j0 = 0; j0 < N; j0 += TILE) {
+            int n = smaller_of(TILE, N - j0);
+            pack(packed_b, b.at + j0*b.col + k0*b.row, b.col, b.row, n, k, NR);
+            for (int j = 0; j < n; j += NR)
+                for (int i = 0; i < M; i += MR)
+                    multiply_tile(c + i*row + j0 + j, row, smaller_of(MR, M - i), smaller_of(NR, n - j), words,
+                                  packed_a + i*words, packed_b + j*words, e);
+        }
+    }
+}
+
+enum { FEW = 2 };  // rows
 void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C, int OC) {
-    if (n <= 2) {  // packing would cost more than it saves: the weights are read once
+    profile("matmul_forward", 2.0 * n * C * OC, ((double)n * (C + OC) + (double)C * OC) * sizeof(act_t));
+    if (n <= FEW) {  // packing would cost more than it saves: the weights are read once
         #pragma omp parallel for if ((int64_t)n * C * OC > 200000)
         for (int o = 0; o < OC; o++)
             for (int i = 0; i < n; i++) {
@@ -996,95 +1237,100 @@ void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const p
             }
         return;
     }
-    gemm(out, n, OC, C, matrix(inp, C, 1), matrix(weight, 1, C), bias, 0);
+    Ending e = {0, bias, NULL, NULL};
+    gemm(out, n, OC, C, matrix(inp, C, 1), matrix(weight, 1, C), e);
 }
 
 void matmul_gelu_forward(act_t *out, act_t *pre, const act_t *inp, const param_t *weight, const param_t *bias,
                          int n, int C, int OC) {
+    profile("matmul_gelu_forward", 2.0 * n * C * OC, ((double)n * (C + 2 * OC) + (double)C * OC) * sizeof(act_t));
+    Ending e = {0, bias, out, NULL};
+    if (n > FEW) {
+        gemm(pre, n, OC, C, matrix(inp, C, 1), matrix(weight, 1, C), e);
+        return;
+    }
     matmul_forward(pre, inp, weight, bias, n, C, OC);
-    #pragma omp parallel for simd
     for (size_t i = 0; i < (size_t)n * (size_t)OC; i++) out[i] = gelu(pre[i]);
 }
 
 void matmul_backward(act_t *dinp, real_t *dweight, real_t *dbias, const act_t *dout, const act_t *inp,
                      const param_t *weight, const act_t *pre, int n, int C, int OC) {
-    gemm(dweight, OC, C, n, matrix(dout, 1, OC), matrix(inp, C, 1), NULL, 1);
-    if (dbias) {
-        #pragma omp parallel for
-        for (int p = 0; p < SLICES; p++)  // a thread owns columns
-            for (int i = 0; i < n; i++)
-                for (size_t o = slice((size_t)OC, p); o < slice((size_t)OC, p + 1); o++) dbias[o] += dout[(size_t)i*OC + o];
+    profile("matmul_backward", 4.0 * n * C * OC, ((double)n * (2 * C + OC) + 3.0 * C * OC) * sizeof(act_t));
+    Ending add = {1, NULL, NULL, NULL}, set = {0, NULL, NULL, pre};
+    gemm(dweight, OC, C, n, matrix(dout, 1, OC), matrix(inp, C, 1), add);
+    enum { COLUMNS = 64 };  // a thread owns columns
+    #pragma omp parallel for
+    for (int o0 = 0; o0 < (dbias ? OC : 0); o0 += COLUMNS) {
+        real_t sum[COLUMNS] = {0};
+        int columns = smaller_of(COLUMNS, OC - o0);
+        for (int i = 0; i < n; i++)
+            for (int o = 0; o < columns; o++) sum[o] += dout[(size_t)i*OC + o0 + o];
+        for (int o = 0; o < columns; o++) dbias[o0 + o] += sum[o];
     }
-    gemm(dinp, n, C, OC, matrix(dout, OC, 1), matrix(weight, C, 1), NULL, 0);
-    if (pre) {
-        #pragma omp parallel for simd
-        for (size_t i = 0; i < (size_t)n * (size_t)C; i++) dinp[i] *= gelu_slope(pre[i]);
-    }
+    gemm(dinp, n, C, OC, matrix(dout, OC, 1), matrix(weight, C, 1), set);
 }
 
 // ---- layernorm
 
-// x_c = s_c + add_c of one token: its mean, returned, and 1 / standard deviation
-static inline real_t layernorm_statistics(real_t *rstd, const stream_t *s, const act_t *add, int C, real_t unit) {
+// x (C) = s + add of one token; returns its mean, and *rstd = 1 / standard deviation
+static inline real_t layernorm_row(real_t *x, real_t *rstd, const stream_t *s, const act_t *add, int C, real_t unit) {
     real_t mean = 0, variance = 0;
+    #pragma omp simd
+    for (int c = 0; c < C; c++) x[c] = stream_value(s[c], unit);
+    for (int c = 0; add && c < C; c++) x[c] += add[c];
     #pragma omp simd reduction(+:mean)
-    for (int c = 0; c < C; c++) mean += stream_value(s[c], unit) + (add ? add[c] : 0);
+    for (int c = 0; c < C; c++) mean += x[c];
     mean /= (real_t)C;
     #pragma omp simd reduction(+:variance)
-    for (int c = 0; c < C; c++) {
-        real_t d = stream_value(s[c], unit) + (add ? add[c] : 0) - mean;
-        variance += d * d;
-    }
+    for (int c = 0; c < C; c++) variance += (x[c] - mean) * (x[c] - mean);
     *rstd = (real_t)(1 / sqrt(variance / (real_t)C + (real_t)1e-5));
     return mean;
 }
 
 void layernorm_forward(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, const param_t *bias,
                        int n, int C, int grid) {
+    profile("layernorm_forward", 0, (double)n * C * (sizeof(stream_t) + (add ? 2 : 1) * sizeof(act_t)));
     real_t unit = grid_unit(grid);
     #pragma omp parallel for
     for (int i = 0; i < n; i++) {
-        const stream_t *x = s + (size_t)i*C;
-        const act_t *y = add ? add + (size_t)i*C : NULL;
-        real_t rstd, mean = layernorm_statistics(&rstd, x, y, C, unit);
+        real_t *x = out + (size_t)i*C, rstd, mean = layernorm_row(x, &rstd, s + (size_t)i*C, add ? add + (size_t)i*C : NULL, C, unit);
         #pragma omp simd
-        for (int c = 0; c < C; c++)
-            out[(size_t)i*C + c] = (stream_value(x[c], unit) + (y ? y[c] : 0) - mean) * rstd * weight[c] + bias[c];
+        for (int c = 0; c < C; c++) x[c] = (x[c] - mean) * rstd * weight[c] + bias[c];
     }
 }
 
 void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias, const act_t *dout, const stream_t *s,
                         const act_t *add, const param_t *weight, int n, int C, int grid) {
+    profile("layernorm_backward", 0, (double)n * C * (sizeof(stream_t) + 2 * sizeof(real_t) + ((add ? 2 : 1) + (dadd ? 2 : 0)) * sizeof(act_t)));
     real_t unit = grid_unit(grid);
-    memset(partial_sums, 0, sizeof(real_t) * (size_t)SLICES * 2 * (size_t)C);
+    memset(partial_sums, 0, sizeof(real_t) * (size_t)SLICES * 3 * (size_t)C);
     #pragma omp parallel for
     for (int p = 0; p < SLICES; p++) {
-        real_t *dw = partial_sums + (size_t)p*2*(size_t)C, *db = dw + C;
+        real_t *dw = partial_sums + (size_t)p*3*(size_t)C, *db = dw + C, *x = db + C;
         for (size_t i = slice((size_t)n, p); i < slice((size_t)n, p + 1); i++) {
-            const stream_t *x = s + i*(size_t)C;
-            const act_t *y = add ? add + i*(size_t)C : NULL, *d = dout + i*(size_t)C;
-            real_t rstd, mean = layernorm_statistics(&rstd, x, y, C, unit), sum = 0, sum_x = 0;
+            const act_t *d = dout + i*(size_t)C;
+            real_t *to = ds + i*(size_t)C, *to_add = dadd ? dadd + i*(size_t)C : NULL, sum = 0, sum_x = 0;
+            real_t rstd, mean = layernorm_row(x, &rstd, s + i*(size_t)C, add ? add + i*(size_t)C : NULL, C, unit);
             #pragma omp simd reduction(+:sum,sum_x)
             for (int c = 0; c < C; c++) {
-                real_t normed = (stream_value(x[c], unit) + (y ? y[c] : 0) - mean) * rstd, dn = d[c] * weight[c];
-                dw[c] += d[c] * normed;
+                x[c] = (x[c] - mean) * rstd;
+                dw[c] += d[c] * x[c];
                 db[c] += d[c];
-                sum += dn;
-                sum_x += dn * normed;
+                sum += d[c] * weight[c];
+                sum_x += d[c] * weight[c] * x[c];
             }
             sum /= (real_t)C;
             sum_x /= (real_t)C;
             #pragma omp simd
             for (int c = 0; c < C; c++) {
-                real_t normed = (stream_value(x[c], unit) + (y ? y[c] : 0) - mean) * rstd;
-                real_t dx = (d[c] * weight[c] - sum - normed * sum_x) * rstd;
-                ds[i*(size_t)C + (size_t)c] += dx;
-                if (dadd) dadd[i*(size_t)C + (size_t)c] += dx;
+                x[c] = (d[c] * weight[c] - sum - x[c] * sum_x) * rstd;
+                to[c] += x[c];
             }
+            for (int c = 0; to_add && c < C; c++) to_add[c] += x[c];
         }
     }
     for (int p = 0; p < SLICES; p++) {
-        const real_t *dw = partial_sums + (size_t)p*2*(size_t)C;
+        const real_t *dw = partial_sums + (size_t)p*3*(size_t)C;
         for (int c = 0; c < C; c++) dweight[c] += dw[c], dbias[c] += dw[C + c];
     }
 }
@@ -1092,6 +1338,7 @@ void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias,
 // ---- attention: tiles of TILE queries against TILE keys, the softmax carried along from tile to tile
 
 void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH) {
+    profile("attention_forward", 2.0 * B * T * T * C, 4.0 * B * T * C * sizeof(act_t));
     int hs = C / NH;
     real_t scale = (real_t)(1 / sqrt((double)hs));
     #pragma omp parallel for collapse(3) schedule(dynamic)
@@ -1100,35 +1347,39 @@ void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, 
             for (int q0 = 0; q0 < T; q0 += TILE) {
                 const act_t *q = qkv + ((size_t)b*T + q0)*3*C + h*hs, *k0 = qkv + (size_t)b*T*3*C + C + h*hs;
                 act_t *o = out + ((size_t)b*T + q0)*C + h*hs;
-                real_t score[TILE * TILE], highest[TILE], sum[TILE];
+                // key t0 + j against query q0 + i: a thing a query has is a row, so what is done to it is done to vectors
+                real_t score[TILE * TILE], top[TILE], sum[TILE], shrink[TILE];
                 int queries = smaller_of(TILE, T - q0);
-                for (int i = 0; i < queries; i++) highest[i] = (real_t)-1e30, sum[i] = 0;
+                for (int i = 0; i < TILE; i++) top[i] = (real_t)-1e30, sum[i] = 0;
                 for (int t0 = 0; t0 <= q0; t0 += TILE) {
                     const act_t *k = k0 + (size_t)t0*3*C, *v = k + C;
                     int keys = smaller_of(TILE, T - t0);
-                    gemm_tile(score, TILE, queries, keys, hs, matrix(q, 3*C, 1), matrix(k, 1, 3*C), 0);
-                    for (int i = 0; i < queries; i++) {
-                        real_t *s = score + i*TILE, top = highest[i], total = 0;
-                        int seen = smaller_of(keys, q0 + i - t0 + 1);  // causal
-                        for (int j = 0; j < seen; j++) top = s[j] * scale > top ? s[j] * scale : top;
-                        #pragma omp simd reduction(+:total)
-                        for (int j = 0; j < seen; j++) total += s[j] = real_exp(s[j] * scale - top);
-                        for (int j = seen; j < keys; j++) s[j] = 0;
-                        real_t shrink = real_exp(highest[i] - top);
-                        sum[i] = sum[i] * shrink + total;
-                        highest[i] = top;
-                        if (t0) for (int c = 0; c < hs; c++) o[(size_t)i*C + c] *= shrink;
+                    gemm_tile(score, TILE, keys, queries, hs, matrix(k, 3*C, 1), matrix(q, 1, 3*C), 0);
+                    for (int i = 0; i < TILE; i++) shrink[i] = top[i];
+                    for (int j = 0; j < keys; j++) {
+                        real_t *s = score + j*TILE;
+                        for (int i = 0; i < queries; i++) s[i] = q0 + i < t0 + j ? (real_t)-1e30 : s[i] * scale;  // causal
+                        for (int i = 0; i < queries; i++) top[i] = s[i] > top[i] ? s[i] : top[i];
                     }
-                    gemm_tile(o, C, queries, hs, keys, matrix(score, TILE, 1), matrix(v, 3*C, 1), t0 > 0);
+                    for (int i = 0; i < queries; i++) sum[i] *= shrink[i] = real_exp(shrink[i] - top[i]);
+                    for (int j = 0; j < keys; j++) {
+                        real_t *s = score + j*TILE;
+                        for (int i = 0; i < queries; i++) s[i] = real_exp(s[i] - top[i]);
+                        for (int i = 0; i < queries; i++) sum[i] += s[i];
+                    }
+                    for (int i = 0; i < queries && t0; i++)
+                        for (int c = 0; c < hs; c++) o[(size_t)i*C + c] *= shrink[i];
+                    gemm_tile(o, C, queries, hs, keys, matrix(score, 1, TILE), matrix(v, 3*C, 1), t0 > 0);
                 }
                 for (int i = 0; i < queries; i++) {
                     for (int c = 0; c < hs; c++) o[(size_t)i*C + c] /= sum[i];
-                    lse[((size_t)b*NH + h)*T + q0 + i] = highest[i] + (real_t)log(sum[i]);
+                    lse[((size_t)b*NH + h)*T + q0 + i] = top[i] + (real_t)log(sum[i]);
                 }
             }
 }
 
 void attention_query(act_t *out, const act_t *qkv, int t, int C, int NH) {
+    profile("attention_query", 4.0 * t * C, 2.0 * t * C * sizeof(act_t));
     int hs = C / NH;
     real_t scale = (real_t)(1 / sqrt((double)hs));
     #pragma omp parallel for
@@ -1154,6 +1405,7 @@ void attention_query(act_t *out, const act_t *qkv, int t, int C, int NH) {
 
 void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse,
                         int B, int T, int C, int NH) {
+    profile("attention_backward", 5.0 * B * T * T * C, 8.0 * B * T * C * sizeof(act_t));
     int hs = C / NH;
     real_t scale = (real_t)(1 / sqrt((double)hs));
     #pragma omp parallel for collapse(2) schedule(dynamic)
@@ -1202,6 +1454,7 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
 // ---- adjoint, head, optimizer
 
 void scale_cast(act_t *out, const real_t *x, double scale, size_t count) {
+    profile("scale_cast", 0, (double)count * (sizeof(act_t) + sizeof(real_t)));
     #pragma omp parallel for simd
     for (size_t i = 0; i < count; i++) out[i] = (real_t)scale * x[i];
 }
@@ -1209,6 +1462,7 @@ void scale_cast(act_t *out, const real_t *x, double scale, size_t count) {
 void adjoint_update(real_t *A, real_t *B, int alpha, int beta, size_t count) {
     real_t a = (real_t)(alpha / 16.0), b = (real_t)(beta / 16.0);
     if (alpha == 16 && beta == 0) return;
+    profile("adjoint_update", 0, (double)count * 4 * sizeof(real_t));
     #pragma omp parallel for simd
     for (size_t i = 0; i < count; i++) {
         A[i] += b * B[i];
@@ -1216,12 +1470,24 @@ void adjoint_update(real_t *A, real_t *B, int alpha, int beta, size_t count) {
     }
 }
 
+static inline real_t largest(const real_t *x, int count) {
+    enum { W = 64 };  // maxima side by side, as vectors
+    real_t top[W];
+    int i = 0;
+    for (int w = 0; w < W; w++) top[w] = x[0];
+    for (; i + W <= count; i += W)
+        for (int w = 0; w < W; w++) top[w] = x[i + w] > top[w] ? x[i + w] : top[w];
+    for (; i < count; i++) top[0] = x[i] > top[0] ? x[i] : top[0];
+    for (int w = 1; w < W; w++) top[0] = top[w] > top[0] ? top[w] : top[0];
+    return top[0];
+}
+
 void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V, int Vp, double scale) {
+    profile("classifier", 0, 2.0 * n * V * sizeof(act_t));
     #pragma omp parallel for
     for (int i = 0; i < n; i++) {
         act_t *x = logits + (size_t)i*Vp, target = x[targets[i]];
-        real_t top = x[0], sum = 0;
-        for (int v = 0; v < V; v++) top = x[v] > top ? x[v] : top;
+        real_t top = largest(x, V), sum = 0;
         #pragma omp simd reduction(+:sum)
         for (int v = 0; v < V; v++) sum += x[v] = real_exp(x[v] - top);
         if (scale != 0) {
@@ -1236,6 +1502,7 @@ void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V,
 }
 
 double norm_squared(const real_t *x, size_t count) {
+    profile("norm_squared", 0, (double)count * sizeof(real_t));
     double sums[SLICES], total = 0;
     #pragma omp parallel for
     for (int p = 0; p < SLICES; p++) {
@@ -1250,6 +1517,7 @@ double norm_squared(const real_t *x, size_t count) {
 
 void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, double rate, double beta1, double beta2,
            double decay, double scale, int t) {
+    profile("adamw", 0, (double)count * (2 * sizeof(param_t) + 5 * sizeof(real_t)));
     real_t b1 = (real_t)beta1, b2 = (real_t)beta2, keep = (real_t)(1 - rate * decay), clip = (real_t)scale;
     real_t step = (real_t)(rate / (1 - pow(beta1, t))), unbias = (real_t)(1 / sqrt(1 - pow(beta2, t)));
     #pragma omp parallel for simd
@@ -1270,17 +1538,32 @@ double device_flops(void) {
         #pragma omp parallel reduction(+:flops)
         {
             volatile real_t half = (real_t)0.5;  // read at run time, or the compiler would see through the chains
+            const real_t word = half;
             vector_t x[MR * NV], factor;
-            for (int j = 0; j < LANES; j++) factor[j] = half;
+            for (int j = 0; j < LANES; j++) factor[j] = word;
             for (int j = 0; j < MR * NV; j++) x[j] = factor * (real_t)j;
             for (int i = 0; i < 500000; i++) {
                 #pragma GCC unroll 24
-                for (int j = 0; j < MR * NV; j++) x[j] = x[j] * factor + factor;
+                for (int j = 0; j < MR * NV; j++) {
+                    if (in_pairs) x[j] = multiply_add(x[j], word, factor, 1);
+                    else x[j] = x[j] * factor + factor;
+                }
             }
             for (int j = 1; j < MR * NV; j++) x[0] += x[j];
-            flops += 500000.0 * MR * NV * LANES * 2 + (double)x[0][0];
+            flops += 500000.0 * MR * NV * LANES * (in_pairs ? 4 : 2) + (double)x[0][0];
         }
         best = fmax(best, flops / (seconds() - start));
+    }
+    return best;
+}
+
+double device_bandwidth(real_t *x, size_t count) {
+    double best = 0;
+    for (int attempt = 0; attempt < 4; attempt++) {
+        double start = seconds();
+        #pragma omp parallel for simd
+        for (size_t i = 0; i < count; i++) x[i] += 1;
+        best = fmax(best, 2.0 * (double)count * sizeof(real_t) / (seconds() - start));
     }
     return best;
 }
@@ -1637,7 +1920,7 @@ static Config load_model(const char *path, Model *m) {
 
 // What besides the model shapes a run's arithmetic; it is saved with the state and may not change on resuming. The
 // position in data and random numbers follows from the step.
-typedef struct { int32_t B, T, chunk, head_chunk, accumulate, shuffle, overfit, bf16, mode, seed; } Run;
+typedef struct { int32_t B, T, chunk, head_chunk, accumulate, shuffle, overfit, bf16, mode, seed, precision; } Run;
 
 static void save_state(const Model *m, const char *directory, int step, const Run *run) {
     Output o;
@@ -1667,9 +1950,9 @@ static void load_state(Model *m, const char *path, int step, const Run *run) {
     memcpy(&was, &header[4], sizeof was);
     if (header[1] != 1 || header[2] != step) die(STATUS_DATA, "%s: of version %d and step %d", path, header[1], header[2]);
     if (memcmp(&was, run, sizeof was) != 0)
-        die(STATUS_USAGE, "%s was saved with -b %d -t %d --chunk %d --head-chunk %d --seed %d%s%s%s and %d micro-batches a step; "
+        die(STATUS_USAGE, "%s was saved with -b %d -t %d --chunk %d --head-chunk %d --seed %d%s%s%s%s and %d micro-batches a step; "
             "resume with the same", path, was.B, was.T, was.chunk, was.head_chunk, was.seed, was.shuffle ? " --shuffle" : "",
-            was.overfit ? " -a 1" : "", was.bf16 ? " --save bf16" : "", was.accumulate);
+            was.overfit ? " -a 1" : "", was.bf16 ? " --save bf16" : "", was.precision ? " --precision bf16" : "", was.accumulate);
     check_size(f, path, sizeof header + count * 4 * (was.bf16 ? 3 : 2) + sizeof saved);
     sum = checksum(checksum(0, header, 256), &m->net, sizeof m->net / 4);
     sum = read_parameters(f, path, m->m, count, 0, sum);
@@ -1993,11 +2276,11 @@ static int generate(Model *m, const Tokenizer *z, const int *prompt, int given, 
 // -------------------------------------------------------------------------------------------------
 // The command line
 
-enum { INTEGER, NUMBER, STRING, CHOICE, SWITCH };
+enum { INTEGER, NUMBER, BYTES, STRING, CHOICE, SWITCH };
 typedef struct {
     const char *flag;
     int type;
-    void *at;             // int, double, const char *, int, int
+    void *at;             // int, double, double, const char *, int, int
     const char *initial;  // the default, as one would type it
     double least, most;
     const char *const *choices;
@@ -2008,12 +2291,12 @@ static struct {
     const char *train, *val, *out, *start, *prompt, *logits, *tokenizer;
     int resume, save_every, keep, overfit, layers, heads, channels, context, B, T, tokens, steps, warmup;
     int val_every, val_batches, sample_every, sample_length;
-    double rate, final_fraction, decay, step_size, beta1, beta2, temperature;
-    int seed, mode, memory, stream, grid, chunk, head_chunk, shuffle, save, plan, top_k, eval, help, version;
+    double rate, final_fraction, decay, step_size, beta1, beta2, temperature, budget;
+    int seed, mode, memory, precision, stream, grid, chunk, head_chunk, shuffle, save, plan, profile, top_k, eval, help, version;
 } opt;
 
 static const char *const stream_names[] = {"float", "fixed", NULL};
-static const char *const save_names[] = {"float32", "bf16", NULL};
+static const char *const precision_names[] = {"float32", "bf16", NULL};
 enum { STREAM_FLOAT, STREAM_FIXED };
 
 static const Option options[] = {
@@ -2044,6 +2327,8 @@ static const Option options[] = {
     {"--mode", CHOICE, &opt.mode, "", 0, 0, mode_names, "the network; from scratch: midpoint"},
     {"--step-size", NUMBER, &opt.step_size, "", 0, 16, NULL, "h, 0 switches the blocks off; midpoint 0.25, midpoint-a 1, leapfrog 1/sqrt(L), hamiltonian 1"},
     {"--memory", CHOICE, &opt.memory, "", 0, 0, memory_names, "what the backward pass gets to see; reverse, and store for baseline"},
+    {"--budget", BYTES, &opt.budget, "0", 1, 1e18, NULL, "bytes in all, such as 8G, that --memory auto may fill; 0: three quarters of the machine's"},
+    {"--precision", CHOICE, &opt.precision, "float32", 0, 0, precision_names, "of what matrix products multiply; sums, streams and parameters are float32"},
     {"--stream", CHOICE, &opt.stream, "", 0, 0, stream_names, "fixed reverses exactly; float for baseline"},
     {"--grid", INTEGER, &opt.grid, "0", 1, 30, NULL, "fixed streams are multiples of 2^-grid; 0: 20, or 23 for midpoint-a"},
     {"--chunk", INTEGER, &opt.chunk, "0", 1, 1 << 24, NULL, "sequences a block is evaluated for at a time; 0: by the shape"},
@@ -2052,7 +2337,8 @@ static const Option options[] = {
     {"--beta2", NUMBER, &opt.beta2, "0.95", 0, 0.999999, NULL, "AdamW"},
     {"--seed", INTEGER, &opt.seed, "1337", 0, 2147483647, NULL, "of weights, coefficients a_k, batches and samples"},
     {"--shuffle", SWITCH, &opt.shuffle, "0", 0, 0, NULL, "sequences from random offsets; else in order"},
-    {"--save", CHOICE, &opt.save, "float32", 0, 0, save_names, "type of the parameters in model files"},
+    {"--save", CHOICE, &opt.save, "float32", 0, 0, precision_names, "type of the parameters in model files"},
+    {"--profile", SWITCH, &opt.profile, "0", 0, 0, NULL, "at the end, print a step's time by layer function beside what the machine's limits allow"},
     {"--plan", SWITCH, &opt.plan, "0", 0, 0, NULL, "print where every byte would go, and end"},
     {"--prompt", STRING, &opt.prompt, NULL, 0, 0, NULL, "generate -g tokens after this text with the model of -e, and end"},
     {"--temperature", NUMBER, &opt.temperature, "1", 0, 100, NULL, "of samples: logits are divided by it; 0 takes the likeliest token"},
@@ -2098,12 +2384,14 @@ static void set_option(const Option *o, const char *text) {
         }
         *(int *)o->at = i;
     }
-    if (o->type == INTEGER || o->type == NUMBER) {
+    if (o->type == INTEGER || o->type == NUMBER || o->type == BYTES) {
         double x = o->type == INTEGER ? (double)strtoll(text, &end, 10) : strtod(text, &end);
+        const char *unit = o->type == BYTES && *end ? strchr("KMG", *end) : NULL;
+        if (unit && end > text) x = ldexp(x, 10 * (int)(unit - "KMG" + 1)), end++;
         int valid = end != text && !*end && errno != ERANGE && x >= o->least && x <= o->most;
         if (!valid && (!o->initial[0] || strcmp(text, o->initial) != 0))  // a default may lie outside: 0 or -1 for "by the rest"
             die(STATUS_USAGE, "%s %s: %s from %.10g to %.10g is meant", o->flag, text,
-                o->type == INTEGER ? "a whole number" : "a number", o->least, o->most);
+                o->type == INTEGER ? "a whole number" : o->type == BYTES ? "a number with K, M, G or nothing" : "a number", o->least, o->most);
         if (o->type == INTEGER) *(int *)o->at = (int)x;
         else *(double *)o->at = x;
     }
@@ -2137,7 +2425,7 @@ static void print_help(void) {
     for (int i = 0; i < OPTIONS; i++) {
         const Option *o = &options[i];
         char left[64];
-        const char *value[] = {" N", " X", " S", " ", ""};
+        const char *value[] = {" N", " X", " N", " S", " ", ""};
         snprintf(left, sizeof left, "%s%s", o->flag, value[o->type]);
         for (int c = 0; o->choices && o->choices[c]; c++)
             snprintf(left + strlen(left), sizeof left - strlen(left), "%s%s", c ? "|" : "", o->choices[c]);
@@ -2239,7 +2527,7 @@ static double validate(Model *m, const Data *d, int batches) {
 // One optimizer step of `accumulate` micro-batches; prints its line and logs it.
 static void train_step(Model *m, const Data *data, const Run *run, int step, int total, double limit, FILE *csv) {
     static double slow;  // a running mean of the seconds a step takes, for the time left
-    double start = seconds(), loss = 0, drift = NAN, rate = learning_rate(step, total), again;
+    double start = seconds(), loss = 0, drift = NAN, rate = learning_rate(step, total);
     device_zero(m->grads, parameter_count(&m->net) * sizeof(real_t));
     for (int i = 0; i < run->accumulate; i++) {
         double off;
@@ -2254,7 +2542,7 @@ static void train_step(Model *m, const Data *data, const Run *run, int step, int
     double speed = (double)m->B * m->T * run->accumulate / s;
     slow = slow > 0 ? 0.95 * slow + 0.05 * s : s;
     printf("step %5d/%d | loss %.4f | norm %.4f | lr %.2e | %.0f ms | %.0f tokens/s | %.0f%% of limit | ", step + 1, total, loss,
-           norm, rate, s * 1e3, speed, 100 * speed * flops_per_token(&m->net, m->T, &again) / limit);
+           norm, rate, s * 1e3, speed, 100 * speed * flops_per_token(&m->net, m->T) / limit);
     if (!isnan(drift)) printf("drift %.2g | ", drift);
     printf("%.2f GiB | %.1f min left\n", (double)device_peak_bytes() / (1 << 30), slow * (total - step - 1) / 60);
     if (csv) {
@@ -2295,9 +2583,11 @@ static int train(Model *m, const Data *data, const Data *val, const Tokenizer *z
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
     signal(SIGPIPE, SIG_IGN);  // who reads the output may end first: that is noticed below, and nothing is lost
-    double limit = device_flops(), again, cost = flops_per_token(&m->net, m->T, &again);
+    double limit = device_flops(), cost = flops_per_token(&m->net, m->T), again = flops_again(m);
+    int trained = 0, profiled_steps = 0;
+    double bandwidth = opt.profile ? device_bandwidth(m->grads, parameter_count(&m->net)) : 0;
     printf("limit %.0f GFLOP/s; training costs %.3g GFLOP a token", limit * 1e-9, cost * 1e-9);
-    if (m->memory != STORE) printf(", running the blocks once more makes it %.3g times that", 1 + again / cost);
+    if (again > 0) printf(", computing blocks again makes it %.3f times that: at most %.3f of the speed of store", 1 + again / cost, cost / (cost + again));
     printf("\n");
     if (step > total) printf("-x %d: the checkpoint is further than that already, at step %d\n", total, step);
     for (int saved = resumed ? step : -1;; step++) {
@@ -2328,8 +2618,14 @@ static int train(Model *m, const Data *data, const Data *val, const Tokenizer *z
             saved = step;
         }
         if (end) break;
+        profiling = opt.profile && (trained > 0 || step + 1 == total);  // the first step touches its memory for the first time
         train_step(m, data, run, step, total, limit, csv);
+        profile(NULL, 0, 0);
+        profiled_steps += profiling;
+        profiling = 0;
+        trained++;
     }
+    if (profiled_steps) profile_print(profiled_steps, limit, bandwidth);
     if (csv && fclose(csv) != 0) die(STATUS_DATA, "cannot write %s/log.csv: %s", opt.out, strerror(errno));
     if (interrupted)
         die(STATUS_INTERRUPTED, "interrupted after step %d; %s", step,
@@ -2395,6 +2691,7 @@ static void check_options(void) {
         die(STATUS_USAGE, "--eval, --logits and --prompt do not train: -o -y -n -x -d -a have no meaning there");
     if (opt.eval && (opt.logits[0] || opt.prompt)) die(STATUS_USAGE, "--eval goes with neither --logits nor --prompt");
     if (opt.eval && !opt.val[0]) die(STATUS_USAGE, "--eval needs -j, the tokens to evaluate on");
+    if (opt.budget > 0 && opt.memory != AUTO) die(STATUS_USAGE, "--budget is for --memory auto");
     if (opt.resume && !opt.out[0]) die(STATUS_USAGE, "-y 1 needs -o, the directory to resume from");
     if (opt.save_every && !opt.out[0]) die(STATUS_USAGE, "-n %d needs -o, the directory to save to", opt.save_every);
     if (!opt.train[0] && !opt.plan && !opt.eval && !opt.prompt)
@@ -2417,7 +2714,7 @@ static int choose_shape(Model *m, int given) {
     int tokens = m->B * m->T;
     if (opt.tokens % tokens != 0) die(STATUS_USAGE, "-d %d is no multiple of -b %d times -t %d", opt.tokens, m->B, m->T);
     m->memory = opt.memory >= 0 ? opt.memory : m->net.mode == BASELINE ? STORE : REVERSE;
-    if (m->net.mode == BASELINE && m->memory == REVERSE)
+    if (m->net.mode == BASELINE && steps_back(m))
         die(STATUS_USAGE, "baseline cannot be reversed: --memory store or checkpoint, or another --mode");
     if ((double)m->B * m->T * m->net.C * steps(&m->net) > 0x1p55)  // with up to 64 bytes each the plan still fits 64 bits
         die(STATUS_USAGE, "-b %d times -t %d with %d layers of %d channels is more than any machine holds", m->B, m->T,
@@ -2479,13 +2776,18 @@ int rev_gpt2_main(int argc, char **argv) {
         if (!given) prompt[given++] = first_token(&z);
     }
     int accumulate = choose_shape(&m, given);
-    Run run = {m.B, m.T, m.chunk, m.head_chunk, accumulate, opt.shuffle, opt.overfit, opt.save, m.net.mode, opt.seed};
-    plan(&m);
+    Run run = {m.B, m.T, m.chunk, m.head_chunk, accumulate, opt.shuffle, opt.overfit, opt.save, m.net.mode, opt.seed,
+               opt.precision && layers_bf16(1)};
+    if (m.training && m.memory == AUTO) plan_within(&m, opt.budget > 0 ? opt.budget : 0.75 * (double)device_memory_bytes());
+    else plan(&m);
     if (m.training || opt.plan) {
         printf("%s, step size %.4g: L %d, C %d, NH %d, V %d, context %d, %zu parameters\n", mode_names[m.net.mode],
                (double)m.net.h, m.net.L, m.net.C, m.net.NH, m.net.V, m.net.maxT, parameter_count(&m.net));
-        printf("B %d, T %d, chunk %d, head chunk %d, %lld tokens a step, --memory %s, --stream %s, grid %d\n", m.B, m.T, m.chunk,
-               m.head_chunk, (long long)m.B * m.T * accumulate, memory_names[m.memory], stream_names[m.net.grid > 0], m.net.grid);
+        printf("B %d, T %d, chunk %d, head chunk %d, %lld tokens a step, --memory %s, --stream %s, grid %d, --precision %s\n", m.B, m.T,
+               m.chunk, m.head_chunk, (long long)m.B * m.T * accumulate, memory_names[m.memory], stream_names[m.net.grid > 0],
+               m.net.grid, precision_names[run.precision]);
+        if (opt.precision && !run.precision) printf("this processor, or this build, has no dot products of bf16: float32 it is\n");
+        if (m.memory == AUTO) printf("the last %d of %d steps keep their internals\n", m.kept_steps, steps(&m.net));
         plan_print(&m);
     }
     if (opt.plan) return finish();
