@@ -114,7 +114,9 @@ static void make_model(Model *m, Shape s, int mode, int memory, int grid) {
     m->net.L = s.L, m->net.C = s.C, m->net.NH = s.NH, m->net.V = s.V, m->net.Vp = (s.V + 127) / 128 * 128, m->net.maxT = s.T + 3;
     m->net.mode = mode, m->net.grid = grid, m->net.h = (float)default_step_size(mode, s.L);
     if (mode == MIDPOINT_A) draw_coefficients(&m->net, 5);
-    m->B = s.B, m->T = s.T, m->chunk = s.chunk, m->head_chunk = s.head_chunk, m->memory = memory, m->training = 1, m->cached = s.T + 2;
+    m->B = s.B, m->T = s.T, m->chunk = s.chunk, m->head_chunk = s.head_chunk, m->training = 1, m->cached = s.T + 2;
+    m->memory = smaller_of(memory, AUTO);  // AUTO, and one and two more: keeps one step, half of them, all
+    m->kept_steps = memory == AUTO ? 1 : memory == AUTO + 1 ? steps(&m->net) / 2 : steps(&m->net);
     plan(m);
     model_alloc(m);
     size_t one[TENSORS], all[TENSORS], at = 0;
@@ -287,37 +289,60 @@ static void test_layer_gradients(void) {
 
 // ---- matrix product and attention against the obvious loops
 
-static void test_matmul(void) {
-    static const int shapes[][3] = {{1, 1, 1}, {7, 300, 5}, {37, 60, 180}, {130, 257, 33}, {1200, 40, 70}, {3, 20, 3200}, {2, 60, 180}};  // three cross a block each; one or two rows go another way
+static real_t as_bf16(real_t x) { return (real_t)from_bf16(to_bf16((float)x)); }
+
+// Sums of products of numbers that bf16 holds; with it, all others have to be rounded to those first.
+static void test_matmul(int bf16) {
+    static const int shapes[][3] = {{1, 1, 1}, {7, 301, 5}, {37, 60, 180}, {130, 1101, 33}, {1200, 40, 70}, {3, 20, 3200}, {2, 60, 180}};  // three cross a block each; one or two rows go another way
+    if (!layers_bf16(bf16)) return;
     for (int i = 0; i < 7; i++) {
         int n = shapes[i][0], C = shapes[i][1], OC = shapes[i][2];
         real_t *x = random_reals((size_t)n*C, 1), *w = random_reals((size_t)OC*C, 1), *b = random_reals((size_t)OC, 1), *y = random_reals((size_t)n*OC, 1);
         real_t *dx = random_reals((size_t)n*C, 1), *dw = random_reals((size_t)OC*C, 1), *db = random_reals((size_t)OC, 1), *dy = random_reals((size_t)n*OC, 1);
-        double worst = 0, before_w = dw[0], before_b = db[0];
+        real_t *gelu_y = random_reals((size_t)n*OC, 1), *pre = random_reals((size_t)n*C, 3), *slope = random_reals((size_t)n*C, 1);
+        double worst = 0, worst_gelu = 0;
         void *scratch = device_alloc(layers_scratch_bytes(C));
         layers_begin(scratch);
         matmul_forward(y, x, w, b, n, C, OC);
+        for (int j = 0; j < n*C; j++) x[j] = as_bf16(x[j]);
+        for (int j = 0; j < OC*C; j++) w[j] = as_bf16(w[j]);
+        for (int j = 0; j < n*OC; j++) dy[j] = as_bf16(dy[j]);
+        if (bf16 && n > 2) {
+            real_t *rounded = random_reals((size_t)n*OC, 1);
+            matmul_forward(rounded, x, w, b, n, C, OC);
+            check(memcmp(rounded, y, sizeof(real_t) * (size_t)n * (size_t)OC) == 0, "matmul_forward (%d, %d, %d) does not round to the nearest bf16", n, C, OC);
+            free(rounded);
+        }
+        matmul_gelu_forward(gelu_y, y, x, w, b, n, C, OC);
         for (int r = 0; r < n; r++)
             for (int o = 0; o < OC; o++) {
                 double sum = b[o];
                 for (int c = 0; c < C; c++) sum += (double)x[r*C + c] * w[o*C + c];
                 worst = larger(worst, fabs(sum - y[r*OC + o]));
+                worst_gelu = larger(worst_gelu, fabs((double)gelu(y[r*OC + o]) - gelu_y[r*OC + o]));
             }
-        check(worst < 1e-4, "matmul_forward (%d, %d, %d) is off by %g", n, C, OC, worst);
+        check(worst < 1e-4 && worst_gelu < 1e-5, "matmul_forward (%d, %d, %d) is off by %g, GELU by %g", n, C, OC, worst, worst_gelu);
+        double sum_w = dw[0], sum_b = db[0], last_w = dw[(OC - 1)*C + C - 1], last_b = db[OC - 1];  // accumulated onto what is there
         matmul_backward(dx, dw, db, dy, x, w, NULL, n, C, OC);
-        worst = 0;
+        for (int r = 0; r < n; r++) {
+            sum_w += (double)dy[r*OC] * x[r*C], sum_b += dy[r*OC];
+            last_w += (double)dy[r*OC + OC - 1] * x[r*C + C - 1], last_b += dy[r*OC + OC - 1];
+        }
+        check(fabs(sum_w - dw[0]) < 1e-3 && fabs(sum_b - db[0]) < 1e-3 && fabs(last_w - dw[OC*C - 1]) < 1e-3 && fabs(last_b - db[OC - 1]) < 1e-3,
+              "matmul_backward (%d, %d, %d): weight or bias is off by %g, %g, %g, %g", n, C, OC, sum_w - dw[0], sum_b - db[0], last_w - dw[OC*C - 1], last_b - db[OC - 1]);
+        matmul_backward(slope, dw, NULL, dy, x, w, pre, n, C, OC);
+        worst = worst_gelu = 0;
         for (int r = 0; r < n; r++)
             for (int c = 0; c < C; c++) {
                 double sum = 0;
                 for (int o = 0; o < OC; o++) sum += (double)dy[r*OC + o] * w[o*C + c];
                 worst = larger(worst, fabs(sum - dx[r*C + c]));
+                worst_gelu = larger(worst_gelu, fabs(sum * (double)gelu_slope(pre[r*C + c]) - slope[r*C + c]));
             }
-        double sum_w = before_w, sum_b = before_b;  // accumulated onto what was there
-        for (int r = 0; r < n; r++) sum_w += (double)dy[r*OC] * x[r*C], sum_b += dy[r*OC];
-        check(worst < 1e-3 && fabs(sum_w - dw[0]) < 1e-3 && fabs(sum_b - db[0]) < 1e-3, "matmul_backward (%d, %d, %d) is off by %g, %g, %g", n, C,
-              OC, worst, sum_w - dw[0], sum_b - db[0]);
-        free(x), free(w), free(b), free(y), free(dx), free(dw), free(db), free(dy), device_free(scratch);
+        check(worst < 1e-3 && worst_gelu < 1e-3, "matmul_backward (%d, %d, %d) is off by %g, times GELU' by %g", n, C, OC, worst, worst_gelu);
+        free(x), free(w), free(b), free(y), free(dx), free(dw), free(db), free(dy), free(gelu_y), free(pre), free(slope), device_free(scratch);
     }
+    layers_bf16(0);
 }
 
 static void test_attention(void) {
@@ -360,14 +385,15 @@ static void test_multiplication(void) {
     check(wrong == 0, "%d of 20000 products by n/16 are wrong or do not come back", wrong);
 }
 
-static void test_policies(void) {
+static void test_policies(int bf16) {
     const Shape shapes[] = {odd, deep, even};
+    if (!layers_bf16(bf16)) return;
     for (int s = 0; s < 3; s++)
         for (int mode = MIDPOINT; mode < MODES; mode++) {
             param_t *reference = NULL;
             double loss0 = 0;
             for (int threads = 1; threads <= 3; threads++)
-                for (int memory = STORE; memory <= REVERSE; memory++) {
+                for (int memory = STORE; memory <= (threads == 2 ? AUTO + 2 : REVERSE); memory++) {
                     Model m;
                     double drift, loss;
                     draws = 0;
@@ -384,9 +410,9 @@ static void test_policies(void) {
                         memcpy(reference, grads, bytes);
                         loss0 = loss;
                     }
-                    check(loss == loss0 && memcmp(reference, grads, bytes) == 0, "%s L=%d: --memory %s with %d threads has other gradients",
-                          mode_names[mode], m.net.L, memory_names[memory], threads);
-                    if (memory == REVERSE) check(drift == 0, "%s L=%d: drift %g", mode_names[mode], m.net.L, drift);
+                    check(loss == loss0 && memcmp(reference, grads, bytes) == 0, "%s L=%d: --memory %s, %d steps kept, with %d threads has other gradients",
+                          mode_names[mode], m.net.L, memory_names[m.memory], m.kept_steps, threads);
+                    if (memory >= REVERSE) check(drift == 0, "%s L=%d: drift %g", mode_names[mode], m.net.L, drift);
                     free(grads);
                     model_free(&m);
                 }
@@ -405,6 +431,7 @@ static void test_policies(void) {
         model_free(&m[0]), model_free(&m[1]);
     }
     set_threads(2);
+    layers_bf16(0);
 }
 
 static void flip(stream_t *s, int bit) {
@@ -482,12 +509,12 @@ static void test_range(void) {
 
 static void test_plan(void) {
     for (int mode = 0; mode < MODES; mode++)
-        for (int memory = STORE; memory <= (mode == BASELINE ? CHECKPOINT : REVERSE); memory++) {
+        for (int memory = STORE; memory <= (mode == BASELINE ? CHECKPOINT : AUTO + 2); memory++) {
             Model m;
             size_t rows[ROWS], before = allocated;
             make_model(&m, odd, mode, memory, mode == BASELINE ? 0 : 20);
             plan_rows(&m, rows);
-            check(allocated - before == rows[TOTAL], "%s, %s: planned %zu bytes, allocated %zu", mode_names[mode], memory_names[memory],
+            check(allocated - before == rows[TOTAL], "%s, %s: planned %zu bytes, allocated %zu", mode_names[mode], memory_names[m.memory],
                   rows[TOTAL], allocated - before);
             model_free(&m);
         }
@@ -495,7 +522,7 @@ static void test_plan(void) {
     Model m;
     memset(&m, 0, sizeof m);
     m.net.L = 12, m.net.C = 768, m.net.NH = 12, m.net.V = 50257, m.net.Vp = 50304, m.net.maxT = 1024, m.net.grid = 20;
-    m.B = 64, m.T = 1024, m.head_chunk = head_chunk_tokens, m.chunk = default_chunk(m.T);
+    m.B = 64, m.T = 1024, m.head_chunk = head_chunk_tokens, m.chunk = default_chunk(m.T), m.training = 1;
     for (int mode = MIDPOINT; mode < MODES; mode++) {
         size_t at12[ROWS], at96[ROWS], token_layers = (size_t)m.B * (size_t)m.T * 12;
         m.net.mode = mode, m.memory = REVERSE;
@@ -505,6 +532,14 @@ static void test_plan(void) {
         check((double)at12[ACTIVATIONS] <= (mode == MIDPOINT_A ? 1.40 : 1.30) * (1 << 30), "%s: %zu bytes of activations", mode_names[mode], at12[ACTIVATIONS]);
         m.memory = STORE, plan(&m), plan_rows(&m, at12);
         check(at12[KEPT] <= token_layers * 16*768*sizeof(act_t), "%s: store keeps %zu bytes", mode_names[mode], at12[KEPT]);
+        // a budget is used up to the last step that fits
+        m.net.L = 96, m.memory = AUTO;
+        for (int share = 0; share <= 8; share++) {
+            size_t least = plan_keeping(&m, 0), most = plan_keeping(&m, steps(&m.net)), budget = least + (most - least) / 8 * (size_t)share;
+            plan_within(&m, (double)budget);
+            int kept = m.kept_steps, fits = plan_keeping(&m, kept) <= budget, more = kept < steps(&m.net) && plan_keeping(&m, kept + 1) <= budget;
+            check(fits && !more && abs(kept - steps(&m.net) * share / 8) <= 1, "%s: a budget of %zu bytes keeps %d steps", mode_names[mode], budget, kept);
+        }
     }
 }
 
@@ -1067,6 +1102,11 @@ static void test_resume(void) {
     shell("rm -rf %s/cut", dir);
     shell("cp -r %s/whole %s/cut; rm %s/cut/*0400.bin", dir, dir, dir);
     check(trainer(0, 0, "%s -o %s/cut -y 1 --memory checkpoint", flags, dir) == 0 && same_files("whole/model_00000400.bin", "cut/model_00000400.bin"), "another policy changed the result");
+    shell("rm %s/cut/*0400.bin", dir);
+    check(trainer(0, 0, "%s -o %s/cut -y 1 --memory auto --budget 9100K", flags, dir) == 0 &&
+          same_files("whole/model_00000400.bin", "cut/model_00000400.bin"), "--memory auto changed the result: %s", output);
+    check(trainer(0, 0, "%s -o %s/cut -y 1 --precision bf16", flags, dir) == (layers_bf16(1) ? STATUS_USAGE : STATUS_OK), "another --precision was taken on resuming");
+    layers_bf16(0);
     check(trainer(0, 0, "%s -o %s/cut -y 1 --chunk 1", flags, dir) == STATUS_USAGE, "another --chunk was taken on resuming");
     check(trainer(0, 0, "%s -o %s/cut -y 1 --grid 18", flags, dir) == STATUS_USAGE, "another --grid was taken on resuming");
     check(trainer(0, 0, "%s -o %s/cut", flags, dir) == STATUS_USAGE, "checkpoints would have been overwritten");
@@ -1145,6 +1185,15 @@ static void test_bad_input(void) {
         {2, "-l nan", "-i D/train0.bin -l nan"},
         {2, "midpoint", "-i D/train0.bin --mode euler"},
         {2, "reversed", "-i D/train0.bin --mode baseline --memory reverse"},
+        {2, "reversed", "-i D/train0.bin --mode baseline --memory auto"},
+        {2, "--memory auto", "-i D/train0.bin --budget 1G"},
+        {2, "more than 1024", "-i D/train0.bin --memory auto --budget 1K"},
+        {2, "K, M, G", "-i D/train0.bin --memory auto --budget 1T"},
+        {2, "K, M, G", "-i D/train0.bin --memory auto --budget G"},
+        {2, "K, M, G", "-i D/train0.bin --memory auto --budget 1GB"},
+        {2, "K, M, G", "-i D/train0.bin --memory auto --budget -1G"},
+        {2, "K, M, G", "-i D/train0.bin --memory auto --budget nan"},
+        {2, "float32", "-i D/train0.bin --precision half"},
         {2, "fixed", "-i D/train0.bin --mode baseline --stream fixed"},
         {2, "--grid", "-i D/train0.bin --stream float --grid 20"},
         {2, "--help", "-i D/train0.bin -h 1"},
@@ -1344,15 +1393,17 @@ int main(int argc, char **argv) {
         }
     } else {
         section("matrix product and attention against plain loops");
-        test_matmul();
+        test_matmul(0);
+        test_matmul(1);
         test_attention();
         test_functions();
         test_causality();
         test_cache();
         section("exact multiplication by sixteenths");
         test_multiplication();
-        section("store = checkpoint = reverse, 1, 2 and 3 threads");
-        test_policies();
+        section("store = checkpoint = reverse = auto, 1, 2 and 3 threads, float32 and bf16");
+        test_policies(0);
+        test_policies(1);
         section("optimizer, accumulation");
         test_optimizer();
         test_update();
@@ -1373,10 +1424,10 @@ int main(int argc, char **argv) {
         test_plan();
         test_container_limit();
 #if !defined(__SANITIZE_ADDRESS__)
-        for (int memory = STORE; memory <= REVERSE; memory++) {
+        for (int memory = STORE; memory <= AUTO + 2; memory++) {
             char command[PATH + 32];
             snprintf(command, sizeof command, "%s --resident %d", self, memory);
-            check(system(command) == 0, "resident memory under --memory %s", memory_names[memory]);
+            check(system(command) == 0, "resident memory under --memory %s", memory_names[smaller_of(memory, AUTO)]);
         }
 #endif
         section("batches, text");
