@@ -1337,6 +1337,30 @@ void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias,
 
 // ---- attention: tiles of TILE queries against TILE keys, the softmax carried along from tile to tile
 
+// What online softmax carries along for each query: the highest score so far, the sum of exp(scale (score - highest)),
+// and by how much the last tile has shrunk what was summed before
+typedef struct { real_t highest[TILE], sum[TILE], shrink[TILE]; } Softmax;
+
+// Scores become exponentials. Rows of score (keys, TILE) are keys, so what is done to every query is done to vectors; query
+// i sees the keys up to first + i.
+static inline __attribute__((always_inline)) void softmax_tile(real_t *score, Softmax *x, int keys, const int queries, int first,
+                                                               real_t scale) {
+    for (int i = 0; i < queries; i++) x->shrink[i] = x->highest[i];
+    for (int j = 0; j < keys; j++) {
+        real_t *s = score + j*TILE;
+        for (int i = 0; i < smaller_of(j - first, queries); i++) s[i] = (real_t)-1e30;  // causal
+        for (int i = 0; i < queries; i++) x->highest[i] = s[i] > x->highest[i] ? s[i] : x->highest[i];
+    }
+    for (int i = 0; i < queries; i++) x->sum[i] *= x->shrink[i] = real_exp((x->shrink[i] - x->highest[i]) * scale);
+    for (int j = 0; j < keys; j++) {
+        real_t *s = score + j*TILE;
+        for (int i = 0; i < queries; i++) {
+            s[i] = real_exp((s[i] - x->highest[i]) * scale);
+            x->sum[i] += s[i];
+        }
+    }
+}
+
 void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH) {
     profile("attention_forward", 2.0 * B * T * T * C, 4.0 * B * T * C * sizeof(act_t));
     int hs = C / NH;
@@ -1347,33 +1371,23 @@ void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, 
             for (int q0 = 0; q0 < T; q0 += TILE) {
                 const act_t *q = qkv + ((size_t)b*T + q0)*3*C + h*hs, *k0 = qkv + (size_t)b*T*3*C + C + h*hs;
                 act_t *o = out + ((size_t)b*T + q0)*C + h*hs;
-                // key t0 + j against query q0 + i: a thing a query has is a row, so what is done to it is done to vectors
-                real_t score[TILE * TILE], top[TILE], sum[TILE], shrink[TILE];
+                real_t score[TILE * TILE];
+                Softmax x;
                 int queries = smaller_of(TILE, T - q0);
-                for (int i = 0; i < TILE; i++) top[i] = (real_t)-1e30, sum[i] = 0;
+                for (int i = 0; i < TILE; i++) x.highest[i] = (real_t)-1e30, x.sum[i] = 0;
                 for (int t0 = 0; t0 <= q0; t0 += TILE) {
                     const act_t *k = k0 + (size_t)t0*3*C, *v = k + C;
                     int keys = smaller_of(TILE, T - t0);
                     gemm_tile(score, TILE, keys, queries, hs, matrix(k, 3*C, 1), matrix(q, 1, 3*C), 0);
-                    for (int i = 0; i < TILE; i++) shrink[i] = top[i];
-                    for (int j = 0; j < keys; j++) {
-                        real_t *s = score + j*TILE;
-                        for (int i = 0; i < queries; i++) s[i] = q0 + i < t0 + j ? (real_t)-1e30 : s[i] * scale;  // causal
-                        for (int i = 0; i < queries; i++) top[i] = s[i] > top[i] ? s[i] : top[i];
-                    }
-                    for (int i = 0; i < queries; i++) sum[i] *= shrink[i] = real_exp(shrink[i] - top[i]);
-                    for (int j = 0; j < keys; j++) {
-                        real_t *s = score + j*TILE;
-                        for (int i = 0; i < queries; i++) s[i] = real_exp(s[i] - top[i]);
-                        for (int i = 0; i < queries; i++) sum[i] += s[i];
-                    }
+                    if (queries == TILE) softmax_tile(score, &x, keys, TILE, q0 - t0, scale);
+                    else softmax_tile(score, &x, keys, queries, q0 - t0, scale);
                     for (int i = 0; i < queries && t0; i++)
-                        for (int c = 0; c < hs; c++) o[(size_t)i*C + c] *= shrink[i];
+                        for (int c = 0; c < hs; c++) o[(size_t)i*C + c] *= x.shrink[i];
                     gemm_tile(o, C, queries, hs, keys, matrix(score, 1, TILE), matrix(v, 3*C, 1), t0 > 0);
                 }
                 for (int i = 0; i < queries; i++) {
-                    for (int c = 0; c < hs; c++) o[(size_t)i*C + c] /= sum[i];
-                    lse[((size_t)b*NH + h)*T + q0 + i] = top[i] + (real_t)log(sum[i]);
+                    for (int c = 0; c < hs; c++) o[(size_t)i*C + c] /= x.sum[i];
+                    lse[((size_t)b*NH + h)*T + q0 + i] = x.highest[i] * scale + (real_t)log(x.sum[i]);
                 }
             }
 }
@@ -1400,6 +1414,16 @@ void attention_query(act_t *out, const act_t *qkv, int t, int C, int NH) {
             for (int c = 0; c < hs; c++) o[c] = o[c] * shrink + p * v[c];
         }
         for (int c = 0; c < hs; c++) o[c] /= sum;
+    }
+}
+
+// From the scores in p and dp in ds: p = exp(score - lse), ds = p (dp - sum_j p_j dp_j)
+static inline __attribute__((always_inline)) void softmax_backward(real_t *p, real_t *ds, const int n, real_t scale, real_t lse,
+                                                                   real_t along) {
+    #pragma omp simd
+    for (int j = 0; j < n; j++) {
+        p[j] = real_exp(p[j] * scale - lse);
+        ds[j] = p[j] * (ds[j] - along) * scale;
     }
 }
 
@@ -1433,15 +1457,11 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
                     gemm_tile(p, TILE, queries, keys, hs, matrix(q, 3*C, 1), matrix(k, 1, 3*C), 0);
                     gemm_tile(ds, TILE, queries, keys, hs, matrix(d, C, 1), matrix(v, 1, 3*C), 0);
                     for (int i = 0; i < queries; i++) {
-                        real_t *pi = p + i*TILE, *dsi = ds + i*TILE, dot = along[i];
-                        real_t l = lse[((size_t)b*NH + h)*T + q0 + i];
                         int seen = smaller_of(keys, q0 + i - t0 + 1);
-                        #pragma omp simd
-                        for (int j = 0; j < seen; j++) {
-                            pi[j] = real_exp(pi[j] * scale - l);
-                            dsi[j] = pi[j] * (dsi[j] - dot) * scale;
-                        }
-                        for (int j = seen; j < keys; j++) pi[j] = dsi[j] = 0;
+                        real_t l = lse[((size_t)b*NH + h)*T + q0 + i];
+                        if (seen == TILE) softmax_backward(p + i*TILE, ds + i*TILE, TILE, scale, l, along[i]);
+                        else softmax_backward(p + i*TILE, ds + i*TILE, seen, scale, l, along[i]);
+                        for (int j = seen; j < keys; j++) p[i*TILE + j] = ds[i*TILE + j] = 0;
                     }
                     gemm_tile(dv, 3*C, keys, hs, queries, matrix(p, 1, TILE), matrix(d, C, 1), 1);
                     gemm_tile(dk, 3*C, keys, hs, queries, matrix(ds, 1, TILE), matrix(q, 3*C, 1), 1);
