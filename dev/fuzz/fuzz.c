@@ -419,14 +419,19 @@ static void fuzz_flags(const uint8_t *bytes, size_t size) {
     may_end_with = STATUS_USAGE;
     int accumulate = choose_shape(&m, given);
     may_end_with = STATUS_OK;
-    double N = (double)m.B * m.T, C = m.net.C, kept = m.training && m.memory != REVERSE ? 4 * C * N * steps(&m.net) : 0;
+    double N = (double)m.B * m.T, C = m.net.C, kept = m.training && !steps_back(&m) ? 4 * C * N * steps(&m.net) : 0;
     if (m.T < 1 || m.T > m.net.maxT || N > 1 << 30 || m.chunk < 1 || m.chunk > m.B || m.head_chunk < 1 || m.head_chunk > N ||
         accumulate < 1 || m.cached > m.net.maxT || m.net.C % m.net.NH || (m.net.mode == BASELINE && m.net.grid)) fail("an impossible shape");
     if (m.memory == STORE && m.training) kept += N * steps(&m.net) * 4 * (m.net.mode == HAMILTONIAN ? 4 : 13) * C;
     if (m.memory != STORE || steps(&m.net) < 200 || size % 16 == 0) {  // it takes long for many
-        plan(&m);
+        double budget = opt.budget > 0 ? opt.budget : 1e15;
+        may_end_with = STATUS_USAGE;
+        if (m.memory == AUTO && m.training) plan_within(&m, budget);
+        else plan(&m);
+        may_end_with = STATUS_OK;
         plan_rows(&m, rows);
         plan_print(&m);
+        if (m.memory == AUTO && m.training && ((double)rows[TOTAL] > budget || m.kept_steps > steps(&m.net))) fail("a plan beyond its budget");
         double all = 12 * C * C * m.net.L + 8 * N * C + kept;
         if (m.buffer_count > MAX_BUFFERS || (double)rows[TOTAL] < all || (double)rows[KEPT] < kept) fail("the plan is too small");
     }
@@ -444,10 +449,10 @@ static void seeds_flags(void) {
         "--plan -e d48 --mode hamiltonian --memory store -b 16 --beta1 0.8 --beta2 0.9", "--plan -e d6 --mode baseline -t 0 -x -1",
         "-e out/model.bin --prompt h\xC3\xA9llo's!! --temperature 0.8 --top-k 40 --tokenizer t.bin -g 1", "-h", "--help", "--version",
         "-e d6 --eval -j val.bin -b 2 --mode midpoint", "-e m.bin -i x --logits out.npy -t 2", "-e model.bin -i x -a 1 -t 3 -x 0x1 -l nan",
-        "-e d6 --context 64 --prompt abc -g 63",
+        "-e d6 --context 64 --prompt abc -g 63", "-i x --mode leapfrog --memory auto --budget 2.5G --precision bf16 --profile -t 8 -e d6",
         "-i x --mode hamiltonian --memory checkpoint --layers 65536 --channels 65536 --heads 1 -b 16384 -t 65536 --context 65536"};
     static const char *const values[] = {"0", "1", "-1", "65536", "16777216", "1000000000", "2147483647", "99999999999999999999",
-                                         "nan", "inf", "1e-400", "0x1p-3", "d24", "d36", "1024", "64", "16384"};
+                                         "nan", "inf", "1e-400", "0x1p-3", "d24", "d36", "1024", "64", "16384", "1.5G", "800M", "7K"};
     char dictionary[1 << 14] = "", *at = dictionary, text[4200];
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
         size_t n = strlen(lines[i]);
