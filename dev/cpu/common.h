@@ -1,0 +1,201 @@
+/*
+common.h: what the experiments in this folder share.
+
+Each file holds one kernel in numbered versions, from the obvious one to the trainer's own: the trainer is included here,
+so the last version is its function and no copy. Every version is checked against a plain reference in double precision
+before it is timed; percentages are of the limit of this machine, measured by the same process.
+
+    ./matmul            all versions, a line each
+    ./matmul 3          version 3
+    ./matmul table      all, as Markdown
+    ./matmul check      only whether they are right, on small and odd shapes
+*/
+#define REV_GPT2_NO_MAIN
+#include "../../train_rev_gpt2.c"
+
+typedef struct {
+    int number;        // from 1; 0 ends the list
+    const char *what;  // what changed
+    double tolerance;  // the largest error it may have
+    int bf16;          // run with layers_bf16(1)
+} Version;
+typedef struct { const char *name; int d[4]; } Shape;  // name NULL ends the list
+typedef struct {
+    const char *title;
+    const Version *versions;
+    const Shape *odd, *shapes;      // for checks; for timing, in the order of their work
+    void (*set_up)(const int *d);   // allocates and fills the operands, says the work
+    void (*reset)(void);            // makes results as before a run
+    void (*run)(int version);
+    void (*check)(int version);     // calls compare() on the results of a run
+} Experiment;
+
+static double work_flops, work_bytes;  // of one run; what has flops is measured in flops
+enum { MOST_VERSIONS = 16, MOST_SHAPES = 8, MOST_OPERANDS = 16, REPEATS = 9, COLD = 1 << 25 };
+
+// ---- operands
+
+// A number in [-1, 1) that depends on seed and index alone
+static inline real_t random_at(uint32_t seed, size_t i) {
+    uint32_t x = (uint32_t)i * 0x9E3779B1u + seed * 0x7FEB352Du;
+    x = (x ^ x >> 16) * 0x21F0AAADu;
+    x = (x ^ x >> 15) * 0x735A2D97u;
+    return (real_t)(int32_t)(x ^ x >> 15) * (real_t)4.656612873e-10;
+}
+
+static void fill(real_t *x, size_t count, uint32_t seed) {
+    #pragma omp parallel for simd
+    for (size_t i = 0; i < count; i++) x[i] = random_at(seed, i);
+}
+
+static inline void fill_nan(real_t *x, size_t count) {  // so that an element nobody writes is found
+    #pragma omp parallel for simd
+    for (size_t i = 0; i < count; i++) x[i] = (real_t)NAN;
+}
+
+static void *operands[MOST_OPERANDS];
+static int operand_count;
+static void *allocate(size_t bytes) {  // until the next shape
+    void *p = device_alloc(bytes);
+    if (!p || operand_count == MOST_OPERANDS) die(STATUS_NUMBERS, "no memory for the operands");
+    return operands[operand_count++] = p;
+}
+
+static real_t *make(size_t count, uint32_t seed) {
+    real_t *x = (real_t *)allocate(count * sizeof(real_t));
+    fill(x, count, seed);
+    return x;
+}
+
+// ---- checking
+
+static struct { double error, is, should; const char *what; size_t at; } worst;
+static void compare(const char *what, size_t at, double is, double should, double scale) {
+    double error = fabs(is - should) / (fabs(should) + scale);
+    if (error <= worst.error) return;
+    worst.error = error == error ? error : INFINITY;
+    worst.is = is, worst.should = should, worst.what = what, worst.at = at;
+}
+
+// Of `count` things every one if they take little work, or else `some` of them, spread: the s-th is returned.
+static inline size_t sampled(size_t count, double work, size_t some) { return work < 5e7 || count < some ? count : some; }
+static inline size_t sample(size_t s, size_t samples, size_t count) {
+    return samples == count ? s : (size_t)((double)s * ((double)count - 1) / ((double)samples - 1));
+}
+
+// ---- timing
+
+static real_t *cold;
+static int by_value(const void *a, const void *b) {
+    double d = *(const double *)a - *(const double *)b;
+    return d < 0 ? -1 : d > 0;
+}
+
+// The best time of several, and the median. As in training, the caches hold something else before each.
+static double best_time(const Experiment *e, int version, double *median) {
+    double times[REPEATS], spent = 0;
+    int count = 0;
+    while (count < REPEATS && (count < 3 ? spent < 2 : spent < 1)) {
+        e->reset();
+        #pragma omp parallel for simd
+        for (size_t i = 0; i < COLD; i++) cold[i] += 1;
+        double start = seconds();
+        e->run(version);
+        spent += times[count++] = seconds() - start;
+    }
+    qsort(times, (size_t)count, sizeof *times, by_value);
+    *median = times[count / 2];
+    return times[0];
+}
+
+enum { LINES, TABLE, CHECK };
+static int passed, failed;
+static double limit_flops[2], limit_bytes;
+
+// Whether a version is right on the operands as they are
+static int is_right(const Experiment *e, const Version *v, const Shape *s) {
+    worst.error = -1;  // a check that compares nothing fails
+    e->reset();
+    e->run(v->number);
+    e->check(v->number);
+    int right = worst.error >= 0 && worst.error <= v->tolerance;
+    if (!right)
+        printf("FAILED %s, %s, version %d: %s[%zu] is %.9g, should be %.9g, error %.1e\n", e->title, s->name, v->number, worst.what,
+               worst.at, worst.is, worst.should, worst.error);
+    right ? passed++ : failed++;
+    return right;
+}
+
+static void run_experiment(const Experiment *e, int mode, int only) {
+    static char cells[MOST_VERSIONS][MOST_SHAPES][64];
+    double rate[MOST_VERSIONS] = {0};
+    int columns = 0;
+    for (const Shape *s = mode == CHECK ? e->odd : e->shapes; s->name; s++, columns++) {
+        work_flops = work_bytes = 0;
+        while (operand_count > 0) device_free(operands[--operand_count]);
+        e->set_up(s->d);
+        for (int i = 0; e->versions[i].number; i++) {
+            const Version *v = &e->versions[i];
+            double work = work_flops > 0 ? work_flops : work_bytes, median;
+            char *cell = cells[i][columns];
+            snprintf(cell, sizeof cells[0][0], "–");
+            if (only && v->number != only) continue;
+            if (mode != CHECK && rate[i] > 0 && work / rate[i] > 3) continue;  // seconds
+            if (!layers_bf16(v->bf16)) continue;                               // not on this processor
+            if (is_right(e, v, s) && mode != CHECK) {
+                double best = best_time(e, v->number, &median);
+                double limit = work_flops > 0 ? limit_flops[v->bf16] : limit_bytes;
+                rate[i] = work / best;
+                snprintf(cell, sizeof cells[0][0], "%.*f (%.0f%%)", rate[i] < 1e10, rate[i] * 1e-9, 100 * rate[i] / limit);
+                if (mode == LINES)
+                    printf("%s, %s, version %d, %s: error %.1e, best %.2f ms, median %.2f ms, %.1f %s, %.0f%% of the limit\n", e->title,
+                           s->name, v->number, v->what, worst.error, best * 1e3, median * 1e3, rate[i] * 1e-9,
+                           work_flops > 0 ? "GFLOP/s" : "GB/s", 100 * rate[i] / limit);
+            }
+            layers_bf16(0);
+            fflush(stdout);
+        }
+        layers_bf16(0);
+    }
+    if (mode != TABLE) return;
+    printf("\n| %s, %s | |", e->title, work_flops > 0 ? "GFLOP/s" : "GB/s");
+    for (int c = 0; c < columns; c++) printf(" %s |", e->shapes[c].name);
+    printf("\n|---|---|");
+    for (int c = 0; c < columns; c++) printf("---|");
+    printf("\n");
+    for (int i = 0; e->versions[i].number; i++) {
+        if (only && e->versions[i].number != only) continue;
+        printf("| %d | %s |", e->versions[i].number, e->versions[i].what);
+        for (int c = 0; c < columns; c++) printf(" %s |", cells[i][c]);
+        printf("\n");
+    }
+}
+
+static int run_experiments(int argc, char **argv, const Experiment *experiments, int count) {
+    int mode = LINES, only = 0, threads = 0;
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "table") == 0) mode = TABLE;
+        else if (strcmp(argv[i], "check") == 0) mode = CHECK;
+        else if ((only = atoi(argv[i])) <= 0) die(STATUS_USAGE, "usage: %s [VERSION] [table|check]", argv[0]);
+    }
+    void *scratch = device_alloc(layers_scratch_bytes(3072));
+    cold = (real_t *)device_alloc(COLD * sizeof(real_t));
+    if (!scratch || !cold) die(STATUS_NUMBERS, "no memory");
+    layers_begin(scratch);
+    if (mode != CHECK) {
+        for (int bf16 = 0; bf16 < 2; bf16++)
+            if (layers_bf16(bf16)) limit_flops[bf16] = device_flops();
+        layers_bf16(0);
+        limit_bytes = device_bandwidth(cold, COLD);
+        #pragma omp parallel reduction(+:threads)
+        threads++;
+        printf("%s threads: %d, limits: %.1f GFLOP/s, %.1f with bf16 pairs, %.1f GB/s\n", mode == TABLE ? "\n" : "", threads,
+               limit_flops[0] * 1e-9, limit_flops[1] * 1e-9, limit_bytes * 1e-9);
+    }
+    for (int i = 0; i < count; i++) run_experiment(&experiments[i], mode, only);
+    while (operand_count > 0) device_free(operands[--operand_count]);
+    device_free(cold);
+    device_free(scratch);
+    if (mode != TABLE) printf("%d passed, %d failed\n", passed, failed);
+    return failed > 0 || passed == 0;
+}

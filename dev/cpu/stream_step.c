@@ -1,0 +1,131 @@
+/*
+stream_step.c: s = alpha s + beta cur + gamma F in integers on a grid, and back: one run is both. Each version must give the
+reference's integers, and after the step back the very bytes it began with.
+*/
+#include "common.h"
+
+static size_t count;
+static int grid;
+static Coefficients k;
+static stream_t *s, *cur;
+static real_t *f, *f2;
+static uint16_t *r;
+
+static int32_t start(size_t i) { return (int32_t)lrintf(random_at(1, i) * (real_t)(4 << grid)); }
+
+// The reference: floor divisions as the mathematics has them (numbers that grow here do so far below 64 bits)
+static int64_t floor_div(int64_t x, int64_t y) { return x / y - (x % y != 0 && (x < 0) != (y < 0)); }
+static int64_t floor_mod(int64_t x, int64_t y) { return x - floor_div(x, y) * y; }
+static int64_t added(size_t i) {
+    real_t force = f2 ? f[i] + f2[i] : f[i];
+    return floor_div((int64_t)k.beta * cur[i].fixed + 8, 16) + llrint(force * (real_t)ldexp(k.gamma, grid));
+}
+static int64_t stepped(size_t i) {
+    int64_t x = start(i);
+    if (r) x = floor_div(x, 16) * k.alpha + floor_mod(floor_mod(x, 16), k.alpha);  // a remainder on an empty stack
+    else x *= k.alpha / 16;
+    return x + added(i);
+}
+
+// 1: an element at a time, checked as it comes
+static int64_t in_range(double x) {
+    if (!(x > -2147483648.0 && x < 2147483648.0)) die(STATUS_NUMBERS, "out of range");
+    return (int64_t)x;
+}
+static void scalar(int direction) {
+    int64_t n = k.alpha;
+    for (size_t i = 0; i < count; i++) {
+        int64_t x = s[i].fixed, add = floor_div((int64_t)k.beta * cur[i].fixed + 8, 16), low;
+        add += in_range(nearbyint((f2 ? f[i] + f2[i] : f[i]) * (real_t)ldexp(k.gamma, grid)));
+        if (!r) x = direction > 0 ? n / 16 * x + add : n / 16 * (x - add);
+        else if (direction > 0) {
+            low = r[i] * 16 + floor_mod(x, 16);
+            x = floor_div(x, 16) * n + low % n + add;
+            r[i] = (uint16_t)(low / n);
+        } else {
+            x -= add;
+            low = r[i] * n + floor_mod(x, n);
+            x = floor_div(x, n) * 16 + low % 16;
+            r[i] = (uint16_t)(low / 16);
+        }
+        s[i].fixed = (int32_t)in_range((double)x);
+    }
+}
+
+// 2: no branch in a loop, threads; what goes wrong is gathered in a flag. Still 64 bits for everything.
+static int gathered;
+static inline int64_t flagged_added(size_t i, real_t gamma, int *bad) {
+    real_t v = rintf((f2 ? f[i] + f2[i] : f[i]) * gamma);
+    *bad |= !(v > -2147483648.0f && v < 2147483648.0f);
+    return (((int64_t)k.beta * cur[i].fixed + 8) >> 4) + (int64_t)v;
+}
+static void flagged(int direction) {
+    const real_t gamma = (real_t)ldexp(k.gamma, grid);
+    const int64_t sign = k.alpha < 0 ? -1 : 1, n = k.alpha;
+    int bad = 0;
+    #pragma omp parallel for reduction(|:bad)
+    for (size_t i = 0; i < (r ? 0 : count); i++) {
+        int64_t x = s[i].fixed, add = flagged_added(i, gamma, &bad);
+        x = sign * x + (direction > 0 ? add : -sign * add);
+        bad |= x != (int32_t)x;
+        s[i].fixed = (int32_t)x;
+    }
+    #pragma omp parallel for reduction(|:bad)
+    for (size_t i = 0; i < (r ? count : 0); i++) {
+        int64_t x = s[i].fixed, add = flagged_added(i, gamma, &bad);
+        if (direction > 0) {
+            int64_t low = r[i] * 16 + (x & 15);
+            x = (x >> 4) * n + low % n + add;
+            r[i] = (uint16_t)(low / n);
+        } else {
+            int64_t quotient = (x - add) / n - ((x - add) % n < 0), low = r[i] * n + (x - add - quotient * n);
+            x = quotient * 16 + (low & 15);
+            r[i] = (uint16_t)(low >> 4);
+        }
+        bad |= x != (int32_t)x;
+        s[i].fixed = (int32_t)x;
+    }
+    gathered |= bad;
+}
+
+static void step(int version, int direction) {
+    if (version == 1) scalar(direction);
+    else if (version == 2) flagged(direction);
+    else stream_step(s, cur, f, f2, r, count, k, grid, direction);
+}
+static void run(int version) { step(version, 1), step(version, -1); }
+
+static void reset(void) {
+    for (size_t i = 0; i < count; i++) s[i].fixed = start(i);
+    if (r) memset(r, 0, count * sizeof *r);
+    gathered = 0;
+    stream_take_fault();
+}
+static void check(int version) {
+    for (size_t i = 0; i < count; i++) compare("s after both steps", i, s[i].fixed, start(i), 1);
+    for (size_t i = 0; i < count && r; i++) compare("r after both steps", i, r[i], 0, 1);
+    step(version, 1);
+    for (size_t i = 0; i < count; i++) compare("s after a step", i, s[i].fixed, (double)stepped(i), 1);
+    compare("fault", 0, gathered | stream_take_fault(), 0, 1);
+}
+
+static void set_up(const int *d) {
+    count = (size_t)d[0], grid = d[3] == 16 || d[3] == -16 ? 20 : 23;
+    k.alpha = d[3], k.beta = d[3] == -16 ? 32 : d[3] == 16 ? 0 : 16 - d[3], k.gamma = 0.5;
+    s = (stream_t *)allocate(count * sizeof *s), cur = (stream_t *)allocate(count * sizeof *cur);
+    f = make(count, 3), f2 = d[1] ? make(count, 4) : NULL, r = d[2] ? (uint16_t *)allocate(count * sizeof *r) : NULL;
+    for (size_t i = 0; i < count; i++) cur[i].fixed = (int32_t)lrintf(random_at(2, i) * (real_t)(4 << grid));
+    work_bytes = 2.0 * (double)count * (12 + (f2 ? 8 : 4) + (r ? 4 : 0));
+}
+
+static const Version versions[] = {
+    {1, "an element at a time, errors as they come", 0, 0}, {2, "a flag for errors and no branch, threads", 0, 0},
+    {3, "the trainer's", 0, 0}, {0, NULL, 0, 0}};
+// elements, whether F comes in halves, whether remainders are kept, alpha in sixteenths
+static const Shape odd[] = {{"midpoint", {1003, 0, 0, 16}}, {"leapfrog", {1003, 1, 0, -16}}, {"midpoint-a, 13/16", {1003, 1, 1, 13}},
+                            {"midpoint-a, 19/16", {1003, 0, 1, 19}}, {NULL, {0, 0, 0, 0}}};
+static const Shape shapes[] = {{"midpoint", {16384 * 768, 1, 0, 16}}, {"leapfrog", {16384 * 768, 1, 0, -16}},
+                               {"midpoint-a", {16384 * 768, 1, 1, 13}}, {NULL, {0, 0, 0, 0}}};
+static const Experiment experiments[] = {{"stream step and back", versions, odd, shapes, set_up, reset, run, check}};
+
+int main(int argc, char **argv) { return run_experiments(argc, argv, experiments, 1); }
