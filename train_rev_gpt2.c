@@ -110,9 +110,9 @@ static void profile_print(int count, double flops_limit, double bytes_limit) {
            flops_limit * 1e-9, bytes_limit * 1e-9);
     printf("%-20s %7s %10s %7s %9s %9s %10s %7s\n", "layer function", "calls", "ms", "share", "GFLOP/s", "GB/s", "floor, ms", "times");
     for (Profile *p = profiles; p->name; p++) {
-        double floor = fmax(p->flops / flops_limit, p->bytes / bytes_limit), s = p->seconds;
+        double least = fmax(p->flops / flops_limit, p->bytes / bytes_limit), s = p->seconds;
         printf("%-20s %7d %10.2f %6.1f%% %9.1f %9.1f %10.2f %7.2f\n", p->name, p->calls / count, s / count * 1e3, 100 * s / total, p->flops / s * 1e-9,
-               p->bytes / s * 1e-9, floor / count * 1e3, s / floor);
+               p->bytes / s * 1e-9, least / count * 1e3, least > 0 ? s / least : 0);
     }
 }
 
@@ -135,7 +135,7 @@ size_t device_peak_bytes(void);      // the most this process has held
 size_t device_memory_bytes(void);    // what the device has in all, and this process may use
 double device_flops(void);           // measured limit, FLOP/s of all cores
 double device_bandwidth(real_t *x, size_t count);  // measured limit, bytes/s read and written; x is overwritten
-int layers_bf16(int on);             // products of operands rounded to bf16, summed in float32? Returns whether it is so now
+int layers_bf16(int on);             // matrix products of operands rounded to bf16 (a row or two may stay float32), or not; whether that can be had
 size_t layers_scratch_bytes(int C);  // what the functions below need for packing and partial sums
 void layers_begin(void *scratch);
 int stream_take_fault(void);         // has a value been NaN or out of the grid's range? Forgets it.
@@ -444,26 +444,26 @@ static void plan_rows(const Model *m, size_t rows[ROWS]) {
     }
 }
 
-// The plan under AUTO that keeps the internals of as many of the last steps as `budget` bytes in all have room for.
-static size_t plan_keeping(Model *m, int kept_steps) {
+// The bytes in all of the plan that keeps the internals of the last `kept_steps`
+static double plan_keeping(Model *m, int kept_steps) {
     size_t rows[ROWS];
     m->kept_steps = kept_steps;
     plan(m);
     plan_rows(m, rows);
-    return rows[TOTAL];
+    return (double)rows[TOTAL];
 }
-static void plan_within(Model *m, double budget) {
+
+// The plan under AUTO: keeps the internals of as many of the last steps as `budget` bytes in all have room for. Returns 0 if
+// they have not even room for none, which is planned then.
+static int plan_within(Model *m, double budget) {
     int fits = 0, too_many = steps(&m->net);
-    double least = (double)plan_keeping(m, 0);
-    if (least > budget)
-        die(STATUS_USAGE, "--budget: %.0f bytes (%.3f GiB) are needed when nothing is kept, more than %.0f", least, least / (1 << 30), budget);
-    if ((double)plan_keeping(m, too_many) <= budget) return;
+    if (plan_keeping(m, too_many) <= budget) return 1;
     while (too_many - fits > 1) {
         int half = (fits + too_many) / 2;
-        if ((double)plan_keeping(m, half) <= budget) fits = half;
+        if (plan_keeping(m, half) <= budget) fits = half;
         else too_many = half;
     }
-    plan_keeping(m, fits);
+    return plan_keeping(m, fits) <= budget;
 }
 
 static void plan_print(const Model *m) {
@@ -491,8 +491,8 @@ static void model_alloc(Model *m) {
         enough = p != NULL;
     }
     if (!enough)
-        die(STATUS_NUMBERS, "out of memory: %.3f GiB are needed, the machine has %.3f; --plan shows for what, and a smaller -b "
-            "or -t needs less", (double)rows[TOTAL] / (1 << 30), (double)device_memory_bytes() / (1 << 30));
+        die(STATUS_NUMBERS, "out of memory: %.3f GiB are needed, the machine has %.3f; --plan shows for what, and a smaller %s "
+            "or -t needs less", (double)rows[TOTAL] / (1 << 30), (double)device_memory_bytes() / (1 << 30), m->memory == AUTO ? "--budget, -b" : "-b");
     if (m->net.mode == BASELINE) {
         m->prev = m->cur;
         m->dprev = m->dcur;
@@ -801,6 +801,10 @@ size_t device_memory_bytes(void) {
 
 // ---- streams
 
+// A loop over elements is cut at multiples of this: with threads at any place, the compiler's vectors and what is left over
+// would not be the same elements for every number of threads, and it may contract multiply and add in one but not the other.
+enum { PIECE = 4096 };
+
 static int fault;
 int stream_take_fault(void) {
     int f = fault;
@@ -815,7 +819,7 @@ static inline real_t stream_value(stream_t s, real_t unit) { return unit != 0 ? 
 // A real number as a whole number of grid units; *bad is set where it is NaN or has no place in 32 bits.
 static inline int64_t to_grid(real_t x, real_t per_unit, int *bad) {
     real_t v = real_rint(x * per_unit);
-    int inside = (v > (real_t)-2147483648.0) & (v < (real_t)2147483648.0);
+    int inside = (v > (real_t)-2147483648.0) & (v < (real_t)2147483648.0);  // no branch, so loops become vectors
     *bad |= !inside;
     return (int32_t)(inside ? v : 0);
 }
@@ -865,28 +869,31 @@ void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *
     profile("stream_step", 0, (double)count * (3 * sizeof(stream_t) + (f2 ? 2 : 1) * sizeof(act_t) + (r ? 4 : 0)));
     double alpha = k.alpha / 16.0;
     real_t beta = (real_t)(k.beta / 16.0), gamma = (real_t)ldexp(k.gamma, grid);  // in units of the grid
-    int bad = 0, sign = k.alpha < 0 ? -1 : 1, n = abs(k.alpha), direct = direction > 0 ? 1 : -sign;
+    int bad = 0, sign = k.alpha < 0 ? -1 : 1, n = abs(k.alpha), add_sign = direction > 0 ? 1 : -sign;
     if (!grid) {  // next = alpha prev + add, and prev = next / alpha - add / alpha
         real_t scale = (real_t)(direction > 0 ? alpha : 1 / alpha), with = (real_t)(direction > 0 ? 1 : -1 / alpha);
-        #pragma omp parallel for
+        #pragma omp parallel for schedule(static, PIECE)
         for (size_t i = 0; i < count; i++)
             s[i].real = scale * s[i].real + with * (beta * cur[i].real + gamma * (f2 ? f[i] + f2[i] : f[i]));
         return;
     }
-    #pragma omp parallel for simd reduction(|:bad)
-    for (size_t i = 0; i < (r ? 0 : count); i++) {  // alpha = 1 or -1
-        int64_t add = increment(cur[i].fixed, f2 ? f[i] + f2[i] : f[i], k.beta, gamma, &bad);
-        int64_t t = sign * (int64_t)s[i].fixed + direct * add;
-        bad |= t != (int32_t)t;
-        s[i].fixed = (int32_t)t;
-    }
-    #pragma omp parallel for reduction(|:bad)
-    for (size_t i = 0; i < (r ? count : 0); i++) {
-        int64_t add = increment(cur[i].fixed, f2 ? f[i] + f2[i] : f[i], k.beta, gamma, &bad), t;
-        if (direction > 0) t = sign * multiply_sixteenths(s[i].fixed, n, r + i) + add;
-        else t = unmultiply_sixteenths(sign * (s[i].fixed - add), n, r + i);
-        bad |= t != (int32_t)t;
-        s[i].fixed = (int32_t)t;
+    if (!r) {  // alpha = 1 or -1
+        #pragma omp parallel for simd reduction(|:bad)
+        for (size_t i = 0; i < count; i++) {
+            int64_t add = increment(cur[i].fixed, f2 ? f[i] + f2[i] : f[i], k.beta, gamma, &bad);
+            int64_t t = sign * (int64_t)s[i].fixed + add_sign * add;
+            bad |= t != (int32_t)t;
+            s[i].fixed = (int32_t)t;
+        }
+    } else {
+        #pragma omp parallel for reduction(|:bad)
+        for (size_t i = 0; i < count; i++) {
+            int64_t add = increment(cur[i].fixed, f2 ? f[i] + f2[i] : f[i], k.beta, gamma, &bad), t;
+            if (direction > 0) t = sign * multiply_sixteenths(s[i].fixed, n, r + i) + add;
+            else t = unmultiply_sixteenths(sign * (s[i].fixed - add), n, r + i);
+            bad |= t != (int32_t)t;
+            s[i].fixed = (int32_t)t;
+        }
     }
     fault |= bad;
 }
@@ -936,7 +943,7 @@ void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *
 }
 
 // exp without a call, so loops over it become vector code: 2^n times a polynomial on [-ln2/2, ln2/2], the best of its
-// degree; within 2e-7. NaN stays NaN, far below 0 it is 0, far above it is infinite.
+// degree; within 2e-7 (5e-6 above 87). NaN stays NaN; below -87 it is 0, far above infinite.
 static inline real_t real_exp(real_t x) {
     if (sizeof(real_t) == 8) return (real_t)exp(x);
     union { float f; uint32_t u; } k, scale;
@@ -968,6 +975,7 @@ static inline real_t gelu_slope(real_t x) {
 // c (M, N) = sum_k a(i,k) b(k,j), with a(i,k) = a[i*a_row + k*a_col] and so for b: strides, one of them 1, make
 // it any orientation. Both operands are first packed into panels, MR rows of a and NR columns of b wide, so the
 // innermost loop reads memory in order and keeps an MR x NR tile of c in registers.
+// dev/cpu/matmul.c takes the same way in steps, each with its gain.
 // A panel consists of words: numbers, or with --precision bf16 pairs of numbers, k and k + 1, rounded to bf16. There an
 // instruction for the dot product of pairs does the work of two multiply-adds.
 
@@ -981,19 +989,18 @@ enum { VECTOR_BYTES = 16, MR = 12 };
 enum { VECTOR_BYTES = 16, MR = 6 };
 #endif
 typedef real_t vector_t __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real_t)), may_alias));
-typedef uint32_t pair_t __attribute__((may_alias));
 enum { LANES = VECTOR_BYTES / sizeof(real_t), NV = 2, NR = NV * LANES };
 // In words, a panel of b (KC, NR) and TASK rows of a stay in L2, blocks of a (MC, KC) and b (KC, NC) in L3. 96 is a
 // multiple of every MR and NR.
 enum { GROUP = 96, KC = 512, MC = 12 * GROUP, NC = 32 * GROUP, TASK = 8 * MR };
 
-static int in_pairs;  // --precision bf16
-int layers_bf16(int on) {
 #ifdef __AVX512BF16__
-    in_pairs = on && sizeof(real_t) == 4;
+static int in_pairs;  // --precision bf16
+int layers_bf16(int on) { return (in_pairs = on && sizeof(real_t) == 4) == on; }
+#else
+enum { in_pairs = 0 };
+int layers_bf16(int on) { return !on; }
 #endif
-    return in_pairs == on;
-}
 static inline int words_of(int K) { return in_pairs ? (K + 1) / 2 : K; }
 
 // sum + a b, or sum + a_0 b_0 + a_1 b_1 where a and b hold pairs
@@ -1005,42 +1012,31 @@ static inline vector_t multiply_add(vector_t sum, real_t a, vector_t b, int pair
     return sum + a * b;
 }
 
-static inline uint32_t to_pair(real_t low, real_t high) {  // to the nearest, ties to even; NaN stays NaN
-    union { float f; uint32_t u; } a, b;
-    a.f = (float)low;
-    b.f = (float)high;
-    uint32_t x = a.f == a.f ? a.u + 0x7FFF + (a.u >> 16 & 1) : 0x7FC00000;
-    uint32_t y = b.f == b.f ? b.u + 0x7FFF + (b.u >> 16 & 1) : 0x7FC00000;
-    return x >> 16 | (y & 0xFFFF0000);
-}
+#ifdef __AVX512BF16__
+static inline __mmask16 first(int n) { return (__mmask16)(n >= 16 ? 0xFFFF : n > 0 ? (1 << n) - 1 : 0); }
+static inline __m512 load(const real_t *x, int n) { return _mm512_maskz_loadu_ps(first(n), (const float *)x); }  // then zeros
 
-// The words of K numbers side by side: out[k] of x[2k] and x[2k + 1]
+// The words of K numbers side by side: out[k] of x[2k] and x[2k + 1], rounded to the nearest, ties to even
 static inline void pairs_along(real_t *out, const real_t *x, int K) {
-    int k = 0;
-#ifdef __AVX512BF16__
-    for (; k + 32 <= K; k += 32) {
-        __m512bh words = _mm512_cvtne2ps_pbh(_mm512_loadu_ps((const float *)x + k + 16), _mm512_loadu_ps((const float *)x + k));
-        memcpy(out + k / 2, &words, sizeof words);
+    for (int k = 0; k < K; k += 32) {
+        __m512bh words = _mm512_cvtne2ps_pbh(load(x + k + 16, K - k - 16), load(x + k, K - k));
+        _mm512_mask_storeu_epi32(out + k / 2, first((K - k + 1) / 2), (__m512i)words);
     }
-#endif
-    for (; k < K; k += 2) ((pair_t *)out)[k / 2] = to_pair(x[k], k + 1 < K ? x[k + 1] : 0);
 }
 
-// The words of two rows: out[i] of low[i] and high[i]; high may be NULL
+// The words of two rows: out[i] of low[i] and high[i]; high may be NULL, for zeros
 static inline void pairs_across(real_t *out, const real_t *low, const real_t *high, int count) {
-    int i = 0;
-#ifdef __AVX512BF16__
     static const short order[32] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
                                     8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    for (; high && i < count; i += 16) {
-        __mmask16 there = (__mmask16)(count - i < 16 ? (1 << (count - i)) - 1 : 0xFFFF);
-        __m512bh both = _mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(there, (const float *)high + i),
-                                            _mm512_maskz_loadu_ps(there, (const float *)low + i));
-        _mm512_mask_storeu_epi32(out + i, there, _mm512_permutexvar_epi16(_mm512_loadu_si512(order), (__m512i)both));
+    for (int i = 0; i < count; i += 16) {
+        __m512bh both = _mm512_cvtne2ps_pbh(high ? load(high + i, count - i) : _mm512_setzero_ps(), load(low + i, count - i));
+        _mm512_mask_storeu_epi32(out + i, first(count - i), _mm512_permutexvar_epi16(_mm512_loadu_si512(order), (__m512i)both));
     }
-#endif
-    for (; i < count; i++) ((pair_t *)out)[i] = to_pair(low[i], high ? high[i] : 0);
 }
+#else
+static inline void pairs_along(real_t *out, const real_t *x, int K) { (void)out, (void)x, (void)K; }
+static inline void pairs_across(real_t *out, const real_t *low, const real_t *high, int count) { (void)out, (void)low, (void)high, (void)count; }
+#endif
 
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
@@ -1079,7 +1075,7 @@ static inline __attribute__((always_inline)) void pack(real_t *out, const real_t
                                                        const int width) {
     enum { STRETCH = 64 };
     real_t pairs[NR * STRETCH];
-    const int words = words_of(K), whole = rows / width * width, rest = rows - whole, paired = in_pairs;
+    const int words = words_of(K), whole = rows / width * width, rest = rows - whole, paired = in_pairs;  // a copy: stores might change in_pairs
     if (rest) memset(out + (size_t)whole*words, 0, sizeof(real_t) * (size_t)words * (size_t)width);
     if (row == 1 && !paired)  // all panels at once, since they share rows of memory
         for (int k = 0; k < K; k++, x += col) {
@@ -1130,17 +1126,16 @@ static inline __attribute__((always_inline)) void multiply_panels(vector_t tile[
         for (int v = 0; v < NV; v++) tile[i][v] = sum[i][v];
 }
 
-static inline __attribute__((always_inline)) void finish_row(real_t *c, real_t *t, int columns, const real_t *bias,
-                                                             const real_t *slope, real_t *gelu_c, int accumulate) {
-    if (accumulate)
+static inline __attribute__((always_inline)) void finish_row(real_t *c, real_t *t, int columns, Ending e) {
+    if (e.accumulate)
         for (int j = 0; j < columns; j++) t[j] += c[j];
-    if (bias)
-        for (int j = 0; j < columns; j++) t[j] += bias[j];
-    if (slope)
-        for (int j = 0; j < columns; j++) t[j] *= gelu_slope(slope[j]);
+    if (e.bias)
+        for (int j = 0; j < columns; j++) t[j] += e.bias[j];
+    if (e.slope)
+        for (int j = 0; j < columns; j++) t[j] *= gelu_slope(e.slope[j]);
     for (int j = 0; j < columns; j++) c[j] = t[j];
-    if (gelu_c)
-        for (int j = 0; j < columns; j++) gelu_c[j] = gelu(t[j]);
+    if (e.gelu)
+        for (int j = 0; j < columns; j++) e.gelu[j] = gelu(t[j]);
 }
 
 // A tile (rows, columns) of c, whose rows are `row` apart, from panels of K words
@@ -1148,14 +1143,15 @@ static inline void multiply_tile(real_t *c, int64_t row, int rows, int columns, 
     vector_t tile[MR][NV];
     for (int i = 0; i < rows; i++)  // c is needed only at the end: have it come meanwhile
         for (int j = 0; j < columns; j += 64 / (int)sizeof(real_t)) __builtin_prefetch(c + i*row + j, 1);
+    // the same calls with constants: the compiler makes code of its own for what is usual
     if (in_pairs) multiply_panels(tile, MR, K, a, b, 1);
     else if (rows > MR / 3) multiply_panels(tile, MR, K, a, b, 0);
     else multiply_panels(tile, MR / 3, K, a, b, 0);
-    for (int i = 0; i < rows; i++) {
-        real_t *t = (real_t *)tile[i], *gelu_c = e.gelu ? e.gelu + i*row : NULL;
-        const real_t *slope = e.slope ? e.slope + i*row : NULL;
-        if (columns == NR) finish_row(c + i*row, t, NR, e.bias, slope, gelu_c, e.accumulate);
-        else finish_row(c + i*row, t, columns, e.bias, slope, gelu_c, e.accumulate);
+    for (int i = 0; i < rows; i++, c += row) {
+        if (columns == NR) finish_row(c, (real_t *)tile[i], NR, e);
+        else finish_row(c, (real_t *)tile[i], columns, e);
+        if (e.slope) e.slope += row;
+        if (e.gelu) e.gelu += row;
     }
 }
 
@@ -1202,7 +1198,7 @@ static void gemm(real_t *c, int M, int N, int K, Matrix a, Matrix b, Ending e) {
         }
 }
 
-// The same for one thread and small blocks: M at most TILE, rows of c `row` apart. It packs on the stack (about 34 KB).
+// The same for one thread and small blocks: M at most TILE, rows of c `row` apart. It packs on the stack (about 50 KB).
 enum { TILE = 64, TILE_A = (TILE + MR - 1) / MR * MR, TILE_B = (TILE + NR - 1) / NR * NR };
 static void gemm_tile(real_t *c, int64_t row, int M, int N, int K, Matrix a, Matrix b, int accumulate) {
     real_t packed_a[TILE_A * TILE], packed_b[TILE_B * TILE];
@@ -1221,24 +1217,25 @@ static void gemm_tile(real_t *c, int64_t row, int M, int N, int K, Matrix a, Mat
     }
 }
 
-enum { FEW = 2 };  // rows
+enum { FEW = 2 };  // rows, as in generating; they are not rounded to bf16
+static void few_rows(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C, int OC) {
+    #pragma omp parallel for if ((int64_t)n * C * OC > 200000)
+    for (int o = 0; o < OC; o++)  // packing would cost more than it saves: the weights are read once
+        for (int i = 0; i < n; i++) {
+            const act_t *x = inp + (size_t)i*C;
+            const param_t *w = weight + (size_t)o*C;
+            real_t sum = 0;
+            #pragma omp simd reduction(+:sum)
+            for (int c = 0; c < C; c++) sum += x[c] * w[c];
+            out[(size_t)i*OC + o] = sum + (bias ? bias[o] : 0);
+        }
+}
+
 void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C, int OC) {
     profile("matmul_forward", 2.0 * n * C * OC, ((double)n * (C + OC) + (double)C * OC) * sizeof(act_t));
-    if (n <= FEW) {  // packing would cost more than it saves: the weights are read once
-        #pragma omp parallel for if ((int64_t)n * C * OC > 200000)
-        for (int o = 0; o < OC; o++)
-            for (int i = 0; i < n; i++) {
-                const act_t *x = inp + (size_t)i*C;
-                const param_t *w = weight + (size_t)o*C;
-                real_t sum = 0;
-                #pragma omp simd reduction(+:sum)
-                for (int c = 0; c < C; c++) sum += x[c] * w[c];
-                out[(size_t)i*OC + o] = sum + (bias ? bias[o] : 0);
-            }
-        return;
-    }
     Ending e = {0, bias, NULL, NULL};
-    gemm(out, n, OC, C, matrix(inp, C, 1), matrix(weight, 1, C), e);
+    if (n <= FEW) few_rows(out, inp, weight, bias, n, C, OC);
+    else gemm(out, n, OC, C, matrix(inp, C, 1), matrix(weight, 1, C), e);
 }
 
 void matmul_gelu_forward(act_t *out, act_t *pre, const act_t *inp, const param_t *weight, const param_t *bias,
@@ -1249,7 +1246,7 @@ void matmul_gelu_forward(act_t *out, act_t *pre, const act_t *inp, const param_t
         gemm(pre, n, OC, C, matrix(inp, C, 1), matrix(weight, 1, C), e);
         return;
     }
-    matmul_forward(pre, inp, weight, bias, n, C, OC);
+    few_rows(pre, inp, weight, bias, n, C, OC);
     for (size_t i = 0; i < (size_t)n * (size_t)OC; i++) out[i] = gelu(pre[i]);
 }
 
@@ -1306,7 +1303,7 @@ void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias,
     memset(partial_sums, 0, sizeof(real_t) * (size_t)SLICES * 3 * (size_t)C);
     #pragma omp parallel for
     for (int p = 0; p < SLICES; p++) {
-        real_t *dw = partial_sums + (size_t)p*3*(size_t)C, *db = dw + C, *x = db + C;
+        real_t *dw = partial_sums + (size_t)p*3*(size_t)C, *db = dw + C, *x = db + C;  // x: one token at a time
         for (size_t i = slice((size_t)n, p); i < slice((size_t)n, p + 1); i++) {
             const act_t *d = dout + i*(size_t)C;
             real_t *to = ds + i*(size_t)C, *to_add = dadd ? dadd + i*(size_t)C : NULL, sum = 0, sum_x = 0;
@@ -1345,13 +1342,14 @@ typedef struct { real_t highest[TILE], sum[TILE], shrink[TILE]; } Softmax;
 // i sees the keys up to first + i.
 static inline __attribute__((always_inline)) void softmax_tile(real_t *score, Softmax *x, int keys, const int queries, int first,
                                                                real_t scale) {
-    for (int i = 0; i < queries; i++) x->shrink[i] = x->highest[i];
+    real_t before[TILE];
+    for (int i = 0; i < queries; i++) before[i] = x->highest[i];
     for (int j = 0; j < keys; j++) {
         real_t *s = score + j*TILE;
         for (int i = 0; i < smaller_of(j - first, queries); i++) s[i] = (real_t)-1e30;  // causal
         for (int i = 0; i < queries; i++) x->highest[i] = s[i] > x->highest[i] ? s[i] : x->highest[i];
     }
-    for (int i = 0; i < queries; i++) x->sum[i] *= x->shrink[i] = real_exp((x->shrink[i] - x->highest[i]) * scale);
+    for (int i = 0; i < queries; i++) x->sum[i] *= x->shrink[i] = real_exp((before[i] - x->highest[i]) * scale);
     for (int j = 0; j < keys; j++) {
         real_t *s = score + j*TILE;
         for (int i = 0; i < queries; i++) {
@@ -1540,7 +1538,7 @@ void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, doub
     profile("adamw", 0, (double)count * (2 * sizeof(param_t) + 5 * sizeof(real_t)));
     real_t b1 = (real_t)beta1, b2 = (real_t)beta2, keep = (real_t)(1 - rate * decay), clip = (real_t)scale;
     real_t step = (real_t)(rate / (1 - pow(beta1, t))), unbias = (real_t)(1 / sqrt(1 - pow(beta2, t)));
-    #pragma omp parallel for simd
+    #pragma omp parallel for simd schedule(static, PIECE)
     for (size_t i = 0; i < count; i++) {
         real_t grad = clip * g[i];
         m[i] = b1 * m[i] + (1 - b1) * grad;
@@ -1570,7 +1568,7 @@ double device_flops(void) {
                 }
             }
             for (int j = 1; j < MR * NV; j++) x[0] += x[j];
-            flops += 500000.0 * MR * NV * LANES * (in_pairs ? 4 : 2) + (double)x[0][0];
+            flops += 500000.0 * MR * NV * LANES * (in_pairs ? 4 : 2) + 1e-30 * (double)x[0][0];
         }
         best = fmax(best, flops / (seconds() - start));
     }
@@ -1969,10 +1967,13 @@ static void load_state(Model *m, const char *path, int step, const Run *run) {
     FILE *f = open_input(path, header, STATE_MAGIC, "state file");
     memcpy(&was, &header[4], sizeof was);
     if (header[1] != 1 || header[2] != step) die(STATUS_DATA, "%s: of version %d and step %d", path, header[1], header[2]);
+    if (was.precision != run->precision)
+        die(STATUS_USAGE, was.precision ? "%s was trained with --precision bf16; resume so, on a processor that has it" :
+            "%s was trained in float32; resume without --precision bf16", path);
     if (memcmp(&was, run, sizeof was) != 0)
-        die(STATUS_USAGE, "%s was saved with -b %d -t %d --chunk %d --head-chunk %d --seed %d%s%s%s%s and %d micro-batches a step; "
+        die(STATUS_USAGE, "%s was saved with -b %d -t %d --chunk %d --head-chunk %d --seed %d%s%s%s and %d micro-batches a step; "
             "resume with the same", path, was.B, was.T, was.chunk, was.head_chunk, was.seed, was.shuffle ? " --shuffle" : "",
-            was.overfit ? " -a 1" : "", was.bf16 ? " --save bf16" : "", was.precision ? " --precision bf16" : "", was.accumulate);
+            was.overfit ? " -a 1" : "", was.bf16 ? " --save bf16" : "", was.accumulate);
     check_size(f, path, sizeof header + count * 4 * (was.bf16 ? 3 : 2) + sizeof saved);
     sum = checksum(checksum(0, header, 256), &m->net, sizeof m->net / 4);
     sum = read_parameters(f, path, m->m, count, 0, sum);
@@ -2346,9 +2347,9 @@ static const Option options[] = {
     {"-g", INTEGER, &opt.sample_length, "64", 1, 1 << 24, NULL, "tokens a sample, as far as the context reaches"},
     {"--mode", CHOICE, &opt.mode, "", 0, 0, mode_names, "the network; from scratch: midpoint"},
     {"--step-size", NUMBER, &opt.step_size, "", 0, 16, NULL, "h, 0 switches the blocks off; midpoint 0.25, midpoint-a 1, leapfrog 1/sqrt(L), hamiltonian 1"},
-    {"--memory", CHOICE, &opt.memory, "", 0, 0, memory_names, "what the backward pass gets to see; reverse, and store for baseline"},
-    {"--budget", BYTES, &opt.budget, "0", 1, 1e18, NULL, "bytes in all, such as 8G, that --memory auto may fill; 0: three quarters of the machine's"},
-    {"--precision", CHOICE, &opt.precision, "float32", 0, 0, precision_names, "of what matrix products multiply; sums, streams and parameters are float32"},
+    {"--memory", CHOICE, &opt.memory, "", 0, 0, memory_names, "what is kept for the backward pass; auto: as much as --budget allows (reverse; baseline: store)"},
+    {"--budget", BYTES, &opt.budget, "0", 1, 1e18, NULL, "bytes that --memory auto may use in all, such as 8G; 0: three quarters of the machine's"},
+    {"--precision", CHOICE, &opt.precision, "float32", 0, 0, precision_names, "of what matrix products multiply: bf16 needs AVX512-BF16; sums, streams, parameters stay float32"},
     {"--stream", CHOICE, &opt.stream, "", 0, 0, stream_names, "fixed reverses exactly; float for baseline"},
     {"--grid", INTEGER, &opt.grid, "0", 1, 30, NULL, "fixed streams are multiples of 2^-grid; 0: 20, or 23 for midpoint-a"},
     {"--chunk", INTEGER, &opt.chunk, "0", 1, 1 << 24, NULL, "sequences a block is evaluated for at a time; 0: by the shape"},
@@ -2375,7 +2376,7 @@ enum { OPTIONS = sizeof options / sizeof options[0] };
 static const char *const refused[][2] = {
     {"-h", "HellaSwag is not evaluated here; for help say --help"},
     {"-k", "the schedule is a cosine; -q 1 holds the rate"},
-    {"-r", "recomputation is --memory store, checkpoint or reverse"},
+    {"-r", "recomputation is --memory store, checkpoint, reverse or auto"},
     {"-nm", "every checkpoint is kept unless -nk is given"},
     {"-sl", "no step is skipped for its loss"},
     {"-sg", "no step is skipped for its norm; it is clipped at 1"},
@@ -2411,7 +2412,7 @@ static void set_option(const Option *o, const char *text) {
         int valid = end != text && !*end && errno != ERANGE && x >= o->least && x <= o->most;
         if (!valid && (!o->initial[0] || strcmp(text, o->initial) != 0))  // a default may lie outside: 0 or -1 for "by the rest"
             die(STATUS_USAGE, "%s %s: %s from %.10g to %.10g is meant", o->flag, text,
-                o->type == INTEGER ? "a whole number" : o->type == BYTES ? "a number with K, M, G or nothing" : "a number", o->least, o->most);
+                o->type == INTEGER ? "a whole number" : o->type == BYTES ? "a number, or one with K, M or G," : "a number", o->least, o->most);
         if (o->type == INTEGER) *(int *)o->at = (int)x;
         else *(double *)o->at = x;
     }
@@ -2552,12 +2553,14 @@ static void train_step(Model *m, const Data *data, const Run *run, int step, int
     for (int i = 0; i < run->accumulate; i++) {
         double off;
         uint64_t batch = (run->overfit ? 0 : (uint64_t)step * (uint64_t)run->accumulate) + (uint64_t)i;
+        profile("(reading)", 0, 0);
         data_batch(data, m, batch, run->shuffle, (uint64_t)run->seed);
         loss += forward_backward(m, 1.0 / run->accumulate, &off) / run->accumulate;
         if (isnan(drift) || off > drift) drift = off;
     }
     check_numbers(m, step + 1, loss, drift);
     double norm = update(m, rate, opt.beta1, opt.beta2, opt.decay, step + 1), s = seconds() - start;
+    profile(NULL, 0, 0);
     if (!isfinite(norm)) die(STATUS_NUMBERS, "step %d: the gradient is not finite; what was saved before stays", step + 1);
     double speed = (double)m->B * m->T * run->accumulate / s;
     slow = slow > 0 ? 0.95 * slow + 0.05 * s : s;
@@ -2640,7 +2643,6 @@ static int train(Model *m, const Data *data, const Data *val, const Tokenizer *z
         if (end) break;
         profiling = opt.profile && (trained > 0 || step + 1 == total);  // the first step touches its memory for the first time
         train_step(m, data, run, step, total, limit, csv);
-        profile(NULL, 0, 0);
         profiled_steps += profiling;
         profiling = 0;
         trained++;
@@ -2709,6 +2711,8 @@ static void check_options(void) {
     if (!opt.start[0]) die(STATUS_USAGE, "-e is empty: d6, d12, d24, d36, d48 or a model file is meant");
     if (reads && (opt.out[0] || opt.resume || opt.save_every || opt.steps >= 0 || opt.tokens || opt.overfit))
         die(STATUS_USAGE, "--eval, --logits and --prompt do not train: -o -y -n -x -d -a have no meaning there");
+    if (reads && (opt.budget > 0 || opt.profile))
+        die(STATUS_USAGE, "--eval, --logits and --prompt do not train: --budget and --profile have no meaning there");
     if (opt.eval && (opt.logits[0] || opt.prompt)) die(STATUS_USAGE, "--eval goes with neither --logits nor --prompt");
     if (opt.eval && !opt.val[0]) die(STATUS_USAGE, "--eval needs -j, the tokens to evaluate on");
     if (opt.budget > 0 && opt.memory != AUTO) die(STATUS_USAGE, "--budget is for --memory auto");
@@ -2796,17 +2800,19 @@ int rev_gpt2_main(int argc, char **argv) {
         if (!given) prompt[given++] = first_token(&z);
     }
     int accumulate = choose_shape(&m, given);
-    Run run = {m.B, m.T, m.chunk, m.head_chunk, accumulate, opt.shuffle, opt.overfit, opt.save, m.net.mode, opt.seed,
-               opt.precision && layers_bf16(1)};
-    if (m.training && m.memory == AUTO) plan_within(&m, opt.budget > 0 ? opt.budget : 0.75 * (double)device_memory_bytes());
-    else plan(&m);
+    int bf16 = opt.precision && layers_bf16(1);  // from here on
+    if (bf16 != opt.precision) fprintf(stderr, "train_rev_gpt2: no dot products of bf16 in this processor or build: --precision float32\n");
+    Run run = {m.B, m.T, m.chunk, m.head_chunk, accumulate, opt.shuffle, opt.overfit, opt.save, m.net.mode, opt.seed, bf16};
+    if (m.memory != AUTO || !m.training) plan(&m);
+    else if (!plan_within(&m, opt.budget > 0 ? opt.budget : 0.75 * (double)device_memory_bytes()) && opt.budget > 0)
+        die(STATUS_USAGE, "--budget %.0f: at least %.0f bytes (%.3f GiB) are needed; a smaller -b or -t needs less", opt.budget,
+            plan_keeping(&m, 0), plan_keeping(&m, 0) / (1 << 30));
     if (m.training || opt.plan) {
         printf("%s, step size %.4g: L %d, C %d, NH %d, V %d, context %d, %zu parameters\n", mode_names[m.net.mode],
                (double)m.net.h, m.net.L, m.net.C, m.net.NH, m.net.V, m.net.maxT, parameter_count(&m.net));
         printf("B %d, T %d, chunk %d, head chunk %d, %lld tokens a step, --memory %s, --stream %s, grid %d, --precision %s\n", m.B, m.T,
                m.chunk, m.head_chunk, (long long)m.B * m.T * accumulate, memory_names[m.memory], stream_names[m.net.grid > 0],
-               m.net.grid, precision_names[run.precision]);
-        if (opt.precision && !run.precision) printf("this processor, or this build, has no dot products of bf16: float32 it is\n");
+               m.net.grid, precision_names[bf16]);
         if (m.memory == AUTO) printf("the last %d of %d steps keep their internals\n", m.kept_steps, steps(&m.net));
         plan_print(&m);
     }

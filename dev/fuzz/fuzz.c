@@ -425,13 +425,11 @@ static void fuzz_flags(const uint8_t *bytes, size_t size) {
     if (m.memory == STORE && m.training) kept += N * steps(&m.net) * 4 * (m.net.mode == HAMILTONIAN ? 4 : 13) * C;
     if (m.memory != STORE || steps(&m.net) < 200 || size % 16 == 0) {  // it takes long for many
         double budget = opt.budget > 0 ? opt.budget : 1e15;
-        may_end_with = STATUS_USAGE;
-        if (m.memory == AUTO && m.training) plan_within(&m, budget);
-        else plan(&m);
-        may_end_with = STATUS_OK;
+        int within = m.memory == AUTO && m.training ? plan_within(&m, budget) : 0;
+        if (m.memory != AUTO || !m.training) plan(&m);
         plan_rows(&m, rows);
         plan_print(&m);
-        if (m.memory == AUTO && m.training && ((double)rows[TOTAL] > budget || m.kept_steps > steps(&m.net))) fail("a plan beyond its budget");
+        if (within && ((double)rows[TOTAL] > budget || m.kept_steps > steps(&m.net))) fail("a plan beyond its budget");
         double all = 12 * C * C * m.net.L + 8 * N * C + kept;
         if (m.buffer_count > MAX_BUFFERS || (double)rows[TOTAL] < all || (double)rows[KEPT] < kept) fail("the plan is too small");
     }
