@@ -1349,6 +1349,7 @@ static void test_bad_input(void) {
         {1, "File exists", "-e D/run0/model_00000006.bin -i D/train0.bin -b 1 -t 16 --logits D/new.npy"},
         {1, "too short", "-e D/bytes/model_00000002.bin -i D/thirty.txt --shuffle -b 4 -t 16 --logits D/y.npy"},
         {3, "logit of token", "-e D/nan.bin --prompt abc"},
+        {3, "logit of token 0 at position 0", "-e D/nan.bin --prompt abc --logits D/nan.npy"},
         {1, "not a log", "-i D/train0.bin -e d6 --layers 1 --channels 8 --heads 1 -b 1 -t 16 -y 1 -o D/foreign"},
         {2, "longer than the context", "-e D/bytes/model_00000002.bin --prompt abcdefghijklmnopqrstuvwxyzabcdefghi"},
         {2, "-i is missing", "-e d6 --logits D/x.npy"},
@@ -1407,6 +1408,7 @@ static void test_bad_input(void) {
         check(status == cases[i].status && strstr(output, cases[i].word) && newline && !newline[1], "%s: status %d for %d, one line with \"%s\" expected: %s",
               cases[i].flags, status, cases[i].status, cases[i].word, output);
     }
+    shell("! ls %s | grep nan.npy", dir);  // logits that are no numbers leave no file, half-way or whole
     // a loss that is not a number names the step, and the checkpoint before stays
     int status = trainer(0, 0, "-i %s/train0.bin %s --mode baseline -l 1000 -c 1000 -x 50 -o %s/nan", dir, "-e d6 --layers 2 --channels 16 --heads 2 --context 16 -b 2 -t 16 -n 1", dir);
     char *x = NULL;

@@ -106,7 +106,7 @@ static void profile(const char *name, double flops, double bytes) {
 static void profile_print(int count, double flops_limit, double bytes_limit) {
     double total = 0;
     for (Profile *p = profiles; p->name; p++) total += p->seconds;
-    printf("%.2f ms a step by layer function, mean of %d; limits %.0f GFLOP/s, %.1f GB/s\n", total / count * 1e3, count,
+    printf("%.2f ms a step by layer function, mean of the last %d; limits %.0f GFLOP/s, %.1f GB/s\n", total / count * 1e3, count,
            flops_limit * 1e-9, bytes_limit * 1e-9);
     printf("%-20s %7s %10s %7s %9s %9s %10s %7s\n", "layer function", "calls", "ms", "share", "GFLOP/s", "GB/s", "floor, ms", "times");
     for (Profile *p = profiles; p->name; p++) {
@@ -2050,6 +2050,11 @@ static void save_logits(Model *m, const char *path) {
     for (int i = 0; i < m->B * m->T; i++) {
         if (i % m->head_chunk == 0) head_logits(m, i, smaller_of(m->head_chunk, m->B * m->T - i));
         host_logits(m, i % m->head_chunk, logits);
+        for (int v = 0; v < m->net.V; v++) {
+            if (isfinite(logits[v])) continue;
+            unlink(o.aside);
+            die(STATUS_NUMBERS, "the logit of token %d at position %d is not a finite number", v, i);
+        }
         output_write(&o, logits, (size_t)m->net.V * sizeof(float));
     }
     output_close(&o);
@@ -2647,6 +2652,7 @@ static int train(Model *m, const Data *data, const Data *val, const Tokenizer *z
         profiling = 0;
         trained++;
     }
+    if (opt.profile && !profiled_steps) printf("--profile: no step was trained\n");
     if (profiled_steps) profile_print(profiled_steps, limit, bandwidth);
     if (csv && fclose(csv) != 0) die(STATUS_DATA, "cannot write %s/log.csv: %s", opt.out, strerror(errno));
     if (interrupted)
@@ -2739,7 +2745,7 @@ static int choose_shape(Model *m, int given) {
     if (opt.tokens % tokens != 0) die(STATUS_USAGE, "-d %d is no multiple of -b %d times -t %d", opt.tokens, m->B, m->T);
     m->memory = opt.memory >= 0 ? opt.memory : m->net.mode == BASELINE ? STORE : REVERSE;
     if (m->net.mode == BASELINE && steps_back(m))
-        die(STATUS_USAGE, "baseline cannot be reversed: --memory store or checkpoint, or another --mode");
+        die(STATUS_USAGE, "--memory %s: baseline cannot be reversed; store or checkpoint is meant, or another --mode", memory_names[m->memory]);
     if ((double)m->B * m->T * m->net.C * steps(&m->net) > 0x1p55)  // with up to 64 bytes each the plan still fits 64 bits
         die(STATUS_USAGE, "-b %d times -t %d with %d layers of %d channels is more than any machine holds", m->B, m->T,
             m->net.L, m->net.C);
@@ -2801,7 +2807,6 @@ int rev_gpt2_main(int argc, char **argv) {
     }
     int accumulate = choose_shape(&m, given);
     int bf16 = opt.precision && layers_bf16(1);  // from here on
-    if (bf16 != opt.precision) fprintf(stderr, "train_rev_gpt2: no dot products of bf16 in this processor or build: --precision float32\n");
     Run run = {m.B, m.T, m.chunk, m.head_chunk, accumulate, opt.shuffle, opt.overfit, opt.save, m.net.mode, opt.seed, bf16};
     if (m.memory != AUTO || !m.training) plan(&m);
     else if (!plan_within(&m, opt.budget > 0 ? opt.budget : 0.75 * (double)device_memory_bytes()) && opt.budget > 0)
@@ -2834,6 +2839,7 @@ int rev_gpt2_main(int argc, char **argv) {
         load_state(&m, path, step, &run);
         printf("resumed from %s\n", path);
     }
+    if (bf16 != opt.precision) fprintf(stderr, "train_rev_gpt2: no dot products of bf16 in this processor or build: --precision float32\n");
     int status = m.training ? train(&m, &data, &val, &z, &run, step, total, resumed)
                             : infer(&m, &data, &val, &z, prompt, given);
     model_free(&m);

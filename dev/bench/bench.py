@@ -235,7 +235,7 @@ def peers(o, shape):
 def build(o):
     """Our trainer, llm.c's with its Makefile's flags, and the tokens."""
     try:
-        made = subprocess.run(["make", "-s", "-C", ROOT, "train_rev_gpt2"], capture_output=True, text=True)
+        made = subprocess.run(["make", "-B", "-s", "-C", ROOT, "train_rev_gpt2"], capture_output=True, text=True)
         if made.returncode:
             fail("make failed: " + why(made.stderr, made.stdout, made.returncode))
         answer = subprocess.run([ROOT / "train_rev_gpt2", "--help"], capture_output=True, text=True).stdout
@@ -414,8 +414,14 @@ def main():
         fail(f"--llmc {o.llmc}: there is no train_gpt2.c; a checkout of llm.c is meant", 2)
     shapes = [TINY] if o.quick else [*GPT2, DEEP]
     o.shapes = wanted(shapes, o.shapes) or fail(f"no shape has {o.shapes} in its name: " + ", ".join(map(str, shapes)), 2)
-    if o.csv and not Path(o.csv).parent.is_dir():
-        fail(f"--csv {o.csv}: there is no such folder")
+    try:
+        if o.csv:
+            open(o.csv, "w").close()
+        shlex.split(os.environ.get("CC", "cc"))
+    except OSError as e:
+        fail(f"--csv {o.csv}: {e.strerror}")
+    except ValueError as e:
+        fail(f"CC={os.environ['CC']}: {e}", 2)
     o.rows = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
