@@ -228,7 +228,7 @@ static void test_layer_gradients(void) {
                random_reals(N * 100, 0), random_reals(N * 100, 0), random_reals(N * 100, 1),
                (stream_t *)calloc(2 * N * 100, sizeof(stream_t)), (int *)calloc(N, sizeof(int))};
     real_t *dx = random_reals(N * 100, 0), *dw = random_reals(OC * 100, 0), *db = random_reals(200 * OC, 0), *dy = random_reals(N * 100, 0);
-    void *scratch = device_alloc(layers_scratch_bytes(100));
+    void *scratch = device_alloc(layers_scratch_bytes(4096, 4096, 4096));
     layers_begin(scratch);
     for (int i = 0; i < N * 100; i++) l.s[i].real = (real_t)uniform();
 
@@ -293,7 +293,7 @@ static real_t as_bf16(real_t x) { return (real_t)from_bf16(to_bf16((float)x)); }
 
 // Sums of products of numbers that bf16 holds; with it, all others have to be rounded to those first.
 static void test_matmul(int bf16) {
-    static const int shapes[][3] = {{1, 1, 1}, {7, 301, 5}, {37, 60, 180}, {130, 1101, 33}, {1200, 40, 70}, {3, 20, 3200}, {2, 60, 180}};  // three cross a block each; one or two rows go another way
+    static const int shapes[][3] = {{1, 1, 1}, {7, 301, 5}, {37, 60, 180}, {130, 2201, 33}, {1200, 40, 70}, {3, 20, 3200}, {2, 60, 180}};  // three cross a block each; one or two rows go another way
     if (!layers_bf16(bf16)) return;
     for (int i = 0; i < 7; i++) {
         int n = shapes[i][0], C = shapes[i][1], OC = shapes[i][2];
@@ -301,7 +301,7 @@ static void test_matmul(int bf16) {
         real_t *dx = random_reals((size_t)n*C, 1), *dw = random_reals((size_t)OC*C, 1), *db = random_reals((size_t)OC, 1), *dy = random_reals((size_t)n*OC, 1);
         real_t *gelu_y = random_reals((size_t)n*OC, 1), *pre = random_reals((size_t)n*C, 3), *slope = random_reals((size_t)n*C, 1);
         double worst = 0, worst_gelu = 0;
-        void *scratch = device_alloc(layers_scratch_bytes(C));
+        void *scratch = device_alloc(layers_scratch_bytes(n, C, OC));
         layers_begin(scratch);
         matmul_forward(y, x, w, b, n, C, OC);
         for (int j = 0; j < n*C; j++) x[j] = as_bf16(x[j]);

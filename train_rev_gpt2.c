@@ -136,8 +136,8 @@ size_t device_memory_bytes(void);    // what the device has in all, and this pro
 double device_flops(void);           // measured limit, FLOP/s of all cores
 double device_bandwidth(real_t *x, size_t count);  // measured limit, bytes/s read and written; x is overwritten
 int layers_bf16(int on);             // matrix products of operands rounded to bf16 (a row or two may stay float32), or not; whether that can be had
-size_t layers_scratch_bytes(int C);  // what the functions below need for packing and partial sums
-void layers_begin(void *scratch);
+size_t layers_scratch_bytes(int n, int C, int OC);  // what matrix products and layernorms of n tokens need, forward and backward
+void layers_begin(void *memory);     // as many bytes as the most of these
 int stream_take_fault(void);         // has a value been NaN or out of the grid's range? Forgets it.
 
 // both streams = wte[token] + wpe[t] (2.1); prev and cur (n, C), tokens (n)
@@ -428,7 +428,8 @@ static void plan(Model *m) {
     need(m, WORKSPACE, &m->dforce, training * n*C, sizeof(act_t));
     need(m, WORKSPACE, &m->wide, training * n*4*C, sizeof(act_t));
     need(m, WORKSPACE, &m->cache, (1 - training) * (size_t)net->L * (size_t)m->cached * 3*C, sizeof(act_t));
-    need(m, WORKSPACE, &m->scratch, layers_scratch_bytes(net->C), 1);
+    size_t block = layers_scratch_bytes((int)n, net->C, 4 * net->C), head = layers_scratch_bytes(m->head_chunk, net->C, net->Vp);
+    need(m, WORKSPACE, &m->scratch, block > head ? block : head, 1);
     need(m, HEAD, &m->head_normed, H*C, sizeof(act_t));
     need(m, HEAD, &m->head_dnormed, training * H*C, sizeof(act_t));
     need(m, HEAD, &m->logits, H*(size_t)net->Vp, sizeof(act_t));
@@ -992,7 +993,7 @@ typedef real_t vector_t __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof
 enum { LANES = VECTOR_BYTES / sizeof(real_t), NV = 2, NR = NV * LANES };
 // In words, a panel of b (KC, NR) and TASK rows of a stay in L2, blocks of a (MC, KC) and b (KC, NC) in L3. 96 is a
 // multiple of every MR and NR.
-enum { GROUP = 96, KC = 512, MC = 12 * GROUP, NC = 32 * GROUP, TASK = 8 * MR };
+enum { GROUP = 96, KC = 1024, MC = 12 * GROUP, NC = 32 * GROUP, TASK = 8 * MR };
 
 #ifdef __AVX512BF16__
 static int in_pairs;  // --precision bf16
@@ -1160,18 +1161,20 @@ static inline Matrix matrix(const real_t *at, int64_t row, int64_t col) {
     Matrix m = {at, row, col};
     return m;
 }
-static real_t *pack_a, *pack_b, *partial_sums;
-size_t layers_scratch_bytes(int C) {
-    return sizeof(real_t) * ((size_t)MC*KC + (size_t)KC*NC + (size_t)SLICES*3*(size_t)C);
+static real_t *scratch;
+void layers_begin(void *memory) { scratch = (real_t *)memory; }
+static size_t block_words(int M, int N, int K) {  // words for the blocks of a product
+    return (size_t)smaller_of(KC, K) * (size_t)(smaller_of(MC, M + MR) + smaller_of(NC, N + NR));
 }
-void layers_begin(void *scratch) {
-    pack_a = (real_t *)scratch;
-    pack_b = pack_a + (size_t)MC*KC;
-    partial_sums = pack_b + (size_t)KC*NC;
+size_t layers_scratch_bytes(int n, int C, int OC) {
+    size_t words[] = {block_words(n, OC, C), block_words(OC, C, n), block_words(n, C, OC), (size_t)SLICES*3*(size_t)C}, most = 0;
+    for (int i = 0; i < 4; i++) most = words[i] > most ? words[i] : most;
+    return most * sizeof(real_t);
 }
 
 static void gemm(real_t *c, int M, int N, int K, Matrix a, Matrix b, Ending e) {
     const int word = in_pairs ? 2 : 1, passes = (words_of(K) + KC - 1) / KC, stretch = (words_of(K) + passes - 1) / passes * word;
+    real_t *pack_b = scratch, *pack_a = scratch + (size_t)smaller_of(NC, (N + NR - 1) / NR * NR) * (size_t)smaller_of(KC, words_of(K));
     #pragma omp parallel if ((int64_t)M * N * K > 200000)  // less than that is done before the threads have met
     for (int j0 = 0; j0 < N; j0 += NC)
         for (int k0 = 0; k0 < K; k0 += stretch) {
@@ -1289,10 +1292,13 @@ void layernorm_forward(act_t *out, const stream_t *s, const act_t *add, const pa
     profile("layernorm_forward", 0, (double)n * C * (sizeof(stream_t) + (add ? 2 : 1) * sizeof(act_t)));
     real_t unit = grid_unit(grid);
     #pragma omp parallel for
-    for (int i = 0; i < n; i++) {
-        real_t *x = out + (size_t)i*C, rstd, mean = layernorm_row(x, &rstd, s + (size_t)i*C, add ? add + (size_t)i*C : NULL, C, unit);
-        #pragma omp simd
-        for (int c = 0; c < C; c++) x[c] = (x[c] - mean) * rstd * weight[c] + bias[c];
+    for (int p = 0; p < SLICES; p++) {
+        real_t *x = scratch + (size_t)p*3*(size_t)C, rstd;  // in a row of its own: loads need not wait for stores to out
+        for (size_t i = slice((size_t)n, p); i < slice((size_t)n, p + 1); i++) {
+            real_t mean = layernorm_row(x, &rstd, s + i*(size_t)C, add ? add + i*(size_t)C : NULL, C, unit);
+            #pragma omp simd
+            for (int c = 0; c < C; c++) out[i*(size_t)C + c] = (x[c] - mean) * rstd * weight[c] + bias[c];
+        }
     }
 }
 
@@ -1300,10 +1306,10 @@ void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias,
                         const act_t *add, const param_t *weight, int n, int C, int grid) {
     profile("layernorm_backward", 0, (double)n * C * (sizeof(stream_t) + 2 * sizeof(real_t) + ((add ? 2 : 1) + (dadd ? 2 : 0)) * sizeof(act_t)));
     real_t unit = grid_unit(grid);
-    memset(partial_sums, 0, sizeof(real_t) * (size_t)SLICES * 3 * (size_t)C);
     #pragma omp parallel for
     for (int p = 0; p < SLICES; p++) {
-        real_t *dw = partial_sums + (size_t)p*3*(size_t)C, *db = dw + C, *x = db + C;  // x: one token at a time
+        real_t *dw = scratch + (size_t)p*3*(size_t)C, *db = dw + C, *x = db + C;  // x: one token at a time
+        memset(dw, 0, sizeof(real_t) * 2 * (size_t)C);
         for (size_t i = slice((size_t)n, p); i < slice((size_t)n, p + 1); i++) {
             const act_t *d = dout + i*(size_t)C;
             real_t *to = ds + i*(size_t)C, *to_add = dadd ? dadd + i*(size_t)C : NULL, sum = 0, sum_x = 0;
@@ -1326,10 +1332,13 @@ void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias,
             for (int c = 0; to_add && c < C; c++) to_add[c] += x[c];
         }
     }
-    for (int p = 0; p < SLICES; p++) {
-        const real_t *dw = partial_sums + (size_t)p*3*(size_t)C;
-        for (int c = 0; c < C; c++) dweight[c] += dw[c], dbias[c] += dw[C + c];
-    }
+    enum { COLUMNS = 64 };  // a thread owns columns
+    #pragma omp parallel for
+    for (int c0 = 0; c0 < C; c0 += COLUMNS)
+        for (int p = 0; p < SLICES; p++) {
+            const real_t *dw = scratch + (size_t)p*3*(size_t)C;
+            for (int c = c0; c < smaller_of(c0 + COLUMNS, C); c++) dweight[c] += dw[c], dbias[c] += dw[C + c];
+        }
 }
 
 // ---- attention: tiles of TILE queries against TILE keys, the softmax carried along from tile to tile
