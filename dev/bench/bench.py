@@ -305,7 +305,7 @@ def plan(o, *contender, **options):
 
 
 def budget_table(o):
-    shape, precision = (TINY if o.quick else DEEP._replace(B=8)), o.precision
+    shape, precision = (TINY if o.quick else DEEP), o.precision
     if precision not in o.has:
         fail(f"this trainer has no --precision {precision}", 2)
     sizes = [b for b in (1, 2, 4, 8) if b <= shape.B and (not o.quick or b in (1, shape.B))]
