@@ -293,15 +293,18 @@ static real_t as_bf16(real_t x) { return (real_t)from_bf16(to_bf16((float)x)); }
 
 // Sums of products of numbers that bf16 holds; with it, all others have to be rounded to those first.
 static void test_matmul(int bf16) {
-    static const int shapes[][3] = {{1, 1, 1}, {7, 301, 5}, {37, 60, 180}, {130, 2201, 33}, {1200, 40, 70}, {3, 20, 3200}, {2, 60, 180}};  // three cross a block each; one or two rows go another way
+    static const int shapes[][3] = {{1, 1, 1}, {7, 301, 5}, {37, 60, 180}, {130, 2201, 33}, {1200, 40, 70}, {3, 20, 3200}, {1030, 3100, 20}, {1030, 3100, 20}, {2, 60, 180}};  // four cross a block each, the last with its scratch for either order; one or two rows go another way
     if (!layers_bf16(bf16)) return;
-    for (int i = 0; i < 7; i++) {
+    for (int i = 0; i < 9; i++) {
         int n = shapes[i][0], C = shapes[i][1], OC = shapes[i][2];
         real_t *x = random_reals((size_t)n*C, 1), *w = random_reals((size_t)OC*C, 1), *b = random_reals((size_t)OC, 1), *y = random_reals((size_t)n*OC, 1);
         real_t *dx = random_reals((size_t)n*C, 1), *dw = random_reals((size_t)OC*C, 1), *db = random_reals((size_t)OC, 1), *dy = random_reals((size_t)n*OC, 1);
         real_t *gelu_y = random_reals((size_t)n*OC, 1), *pre = random_reals((size_t)n*C, 3), *slope = random_reals((size_t)n*C, 1);
         double worst = 0, worst_gelu = 0;
-        void *scratch = device_alloc(layers_scratch_bytes(n, C, OC));
+        size_t room = i % 2 ? layers_scratch_bytes(n, C, OC) : layers_scratch_bytes(n, OC, C);
+        char guard[64], *scratch = (char *)device_alloc(room + sizeof guard);
+        memset(guard, 0xA5, sizeof guard);
+        to_device(scratch + room, guard, sizeof guard);
         layers_begin(scratch);
         matmul_forward(y, x, w, b, n, C, OC);
         for (int j = 0; j < n*C; j++) x[j] = as_bf16(x[j]);
@@ -339,6 +342,7 @@ static void test_matmul(int bf16) {
                 worst = larger(worst, fabs(sum - dx[r*C + c]));
                 worst_gelu = larger(worst_gelu, fabs(sum * (double)gelu_slope(pre[r*C + c]) - slope[r*C + c]));
             }
+        check(memcmp(scratch + room, guard, sizeof guard) == 0, "matmul (%d, %d, %d) writes past its scratch", n, C, OC);
         check(worst < 1e-3 && worst_gelu < 1e-3, "matmul_backward (%d, %d, %d) is off by %g, times GELU' by %g", n, C, OC, worst, worst_gelu);
         free(x), free(w), free(b), free(y), free(dx), free(dw), free(db), free(dy), free(gelu_y), free(pre), free(slope), device_free(scratch);
     }

@@ -136,7 +136,7 @@ size_t device_memory_bytes(void);    // what the device has in all, and this pro
 double device_flops(void);           // measured limit, FLOP/s of all cores
 double device_bandwidth(real_t *x, size_t count);  // measured limit, bytes/s read and written; x is overwritten
 int layers_bf16(int on);             // matrix products of operands rounded to bf16 (a row or two may stay float32), or not; whether that can be had
-size_t layers_scratch_bytes(int n, int C, int OC);  // what matrix products and layernorms of n tokens need, forward and backward
+size_t layers_scratch_bytes(int n, int C, int OC);  // what layernorms of n tokens and products from C to OC or back need, forward and backward
 void layers_begin(void *memory);     // as many bytes as the most of these
 int stream_take_fault(void);         // has a value been NaN or out of the grid's range? Forgets it.
 
@@ -1167,8 +1167,8 @@ static size_t block_words(int M, int N, int K) {  // words for the blocks of a p
     return (size_t)smaller_of(KC, K) * (size_t)(smaller_of(MC, M + MR) + smaller_of(NC, N + NR));
 }
 size_t layers_scratch_bytes(int n, int C, int OC) {
-    size_t words[] = {block_words(n, OC, C), block_words(OC, C, n), block_words(n, C, OC), (size_t)SLICES*3*(size_t)C}, most = 0;
-    for (int i = 0; i < 4; i++) most = words[i] > most ? words[i] : most;
+    size_t words[] = {block_words(n, OC, C), block_words(n, C, OC), block_words(OC, C, n), block_words(C, OC, n), (size_t)SLICES*3*(size_t)C}, most = 0;
+    for (int i = 0; i < 5; i++) most = words[i] > most ? words[i] : most;
     return most * sizeof(real_t);
 }
 
