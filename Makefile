@@ -3,6 +3,9 @@
 # make test       whether all of it is right, without network or Python: a minute or two on two cores
 # make test-asan  the same under Address- and UndefinedBehaviorSanitizer
 # make cxx        compiles the C file as C++17 without its layers, as the CUDA twin includes it
+# make train_rev_gpt2cu  the CUDA twin, with nvcc: CUDA_ARCH=sm_90 for another card than this machine's, PRECISION=FP32 for
+#                        float32 throughout; make test_rev_gpt2cu its tests
+# make test-emulated     the same kernels on the CPU, where there is no GPU
 # make gradients  the two programs dev/reference/reference.py checks against PyTorch
 # ARCH= builds for any processor of the family, OPENMP= without threads, SAN=... adds sanitizers.
 
@@ -18,6 +21,13 @@ CFLAGS ?= -O3
 # contraction to FMA is allowed everywhere or nowhere, so that equal expressions give equal bits; no -ffast-math, it hides NaN
 ALL_CFLAGS = -std=gnu11 $(CFLAGS) $(ARCH) $(SIMD) -fno-math-errno -ffp-contract=fast -Wall -Wextra -Wno-unknown-pragmas -Wno-pass-failed $(SAN)
 
+ROOT := $(dir $(lastword $(MAKEFILE_LIST)))
+NVCC ?= nvcc
+CUDA_ARCH ?= native
+FP32 = $(if $(filter FP32,$(PRECISION)),-DPRECISION_FP32)
+ALL_NVCCFLAGS = -std=c++17 -O3 -arch=$(CUDA_ARCH) $(FP32) -Xcompiler "-fopenmp -Wall -Wextra -Wno-unknown-pragmas" $(NVCCFLAGS)
+EMULATE_FLAGS = -x c++ -std=c++17 -O2 -U_FORTIFY_SOURCE -DEMULATE $(FP32) -include $(ROOT)dev/cuda/emulate.h -Wall -Wextra -Wno-unknown-pragmas $(SAN)
+
 all: train_rev_gpt2
 
 train_rev_gpt2: train_rev_gpt2.c
@@ -28,6 +38,21 @@ test_rev_gpt2: test_rev_gpt2.c train_rev_gpt2.c
 
 test_rev_gpt2_f64: test_rev_gpt2.c train_rev_gpt2.c
 	$(CC) $(ALL_CFLAGS) -DREAL=double -o $@ $< $(LDFLAGS) -lm
+
+train_rev_gpt2cu: train_rev_gpt2.cu train_rev_gpt2.c
+	$(NVCC) $(ALL_NVCCFLAGS) -o $@ $< -lcublasLt
+
+test_rev_gpt2cu: test_rev_gpt2.c train_rev_gpt2.cu train_rev_gpt2.c
+	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) -o $@ $< -lcublasLt
+
+train_rev_gpt2_emulated: train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
+	$(CXX) $(EMULATE_FLAGS) -o $@ $<
+
+test_rev_gpt2_emulated: test_rev_gpt2.c train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
+	$(CXX) $(EMULATE_FLAGS) -DTWIN -o $@ $<
+
+test-emulated: test_rev_gpt2_emulated
+	./test_rev_gpt2_emulated short
 
 # The text of the demo is this project's own.
 demo/demo.txt: README.md Makefile prepro_owt.py $(wildcard *.c *.cu $(foreach e,py sh c,dev/*.$e dev/*/*.$e))
@@ -60,10 +85,10 @@ dev/reference/gradients dev/reference/gradients_f64: dev/reference/gradients.c t
 	$(CC) $(ALL_CFLAGS) $(if $(findstring f64,$@),-DREAL=double) -o $@ $< $(LDFLAGS) -lm
 
 clean-tests:
-	rm -f test_rev_gpt2 test_rev_gpt2_f64
+	rm -f test_rev_gpt2 test_rev_gpt2_f64 test_rev_gpt2cu test_rev_gpt2_emulated
 
 clean: clean-tests
-	rm -f train_rev_gpt2 dev/reference/gradients dev/reference/gradients_f64
+	rm -f train_rev_gpt2 train_rev_gpt2cu train_rev_gpt2_emulated dev/reference/gradients dev/reference/gradients_f64
 	rm -rf demo
 
-.PHONY: all demo test test-asan cxx gradients clean-tests clean
+.PHONY: all demo test test-asan test-emulated cxx gradients clean-tests clean

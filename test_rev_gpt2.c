@@ -3,7 +3,9 @@ test_rev_gpt2.c: what must hold of train_rev_gpt2.c, checked on a machine withou
 
 It includes the trainer, so it can call every function, and wraps the allocator and the file operations.
 Built with -DREAL=double it checks gradients against finite differences; built as the trainer is, it
-checks everything else. With the argument "layers" it stops before what starts processes and uses files. It runs
+checks everything else. With -DTWIN it includes the CUDA twin instead, whose activations are bf16 or, with
+-DPRECISION_FP32, float. With the argument "kernels" it stops after single layers, with "layers" before what
+starts processes and uses files, with "short" after the first of those. It runs
 itself as the trainer (--trainer N flags...) where a process has to die: the N-th file operation then kills
 it half-way, or interrupts it if N is negative; above FULL, the disk is full from operation N - FULL on.
 */
@@ -26,10 +28,18 @@ it half-way, or interrupts it if N is negative; above FULL, the disk is full fro
 static size_t allocated;                // bytes handed out by the allocator
 static int file_operations, die_at_operation;  // 0: never
 
+#ifdef TWIN
+#ifndef EMULATE
+#include <cublasLt.h>
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#endif
+#else
 static void *counted_alloc(size_t alignment, size_t bytes) {
     allocated += bytes;
     return aligned_alloc(alignment, bytes);
 }
+#endif
 
 enum { FULL = 1000 };
 static int time_to_die(void) {
@@ -52,12 +62,24 @@ static size_t fatal_fwrite(const void *data, size_t size, size_t count, FILE *f)
 static int fatal_fsync(int fd) { return time_to_die() ? end_or_fail(EIO) : fsync(fd); }
 static int fatal_rename(const char *from, const char *to) { return time_to_die() ? end_or_fail(EROFS) : rename(from, to); }
 
+#ifdef TWIN
+#define cudaMalloc(p, bytes) (allocated += (bytes), (cudaMalloc)(p, bytes))
+#else
 #define aligned_alloc counted_alloc
+#endif
 #define fwrite fatal_fwrite
 #define fsync fatal_fsync
 #define rename fatal_rename
 #define REV_GPT2_NO_MAIN
+#ifdef TWIN
+#include "train_rev_gpt2.cu"
+enum { MOST_THREADS = 1, ALL_POLICIES = 1 };  // for how many threads of the host, and for which of these with all policies
+#else
 #include "train_rev_gpt2.c"
+enum { MOST_THREADS = 3, ALL_POLICIES = 2 };
+#endif
+static const int twin = MOST_THREADS == 1;
+static const double rounding = sizeof(act_t) == 2 ? 1 / 256.0 : 0;  // relative, of what is stored as an activation
 
 // ---- counting
 
@@ -75,6 +97,12 @@ __attribute__((format(printf, 2, 3))) static void check(int ok, const char *form
 }
 // The larger of two, and NaN once there was a NaN.
 static double larger(double a, double b) { return isnan(a) || b <= a ? a : b; }
+
+// How far `got` is from `want`, beyond the rounding of an activation.
+static double off(double want, double got) {
+    double e = fabs(got - want) - rounding * fabs(want);
+    return isnan(e) || e > 0 ? e : 0;
+}
 
 static void section(const char *name) {
     static double last;
@@ -105,6 +133,44 @@ static real_t *random_reals(size_t n, double scale) {
     return x;
 }
 
+// Device memory until release(): with these bytes, or zeros if from is NULL
+static void *lent[32];
+static int lent_count;
+static void *on_device(const void *from, size_t bytes) {
+    void *p = lent[lent_count++] = device_alloc(bytes);
+    if (from) to_device(p, from, bytes);
+    return p;
+}
+static void release(void) {
+    while (lent_count) device_free(lent[--lent_count]);
+}
+static real_t *from_device(const real_t *x, size_t n) {
+    real_t *host = (real_t *)malloc(n * sizeof(real_t));
+    to_host(host, x, n * sizeof(real_t));
+    return host;
+}
+// As activations on the device, zeros if x is NULL; and back. bf16 rounds on the way.
+static act_t *activations(const real_t *x, size_t n) {
+    act_t *host = (act_t *)calloc(n, sizeof(act_t));
+    for (size_t i = 0; i < n && x; i++) host[i] = (act_t)x[i];
+    act_t *p = (act_t *)on_device(host, n * sizeof(act_t));
+    free(host);
+    return p;
+}
+static real_t *as_reals(const act_t *x, size_t n) {
+    act_t *host = (act_t *)malloc(n * sizeof(act_t));
+    real_t *y = (real_t *)malloc(n * sizeof(real_t));
+    to_host(host, x, n * sizeof(act_t));
+    for (size_t i = 0; i < n; i++) y[i] = (real_t)host[i];
+    free(host);
+    return y;
+}
+static param_t *weights_on_device(const real_t *w, size_t n) {  // for products
+    param_t *p = (param_t *)on_device(w, n * sizeof(param_t));
+    layers_weights(p, weight_copy_bytes ? on_device(NULL, n * weight_copy_bytes) : NULL, n);
+    return p;
+}
+
 typedef struct { int L, C, NH, V, B, T, chunk, head_chunk; } Shape;
 static const Shape odd = {5, 60, 3, 65, 3, 37, 2, 50}, deep = {96, 16, 2, 32, 2, 8, 1, 16}, even = {2, 32, 4, 128, 4, 64, 4, 256};
 
@@ -121,11 +187,14 @@ static void make_model(Model *m, Shape s, int mode, int memory, int grid) {
     model_alloc(m);
     size_t one[TENSORS], all[TENSORS], at = 0;
     tensor_sizes(&m->net, one, all);
-    for (int t = 0; t < TENSORS; t++)
-        for (size_t i = 0; i < all[t]; i++, at++) {
-            double x = (tensor_kinds[t].kind == GAIN) + (s.L > 50 ? 0.1 : 0.3) * uniform();
-            param_t p = (param_t)(t == 0 && i >= (size_t)s.V * (size_t)s.C ? 0 : x);
-            to_device(m->params + at, &p, sizeof p);
+    for (int t = 0; t < TENSORS; at += all[t++])
+        for (size_t i = 0; i < all[t]; i += STAGE) {
+            size_t n = piece_of(all[t] - i);
+            for (size_t j = 0; j < n; j++) {
+                double x = (tensor_kinds[t].kind == GAIN) + (s.L > 50 ? 0.1 : 0.3) * uniform();
+                staging[j] = (param_t)(t == 0 && i + j >= (size_t)s.V * (size_t)s.C ? 0 : x);
+            }
+            to_device(m->params + at + i, staging, n * sizeof(param_t));
         }
     for (int i = 0; i < s.B * s.T; i++) {
         int token = (int)(random_bits(3, 3, (uint64_t)i) % (uint64_t)s.V), target = (int)(random_bits(4, 4, (uint64_t)i) % (uint64_t)s.V);
@@ -134,6 +203,7 @@ static void make_model(Model *m, Shape s, int mode, int memory, int grid) {
     }
 }
 
+#ifndef TWIN
 // ---- finite differences, in double precision
 
 #define DIRECTIONS 4
@@ -228,7 +298,7 @@ static void test_layer_gradients(void) {
                random_reals(N * 100, 0), random_reals(N * 100, 0), random_reals(N * 100, 1),
                (stream_t *)calloc(2 * N * 100, sizeof(stream_t)), (int *)calloc(N, sizeof(int))};
     real_t *dx = random_reals(N * 100, 0), *dw = random_reals(OC * 100, 0), *db = random_reals(200 * OC, 0), *dy = random_reals(N * 100, 0);
-    void *scratch = device_alloc(layers_scratch_bytes(4096, 4096, 4096));
+    void *scratch = device_alloc(layers_scratch_bytes(4096, 4096, 4096, 64));
     layers_begin(scratch);
     for (int i = 0; i < N * 100; i++) l.s[i].real = (real_t)uniform();
 
@@ -287,97 +357,139 @@ static void test_layer_gradients(void) {
     device_free(scratch);
 }
 
+#endif
+
 // ---- matrix product and attention against the obvious loops
 
-static real_t as_bf16(real_t x) { return (real_t)from_bf16(to_bf16((float)x)); }
+static double gelu_reference(double x) { return 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))); }
+static double gelu_slope_reference(double x) {
+    double t = tanh(0.7978845608028654 * (x + 0.044715 * x * x * x));
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * 0.7978845608028654 * (1 + 3 * 0.044715 * x * x);
+}
+static void round_to_bf16(real_t *x, size_t n) {
+    for (size_t i = 0; i < n; i++) x[i] = (real_t)from_bf16(to_bf16((float)x[i]));
+}
 
 // Sums of products of numbers that bf16 holds; with it, all others have to be rounded to those first.
 static void test_matmul(int bf16) {
-    static const int shapes[][3] = {{1, 1, 1}, {7, 301, 5}, {37, 60, 180}, {130, 2201, 33}, {1200, 40, 70}, {3, 20, 3200}, {1030, 3100, 20}, {1030, 3100, 20}, {2, 60, 180}};  // four cross a block each, the last with its scratch for either order; one or two rows go another way
+    static const int shapes[][3] = {{1, 1, 1}, {7, 301, 5}, {37, 60, 180}, {130, 2201, 33}, {1200, 40, 70}, {3, 20, 3200}, {1030, 3100, 20}, {1030, 3100, 20}, {2, 60, 180}, {70, 64, 192}};  // four cross a block each, the last with its scratch for either order; one or two rows go another way
     if (!layers_bf16(bf16)) return;
-    for (int i = 0; i < 9; i++) {
+    for (int i = 0; i < 10; i++) {
         int n = shapes[i][0], C = shapes[i][1], OC = shapes[i][2];
-        real_t *x = random_reals((size_t)n*C, 1), *w = random_reals((size_t)OC*C, 1), *b = random_reals((size_t)OC, 1), *y = random_reals((size_t)n*OC, 1);
-        real_t *dx = random_reals((size_t)n*C, 1), *dw = random_reals((size_t)OC*C, 1), *db = random_reals((size_t)OC, 1), *dy = random_reals((size_t)n*OC, 1);
-        real_t *gelu_y = random_reals((size_t)n*OC, 1), *pre = random_reals((size_t)n*C, 3), *slope = random_reals((size_t)n*C, 1);
+        size_t nC = (size_t)n * (size_t)C, nOC = (size_t)n * (size_t)OC, W = (size_t)OC * (size_t)C;
+        real_t *x = random_reals(nC, 1), *w = random_reals(W + (size_t)OC, 1), *b = w + W, *dy = random_reals(nOC, 1), *pre = random_reals(nC, 3);
+        real_t *was = random_reals(W + (size_t)OC, 1), *got[6];
         double worst = 0, worst_gelu = 0;
-        size_t room = i % 2 ? layers_scratch_bytes(n, C, OC) : layers_scratch_bytes(n, OC, C);
-        char guard[64], *scratch = (char *)device_alloc(room + sizeof guard);
+        size_t room = i % 2 ? layers_scratch_bytes(n, C, OC, 0) : layers_scratch_bytes(n, OC, C, 0);
+        char guard[64], after[64], *scratch = (char *)on_device(NULL, room + sizeof guard);
         memset(guard, 0xA5, sizeof guard);
         to_device(scratch + room, guard, sizeof guard);
         layers_begin(scratch);
-        matmul_forward(y, x, w, b, n, C, OC);
-        for (int j = 0; j < n*C; j++) x[j] = as_bf16(x[j]);
-        for (int j = 0; j < OC*C; j++) w[j] = as_bf16(w[j]);
-        for (int j = 0; j < n*OC; j++) dy[j] = as_bf16(dy[j]);
-        if (bf16 && n > 2) {
-            real_t *rounded = random_reals((size_t)n*OC, 1);
-            matmul_forward(rounded, x, w, b, n, C, OC);
-            check(memcmp(rounded, y, sizeof(real_t) * (size_t)n * (size_t)OC) == 0, "matmul_forward (%d, %d, %d) does not round to the nearest bf16", n, C, OC);
-            free(rounded);
-        }
-        matmul_gelu_forward(gelu_y, y, x, w, b, n, C, OC);
+        act_t *y = activations(NULL, nOC), *gelu_y = activations(NULL, nOC), *dx = activations(NULL, nC), *slope = activations(NULL, nC);
+        param_t *p = weights_on_device(w, W + (size_t)OC);
+        matmul_forward(y, activations(x, nC), p, p + W, n, C, OC);
+        got[0] = as_reals(y, nOC);
+        round_to_bf16(x, nC), round_to_bf16(w, twin ? W + (size_t)OC : W), round_to_bf16(dy, nOC), round_to_bf16(pre, nC);
+        p = weights_on_device(w, W + (size_t)OC);
+        act_t *X = activations(x, nC), *dY = activations(dy, nOC);
+        matmul_forward(y, X, p, p + W, n, C, OC);
+        got[1] = as_reals(y, nOC);
+        if (bf16 && n > 2)
+            check(memcmp(got[0], got[1], nOC * sizeof(real_t)) == 0, "matmul_forward (%d, %d, %d) does not round to the nearest bf16", n, C, OC);
+        matmul_gelu_forward(gelu_y, y, X, p, p + W, n, C, OC);
+        got[2] = as_reals(gelu_y, nOC), got[3] = as_reals(y, nOC);
         for (int r = 0; r < n; r++)
             for (int o = 0; o < OC; o++) {
                 double sum = b[o];
                 for (int c = 0; c < C; c++) sum += (double)x[r*C + c] * w[o*C + c];
-                worst = larger(worst, fabs(sum - y[r*OC + o]));
-                worst_gelu = larger(worst_gelu, fabs((double)gelu(y[r*OC + o]) - gelu_y[r*OC + o]));
+                worst = larger(larger(worst, off(sum, got[1][r*OC + o])), off(sum, got[3][r*OC + o]));
+                worst_gelu = larger(worst_gelu, off(gelu_reference(sum), got[2][r*OC + o]));
             }
-        check(worst < 1e-4 && worst_gelu < 1e-5, "matmul_forward (%d, %d, %d) is off by %g, GELU by %g", n, C, OC, worst, worst_gelu);
-        double sum_w = dw[0], sum_b = db[0], last_w = dw[(OC - 1)*C + C - 1], last_b = db[OC - 1];  // accumulated onto what is there
-        matmul_backward(dx, dw, db, dy, x, w, NULL, n, C, OC);
+        check(worst < 1e-4 && worst_gelu < 1e-4, "matmul_forward (%d, %d, %d) is off by %g, GELU by %g", n, C, OC, worst, worst_gelu);
+        // the gradients of weights are added to what is there
+        double sum_w = was[0], sum_b = was[W], last_w = was[W - 1], last_b = was[W + (size_t)OC - 1];
+        real_t *dw = (real_t *)on_device(was, (W + (size_t)OC) * sizeof(real_t));
+        matmul_backward(dx, dw, dw + W, dY, X, p, NULL, n, C, OC);
+        got[4] = from_device(dw, W + (size_t)OC);
         for (int r = 0; r < n; r++) {
             sum_w += (double)dy[r*OC] * x[r*C], sum_b += dy[r*OC];
             last_w += (double)dy[r*OC + OC - 1] * x[r*C + C - 1], last_b += dy[r*OC + OC - 1];
         }
-        check(fabs(sum_w - dw[0]) < 1e-3 && fabs(sum_b - db[0]) < 1e-3 && fabs(last_w - dw[OC*C - 1]) < 1e-3 && fabs(last_b - db[OC - 1]) < 1e-3,
-              "matmul_backward (%d, %d, %d): weight or bias is off by %g, %g, %g, %g", n, C, OC, sum_w - dw[0], sum_b - db[0], last_w - dw[OC*C - 1], last_b - db[OC - 1]);
-        matmul_backward(slope, dw, NULL, dy, x, w, pre, n, C, OC);
+        sum_w -= got[4][0], sum_b -= got[4][W], last_w -= got[4][W - 1], last_b -= got[4][W + (size_t)OC - 1];
+        check(fabs(sum_w) < 1e-3 && fabs(sum_b) < 1e-3 && fabs(last_w) < 1e-3 && fabs(last_b) < 1e-3,
+              "matmul_backward (%d, %d, %d): weight or bias is off by %g, %g, %g, %g", n, C, OC, sum_w, sum_b, last_w, last_b);
+        matmul_backward(slope, dw, NULL, dY, X, p, activations(pre, nC), n, C, OC);
+        free(got[0]), got[0] = as_reals(dx, nC), got[5] = as_reals(slope, nC);
         worst = worst_gelu = 0;
         for (int r = 0; r < n; r++)
             for (int c = 0; c < C; c++) {
                 double sum = 0;
                 for (int o = 0; o < OC; o++) sum += (double)dy[r*OC + o] * w[o*C + c];
-                worst = larger(worst, fabs(sum - dx[r*C + c]));
-                worst_gelu = larger(worst_gelu, fabs(sum * (double)gelu_slope(pre[r*C + c]) - slope[r*C + c]));
+                worst = larger(worst, off(sum, got[0][r*C + c]));
+                worst_gelu = larger(worst_gelu, off(sum * gelu_slope_reference(pre[r*C + c]), got[5][r*C + c]));
             }
-        check(memcmp(scratch + room, guard, sizeof guard) == 0, "matmul (%d, %d, %d) writes past its scratch", n, C, OC);
         check(worst < 1e-3 && worst_gelu < 1e-3, "matmul_backward (%d, %d, %d) is off by %g, times GELU' by %g", n, C, OC, worst, worst_gelu);
-        free(x), free(w), free(b), free(y), free(dx), free(dw), free(db), free(dy), free(gelu_y), free(pre), free(slope), device_free(scratch);
+        to_host(after, scratch + room, sizeof after);
+        check(memcmp(guard, after, sizeof guard) == 0, "matmul (%d, %d, %d) writes past its scratch", n, C, OC);
+        for (int j = 0; j < 6; j++) free(got[j]);
+        free(x), free(w), free(dy), free(pre), free(was);
+        release();
     }
     layers_bf16(0);
 }
 
 // Scores up to about `spread`, so that later tiles have the higher ones.
 static void test_attention(int bf16, double spread) {
-    enum { B = 2, T = 131, C = 40, NH = 2, HS = C / NH };
+    static const int shapes[][4] = {{2, 131, 40, 2}, {1, 65, 128, 2}, {1, 70, 128, 1}, {1, 130, 20, 5}};  // B, T, C, NH
     if (!layers_bf16(bf16)) return;
-    real_t *qkv = random_reals(B*T*3*C, sqrt(spread)), *out = random_reals(B*T*C, 0), *lse = random_reals(B*NH*T, 0);
-    double worst = 0, worst_lse = 0;
-    for (int i = 0; i < B*T*3*C && bf16; i++) qkv[i] = as_bf16(qkv[i]);  // what remains is the rounding of p
-    attention_forward(out, lse, qkv, B, T, C, NH);
-    for (int b = 0; b < B; b++)
-        for (int h = 0; h < NH; h++)
-            for (int t = 0; t < T; t++) {
-                double p[T], sum = 0, highest = -1e30;
-                const real_t *q = qkv + (b*T + t)*3*C + h*HS;
-                for (int u = 0; u <= t; u++) {
-                    double dot = 0;
-                    for (int c = 0; c < HS; c++) dot += (double)q[c] * qkv[(b*T + u)*3*C + C + h*HS + c];
-                    p[u] = dot / sqrt(HS);
-                    highest = larger(highest, p[u]);
+    for (int i = 0; i < 4; i++) {
+        int B = shapes[i][0], T = shapes[i][1], C = shapes[i][2], NH = shapes[i][3], HS = C / NH, S = 3*C;
+        size_t N = (size_t)B * (size_t)T;
+        real_t *qkv = random_reals(N * (size_t)S, sqrt(spread)), *dy = random_reals(N * (size_t)C, 1);
+        double *p = (double *)calloc((size_t)T, sizeof(double)), *d = (double *)calloc(N * (size_t)S, sizeof(double));
+        double worst = 0, worst_lse = 0, difference = 0, norm = 0;
+        if (bf16) round_to_bf16(qkv, N * (size_t)S), round_to_bf16(dy, N * (size_t)C);  // what remains is the rounding of p, and of what is stored
+        act_t *in = activations(qkv, N * (size_t)S), *out = activations(NULL, N * (size_t)C), *din = activations(NULL, N * (size_t)S);
+        real_t *lse = (real_t *)on_device(NULL, N * (size_t)NH * sizeof(real_t));
+        layers_begin(on_device(NULL, layers_scratch_bytes((int)N, C, 4*C, NH)));
+        attention_forward(out, lse, in, B, T, C, NH);
+        attention_backward(din, activations(dy, N * (size_t)C), in, out, lse, B, T, C, NH);
+        real_t *got = as_reals(out, N * (size_t)C), *got_lse = from_device(lse, N * (size_t)NH), *got_d = as_reals(din, N * (size_t)S);
+        for (int b = 0; b < B; b++)
+            for (int h = 0; h < NH; h++)
+                for (int t = 0; t < T; t++) {
+                    double sum = 0, highest = -1e30, along = 0;
+                    int at = (b*T + t)*S + h*HS;  // of the query; key and value of token u are (t - u)*S before it, and C or 2C on
+                    for (int u = 0; u <= t; u++) {
+                        double dot = 0;
+                        for (int c = 0; c < HS; c++) dot += (double)qkv[at + c] * qkv[at - (t - u)*S + C + c];
+                        p[u] = dot / sqrt(HS);
+                        highest = larger(highest, p[u]);
+                    }
+                    for (int u = 0; u <= t; u++) sum += p[u] = exp(p[u] - highest);
+                    worst_lse = larger(worst_lse, fabs(highest + log(sum) - got_lse[(b*NH + h)*T + t]) / spread);
+                    for (int c = 0; c < HS; c++) {
+                        double o = 0, g = dy[(b*T + t)*C + h*HS + c];
+                        for (int u = 0; u <= t; u++) {
+                            o += p[u] / sum * qkv[at - (t - u)*S + 2*C + c];
+                            d[at - (t - u)*S + 2*C + c] += p[u] / sum * g;
+                        }
+                        along += o * g;
+                        worst = larger(worst, off(o, got[(b*T + t)*C + h*HS + c]) / sqrt(spread));
+                    }
+                    for (int u = 0; u <= t; u++) {
+                        double dp = 0;
+                        for (int c = 0; c < HS; c++) dp += (double)dy[(b*T + t)*C + h*HS + c] * qkv[at - (t - u)*S + 2*C + c];
+                        double ds = p[u] / sum * (dp - along) / sqrt(HS);
+                        for (int c = 0; c < HS; c++) d[at + c] += ds * qkv[at - (t - u)*S + C + c], d[at - (t - u)*S + C + c] += ds * qkv[at + c];
+                    }
                 }
-                for (int u = 0; u <= t; u++) sum += p[u] = exp(p[u] - highest);
-                for (int c = 0; c < HS; c++) {
-                    double o = 0;
-                    for (int u = 0; u <= t; u++) o += p[u] / sum * qkv[(b*T + u)*3*C + 2*C + h*HS + c];
-                    worst = larger(worst, fabs(o - out[(b*T + t)*C + h*HS + c]) / sqrt(spread));
-                }
-                worst_lse = larger(worst_lse, fabs(highest + log(sum) - lse[(b*NH + h)*T + t]) / spread);
-            }
-    check(worst < (bf16 ? 4e-3 : 1e-5 * fmax(1, spread / 100)) && worst_lse < 1e-5, "attention is off by %g, its log-sum-exp by %g", worst, worst_lse);
-    free(qkv), free(out), free(lse);
+        for (size_t j = 0; j < N * (size_t)S; j++) difference += pow(d[j] - got_d[j], 2), norm += d[j] * d[j];
+        check(worst < (bf16 ? 4e-3 : 1e-5 * fmax(1, spread / 100)) && worst_lse < 1e-5, "attention %d is off by %g, its log-sum-exp by %g", i, worst, worst_lse);
+        check(sqrt(difference / norm) < (bf16 ? 1e-2 : 1e-5 * fmax(1, spread / 10)), "attention %d: the gradient is off by %g", i, sqrt(difference / norm));
+        free(qkv), free(dy), free(p), free(d), free(got), free(got_lse), free(got_d);
+        release();
+    }
     layers_bf16(0);
 }
 
@@ -385,41 +497,66 @@ static void test_attention(int bf16, double spread) {
 static void test_classifier(void) {
     enum { V = 130, Vp = 256 };
     for (int at = 0; at < V; at += 43) {
-        real_t x[Vp] = {0}, loss;
+        real_t x[Vp] = {0};
         double sum = 0;
         int target = 7;
         for (int v = 0; v < V; v++) x[v] = (real_t)(3 * uniform());
         x[at] = 300;
+        if (rounding > 0) round_to_bf16(x, V);
         for (int v = 0; v < V; v++) sum += exp((double)x[v] - 300);
         double expected = 300 + log(sum) - x[target];
-        classifier(&loss, x, &target, 1, V, Vp, 1);
-        check(fabs(expected - loss) < 1e-4 && fabs(x[at] - 1) < 1e-5 && fabs(x[target] + 1) < 1e-5, "a logit of 300 at %d: loss %g for %g", at, (double)loss, expected);
+        real_t *losses = (real_t *)on_device(NULL, sizeof(real_t));
+        act_t *logits = activations(x, Vp);
+        classifier(losses, logits, (int *)on_device(&target, sizeof target), 1, V, Vp, 1);
+        real_t *loss = from_device(losses, 1), *d = as_reals(logits, Vp);
+        check(fabs(expected - *loss) < 1e-4 && fabs(d[at] - 1) < 1e-5 && fabs(d[target] + 1) < 1e-5, "a logit of 300 at %d: loss %g for %g", at, (double)*loss, expected);
+        free(loss), free(d);
+        release();
     }
+    real_t x[16] = {1, 2, 3, -1, 0, 5, 99, 99, 0, 0, 0, 0, 0, 0, 99, 99}, *losses = (real_t *)on_device(NULL, 2 * sizeof(real_t));
+    int targets[2] = {2, 5};
+    act_t *logits = activations(x, 16);
+    classifier(losses, logits, (int *)on_device(targets, sizeof targets), 2, 6, 8, 0.5);
+    real_t *loss = from_device(losses, 2), *d = as_reals(logits, 16);
+    double sum = exp(1) + exp(2) + exp(3) + exp(-1) + 1 + exp(5);
+    check(fabs(loss[0] - (log(sum) - 3)) < 1e-5 && fabs(loss[1] - log(6)) < 1e-5, "classifier's losses");
+    check(off(0.5 * (exp(3) / sum - 1), d[2]) < 1e-6 && off(0.5 / 6, d[8]) < 1e-6 && d[6] == 0 && d[15] == 0, "classifier's gradient");
+    free(loss), free(d);
+    release();
 }
 
 // What is cut into pieces, for copying or for threads, is whole, and the same bits for any number of threads.
 static void test_pieces(void) {
     enum { COUNT = 1000003 };  // some pieces of 1 MiB, and a part of one
-    real_t *x = random_reals(COUNT, 1), *y = (real_t *)calloc(COUNT, sizeof(real_t)), *zero = (real_t *)calloc(COUNT, sizeof(real_t)), *first = NULL;
-    device_copy(y, x, sizeof(real_t) * COUNT);
-    check(memcmp(x, y, sizeof(real_t) * COUNT) == 0, "device_copy");
-    device_zero(y, sizeof(real_t) * (COUNT - 1));
-    check(memcmp(y, zero, sizeof(real_t) * (COUNT - 1)) == 0 && y[COUNT - 1] == x[COUNT - 1], "device_zero");
-    for (int threads = 1; threads <= 5; threads++) {
-        size_t n = 4443;
-        real_t *all = random_reals(5 * n, 0);
+    const size_t bytes = sizeof(real_t) * COUNT, n = 4443;
+    real_t *x = random_reals(COUNT, 1), *zero = (real_t *)calloc(COUNT, sizeof(real_t)), *y = (real_t *)on_device(NULL, bytes), *first = NULL;
+    device_copy(y, on_device(x, bytes), bytes);
+    real_t *got = from_device(y, COUNT);
+    check(memcmp(x, got, bytes) == 0, "device_copy");
+    device_zero(y, bytes - sizeof(real_t));
+    free(got), got = from_device(y, COUNT);
+    check(memcmp(got, zero, bytes - sizeof(real_t)) == 0 && got[COUNT - 1] == x[COUNT - 1], "device_zero");
+    free(got);
+    for (size_t i = 3*n; i < 4*n; i++) x[i] *= x[i];
+    for (int threads = 1; threads <= (twin ? 1 : 5); threads++) {
+        real_t *all = (real_t *)on_device(x, sizeof(real_t) * 5 * n);
+        act_t *force = activations(x + 2*n, n);
         set_threads(threads);
-        memcpy(all, x, sizeof(real_t) * 5 * n);
-        for (size_t i = 3*n; i < 4*n; i++) all[i] *= all[i];
         Coefficients leapfrog = {-16, 32, 0.3};
-        stream_step((stream_t *)all, (stream_t *)(all + n), all + 2*n, NULL, NULL, n, leapfrog, 0, 1);
+        stream_step((stream_t *)all, (stream_t *)(all + n), force, NULL, NULL, n, leapfrog, 0, 1);
         adamw(all + n, all + 2*n, all + 4*n, all + 3*n, n, 1e-3, 0.9, 0.95, 0.1, 0.7, 3);
-        if (first) check(memcmp(first, all, sizeof(real_t) * 5 * n) == 0, "AdamW or a float stream has other bits with %d threads", threads);
-        else first = all, all = NULL;
-        free(all);
+        got = from_device(all, 5 * n);
+        if (!first) first = got, got = NULL;
+        else check(memcmp(first, got, sizeof(real_t) * 5 * n) == 0, "AdamW or a float stream has other bits with %d threads", threads);
+        free(got);
     }
+    real_t *force = as_reals(activations(x + 2*n, n), n);
+    double worst = 0;
+    for (size_t i = 0; i < n; i++) worst = larger(worst, fabs(2.0 * x[n + i] - x[i] + 0.3 * force[i] - first[i]));
+    check(worst < 1e-6, "a step of a float stream is off by %g", worst);
     set_threads(2);
-    free(x), free(y), free(zero), free(first);
+    free(x), free(zero), free(first), free(force);
+    release();
 }
 
 // ---- exactness
@@ -443,8 +580,8 @@ static void test_policies(int bf16) {
         for (int mode = MIDPOINT; mode < MODES; mode++) {
             param_t *reference = NULL;
             double loss0 = 0;
-            for (int threads = 1; threads <= 3; threads++)
-                for (int memory = STORE; memory <= (threads == 2 ? AUTO + 2 : REVERSE); memory++) {
+            for (int threads = 1; threads <= MOST_THREADS; threads++)
+                for (int memory = STORE; memory <= (threads == ALL_POLICIES ? AUTO + 2 : REVERSE); memory++) {
                     Model m;
                     double drift, loss;
                     draws = 0;
@@ -469,16 +606,19 @@ static void test_policies(int bf16) {
                 }
             free(reference);
         }
-    for (int threads = 1; threads <= 3; threads++) {  // baseline has two policies
+    for (int threads = 1; threads <= MOST_THREADS; threads++) {  // baseline has two policies
         Model m[2];
+        real_t *grads[2];
         double drift;
         for (int memory = STORE; memory <= CHECKPOINT; memory++) {
             draws = 0;
             set_threads(memory == STORE ? 1 : threads);
             make_model(&m[memory], odd, BASELINE, memory, 0);
             forward_backward(&m[memory], 1, &drift);
+            grads[memory] = from_device(m[memory].grads, parameter_count(&m[memory].net));
         }
-        check(memcmp(m[0].grads, m[1].grads, parameter_count(&m[0].net) * sizeof(param_t)) == 0, "baseline: store and checkpoint differ with %d threads", threads);
+        check(memcmp(grads[0], grads[1], parameter_count(&m[0].net) * sizeof(real_t)) == 0, "baseline: store and checkpoint differ with %d threads", threads);
+        free(grads[0]), free(grads[1]);
         model_free(&m[0]), model_free(&m[1]);
     }
     set_threads(2);
@@ -515,7 +655,7 @@ static void test_work(void) {
 
 // Gradients of products in bf16 are near those in float32, and not the same.
 static void test_bf16_gradients(void) {
-    for (int mode = 0; mode < MODES && layers_bf16(1); mode++) {
+    for (int mode = 0; mode < MODES && layers_bf16(0) && layers_bf16(1); mode++) {
         real_t *g[2];
         double difference = 0, norm = 0, drift;
         size_t P = 0;
@@ -582,8 +722,10 @@ static int flipped_bit_ends(void) {
 }
 
 static void fill(param_t *p, size_t count, double value) {
-    param_t x = (param_t)value;
-    for (size_t i = 0; i < count; i++) to_device(p + i, &x, sizeof x);
+    param_t *x = (param_t *)malloc(count * sizeof(param_t));
+    for (size_t i = 0; i < count; i++) x[i] = (param_t)value;
+    to_device(p, x, count * sizeof(param_t));
+    free(x);
 }
 
 // A force that is NaN or too large, an embedding that is, and a sum of two values inside the range that leaves it.
@@ -632,9 +774,9 @@ static void test_plan(void) {
         m.net.L = 96, plan(&m), plan_rows(&m, at96);
         m.net.L = 12, plan(&m), plan_rows(&m, at12);
         check(at12[ACTIVATIONS] == at96[ACTIVATIONS], "%s: %zu bytes of activations at L=12, %zu at L=96", mode_names[mode], at12[ACTIVATIONS], at96[ACTIVATIONS]);
-        check((double)at12[ACTIVATIONS] <= (mode == MIDPOINT_A ? 1.40 : 1.30) * (1 << 30), "%s: %zu bytes of activations", mode_names[mode], at12[ACTIVATIONS]);
+        check((double)at12[ACTIVATIONS] <= ((mode == MIDPOINT_A ? 1.40 : 1.30) + (twin ? rounding > 0 ? 1 : 3 : 0)) * (1 << 30), "%s: %zu bytes of activations", mode_names[mode], at12[ACTIVATIONS]);  // a GPU's chunks are larger
         m.memory = STORE, plan(&m), plan_rows(&m, at12);
-        check(at12[KEPT] <= token_layers * 16*768*sizeof(act_t), "%s: store keeps %zu bytes", mode_names[mode], at12[KEPT]);
+        check(at12[KEPT] <= token_layers * 768 * (14*sizeof(act_t) + 2*sizeof(stream_t)), "%s: store keeps %zu bytes", mode_names[mode], at12[KEPT]);
         // a budget is used up to the last step that fits
         m.net.L = 96, m.memory = AUTO;
         for (int share = 0; share <= 8; share++) {
@@ -647,6 +789,7 @@ static void test_plan(void) {
     }
 }
 
+#ifndef TWIN
 // Peak resident memory minus that at start is the plan. In a process of its own, since a peak never falls.
 static int resident_matches_plan(int memory) {
     Shape s = {3, 256, 4, 512, 16, 512, 2, 512};  // a plane of 8 MiB
@@ -663,21 +806,25 @@ static int resident_matches_plan(int memory) {
     printf("resident memory is off its plan of %zu by %ld bytes\n", rows[TOTAL], off);
     return 1;
 }
+#endif
 
 // ---- optimizer, schedule, bf16
 
 static void test_optimizer(void) {
     double p = 0.5, m1 = 0, v1 = 0;
-    param_t P = 0.5, G, M = 0, V = 0;
+    real_t x[4] = {0.5, 0, 0, 0}, *at = (real_t *)on_device(x, sizeof x);  // weight, gradient, two moments
     for (int t = 1; t <= 5; t++) {
         double g = 0.3 * t - 0.7, clip = 0.5;
-        G = (param_t)g;
-        adamw(&P, &G, &M, &V, 1, 1e-2, 0.9, 0.95, 0.1, clip, t);
+        x[1] = (real_t)g;
+        to_device(at + 1, x + 1, sizeof(real_t));
+        adamw(at, at + 1, at + 2, at + 3, 1, 1e-2, 0.9, 0.95, 0.1, clip, t);
         m1 = 0.9 * m1 + 0.1 * g * clip, v1 = 0.95 * v1 + 0.05 * g * clip * g * clip;
         p -= 1e-2 * 0.1 * p;
         p -= 1e-2 * (m1 / (1 - pow(0.9, t))) / (sqrt(v1 / (1 - pow(0.95, t))) + 1e-8);
-        check(fabs(p - P) < 1e-6, "AdamW step %d: %.9g for %.9g", t, (double)P, p);
+        to_host(x, at, sizeof(real_t));
+        check(fabs(p - x[0]) < 1e-6, "AdamW step %d: %.9g for %.9g", t, (double)x[0], p);
     }
+    release();
     opt.rate = 1, opt.warmup = 10, opt.final_fraction = 0.1;
     check(fabs(learning_rate(0, 110) - 1 / 11.0) < 1e-12 && learning_rate(10, 110) == 1 && fabs(learning_rate(60, 110) - 0.55) < 1e-12 &&
           fabs(learning_rate(110, 110) - 0.1) < 1e-12, "the schedule is not nanoGPT's cosine");
@@ -691,26 +838,31 @@ static void test_update(void) {
     size_t one[TENSORS], all[TENSORS], at = 0;
     make_model(&m, odd, MIDPOINT, REVERSE, 20);
     size_t P = tensor_sizes(&m.net, one, all);
-    real_t *before = (real_t *)malloc(P * sizeof(real_t));
-    to_host(before, m.params, P * sizeof(real_t));
-    fill(m.grads, P, 0);
+    real_t *before = from_device(m.params, P), *after, first, last;
+    device_zero(m.grads, P * sizeof(real_t));
     update(&m, 0.01, 0.9, 0.95, 0.5, 1);
+    after = from_device(m.params, P);
     for (int t = 0; t < TENSORS; at += all[t++]) {
         int matrix = strcmp(tensor_kinds[t].name + strlen(tensor_kinds[t].name) - 1, "b") != 0 && strncmp(tensor_kinds[t].name, "ln", 2) != 0;
         double worst = 0;
-        for (size_t i = at; i < at + all[t]; i++) worst = larger(worst, fabs(m.params[i] - before[i] * (matrix ? 1 - 0.01 * 0.5 : 1)));
+        for (size_t i = at; i < at + all[t]; i++) worst = larger(worst, fabs(after[i] - before[i] * (matrix ? 1 - 0.01 * 0.5 : 1)));
         check(worst < 1e-6, "decay of %s is off by %g", tensor_kinds[t].name, worst);
     }
-    fill(m.grads, P, 1);
+    for (size_t i = 0; i < P; i++) after[i] = 1;
+    to_device(m.grads, after, P * sizeof(real_t));
     double norm = update(&m, 0, 0.9, 0.95, 0, 1);
-    check(fabs(norm - sqrt((double)P)) < 1e-3 && fabs(m.m[0] - 0.1 / norm) < 1e-8 && fabs(m.m[P - 1] - 0.1 / norm) < 1e-8, "the gradient is not clipped at norm 1");
+    to_host(&first, m.m, sizeof first), to_host(&last, m.m + P - 1, sizeof last);
+    check(fabs(norm - sqrt((double)P)) < 1e-3 && fabs(first - 0.1 / norm) < 1e-8 && fabs(last - 0.1 / norm) < 1e-8, "the gradient is not clipped at norm 1");
     fill(m.grads + 5, 1, NAN);
-    to_host(before, m.params, P * sizeof(real_t));
-    check(isnan(update(&m, 1, 0.9, 0.95, 1, 2)) && memcmp(before, m.params, P * sizeof(real_t)) == 0, "a gradient that is NaN changed the weights");
-    free(before);
+    free(before), before = from_device(m.params, P);
+    check(isnan(update(&m, 1, 0.9, 0.95, 1, 2)), "the norm of a gradient that is NaN");
+    free(after), after = from_device(m.params, P);
+    check(memcmp(before, after, P * sizeof(real_t)) == 0, "a gradient that is NaN changed the weights");
+    free(before), free(after);
     model_free(&m);
 }
 
+#ifndef TWIN
 // The vectorized exponential and what is built on it, against libm.
 static void test_functions(void) {
     double worst = 0, worst_gelu = 0;
@@ -725,13 +877,9 @@ static void test_functions(void) {
     check(isnan(real_exp((real_t)NAN)) && isnan(real_exp((real_t)-NAN)) && real_exp(0) == 1 && real_exp(-1e30f) == 0 && real_exp(-INFINITY) == 0 &&
           real_exp(-86.9f) > 0 && real_exp(88.6f) > 2.9e38 && real_exp(100) > 3.4e38 && real_exp(1e3f) > 3.4e38 && real_exp(1e30f) > 3.4e38 &&
           real_exp(INFINITY) > 3.4e38, "exp at NaN, 0 or far out");
-    real_t x[2][8] = {{1, 2, 3, -1, 0, 5, 99, 99}, {0, 0, 0, 0, 0, 0, 99, 99}}, losses[2];
-    int targets[2] = {2, 5};
-    classifier(losses, x[0], targets, 2, 6, 8, 0.5);
-    double sum = exp(1) + exp(2) + exp(3) + exp(-1) + 1 + exp(5);
-    check(fabs(losses[0] - (log(sum) - 3)) < 1e-5 && fabs(losses[1] - log(6)) < 1e-5, "classifier's losses");
-    check(fabs(x[0][2] - 0.5 * (exp(3) / sum - 1)) < 1e-6 && fabs(x[1][0] - 0.5 / 6) < 1e-6 && x[0][6] == 0 && x[1][7] == 0, "classifier's gradient");
 }
+
+#endif
 
 // A shorter batch of one sequence goes through the same numbers: what comes later changes nothing before it.
 static void test_causality(void) {
@@ -740,12 +888,14 @@ static void test_causality(void) {
         size_t row = 60 * sizeof(stream_t);
         make_model(&m, odd, HAMILTONIAN, memory, 20);
         forward(&m, m.B, m.T, NO_CACHE);
-        char *whole = (char *)malloc(row * (size_t)m.T), *some = (char *)malloc(row * (size_t)m.T);
+        stream_t *whole = (stream_t *)malloc(row * (size_t)m.T), *some = (stream_t *)malloc(row * (size_t)m.T);
         to_host(whole, m.cur, row * (size_t)m.T);
         for (int t = 3; t <= m.T; t += 12) {  // one or two tokens take another path through the matrix product
+            double worst = 0;
             forward(&m, 1, t, NO_CACHE);
             to_host(some, m.cur, row * (size_t)t);
-            check(memcmp(whole, some, row * (size_t)t) == 0, "the first %d tokens depend on what follows", t);
+            for (int i = 0; i < 60 * t; i++) worst = larger(worst, abs(whole[i].fixed - some[i].fixed) / 1048576.0);
+            check(worst <= (twin ? 0.1 : 0), "the first %d tokens depend on what follows, by %g", t, worst);  // libraries choose by size
         }
         free(whole), free(some);
         model_free(&m);
@@ -777,14 +927,14 @@ static void test_cache(int bf16) {
             Model m;
             make_model(&m, s ? even : odd, mode, mode == BASELINE ? STORE : REVERSE, default_grid(mode));
             size_t V = (size_t)m.net.V;
-            real_t *whole = (real_t *)malloc(V * (size_t)m.T * sizeof(real_t)), *one = (real_t *)malloc(V * sizeof(real_t));
+            float *whole = (float *)malloc(V * (size_t)m.T * sizeof(float)), *one = (float *)malloc(V * sizeof(float));
             int *tokens = (int *)malloc((size_t)m.T * sizeof(int));
             double worst = 0, largest = 0;
             to_host(tokens, m.inputs, (size_t)m.T * sizeof(int));
             forward(&m, 1, m.T, NO_CACHE);
             for (int t = 0; t < m.T; t++) {
                 head_logits(&m, t, 1);
-                to_host(whole + V * (size_t)t, m.logits, V * sizeof(real_t));
+                host_logits(&m, 0, whole + V * (size_t)t);
             }
             for (int first = 1; first < m.T; first += 5) {
                 forward(&m, 1, first, 0);
@@ -792,7 +942,7 @@ static void test_cache(int bf16) {
                     to_device(m.inputs, tokens + t, sizeof(int));
                     forward(&m, 1, 1, t);
                     head_logits(&m, 0, 1);
-                    to_host(one, m.logits, V * sizeof(real_t));
+                    host_logits(&m, 0, one);
                     for (size_t v = 0; v < V; v++) {
                         worst = larger(worst, fabs(one[v] - whole[V * (size_t)t + v]));
                         largest = larger(largest, fabs(one[v]));
@@ -819,7 +969,8 @@ static void test_generate(void) {
         Sampler greedy = {0, 0, 1, 0}, free_draws = {1, 0, 1, 0};
         int prompt[40] = {3, 1, 4, 1, 5}, length = beyond ? 6 : 20, given = beyond ? 3 : 5;
         float logits[65];
-        char expected[512] = "", *text = captured(&m, &z, prompt, given, length, greedy), *again;
+        double worst = 0;
+        char *text = captured(&m, &z, prompt, given, length, greedy), *again, *next = text;
         m.T = beyond ? 9 : m.T;  // whole passes need as much; one sequence of 9 fits where chunks of two of 6 do
         for (int t = given; t < given + length; t++) {
             int best = 0;
@@ -828,11 +979,12 @@ static void test_generate(void) {
             head_logits(&m, t - 1, 1);
             host_logits(&m, 0, logits);
             for (int v = 1; v < m.net.V; v++) best = logits[v] > logits[best] ? v : best;
-            sprintf(expected + strlen(expected), "%d ", best);
-            prompt[t] = best;
+            prompt[t] = (int)strtol(next, &next, 10);
+            if (prompt[t] < 0 || prompt[t] >= m.net.V) prompt[t] = 0;
+            worst = larger(worst, logits[best] - logits[prompt[t]]);
         }
         m.T = shape.T;
-        check(strcmp(text, expected) == 0, "%s: greedy text is %s, not %s", mode_names[mode], text, expected);
+        check(worst <= (twin ? 0.1 : 0) && strcmp(next, " ") == 0, "%s: greedy text is %s, by %g not the likeliest", mode_names[mode], text, worst);
         z.eot = prompt[given];
         free(text);
         text = captured(&m, &z, prompt, given, length, greedy);
@@ -865,8 +1017,10 @@ static void test_accumulation(void) {
         device_copy(half.targets, whole.targets + i * 2 * s.T, 2 * (size_t)s.T * sizeof(int));
         forward_backward(&half, 0.5, &drift);
     }
-    for (size_t i = 0; i < P; i++) worst = larger(worst, fabs(whole.grads[i] - half.grads[i])), norm = larger(norm, fabs(whole.grads[i]));
-    check(worst < 1e-5 * norm, "two micro-batches differ from one batch by %g of %g", worst, norm);
+    real_t *a = from_device(whole.grads, P), *b = from_device(half.grads, P);
+    for (size_t i = 0; i < P; i++) worst = larger(worst, fabs(a[i] - b[i])), norm = larger(norm, fabs(a[i]));
+    free(a), free(b);
+    check(worst < (1e-5 + rounding) * norm, "two micro-batches differ from one batch by %g of %g", worst, norm);
     model_free(&whole), model_free(&half);
 }
 
@@ -986,6 +1140,7 @@ static void shell(const char *format, ...) {
     check(system(command) == 0, "%s", command);
 }
 
+#ifndef TWIN
 // The least limit of the control groups above the process counts, in both versions.
 static void test_container_limit(void) {
     char self_path[PATH], mount[PATH];
@@ -999,6 +1154,7 @@ static void test_container_limit(void) {
     shell("printf '0::/\\nx\\n' > %s", self_path);
     check(container_limit(self_path, mount) == SIZE_MAX && container_limit("/nowhere", mount) == SIZE_MAX, "no limit");
 }
+#endif
 
 // The columns of log.csv that do not measure time or memory.
 static int same_logs(const char *a, const char *b) {
@@ -1135,7 +1291,7 @@ static void test_use(void) {
         act_t want;
         memcpy(&got, x + 128 + 4 * i, sizeof got);
         to_host(&want, m.logits + i / 32 * m.net.Vp + i % 32, sizeof want);
-        worst = larger(worst, fabs(got - want));
+        worst = larger(worst, fabs(got - (float)want));
     }
     check(n == 128 + 4 * 32 * 32 && memcmp(x, "\x93NUMPY\1\0\x76", 10) == 0 && strstr(x + 10, "'<f4'") && strstr(x + 10, "(2, 16, 32)") && x[127] == '\n' && worst < 1e-6, "--logits: %d bytes, off by %g", (int)n, worst);
     free(x);
@@ -1257,10 +1413,9 @@ static void test_training_is_deterministic(void) {
     check(fabs(shares - 100) < 2 && strstr(printed, "matmul_backward") && !strstr(printed, " inf"), "the shares of --profile are %g %%: %s", shares, printed);
     free(printed);
     // products in bf16: another model, and the same one whatever the policy
-    int has_bf16 = layers_bf16(1);
-    layers_bf16(0);
-    check(trainer(0, 0, "-i %s/train0.bin %s --mode midpoint --precision bf16 -o %s/bf16", dir, tiny, dir) == 0 && same_files(names[0], "bf16/model_00000006.bin") == !has_bf16, "--precision bf16 trains the model of float32");
-    check(has_bf16 || strstr(output, "no dot products"), "without bf16: %s", output);
+    int has_bf16 = layers_bf16(1), both = layers_bf16(0) && has_bf16;
+    check(trainer(0, 0, "-i %s/train0.bin %s --mode midpoint --precision bf16 -o %s/bf16", dir, tiny, dir) == 0 && same_files(names[0], "bf16/model_00000006.bin") == !both, "--precision bf16 trains the model of float32");
+    check(has_bf16 || strstr(output, "no products in bf16"), "without bf16: %s", output);
     check(trainer(0, 0, "-i %s/train0.bin %s --mode midpoint --precision bf16 --memory store -o %s/bf16store", dir, tiny, dir) == 0 && same_files("bf16/model_00000006.bin", "bf16store/model_00000006.bin"), "in bf16 store trains another model");
     // a model file that is loaded and saved again is the same file; llm.c's layout for baseline
     check(trainer(0, 0, "-i %s/train0.bin -b 2 -e %s/run0/model_00000006.bin -x 0 -o %s/again", dir, dir, dir) == 0 &&
@@ -1510,17 +1665,22 @@ int main(int argc, char **argv) {
         if (argc > 3 && strcmp(argv[3], "--flip") == 0) return flipped_bit_ends();
         return rev_gpt2_main(argc - 2, argv + 2);
     }
+#ifndef TWIN
     if (argc > 2 && strcmp(argv[1], "--resident") == 0) return resident_matches_plan(atoi(argv[2]));
+#endif
     if (!realpath("/proc/self/exe", self)) snprintf(self, sizeof self, "%s", argv[0]);
     setvbuf(stdout, NULL, _IOLBF, 0);
-    int layers = argc > 1 && strcmp(argv[1], "layers") == 0;
+    int kernels = argc > 1 && strcmp(argv[1], "kernels") == 0, layers = kernels || (argc > 1 && strcmp(argv[1], "layers") == 0);
+    int brief = argc > 1 && strcmp(argv[1], "short") == 0;
     if (sizeof(real_t) == 8) {
+#ifndef TWIN
         section("layers against finite differences");
         test_layer_gradients();
         if (!layers) {
             section("networks against finite differences");
             test_network_gradients();
         }
+#endif
     } else {
         section("matrix product and attention against plain loops");
         test_matmul(0);
@@ -1530,10 +1690,14 @@ int main(int argc, char **argv) {
         test_attention(1, 1);
         test_classifier();
         test_pieces();
+#ifndef TWIN
         test_functions();
+#endif
         test_causality();
         test_cache(0);
         test_cache(1);
+    }
+    if (sizeof(real_t) == 4 && !kernels) {
         section("exact multiplication by sixteenths");
         test_multiplication();
         section("store = checkpoint = reverse = auto, 1, 2 and 3 threads, float32 and bf16");
@@ -1561,8 +1725,10 @@ int main(int argc, char **argv) {
         test_range();
         section("the plan");
         test_plan();
+#ifndef TWIN
         test_container_limit();
-#if !defined(__SANITIZE_ADDRESS__)
+#endif
+#if !defined(__SANITIZE_ADDRESS__) && !defined(TWIN)
         for (int memory = STORE; memory <= AUTO + 2; memory++) {
             char command[PATH + 32];
             snprintf(command, sizeof command, "%s --resident %d", self, memory);
@@ -1575,10 +1741,12 @@ int main(int argc, char **argv) {
         section("training, model files, their use");
         test_training_is_deterministic();
         test_use();
-        section("bad input");
-        test_bad_input();
-        section("dying and resuming");
-        test_resume();
+        if (!brief) {
+            section("bad input");
+            test_bad_input();
+            section("dying and resuming");
+            test_resume();
+        }
         shell("rm -rf %s", dir);
     }
     section(NULL);

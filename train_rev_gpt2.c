@@ -53,6 +53,12 @@ typedef REAL real_t;     // gradients, moments of the optimizer, losses, statist
 #ifndef PARAM
 #define PARAM REAL
 #endif
+#ifndef DEVICE
+#define DEVICE  // functions that layer functions and others call; the CUDA twin marks them for its kernels
+#endif
+#ifndef DEFAULT_PRECISION
+#define DEFAULT_PRECISION "float32"
+#endif
 typedef ACT act_t;       // activations inside a block, and gradients there
 typedef PARAM param_t;   // weights
 typedef union { int32_t fixed; real_t real; } stream_t;  // an element of p, in units of 2^-grid, or as it is if grid = 0
@@ -81,41 +87,6 @@ static double seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-// --profile: what a layer function says at its beginning belongs to it until the next one begins. flops and bytes are those
-// that no way of computing it could do without: products, and each operand once from or to memory.
-typedef struct { const char *name; int calls; double seconds, flops, bytes; } Profile;
-enum { MAX_PROFILES = 32 };
-static Profile profiles[MAX_PROFILES], *profiled;  // profiled: the one running, or NULL
-static double profiled_since;
-static int profiling;
-static void profile(const char *name, double flops, double bytes) {
-    if (!profiling) return;
-    double now = seconds();
-    if (profiled) profiled->seconds += now - profiled_since;
-    profiled_since = now;
-    profiled = NULL;
-    if (!name) return;
-    for (profiled = profiles; profiled->name && strcmp(profiled->name, name) != 0;) profiled++;
-    profiled->name = name;
-    profiled->calls++;
-    profiled->flops += flops;
-    profiled->bytes += bytes;
-}
-
-// Means of `count` steps, beside the floor: the time that the limits measured at start allow, FLOP/s and bytes/s.
-static void profile_print(int count, double flops_limit, double bytes_limit) {
-    double total = 0;
-    for (Profile *p = profiles; p->name; p++) total += p->seconds;
-    printf("%.2f ms a step by layer function, mean of the last %d; limits %.0f GFLOP/s, %.1f GB/s\n", total / count * 1e3, count,
-           flops_limit * 1e-9, bytes_limit * 1e-9);
-    printf("%-20s %7s %10s %7s %9s %9s %10s %7s\n", "layer function", "calls", "ms", "share", "GFLOP/s", "GB/s", "floor, ms", "times");
-    for (Profile *p = profiles; p->name; p++) {
-        double least = fmax(p->flops / flops_limit, p->bytes / bytes_limit), s = p->seconds;
-        printf("%-20s %7d %10.2f %6.1f%% %9.1f %9.1f %10.2f %7.2f\n", p->name, p->calls / count, s / count * 1e3, 100 * s / total, p->flops / s * 1e-9,
-               p->bytes / s * 1e-9, least / count * 1e3, least > 0 ? s / least : 0);
-    }
-}
-
 static int smaller_of(int a, int b) { return a < b ? a : b; }
 static size_t round256(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
@@ -125,6 +96,8 @@ static size_t round256(size_t bytes) { return (bytes + 255) / 256 * 256; }
 // bits for the same input, whatever the number of threads.
 
 extern const int chunk_tokens, head_chunk_tokens;  // default sizes of chunks: enough to fill the machine
+static void profile(const char *name, double flops, double bytes);  // each says at its beginning what it needs, for --profile
+void device_finish(void);          // waits until all that was asked for is done
 void *device_alloc(size_t bytes);  // zeroed, 256-byte aligned; NULL if there is none
 void device_free(void *p);
 void device_zero(void *p, size_t bytes);
@@ -136,7 +109,10 @@ size_t device_memory_bytes(void);    // what the device has in all, and this pro
 double device_flops(void);           // measured limit, FLOP/s of all cores
 double device_bandwidth(real_t *x, size_t count);  // measured limit, bytes/s read and written; x is overwritten
 int layers_bf16(int on);             // matrix products of operands rounded to bf16 (a row or two may stay float32), or not; whether that can be had
-size_t layers_scratch_bytes(int n, int C, int OC);  // what layernorms of n tokens and products from C to OC or back need, forward and backward
+extern const size_t weight_copy_bytes;  // of a weight, for a copy as matrix products take it; 0: they take it as it is
+void layers_weights(const param_t *params, void *copy, size_t count);  // makes that copy; before products of params that have changed
+// what layernorms of n tokens, their attention with NH heads, and products from C to OC or back need, forward and backward
+size_t layers_scratch_bytes(int n, int C, int OC, int NH);
 void layers_begin(void *memory);     // as many bytes as the most of these
 int stream_take_fault(void);         // has a value been NaN or out of the grid's range? Forgets it.
 
@@ -359,6 +335,7 @@ typedef struct {
     int training;    // whether there will be a backward pass
     int cached;      // tokens that generating keeps keys and values of; 0: nothing is generated
     param_t *params;        // all tensors
+    void *weight_copy;      // what layers_weights makes of them
     real_t *grads, *m, *v;  // like them
     int *inputs, *targets;  // (B, T)
     real_t *losses;         // (B, T)
@@ -381,7 +358,7 @@ typedef struct {
 } Model;
 
 static void need(Model *m, int row, void *at, size_t count, size_t size) {
-    if (!count) return;
+    if (!count || !size) return;
     Buffer *b = &m->buffers[m->buffer_count++];
     b->row = row;
     b->at = at;
@@ -406,6 +383,7 @@ static void plan(Model *m) {
     if (m->memory != AUTO || !training) m->kept_steps = training && m->memory == STORE ? steps(net) : 0;
     m->buffer_count = 0;
     need(m, PARAMETERS, &m->params, P, sizeof(param_t));
+    need(m, PARAMETERS, &m->weight_copy, P, weight_copy_bytes);
     need(m, GRADIENTS, &m->grads, training * P, sizeof(real_t));
     need(m, OPTIMIZER, &m->m, training * P, sizeof(real_t));
     need(m, OPTIMIZER, &m->v, training * P, sizeof(real_t));
@@ -428,7 +406,7 @@ static void plan(Model *m) {
     need(m, WORKSPACE, &m->dforce, training * n*C, sizeof(act_t));
     need(m, WORKSPACE, &m->wide, training * n*4*C, sizeof(act_t));
     need(m, WORKSPACE, &m->cache, (1 - training) * (size_t)net->L * (size_t)m->cached * 3*C, sizeof(act_t));
-    size_t block = layers_scratch_bytes((int)n, net->C, 4 * net->C), head = layers_scratch_bytes(m->head_chunk, net->C, net->Vp);
+    size_t block = layers_scratch_bytes((int)n, net->C, 4 * net->C, net->NH), head = layers_scratch_bytes(m->head_chunk, net->C, net->Vp, 0);
     need(m, WORKSPACE, &m->scratch, block > head ? block : head, 1);
     need(m, HEAD, &m->head_normed, H*C, sizeof(act_t));
     need(m, HEAD, &m->head_dnormed, training * H*C, sizeof(act_t));
@@ -590,6 +568,7 @@ static void forward(Model *m, int B, int T, int past) {
     const Config *net = &m->net;
     Tensors w = tensors_at(net, m->params, 0);
     size_t C = (size_t)net->C, plane = (size_t)B * (size_t)T * C, before = past > 0 ? (size_t)past : 0;
+    if (past <= 0) layers_weights(m->params, m->weight_copy, parameter_count(net));
     if (m->remainders) device_zero(m->remainders, plane * sizeof(uint16_t));
     stream_embed(m->prev, m->cur, m->inputs, w.wte, w.wpe + before * C, B*T, T, net->C, net->grid);
     for (int k = 0; k < steps(net); k++) {
@@ -730,6 +709,47 @@ static double flops_again(const Model *m) {
     return flops;
 }
 
+// ---- the streams' arithmetic, for the layer functions of both twins
+
+DEVICE static inline real_t real_rint(real_t x) { return (real_t)(sizeof(real_t) == 8 ? rint(x) : rintf((float)x)); }
+static inline real_t grid_unit(int grid) { return grid ? (real_t)ldexp(1, -grid) : 0; }  // 0: floating point
+DEVICE static inline real_t stream_value(stream_t s, real_t unit) { return unit != 0 ? (real_t)s.fixed * unit : s.real; }
+
+// A real number as a whole number of grid units; *bad is set where it is NaN or has no place in 32 bits.
+DEVICE static inline int64_t to_grid(real_t x, real_t per_unit, int *bad) {
+    real_t v = real_rint(x * per_unit);
+    int inside = (v > (real_t)-2147483648.0) & (v < (real_t)2147483648.0);  // no branch, so loops become vectors
+    *bad |= !inside;
+    return (int32_t)(inside ? v : 0);
+}
+
+DEVICE static inline stream_t embed_element(real_t x, real_t per_unit, int *bad) {
+    stream_t s;
+    memset(&s, 0, sizeof s);
+    if (per_unit != 0) s.fixed = (int32_t)to_grid(x, per_unit, bad);
+    else s.real = x;
+    return s;
+}
+
+// s * n/16 for n > 0; the remainder goes on top of the stack of remainders *r, so nothing is lost
+// (Maclaurin, Duvenaud & Adams 2015, section 3).
+DEVICE static inline int64_t multiply_sixteenths(int64_t s, int n, uint16_t *r) {
+    uint32_t stack = *r * 16u + (uint32_t)(s & 15);
+    *r = (uint16_t)(stack / (uint32_t)n);
+    return (s >> 4) * n + stack % (uint32_t)n;
+}
+DEVICE static inline int64_t unmultiply_sixteenths(int64_t s, int n, uint16_t *r) {
+    int64_t quotient = s / n - (s % n < 0), digit = s - quotient * n;
+    uint32_t stack = *r * (uint32_t)n + (uint32_t)digit;
+    *r = (uint16_t)(stack >> 4);
+    return quotient * 16 + (stack & 15);
+}
+
+// beta*cur + gamma*F as one integer, a function of cur alone: added in one direction, subtracted in the other.
+DEVICE static inline int64_t increment(int32_t cur, real_t force, int beta, real_t gamma, int *bad) {
+    return (((int64_t)beta * cur + 8) >> 4) + to_grid(force, gamma, bad);
+}
+
 #ifndef REV_GPT2_OTHER_LAYERS
 // ==== layers for the CPU: from here to the next such line ==========================================
 
@@ -738,7 +758,10 @@ static double flops_again(const Model *m) {
 #endif
 
 const int chunk_tokens = 1024, head_chunk_tokens = 1024;
+const size_t weight_copy_bytes = 0;
+void layers_weights(const param_t *params, void *copy, size_t count) { (void)params, (void)copy, (void)count; }
 
+void device_finish(void) {}
 void *device_alloc(size_t bytes) {
     void *p = aligned_alloc(256, round256(bytes));
     if (p) memset(p, 0, bytes);
@@ -813,26 +836,6 @@ int stream_take_fault(void) {
     return f;
 }
 
-static inline real_t real_rint(real_t x) { return (real_t)(sizeof(real_t) == 8 ? rint(x) : rintf((float)x)); }
-static inline real_t grid_unit(int grid) { return grid ? (real_t)ldexp(1, -grid) : 0; }  // 0: floating point
-static inline real_t stream_value(stream_t s, real_t unit) { return unit != 0 ? (real_t)s.fixed * unit : s.real; }
-
-// A real number as a whole number of grid units; *bad is set where it is NaN or has no place in 32 bits.
-static inline int64_t to_grid(real_t x, real_t per_unit, int *bad) {
-    real_t v = real_rint(x * per_unit);
-    int inside = (v > (real_t)-2147483648.0) & (v < (real_t)2147483648.0);  // no branch, so loops become vectors
-    *bad |= !inside;
-    return (int32_t)(inside ? v : 0);
-}
-
-static inline stream_t embed_element(real_t x, real_t per_unit, int *bad) {
-    stream_t s;
-    memset(&s, 0, sizeof s);
-    if (per_unit != 0) s.fixed = (int32_t)to_grid(x, per_unit, bad);
-    else s.real = x;
-    return s;
-}
-
 void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe,
                   int n, int T, int C, int grid) {
     profile("stream_embed", 0, (double)n * C * (sizeof(param_t) + 2 * sizeof(stream_t)));
@@ -844,25 +847,6 @@ void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_
             prev[(size_t)i*C + c] = cur[(size_t)i*C + c] =
                 embed_element(wte[(size_t)tokens[i]*C + c] + wpe[(size_t)(i % T)*C + c], per_unit, &bad);
     fault |= bad;
-}
-
-// s * n/16 for n > 0; the remainder goes on top of the stack of remainders *r, so nothing is lost
-// (Maclaurin, Duvenaud & Adams 2015, section 3).
-static inline int64_t multiply_sixteenths(int64_t s, int n, uint16_t *r) {
-    uint32_t stack = *r * 16u + (uint32_t)(s & 15);
-    *r = (uint16_t)(stack / (uint32_t)n);
-    return (s >> 4) * n + stack % (uint32_t)n;
-}
-static inline int64_t unmultiply_sixteenths(int64_t s, int n, uint16_t *r) {
-    int64_t quotient = s / n - (s % n < 0), digit = s - quotient * n;
-    uint32_t stack = *r * (uint32_t)n + (uint32_t)digit;
-    *r = (uint16_t)(stack >> 4);
-    return quotient * 16 + (stack & 15);
-}
-
-// beta*cur + gamma*F as one integer, a function of cur alone: added in one direction, subtracted in the other.
-static inline int64_t increment(int32_t cur, real_t force, int beta, real_t gamma, int *bad) {
-    return (((int64_t)beta * cur + 8) >> 4) + to_grid(force, gamma, bad);
 }
 
 void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r, size_t count,
@@ -1166,7 +1150,8 @@ void layers_begin(void *memory) { scratch = (real_t *)memory; }
 static size_t block_words(int M, int N, int K) {  // words for the blocks of a product
     return (size_t)smaller_of(KC, K) * (size_t)(smaller_of(MC, M + MR) + smaller_of(NC, N + NR));
 }
-size_t layers_scratch_bytes(int n, int C, int OC) {
+size_t layers_scratch_bytes(int n, int C, int OC, int NH) {
+    (void)NH;
     size_t words[] = {block_words(n, OC, C), block_words(n, C, OC), block_words(OC, C, n), block_words(C, OC, n), (size_t)SLICES*3*(size_t)C}, most = 0;
     for (int i = 0; i < 5; i++) most = words[i] > most ? words[i] : most;
     return most * sizeof(real_t);
@@ -2363,7 +2348,7 @@ static const Option options[] = {
     {"--step-size", NUMBER, &opt.step_size, "", 0, 16, NULL, "h, 0 switches the blocks off; midpoint 0.25, midpoint-a 1, leapfrog 1/sqrt(L), hamiltonian 1"},
     {"--memory", CHOICE, &opt.memory, "", 0, 0, memory_names, "what is kept for the backward pass; auto: as much as --budget allows (reverse; baseline: store)"},
     {"--budget", BYTES, &opt.budget, "0", 1, 1e18, NULL, "bytes that --memory auto may use in all, such as 8G; 0: three quarters of the machine's"},
-    {"--precision", CHOICE, &opt.precision, "float32", 0, 0, precision_names, "of what matrix products multiply: bf16 needs AVX512-BF16; sums, streams, parameters stay float32"},
+    {"--precision", CHOICE, &opt.precision, DEFAULT_PRECISION, 0, 0, precision_names, "of what matrix products multiply: on a CPU bf16 needs AVX512-BF16; sums, streams, parameters stay float32"},
     {"--stream", CHOICE, &opt.stream, "", 0, 0, stream_names, "fixed reverses exactly; float for baseline"},
     {"--grid", INTEGER, &opt.grid, "0", 1, 30, NULL, "fixed streams are multiples of 2^-grid; 0: 20, or 23 for midpoint-a"},
     {"--chunk", INTEGER, &opt.chunk, "0", 1, 1 << 24, NULL, "sequences a block is evaluated for at a time; 0: by the shape"},
@@ -2517,6 +2502,42 @@ static void adjust_config(Config *net, const char *path) {
 // -------------------------------------------------------------------------------------------------
 // Training
 
+// --profile: the time from where a layer function says what it needs belongs to it until the next one does. flops and bytes are those
+// that no way of computing it could do without: products, and each operand once from or to memory.
+typedef struct { const char *name; int calls; double seconds, flops, bytes; } Profile;
+enum { MAX_PROFILES = 32 };
+static Profile profiles[MAX_PROFILES], *profiled;  // profiled: the one running, or NULL
+static double profiled_since;
+static int profiling;
+static void profile(const char *name, double flops, double bytes) {
+    if (!profiling) return;
+    device_finish();
+    double now = seconds();
+    if (profiled) profiled->seconds += now - profiled_since;
+    profiled_since = now;
+    profiled = NULL;
+    if (!name) return;
+    for (profiled = profiles; profiled->name && strcmp(profiled->name, name) != 0;) profiled++;
+    profiled->name = name;
+    profiled->calls++;
+    profiled->flops += flops;
+    profiled->bytes += bytes;
+}
+
+// Means of `count` steps, beside the floor: the time that the limits measured at start allow, FLOP/s and bytes/s.
+static void profile_print(int count, double flops_limit, double bytes_limit) {
+    double total = 0;
+    for (Profile *p = profiles; p->name; p++) total += p->seconds;
+    printf("%.2f ms a step by layer function, mean of the last %d; limits %.0f GFLOP/s, %.1f GB/s\n", total / count * 1e3, count,
+           flops_limit * 1e-9, bytes_limit * 1e-9);
+    printf("%-20s %7s %10s %7s %9s %9s %10s %7s\n", "layer function", "calls", "ms", "share", "GFLOP/s", "GB/s", "floor, ms", "times");
+    for (Profile *p = profiles; p->name; p++) {
+        double least = fmax(p->flops / flops_limit, p->bytes / bytes_limit), s = p->seconds;
+        printf("%-20s %7d %10.2f %6.1f%% %9.1f %9.1f %10.2f %7.2f\n", p->name, p->calls / count, s / count * 1e3, 100 * s / total, p->flops / s * 1e-9,
+               p->bytes / s * 1e-9, least / count * 1e3, least > 0 ? s / least : 0);
+    }
+}
+
 static volatile sig_atomic_t interrupted;
 static void on_interrupt(int signal_number) {
     static const char notice[] = "\nfinishing this step; once more ends at once\n";
@@ -2573,7 +2594,9 @@ static void train_step(Model *m, const Data *data, const Run *run, int step, int
         if (isnan(drift) || off > drift) drift = off;
     }
     check_numbers(m, step + 1, loss, drift);
-    double norm = update(m, rate, opt.beta1, opt.beta2, opt.decay, step + 1), s = seconds() - start;
+    double norm = update(m, rate, opt.beta1, opt.beta2, opt.decay, step + 1);
+    device_finish();
+    double s = seconds() - start;
     profile(NULL, 0, 0);
     if (!isfinite(norm)) die(STATUS_NUMBERS, "step %d: the gradient is not finite; what was saved before stays", step + 1);
     double speed = (double)m->B * m->T * run->accumulate / s;
@@ -2815,7 +2838,7 @@ int rev_gpt2_main(int argc, char **argv) {
         if (!given) prompt[given++] = first_token(&z);
     }
     int accumulate = choose_shape(&m, given);
-    int bf16 = opt.precision && layers_bf16(1);  // from here on
+    int bf16 = layers_bf16(opt.precision) ? opt.precision : !opt.precision;  // from here on
     Run run = {m.B, m.T, m.chunk, m.head_chunk, accumulate, opt.shuffle, opt.overfit, opt.save, m.net.mode, opt.seed, bf16};
     if (m.memory != AUTO || !m.training) plan(&m);
     else if (!plan_within(&m, opt.budget > 0 ? opt.budget : 0.75 * (double)device_memory_bytes()) && opt.budget > 0)
@@ -2848,7 +2871,7 @@ int rev_gpt2_main(int argc, char **argv) {
         load_state(&m, path, step, &run);
         printf("resumed from %s\n", path);
     }
-    if (bf16 != opt.precision) fprintf(stderr, "train_rev_gpt2: no dot products of bf16 in this processor or build: --precision float32\n");
+    if (bf16 != opt.precision) fprintf(stderr, "train_rev_gpt2: no products in %s in this processor or build: --precision %s\n", precision_names[!bf16], precision_names[bf16]);
     int status = m.training ? train(&m, &data, &val, &z, &run, step, total, resumed)
                             : infer(&m, &data, &val, &z, prompt, given);
     model_free(&m);

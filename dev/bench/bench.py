@@ -47,7 +47,8 @@ DEEP = Shape(96, 512, 8, 4, 256)
 # ----------------------------------------------------------------------------------------------------------------
 # PyTorch's GPT-2, in a process of its own: `bench.py torch JSON` prints a line after each step, until it is killed.
 
-def train_with_torch(L, C, NH, B, T, V=50304, micro_batch=0, precision="float32", compiled=False, checkpointed=False):
+def train_with_torch(L, C, NH, B, T, V=50304, micro_batch=0, precision="float32", compiled=False, checkpointed=False,
+                     device="cpu", steps=0):
     import torch
     import torch.nn.functional as F
     from torch import nn
@@ -81,7 +82,8 @@ def train_with_torch(L, C, NH, B, T, V=50304, micro_batch=0, precision="float32"
             return F.cross_entropy(logits.view(-1, V), targets.reshape(-1))
 
     torch.manual_seed(1337)
-    network = Network()
+    torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
+    network = Network().to(device)
     for p in network.parameters():
         if p.dim() == 2:
             nn.init.normal_(p, std=0.02)
@@ -98,19 +100,23 @@ def train_with_torch(L, C, NH, B, T, V=50304, micro_batch=0, precision="float32"
         optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), foreach=True)
     micro_batch = micro_batch or B
     step = 0
-    while step := step + 1:
-        tokens = torch.randint(min(V, 50257), (B, T + 1))
+    while (step := step + 1) <= (steps or step):
+        tokens = torch.randint(min(V, 50257), (B, T + 1), device=device)
         start = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         loss = 0.0
         for part in tokens.split(micro_batch):
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
                 part_loss = network(part[:, :-1], part[:, 1:]) * (micro_batch / B)
             part_loss.backward()
             loss += part_loss.item()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
         print(f"step {step} | loss {loss:.4f} | {(time.perf_counter() - start) * 1000:.3f} ms", flush=True)
+    if device == "cuda":
+        print("peak", torch.cuda.max_memory_reserved())
 
 # ----------------------------------------------------------------------------------------------------------------
 # Measuring.

@@ -11,7 +11,11 @@ before it is timed; percentages are of the limit of this machine, measured by th
     ./matmul check      only whether they are right, on small and odd shapes
 */
 #define REV_GPT2_NO_MAIN
+#ifdef TWIN  // dev/cuda
+#include "../../train_rev_gpt2.cu"
+#else
 #include "../../train_rev_gpt2.c"
+#endif
 
 typedef struct {
     int number;        // from 1; 0 ends the list
@@ -36,13 +40,14 @@ enum { MOST_EXPERIMENTS = 4, MOST_VERSIONS = 16, MOST_SHAPES = 8, MOST_OPERANDS 
 // ---- operands
 
 // A number in [-1, 1) that depends on seed and index alone
-static inline real_t random_at(uint32_t seed, size_t i) {
+DEVICE static inline real_t random_at(uint32_t seed, size_t i) {
     uint32_t x = (uint32_t)i * 0x9E3779B1u + seed * 0x7FEB352Du;
     x = (x ^ x >> 16) * 0x21F0AAADu;
     x = (x ^ x >> 15) * 0x735A2D97u;
     return (real_t)(int32_t)(x ^ x >> 15) * (real_t)4.656612873e-10;
 }
 
+#ifndef TWIN
 static void fill(real_t *x, size_t count, uint32_t seed) {
     #pragma omp parallel for simd
     for (size_t i = 0; i < count; i++) x[i] = random_at(seed, i);
@@ -52,6 +57,7 @@ static inline void fill_nan(real_t *x, size_t count) {  // so that an element no
     #pragma omp parallel for simd
     for (size_t i = 0; i < count; i++) x[i] = (real_t)NAN;
 }
+#endif
 
 static void *operands[MOST_OPERANDS];
 static int operand_count;
@@ -61,11 +67,13 @@ static void *allocate(size_t bytes) {  // until the next shape
     return operands[operand_count++] = p;
 }
 
+#ifndef TWIN
 static real_t *make(size_t count, uint32_t seed) {
     real_t *x = (real_t *)allocate(count * sizeof(real_t));
     fill(x, count, seed);
     return x;
 }
+#endif
 
 // ---- checking
 
@@ -97,10 +105,11 @@ static double best_time(const Experiment *e, int version, double *median) {
     int count = 0;
     while (count < REPEATS && (count < 3 ? spent < 2 : spent < 1)) {
         e->reset();
-        #pragma omp parallel for simd
-        for (size_t i = 0; i < COLD; i++) cold[i] += 1;
+        device_zero(cold, COLD * sizeof(real_t));
+        device_finish();
         double start = seconds();
         e->run(version);
+        device_finish();
         spent += times[count++] = seconds() - start;
     }
     qsort(times, (size_t)count, sizeof *times, by_value);
@@ -123,6 +132,9 @@ static void print_limits(void) {
     int threads = 0;
     #pragma omp parallel reduction(+:threads)
     threads++;
+#ifdef TWIN
+    printf("%s, ", device.name);
+#endif
     printf("threads: %d, limits: %.1f GFLOP/s, %.1f with bf16 pairs, %.1f GB/s\n", threads, limit_flops[0] * 1e-9, limit_flops[1] * 1e-9,
            limit_bytes * 1e-9);
 }
@@ -194,7 +206,7 @@ static int run_experiments(int argc, char **argv, const Experiment *experiments,
         else if (strcmp(argv[i], "check") == 0) mode = CHECK;
         else if ((only = atoi(argv[i])) <= 0) die(STATUS_USAGE, "usage: %s [VERSION] [table|check]", argv[0]);
     }
-    void *scratch = device_alloc(layers_scratch_bytes(4096, 4096, 4096));
+    void *scratch = device_alloc(layers_scratch_bytes(4096, 4096, 4096, 0));
     cold = (real_t *)device_alloc(COLD * sizeof(real_t));
     if (!scratch || !cold) die(STATUS_NUMBERS, "no memory");
     layers_begin(scratch);

@@ -1,0 +1,1075 @@
+/*
+train_rev_gpt2.cu: the CUDA twin of train_rev_gpt2.c. That file is included whole, with its recurrence, memory policies, files and
+command line; here is what its layer functions become on a GPU. cuBLASLt multiplies matrices; everything else is a kernel below.
+
+Activations are bf16, streams int32, gradients, weights and moments float32; matrix products take a bf16 copy of the weights,
+made when a forward pass begins. -DPRECISION_FP32 makes all of it float32.
+
+No sum depends on what finishes first: nothing is added by atomics, sums over tokens are cut into slices by their number alone, and a
+shape of matrix product uses one algorithm for the whole run. So what is evaluated again gives the same bits, and streams step back exactly.
+*/
+#ifndef EMULATE  // dev/cuda/emulate.h brings all of these for a machine without a GPU
+#include <cublasLt.h>
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#endif
+
+#ifdef PRECISION_FP32
+#define ACT float
+#else
+#define ACT __nv_bfloat16
+#define DEFAULT_PRECISION "bf16"
+#endif
+#define REV_GPT2_OTHER_LAYERS
+#define DEVICE __host__ __device__
+#include "train_rev_gpt2.c"
+
+// ---- errors, launches
+
+static void check_cuda(cudaError_t e, const char *call, int line) {
+    if (e == cudaSuccess) return;
+    die(STATUS_NUMBERS, "CUDA: %s (%s) in %s, %s:%d", cudaGetErrorString(e), cudaGetErrorName(e), call, __FILE__, line);
+}
+#define CUDA(call) check_cuda(call, #call, __LINE__)
+static void check_cublas(cublasStatus_t e, const char *call, int line) {
+    if (e != CUBLAS_STATUS_SUCCESS) die(STATUS_NUMBERS, "cuBLASLt: %s in %s, %s:%d", cublasLtGetStatusString(e), call, __FILE__, line);
+}
+#define CUBLAS(call) check_cublas(call, #call, __LINE__)
+
+// LAUNCH(kernel, grid, block, bytes of shared memory, arguments...); SHARED(type, name) is that memory
+#ifdef EMULATE
+#define LAUNCH(kernel, grid, block, shared, ...) emulate::launch(#kernel, grid, block, shared, [&] { kernel(__VA_ARGS__); })
+#define SHARED(type, name) type *name = (type *)emulate::shared_memory
+#else
+#define LAUNCH(kernel, grid, block, shared, ...) do { \
+        if ((shared) > (size_t)48 << 10) CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(shared))); \
+        kernel<<<grid, block, shared>>>(__VA_ARGS__); \
+        check_cuda(cudaGetLastError(), #kernel, __LINE__); \
+    } while (0)
+#define SHARED(type, name) extern __shared__ __align__(16) char shared_memory[]; type *name = (type *)shared_memory
+#endif
+
+#ifndef LIBRARY_BYTES
+#define LIBRARY_BYTES (32 << 20)  // for cuBLASLt's own use
+#endif
+enum { WARP = 32, THREADS = 256, SLICES = 1024 };
+const int chunk_tokens = 16384, head_chunk_tokens = 8192;
+static unsigned blocks_for(size_t count, size_t each) { return (unsigned)((count + each - 1) / each); }
+
+// ---- the device and its memory
+
+static cudaDeviceProp device;
+static cublasLtHandle_t library;
+static size_t free_at_start, most_used;
+static int *fault;  // on the device: has a stream left its range?
+
+static void device_begin(void) {  // before anything else here
+    size_t total;
+    if (library) return;
+    CUDA(cudaSetDevice(0));
+    CUDA(cudaGetDeviceProperties(&device, 0));
+    if (device.major < 8) die(STATUS_NUMBERS, "%s has compute capability %d.%d: 8.0 or newer is meant", device.name, device.major, device.minor);
+    CUBLAS(cublasLtCreate(&library));
+    CUDA(cudaMalloc((void **)&fault, sizeof *fault));
+    CUDA(cudaMemset(fault, 0, sizeof *fault));
+    CUDA(cudaMemGetInfo(&free_at_start, &total));
+}
+void device_finish(void) { CUDA(cudaDeviceSynchronize()); }
+size_t device_memory_bytes(void) { return device_begin(), free_at_start; }
+size_t device_peak_bytes(void) { return most_used; }
+void *device_alloc(size_t bytes) {
+    void *p = NULL;
+    size_t now, total;
+    device_begin();
+    cudaError_t e = cudaMalloc(&p, round256(bytes));
+    if (e == cudaErrorMemoryAllocation) return (void)cudaGetLastError(), (void *)NULL;  // which it also forgets
+    CUDA(e);
+    CUDA(cudaMemset(p, 0, round256(bytes)));
+    CUDA(cudaMemGetInfo(&now, &total));
+    if (now < free_at_start && free_at_start - now > most_used) most_used = free_at_start - now;
+    return p;
+}
+void device_free(void *p) { CUDA(cudaFree(p)); }
+void device_zero(void *p, size_t bytes) {
+    profile("device_zero", 0, (double)bytes);
+    CUDA(cudaMemset(p, 0, bytes));
+}
+void device_copy(void *dst, const void *src, size_t bytes) {
+    profile("device_copy", 0, 2.0 * (double)bytes);
+    CUDA(cudaMemcpy(dst, src, bytes, cudaMemcpyDeviceToDevice));
+}
+void to_device(void *dst, const void *src, size_t bytes) { CUDA(cudaMemcpy(dst, src, bytes, cudaMemcpyHostToDevice)); }
+void to_host(void *dst, const void *src, size_t bytes) { CUDA(cudaMemcpy(dst, src, bytes, cudaMemcpyDeviceToHost)); }
+int layers_bf16(int on) { return (sizeof(act_t) == 2) == on; }
+
+// ---- elements: E may be float, bf16 or an element of a stream; kernels compute in float, N neighbours at a time
+
+static __host__ __device__ __forceinline__ float to_float(act_t x) { return (float)x; }
+static __device__ __forceinline__ void set(act_t *p, float x) { *p = (act_t)x; }
+template <class E, int N> struct alignas(sizeof(E) * N) Few { E e[N]; };
+template <int N, class E> static __device__ __forceinline__ Few<E, N> load(const E *p) { return *(const Few<E, N> *)p; }
+template <int N, class E> static __device__ __forceinline__ void store(E *p, const Few<E, N> &x) { *(Few<E, N> *)p = x; }
+
+static int aligned(const void *p) { return (uintptr_t)p % 16 == 0; }  // NULL too
+
+// ---- sums: within a warp by a butterfly, within a block by its first warp, the same tree whatever the values
+
+static __device__ __forceinline__ float warp_sum(float x) {
+    for (int o = WARP / 2; o > 0; o /= 2) x += __shfl_xor_sync(0xFFFFFFFF, x, o);
+    return x;
+}
+static __device__ __forceinline__ float warp_max(float x) {
+    for (int o = WARP / 2; o > 0; o /= 2) x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFF, x, o));
+    return x;
+}
+// sums of x and y over the block, for every thread; room: 2 * 32 floats of shared memory
+static __device__ float2 block_sum(float x, float y, float *room) {
+    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
+    x = warp_sum(x), y = warp_sum(y);
+    __syncthreads();  // what was there has been read
+    if (lane == 0) room[warp] = x, room[WARP + warp] = y;
+    __syncthreads();
+    float2 sum = {warp_sum(lane < warps ? room[lane] : 0), warp_sum(lane < warps ? room[WARP + lane] : 0)};
+    return sum;
+}
+
+// out (columns) += the sum over rows of partial (rows, stride): a block for 32 columns, a warp for every 32nd row
+static __global__ void add_rows(float *out, const float *partial, int rows, int stride, int columns) {
+    SHARED(float, room);
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, c = (int)blockIdx.x * WARP + lane;
+    float sum = 0;
+    for (int r = warp; r < rows && c < columns; r += WARP) sum += partial[(size_t)r * (size_t)stride + (size_t)c];
+    room[warp * WARP + lane] = sum;
+    __syncthreads();
+    if (warp > 0 || c >= columns) return;
+    for (int w = 1; w < WARP; w++) sum += room[w * WARP + lane];
+    out[c] += sum;
+}
+static void sum_of_rows(float *out, const float *partial, int rows, int stride, int columns) {
+    LAUNCH(add_rows, blocks_for((size_t)columns, WARP), WARP * WARP, WARP * WARP * sizeof(float), out, partial, rows, stride, columns);
+}
+
+// n things are cut into slices, about `each` of them in one: at the same places on every card
+static int slices_of(size_t n, size_t each) { return n < each ? 1 : n / each < SLICES ? (int)(n / each) : SLICES; }
+static __device__ __forceinline__ size_t slice_begin(size_t n, size_t slice) { return n / gridDim.x * slice + n % gridDim.x * slice / gridDim.x; }
+
+// ---- scratch: first what the library may use, then partial sums
+
+static char *scratch;
+static float *partial_sums;
+size_t layers_scratch_bytes(int n, int C, int OC, int NH) {
+    size_t rows = (size_t)SLICES * 2 * (size_t)C, columns = (size_t)OC, along = (size_t)n * (size_t)NH, most = rows > columns ? rows : columns;
+    return LIBRARY_BYTES + round256((most > along ? most : along) * sizeof(float));
+}
+void layers_begin(void *memory) {
+    scratch = (char *)memory;
+    partial_sums = (float *)(scratch + LIBRARY_BYTES);
+}
+
+// ---- streams
+
+static __device__ __forceinline__ void report(int bad, int *to) {
+    if (bad) atomicOr(to, 1);
+}
+int stream_take_fault(void) {
+    int bad;
+    to_host(&bad, fault, sizeof bad);
+    if (bad) device_zero(fault, sizeof bad);
+    return bad;
+}
+
+template <int N> static __global__ void embed_kernel(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe,
+                                                     size_t count, int T, int C, float per_unit, int *to) {
+    int bad = 0;
+    size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N;
+    if (i < count) {
+        size_t token = i / (size_t)C, c = i % (size_t)C;
+        Few<param_t, N> word = load<N>(wte + (size_t)tokens[token] * (size_t)C + c), place = load<N>(wpe + token % (size_t)T * (size_t)C + c);
+        Few<stream_t, N> x;
+        for (int j = 0; j < N; j++) x.e[j] = embed_element(word.e[j] + place.e[j], per_unit, &bad);
+        store<N>(prev + i, x);
+        store<N>(cur + i, x);
+    }
+    report(bad, to);
+}
+void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe, int n, int T, int C, int grid) {
+    profile("stream_embed", 0, (double)n * C * (sizeof(param_t) + 2 * sizeof(stream_t)));
+    size_t count = (size_t)n * (size_t)C;
+    float per_unit = grid ? ldexpf(1, grid) : 0;
+    if (C % 4 == 0 && aligned(prev) && aligned(cur) && aligned(wte) && aligned(wpe))
+        LAUNCH(embed_kernel<4>, blocks_for(count, 4 * THREADS), THREADS, 0, prev, cur, tokens, wte, wpe, count, T, C, per_unit, fault);
+    else
+        LAUNCH(embed_kernel<1>, blocks_for(count, THREADS), THREADS, 0, prev, cur, tokens, wte, wpe, count, T, C, per_unit, fault);
+}
+
+struct Step { float scale, with, beta, gamma; int sign, add_sign, n, beta16, fixed, direction; };
+template <int N> static __global__ void step_kernel(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r, size_t count,
+                                                    Step k, int *to) {
+    int bad = 0;
+    size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N;
+    if (i < count) {
+        Few<stream_t, N> x = load<N>(s + i), y = load<N>(cur + i);
+        Few<act_t, N> a = load<N>(f + i), b = f2 ? load<N>(f2 + i) : a;
+        for (int j = 0; j < N; j++) {
+            float force = to_float(a.e[j]) + (f2 ? to_float(b.e[j]) : 0);
+            if (!k.fixed) {
+                x.e[j].real = k.scale * x.e[j].real + k.with * (k.beta * y.e[j].real + k.gamma * force);
+                continue;
+            }
+            int64_t add = increment(y.e[j].fixed, force, k.beta16, k.gamma, &bad), t;
+            if (!r) t = k.sign * (int64_t)x.e[j].fixed + k.add_sign * add;
+            else if (k.direction > 0) t = k.sign * multiply_sixteenths(x.e[j].fixed, k.n, r + i + j) + add;
+            else t = unmultiply_sixteenths(k.sign * (x.e[j].fixed - add), k.n, r + i + j);
+            bad |= t != (int32_t)t;
+            x.e[j].fixed = (int32_t)t;
+        }
+        store<N>(s + i, x);
+    }
+    report(bad, to);
+}
+void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r, size_t count, Coefficients k, int grid, int direction) {
+    profile("stream_step", 0, (double)count * (3 * sizeof(stream_t) + (f2 ? 2 : 1) * sizeof(act_t) + (r ? 4 : 0)));
+    float alpha = (float)(k.alpha / 16.0);
+    int sign = k.alpha < 0 ? -1 : 1;
+    Step step = {direction > 0 ? alpha : 1 / alpha, direction > 0 ? 1 : -1 / alpha, (float)(k.beta / 16.0), (float)ldexp(k.gamma, grid), sign,
+                 direction > 0 ? 1 : -sign, abs(k.alpha), k.beta, grid != 0, direction};
+    if (count % 4 == 0 && aligned(s) && aligned(cur) && aligned(f) && aligned(f2))
+        LAUNCH(step_kernel<4>, blocks_for(count, 4 * THREADS), THREADS, 0, s, cur, f, f2, r, count, step, fault);
+    else
+        LAUNCH(step_kernel<1>, blocks_for(count, THREADS), THREADS, 0, s, cur, f, f2, r, count, step, fault);
+}
+
+// partial (slices, 2): of a slice of tokens, the squared difference of both streams from the embedding, and its squared norm
+static __global__ void compare_kernel(float *partial, const stream_t *prev, const stream_t *cur, const uint16_t *r, const int *tokens, const param_t *wte,
+                                      const param_t *wpe, int n, int T, int C, float per_unit) {
+    SHARED(float, room);
+    float difference = 0, norm = 0;
+    for (size_t i = slice_begin((size_t)n, blockIdx.x); i < slice_begin((size_t)n, blockIdx.x + 1); i++)
+        for (int c = (int)threadIdx.x; c < C; c += (int)blockDim.x) {
+            size_t at = i * (size_t)C + (size_t)c;
+            int bad = 0;
+            stream_t x = embed_element(wte[(size_t)tokens[i] * (size_t)C + (size_t)c] + wpe[i % (size_t)T * (size_t)C + (size_t)c], per_unit, &bad);
+            double v = per_unit != 0 ? x.fixed : x.real, unit = per_unit != 0 ? 1 / (double)per_unit : 1;
+            double d1 = ((per_unit != 0 ? prev[at].fixed : prev[at].real) - v) * unit, d2 = ((per_unit != 0 ? cur[at].fixed : cur[at].real) - v) * unit;
+            difference += (float)(d1 * d1 + d2 * d2 + (r ? r[at] : 0));
+            norm += (float)(2 * v * v * unit * unit);
+        }
+    float2 sum = block_sum(difference, norm, room);
+    if (threadIdx.x == 0) partial[2 * blockIdx.x] = sum.x, partial[2 * blockIdx.x + 1] = sum.y;
+}
+double stream_compare(const stream_t *prev, const stream_t *cur, const uint16_t *r, const int *tokens, const param_t *wte, const param_t *wpe,
+                      int n, int T, int C, int grid) {
+    float partial[SLICES][2];
+    double difference = 0, norm = 0;
+    profile("stream_compare", 0, (double)n * C * (2 * sizeof(stream_t) + sizeof(param_t)));
+    int slices = slices_of((size_t)n, 16);
+    LAUNCH(compare_kernel, (unsigned)slices, THREADS, 2 * WARP * sizeof(float), partial_sums, prev, cur, r, tokens, wte, wpe, n, T, C, grid ? ldexpf(1, grid) : 0);
+    to_host(partial, partial_sums, sizeof partial[0] * (size_t)slices);
+    for (int p = 0; p < slices; p++) difference += partial[p][0], norm += partial[p][1];
+    return difference == 0 ? 0 : sqrt(difference / (norm > 0 ? norm : 1));
+}
+
+// A block for each word and stretch of columns. order: the tokens' numbers, those of one word side by side and in their order; first
+// (words + 1): where each word's begin. So no two blocks meet in a row.
+static __global__ void embed_words_kernel(float *dwte, const float *d1, const float *d2, const int *tokens, const int *order, const int *first, int C) {
+    int c = (int)(blockIdx.y * blockDim.x + threadIdx.x), begin = first[blockIdx.x];
+    float sum = 0;
+    if (c >= C) return;
+    for (int i = begin; i < first[blockIdx.x + 1]; i++) {
+        size_t at = (size_t)order[i] * (size_t)C + (size_t)c;
+        sum += d1[at] + (d2 ? d2[at] : 0);
+    }
+    dwte[(size_t)tokens[order[begin]] * (size_t)C + (size_t)c] += sum;
+}
+// Fills order (count) and first (count + 1) as above for tokens in host memory; returns the number of words.
+static int sort_tokens(int *order, int *first, const int *tokens, int count) {
+    int most = 0, words = 0;
+    for (int i = 0; i < count; i++) most = tokens[i] > most ? tokens[i] : most;
+    int *next = (int *)calloc((size_t)most + 2, sizeof(int));  // where the next token of a word goes
+    if (!next) die(STATUS_NUMBERS, "out of memory for sorting tokens");
+    for (int i = 0; i < count; i++) next[tokens[i] + 1]++;
+    for (int v = 0; v <= most; v++) {
+        if (next[v + 1]) first[words++] = next[v];
+        next[v + 1] += next[v];
+    }
+    first[words] = count;
+    for (int i = 0; i < count; i++) order[next[tokens[i]]++] = i;
+    free(next);
+    return words;
+}
+static __global__ void embed_places_kernel(float *dwpe, const float *d1, const float *d2, int n, int T, int C) {
+    size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
+    if (i >= (size_t)T * (size_t)C) return;
+    float sum = 0;
+    for (size_t at = i; at < (size_t)n * (size_t)C; at += (size_t)T * (size_t)C) sum += d1[at] + (d2 ? d2[at] : 0);
+    dwpe[i] += sum;
+}
+void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens, int n, int T, int C) {
+    profile("embed_backward", 0, (double)n * C * ((d2 ? 2 : 1) + 4) * sizeof(real_t));
+    int most = smaller_of(n, SLICES * C - 1), *host = (int *)malloc((3 * (size_t)most + 1) * sizeof(int)), *order = host + most;  // then first
+    if (!host) die(STATUS_NUMBERS, "out of memory for sorting tokens");
+    for (int i = 0; i < n; i += most) {
+        int count = smaller_of(most, n - i);
+        size_t at = (size_t)i * (size_t)C;
+        to_host(host, tokens + i, (size_t)count * sizeof(int));
+        dim3 blocks((unsigned)sort_tokens(order, order + count, host, count), blocks_for((size_t)C, THREADS));
+        to_device(partial_sums, order, (2 * (size_t)count + 1) * sizeof(int));
+        LAUNCH(embed_words_kernel, blocks, THREADS, 0, dwte, d1 + at, d2 ? d2 + at : NULL, tokens + i, (int *)partial_sums, (int *)partial_sums + count, C);
+    }
+    free(host);
+    LAUNCH(embed_places_kernel, blocks_for((size_t)smaller_of(n, T) * (size_t)C, THREADS), THREADS, 0, dwpe, d1, d2, n, T, C);
+}
+
+// ---- matrix products: cuBLASLt, which stores by columns, so a row-major (n, C) is its (C, n)
+
+const size_t weight_copy_bytes = sizeof(act_t) == sizeof(param_t) ? 0 : sizeof(act_t);
+static const param_t *weights;
+static act_t *weight_copy;
+static const act_t *copy_of(const param_t *w) {
+    return !w ? NULL : weight_copy_bytes ? weight_copy + (w - weights) : (const act_t *)(const void *)w;
+}
+static __global__ void copy_kernel(act_t *copy, const param_t *p, size_t count) {
+    size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
+    if (i < count) set(copy + i, p[i]);
+}
+void layers_weights(const param_t *params, void *copy, size_t count) {
+    profile("layers_weights", 0, (double)count * (sizeof(param_t) + sizeof(act_t)));
+    weights = params;
+    weight_copy = (act_t *)copy;
+    if (weight_copy_bytes) LAUNCH(copy_kernel, blocks_for(count, THREADS), THREADS, 0, weight_copy, weights, count);
+}
+
+static __device__ __forceinline__ float gelu(float x) {  // 0.5 x (1 + tanh u) = x / (1 + exp(-2u))
+    return x / (1 + __expf(-1.5957691f * (x + 0.044715f * x * x * x)));
+}
+static __device__ __forceinline__ float gelu_slope(float x) {
+    float y = 1 / (1 + __expf(-1.5957691f * (x + 0.044715f * x * x * x)));
+    return y + x * y * (1 - y) * 1.5957691f * (1 + 0.134145f * x * x);
+}
+
+// d (m, n) = op(a) op(b), over k; d is float32 and added to, or of type act_t with an epilogue
+typedef struct { int m, n, k, transpose_a, transpose_b, accumulate; cublasLtEpilogue_t epilogue; } Product;
+
+// for shapes, places and epilogues that the library does not take: a thread an element
+static __global__ void product_kernel(Product s, void *d, const act_t *a, const act_t *b, const act_t *bias, act_t *aux) {
+    size_t at = blockIdx.x * (size_t)blockDim.x + threadIdx.x, m = (size_t)s.m, n = (size_t)s.n, k = (size_t)s.k, i = at % m, j = at / m;
+    float sum = 0;
+    if (j >= n) return;
+    for (size_t l = 0; l < k; l++) sum += to_float(a[s.transpose_a ? i*k + l : l*m + i]) * to_float(b[s.transpose_b ? l*n + j : j*k + l]);
+    if (s.accumulate) {
+        ((float *)d)[at] += sum;
+        return;
+    }
+    if (bias) sum += to_float(bias[i]);
+    if (s.epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS) set(aux + at, sum), sum = gelu(sum);
+    if (s.epilogue == CUBLASLT_EPILOGUE_DGELU) sum *= gelu_slope(to_float(aux[at]));
+    set((act_t *)d + at, sum);
+}
+
+// A product as the library computes it. The way is chosen once for a shape: what is computed again gives the same bits.
+typedef struct {
+    Product product;
+    cublasLtMatmulDesc_t op;
+    cublasLtMatrixLayout_t a, b, d;
+    cublasLtMatmulAlgo_t algo;
+    int ways;  // that the library has: 0 or 1
+} Known;
+static void set_operands(Known *p, const act_t *bias, const void *aux) {
+    if (bias) CUBLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
+    if (aux) CUBLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &aux, sizeof aux));
+}
+static void choose(Known *p, Product s, const act_t *bias, const void *aux) {
+    const cudaDataType_t type = sizeof(act_t) == 2 ? CUDA_R_16BF : CUDA_R_32F;
+    cublasOperation_t ta = s.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, tb = s.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
+    cublasLtMatmulPreference_t preference;
+    cublasLtMatmulHeuristicResult_t found;
+    int64_t ld = s.m;
+    size_t room = LIBRARY_BYTES;
+    uint32_t unit = 16, schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;  // sums of split k through the workspace, in one order
+    p->product = s;
+    CUBLAS(cublasLtMatmulDescCreate(&p->op, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    CUBLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSA, &ta, sizeof ta));
+    CUBLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSB, &tb, sizeof tb));
+    CUBLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE, &s.epilogue, sizeof s.epilogue));
+    if (bias) CUBLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type));
+    if (aux) CUBLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &ld, sizeof ld));
+    set_operands(p, bias, aux);
+    CUBLAS(cublasLtMatrixLayoutCreate(&p->a, type, (uint64_t)(ta ? s.k : s.m), (uint64_t)(ta ? s.m : s.k), ta ? s.k : s.m));
+    CUBLAS(cublasLtMatrixLayoutCreate(&p->b, type, (uint64_t)(tb ? s.n : s.k), (uint64_t)(tb ? s.k : s.n), tb ? s.n : s.k));
+    CUBLAS(cublasLtMatrixLayoutCreate(&p->d, s.accumulate ? CUDA_R_32F : type, (uint64_t)s.m, (uint64_t)s.n, s.m));
+    CUBLAS(cublasLtMatmulPreferenceCreate(&preference));
+    CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room, sizeof room));
+    CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes, sizeof schemes));
+    CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &unit, sizeof unit));
+    CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &unit, sizeof unit));
+    CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &unit, sizeof unit));
+    CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &unit, sizeof unit));
+    cublasStatus_t e = cublasLtMatmulAlgoGetHeuristic(library, p->op, p->a, p->b, p->d, p->d, preference, 1, &found, &p->ways);
+    if (e == CUBLAS_STATUS_NOT_SUPPORTED) p->ways = 0;
+    else CUBLAS(e);
+    p->algo = found.algo;
+    CUBLAS(cublasLtMatmulPreferenceDestroy(preference));
+}
+static void forget(Known *p) {
+    CUBLAS(cublasLtMatmulDescDestroy(p->op));
+    CUBLAS(cublasLtMatrixLayoutDestroy(p->a));
+    CUBLAS(cublasLtMatrixLayoutDestroy(p->b));
+    CUBLAS(cublasLtMatrixLayoutDestroy(p->d));
+}
+
+static void gemm(Product s, void *d, const act_t *a, const act_t *b, const act_t *bias, const void *aux) {
+    enum { MOST = 256, UNIT = 16 / sizeof(act_t) };
+    static Known known[MOST];
+    static int count;
+    Known *p = NULL;
+    if (s.m % UNIT == 0 && (!s.transpose_a || s.k % UNIT == 0) && (s.transpose_b ? s.n : s.k) % UNIT == 0 && aligned(a) && aligned(b) && aligned(d) &&
+        aligned(bias) && aligned(aux)) {
+        for (p = known; p < known + count && memcmp(&p->product, &s, sizeof s) != 0;) p++;
+        if (p == known + MOST)
+            while (count > 0) forget(p = &known[--count]);
+        if (p == known + count) choose(p, s, bias, aux), count++;
+    }
+    if (!p || !p->ways) {
+        LAUNCH(product_kernel, blocks_for((size_t)s.m * (size_t)s.n, THREADS), THREADS, 0, s, d, a, b, bias, (act_t *)aux);
+        return;
+    }
+    float one = 1, beta = s.accumulate ? 1 : 0;
+    set_operands(p, bias, aux);
+    CUBLAS(cublasLtMatmul(library, p->op, &one, a, p->a, b, p->b, &beta, d, p->d, d, p->d, &p->algo, scratch, LIBRARY_BYTES, 0));
+}
+
+void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C, int OC) {
+    profile("matmul_forward", 2.0 * n * C * OC, ((double)n * (C + OC) + (double)C * OC) * sizeof(act_t));
+    Product s = {OC, n, C, 1, 0, 0, bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT};
+    gemm(s, out, copy_of(weight), inp, copy_of(bias), NULL);
+}
+void matmul_gelu_forward(act_t *out, act_t *pre, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C, int OC) {
+    profile("matmul_gelu_forward", 2.0 * n * C * OC, ((double)n * (C + 2 * OC) + (double)C * OC) * sizeof(act_t));
+    Product s = {OC, n, C, 1, 0, 0, CUBLASLT_EPILOGUE_GELU_AUX_BIAS};
+    gemm(s, out, copy_of(weight), inp, copy_of(bias), pre);
+}
+
+// partial (slices, columns): sums over slices of the rows of x (n, columns)
+static __global__ void column_sums(float *partial, const act_t *x, int n, int columns) {
+    size_t c = blockIdx.y * (size_t)blockDim.x + threadIdx.x, slice = blockIdx.x;
+    float sum = 0;
+    if (c >= (size_t)columns) return;
+    for (size_t i = slice_begin((size_t)n, slice); i < slice_begin((size_t)n, slice + 1); i++) sum += to_float(x[i * (size_t)columns + c]);
+    partial[slice * (size_t)columns + c] = sum;
+}
+void matmul_backward(act_t *dinp, real_t *dweight, real_t *dbias, const act_t *dout, const act_t *inp, const param_t *weight, const act_t *pre,
+                     int n, int C, int OC) {
+    profile("matmul_backward", 4.0 * n * C * OC, ((double)n * (2 * C + OC) + (double)C * OC) * sizeof(act_t) + 2.0 * C * OC * sizeof(real_t));
+    Product in = {C, n, OC, 0, 0, 0, pre ? CUBLASLT_EPILOGUE_DGELU : CUBLASLT_EPILOGUE_DEFAULT}, w = {C, OC, n, 0, 1, 1, CUBLASLT_EPILOGUE_DEFAULT};
+    gemm(w, dweight, inp, dout, NULL, NULL);
+    if (dbias) {
+        int room = (int)((int64_t)SLICES * 2 * smaller_of(C, OC) / OC), rows = smaller_of(slices_of((size_t)n, 64), room > 1 ? room : 1);
+        dim3 blocks((unsigned)rows, blocks_for((size_t)OC, THREADS));
+        LAUNCH(column_sums, blocks, THREADS, 0, partial_sums, dout, n, OC);
+        sum_of_rows(dbias, partial_sums, rows, OC, OC);
+    }
+    gemm(in, dinp, copy_of(weight), dout, NULL, pre);
+}
+
+// ---- layernorm: a warp a token, whose lanes have COLUMNS columns each at most, lane, lane + 32, ...; so a token is read once
+
+static __device__ __forceinline__ float token_element(const stream_t *s, const act_t *add, size_t at, float unit) {
+    return stream_value(s[at], unit) + (add ? to_float(add[at]) : 0);
+}
+// x: this lane's columns of the token from `at`; returns the mean and 1 / standard deviation
+template <int COLUMNS> static __device__ __forceinline__ float2 layernorm_token(float x[COLUMNS], const stream_t *s, const act_t *add, size_t at, int C, float unit) {
+    const int lane = threadIdx.x % WARP;
+    float sum = 0, squares = 0;
+#pragma unroll
+    for (int j = 0; j < COLUMNS; j++) {
+        int c = lane + j*WARP;
+        x[j] = c < C ? token_element(s, add, at + (size_t)c, unit) : 0;
+        sum += x[j];
+    }
+    float mean = warp_sum(sum) / (float)C;
+#pragma unroll
+    for (int j = 0; j < COLUMNS; j++) squares += lane + j*WARP < C ? (x[j] - mean) * (x[j] - mean) : 0;
+    float2 statistics = {mean, 1 / sqrtf(warp_sum(squares) / (float)C + 1e-5f)};
+    return statistics;
+}
+template <int COLUMNS> static __global__ void layernorm_kernel(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, const param_t *bias,
+                                                               int n, int C, float unit) {
+    const size_t i = blockIdx.x * (size_t)(blockDim.x / WARP) + threadIdx.x / WARP, at = i * (size_t)C;
+    float x[COLUMNS];
+    if (i >= (size_t)n) return;  // the whole warp
+    float2 y = layernorm_token<COLUMNS>(x, s, add, at, C, unit);
+#pragma unroll
+    for (int j = 0; j < COLUMNS; j++) {
+        int c = (int)threadIdx.x % WARP + j*WARP;
+        if (c < C) set(out + at + c, (x[j] - y.x) * y.y * weight[c] + bias[c]);
+    }
+}
+// A block for a slice of tokens; partial (slices, 2C): of dweight, then of dbias
+template <int COLUMNS> static __global__ void __launch_bounds__(THREADS)
+layernorm_backward_kernel(float *ds, act_t *dadd, float *partial, const act_t *dout, const stream_t *s, const act_t *add, const param_t *weight,
+                          int n, int C, float unit) {
+    SHARED(float, room);  // (2C)
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    float x[COLUMNS], dw[COLUMNS], db[COLUMNS];
+#pragma unroll
+    for (int j = 0; j < COLUMNS; j++) dw[j] = db[j] = 0;
+    for (size_t i = slice_begin((size_t)n, blockIdx.x) + (size_t)warp; i < slice_begin((size_t)n, blockIdx.x + 1); i += (size_t)warps) {
+        size_t at = i * (size_t)C;
+        float2 y = layernorm_token<COLUMNS>(x, s, add, at, C, unit);
+        float sum = 0, sum_x = 0;
+#pragma unroll
+        for (int j = 0; j < COLUMNS; j++) {
+            int c = lane + j*WARP;
+            float d = c < C ? to_float(dout[at + (size_t)c]) : 0, g = c < C ? d * weight[c] : 0;
+            x[j] = (x[j] - y.x) * y.y;
+            dw[j] += d * x[j];
+            db[j] += d;
+            sum += g;
+            sum_x += g * x[j];
+        }
+        sum = warp_sum(sum) / (float)C, sum_x = warp_sum(sum_x) / (float)C;
+#pragma unroll
+        for (int j = 0; j < COLUMNS; j++) {
+            int c = lane + j*WARP;
+            if (c >= C) continue;
+            float dx = (to_float(dout[at + (size_t)c]) * weight[c] - sum - x[j] * sum_x) * y.y;
+            ds[at + (size_t)c] += dx;
+            if (dadd) set(dadd + at + c, to_float(dadd[at + (size_t)c]) + dx);
+        }
+    }
+    for (int w = 0; w < warps; w++) {  // one warp after the other
+        if (w == warp)
+#pragma unroll
+            for (int j = 0; j < COLUMNS; j++) {
+                int c = lane + j*WARP;
+                if (c >= C) continue;
+                room[c] = dw[j] + (w ? room[c] : 0);
+                room[C + c] = db[j] + (w ? room[C + c] : 0);
+            }
+        __syncthreads();
+    }
+    for (int c = (int)threadIdx.x; c < 2*C; c += (int)blockDim.x) partial[blockIdx.x * 2 * (size_t)C + (size_t)c] = room[c];
+}
+template <int COLUMNS> static void layernorm_forward_of(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, const param_t *bias, int n, int C,
+                                                        float unit) {
+    LAUNCH(layernorm_kernel<COLUMNS>, blocks_for((size_t)n, THREADS / WARP), THREADS, 0, out, s, add, weight, bias, n, C, unit);
+}
+template <int COLUMNS> static void layernorm_backward_of(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias, const act_t *dout, const stream_t *s,
+                                                         const act_t *add, const param_t *weight, int n, int C, float unit) {
+    int slices = slices_of((size_t)n, 64);
+    LAUNCH(layernorm_backward_kernel<COLUMNS>, (unsigned)slices, THREADS, 2 * (size_t)C * sizeof(float), ds, dadd, partial_sums, dout, s, add, weight, n, C, unit);
+    sum_of_rows(dweight, partial_sums, slices, 2*C, C);
+    sum_of_rows(dbias, partial_sums + C, slices, 2*C, C);
+}
+#define OF_WIDTH(f, ...) (C <= 8*WARP ? f<8>(__VA_ARGS__) : C <= 24*WARP ? f<24>(__VA_ARGS__) : C <= 64*WARP ? f<64>(__VA_ARGS__) : f<128>(__VA_ARGS__))
+void layernorm_forward(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, const param_t *bias, int n, int C, int grid) {
+    profile("layernorm_forward", 0, (double)n * C * (sizeof(stream_t) + (add ? 2 : 1) * sizeof(act_t)));
+    if (C > 128*WARP) die(STATUS_USAGE, "%d channels: at most %d are meant on a GPU", C, 128*WARP);
+    OF_WIDTH(layernorm_forward_of, out, s, add, weight, bias, n, C, grid_unit(grid));
+}
+void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias, const act_t *dout, const stream_t *s, const act_t *add,
+                        const param_t *weight, int n, int C, int grid) {
+    profile("layernorm_backward", 0, (double)n * C * (sizeof(stream_t) + 2 * sizeof(real_t) + ((add ? 2 : 1) + (dadd ? 2 : 0)) * sizeof(act_t)));
+    OF_WIDTH(layernorm_backward_of, ds, dadd, dweight, dbias, dout, s, add, weight, n, C, grid_unit(grid));
+}
+
+// ---- attention in tiles of 64 x 64 on tensor cores, the softmax carried along from tile to tile
+
+// along (B, NH, T): sum_c out dout, which is sum_j p_j dp_j of a query
+static __global__ void along_kernel(float *along, const act_t *out, const act_t *dout, int T, int C, int NH, int hs) {
+    int row = (int)(blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP), lane = threadIdx.x % WARP, h = (int)blockIdx.y % NH, b = (int)blockIdx.y / NH;
+    size_t at = ((size_t)b * (size_t)T + (size_t)row) * (size_t)C + (size_t)(h*hs);
+    float sum = 0;
+    for (int c = lane; c < hs && row < T; c += WARP) sum += to_float(out[at + (size_t)c]) * to_float(dout[at + (size_t)c]);
+    sum = warp_sum(sum);
+    if (lane == 0 && row < T) along[(size_t)blockIdx.y * (size_t)T + (size_t)row] = sum;
+}
+
+#ifndef PRECISION_FP32
+#ifndef EMULATE
+// d (16, 8) += a (16, 16) b (16, 8); which lane holds what is said at the fragments below
+static __device__ __forceinline__ void mma_bf16(float d[4], const uint32_t a[4], const uint32_t b[2]) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// four 8 x 8 matrices; lane i says where row i % 8 of matrix i / 8 lies
+static __device__ __forceinline__ void ldmatrix(uint32_t r[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"((uint32_t)__cvta_generic_to_shared(row)) : "memory");
+}
+static __device__ __forceinline__ void ldmatrix_transposed(uint32_t r[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"((uint32_t)__cvta_generic_to_shared(row)) : "memory");
+}
+// 16 bytes to shared memory while the thread goes on; those after the first `bytes` become 0
+static __device__ __forceinline__ void copy_async(void *to, const void *from, int bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from), "r"(bytes) : "memory");
+}
+static __device__ __forceinline__ void copy_async_commit(void) { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N> static __device__ __forceinline__ void copy_async_wait(void) { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
+#endif
+
+enum { TILE = 64, WARPS = 4 };
+static __device__ __forceinline__ uint32_t two(float low, float high) {
+    __nv_bfloat162 x = __floats2bfloat162_rn(low, high);
+    uint32_t both;
+    memcpy(&both, &x, sizeof both);
+    return both;
+}
+
+// A tile in shared memory has rows of HS elements in pieces of 8, stored in an order that depends on the row, so that eight rows
+// of one column of pieces lie in different banks.
+template <int HS> static __device__ __forceinline__ act_t *piece(act_t *tile, int row, int p) {
+    const int pieces = HS / 8, spread = pieces < 8 ? pieces : 8;
+    return tile + row * HS + 8 * (p ^ (row / (8 / spread) % spread));
+}
+// TILE rows of hs <= HS elements, `stride` apart, of which `rows` exist; the rest is zeros
+template <int HS> static __device__ void load_tile(act_t *tile, const act_t *from, int64_t stride, int rows, int hs, int whole) {
+    for (int i = (int)threadIdx.x; i < TILE * (HS / 8); i += (int)blockDim.x) {
+        int row = i / (HS / 8), p = i % (HS / 8);
+        act_t *to = piece<HS>(tile, row, p);
+        if (whole) copy_async(to, row < rows ? from + row * stride + 8*p : from, row < rows ? 16 : 0);
+        else
+            for (int j = 0; j < 8; j++) set(to + j, row < rows && 8*p + j < hs ? to_float(from[row * stride + 8*p + j]) : 0);
+    }
+}
+
+// Fragments. Lane 4g + t holds of a (16, 16): (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8), each with its right neighbour; of b (16, 8):
+// (2t, g), (2t + 8, g), each with the one below; of d (16, 8): (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
+// So a pair of d's side by side, rounded, is an a.
+template <int HS> static __device__ __forceinline__ void load_a(uint32_t a[4], act_t *tile, int row, int k) {
+    int lane = threadIdx.x % WARP;
+    ldmatrix(a, piece<HS>(tile, row + lane % 16, k / 8 + lane / 16));
+}
+// two b's: of columns n and n + 8, where the tile's rows are b's columns
+template <int HS> static __device__ __forceinline__ void load_b(uint32_t b[4], act_t *tile, int n, int k) {
+    int lane = threadIdx.x % WARP;
+    ldmatrix(b, piece<HS>(tile, n + lane / 16 * 8 + lane % 8, k / 8 + lane / 8 % 2));
+}
+// the same where the tile's rows are b's rows
+template <int HS> static __device__ __forceinline__ void load_b_transposed(uint32_t b[4], act_t *tile, int k, int n) {
+    int lane = threadIdx.x % WARP;
+    ldmatrix_transposed(b, piece<HS>(tile, k + lane / 8 % 2 * 8 + lane % 8, n / 8 + lane / 16));
+}
+// scores (16, TILE) = x (16, HS) tile^T
+template <int HS> static __device__ __forceinline__ void multiply_rows(float scores[TILE / 8][4], uint32_t x[HS / 16][4], act_t *tile) {
+#pragma unroll
+    for (int n = 0; n < TILE / 8; n++) scores[n][0] = scores[n][1] = scores[n][2] = scores[n][3] = 0;
+#pragma unroll
+    for (int k = 0; k < HS / 16; k++)
+#pragma unroll
+        for (int n = 0; n < TILE / 8; n += 2) {
+            uint32_t b[4];
+            load_b<HS>(b, tile, 8*n, 16*k);
+            mma_bf16(scores[n], x[k], b);
+            mma_bf16(scores[n + 1], x[k], b + 2);
+        }
+}
+// sum (16, HS) += p (16, TILE) tile
+template <int HS> static __device__ __forceinline__ void add_product(float sum[HS / 8][4], float p[TILE / 8][4], act_t *tile) {
+#pragma unroll
+    for (int k = 0; k < TILE / 16; k++) {
+        uint32_t a[4] = {two(p[2*k][0], p[2*k][1]), two(p[2*k][2], p[2*k][3]), two(p[2*k + 1][0], p[2*k + 1][1]), two(p[2*k + 1][2], p[2*k + 1][3])};
+#pragma unroll
+        for (int n = 0; n < HS / 8; n += 2) {
+            uint32_t b[4];
+            load_b_transposed<HS>(b, tile, 16*k, 8*n);
+            mma_bf16(sum[n], a, b);
+            mma_bf16(sum[n + 1], a, b + 2);
+        }
+    }
+}
+// rows (16, hs) of out, `stride` apart, of which `rows` exist, from sum times scale[row half]
+template <int HS> static __device__ __forceinline__ void store_rows(act_t *out, int64_t stride, int rows, int hs, float sum[HS / 8][4], const float scale[2]) {
+    int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (int n = 0; n < HS / 8; n++)
+        for (int i = 0; i < 4; i++) {
+            int row = g + i / 2 * 8, c = 8*n + 2*t + i % 2;
+            if (row < rows && c < hs) set(out + row * stride + c, sum[n][i] * scale[i / 2]);
+        }
+}
+
+template <int HS> static __global__ void __launch_bounds__(WARPS * WARP)
+attention_forward_kernel(act_t *out, float *lse, const act_t *qkv, int T, int C, int NH, int hs, int whole, float scale) {
+    SHARED(act_t, tiles);  // q, then k and v twice
+    const int tile = TILE * HS, first = (int)(gridDim.x - 1 - blockIdx.x) * TILE;  // the longest rows begin first
+    int b = (int)blockIdx.y / NH, h = (int)blockIdx.y % NH, warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+    const act_t *q = qkv + (size_t)b * T * 3*C + h*hs, *k = q + C, *v = k + C;
+    int64_t stride = 3*C;
+    uint32_t x[HS / 16][4];
+    float o[HS / 8][4] = {}, s[TILE / 8][4], highest[2] = {-1e30f, -1e30f}, sum[2] = {0, 0};
+    load_tile<HS>(tiles, q + first * stride, stride, T - first, hs, whole);
+    load_tile<HS>(tiles + tile, k, stride, T, hs, whole);
+    load_tile<HS>(tiles + 2*tile, v, stride, T, hs, whole);
+    copy_async_commit();
+    for (int key = 0, turn = 0; key <= first; key += TILE, turn ^= 1) {
+        act_t *now = tiles + (1 + 2*turn) * tile, *then = tiles + (3 - 2*turn) * tile;
+        if (key < first) {
+            load_tile<HS>(then, k + (key + TILE) * stride, stride, T - key - TILE, hs, whole);
+            load_tile<HS>(then + tile, v + (key + TILE) * stride, stride, T - key - TILE, hs, whole);
+        }
+        copy_async_commit();
+        copy_async_wait<1>();
+        __syncthreads();
+        if (key == 0)
+            for (int j = 0; j < HS / 16; j++) load_a<HS>(x[j], tiles, 16*warp, 16*j);
+        multiply_rows<HS>(s, x, now);
+        float higher[2] = {highest[0], highest[1]};
+#pragma unroll
+        for (int n = 0; n < TILE / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                if (key == first && 8*n + 2*t + i % 2 > 16*warp + g + i / 2 * 8) s[n][i] = -1e30f;  // causal
+                s[n][i] *= scale;  // in bits: scale / ln 2
+                higher[i / 2] = fmaxf(higher[i / 2], s[n][i]);
+            }
+#pragma unroll
+        for (int i = 0; i < 2; i++) {  // four neighbouring lanes share a row
+            higher[i] = fmaxf(higher[i], __shfl_xor_sync(0xFFFFFFFF, higher[i], 1));
+            higher[i] = fmaxf(higher[i], __shfl_xor_sync(0xFFFFFFFF, higher[i], 2));
+        }
+        float shrink[2] = {exp2f(highest[0] - higher[0]), exp2f(highest[1] - higher[1])};
+        sum[0] *= shrink[0], sum[1] *= shrink[1];
+#pragma unroll
+        for (int n = 0; n < TILE / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) sum[i / 2] += s[n][i] = exp2f(s[n][i] - higher[i / 2]);
+#pragma unroll
+        for (int n = 0; n < HS / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) o[n][i] *= shrink[i / 2];
+        highest[0] = higher[0], highest[1] = higher[1];
+        add_product<HS>(o, s, now + tile);
+        __syncthreads();  // before the next but one is loaded over this
+    }
+    copy_async_wait<0>();
+    float inverse[2];
+    int rows = T - first - 16*warp;
+    for (int i = 0; i < 2; i++) {
+        sum[i] += __shfl_xor_sync(0xFFFFFFFF, sum[i], 1);
+        sum[i] += __shfl_xor_sync(0xFFFFFFFF, sum[i], 2);
+        inverse[i] = 1 / sum[i];
+        if (t == 0 && g + 8*i < rows) lse[(size_t)blockIdx.y * T + first + 16*warp + g + 8*i] = (highest[i] + log2f(sum[i])) * 0.69314718f;
+    }
+    store_rows<HS>(out + ((size_t)b * T + first + 16*warp) * C + h*hs, C, rows, hs, o, inverse);
+}
+
+// Gradients of the block's TILE queries (KEYS 0), or of its TILE keys and values (KEYS 1): two passes, so that no two blocks meet in a sum. Both
+// see the same products, one transposed: with own rows x1, x2 = q, dout, or k, v; and y1, y2 = k, v, or q, dout, tile by tile,
+//     p = exp(scale x1 y1^T - lse);   dp = x2 y2^T;   ds = p (dp - along);   dx1 = scale sum ds y1;   dv = sum p dout
+template <int HS, int KEYS> static __global__ void __launch_bounds__(WARPS * WARP)
+attention_backward_kernel(act_t *dqkv, const act_t *dout, const act_t *qkv, const float *lse, const float *along, int T, int C, int NH, int hs, int whole,
+                          float scale) {
+    SHARED(act_t, tiles);  // x1, x2, then y1 and y2 twice
+    const int tile = TILE * HS, blocks = (int)gridDim.x, own = (int)(KEYS ? blockIdx.x : blocks - 1 - blockIdx.x) * TILE, last = (blocks - 1) * TILE;
+    int b = (int)blockIdx.y / NH, h = (int)blockIdx.y % NH, warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+    const act_t *q = qkv + (size_t)b * T * 3*C + h*hs, *k = q + C, *v = k + C, *d = dout + (size_t)b * T * C + h*hs;
+    const float *row_lse = lse + (size_t)blockIdx.y * T, *row_along = along + (size_t)blockIdx.y * T;
+    const act_t *x1 = KEYS ? k : q, *x2 = KEYS ? v : d, *y1 = KEYS ? q : k, *y2 = KEYS ? d : v;
+    int64_t sx2 = KEYS ? 3*C : C, sy2 = KEYS ? C : 3*C, s1 = 3*C;
+    uint32_t f1[HS / 16][4], f2[HS / 16][4];
+    float dx1[HS / 8][4] = {}, dx2[HS / 8][4] = {}, p[TILE / 8][4], ds[TILE / 8][4];
+    const float bits = scale * 1.44269504f;
+    int begin = KEYS ? own : 0, end = KEYS ? last : own;
+    load_tile<HS>(tiles, x1 + own * s1, s1, T - own, hs, whole);
+    load_tile<HS>(tiles + tile, x2 + own * sx2, sx2, T - own, hs, whole);
+    load_tile<HS>(tiles + 2*tile, y1 + begin * s1, s1, T - begin, hs, whole);
+    load_tile<HS>(tiles + 3*tile, y2 + begin * sy2, sy2, T - begin, hs, whole);
+    copy_async_commit();
+    for (int at = begin, turn = 0; at <= end; at += TILE, turn ^= 1) {
+        act_t *now = tiles + (2 + 2*turn) * tile, *then = tiles + (4 - 2*turn) * tile;
+        if (at < end) {
+            load_tile<HS>(then, y1 + (at + TILE) * s1, s1, T - at - TILE, hs, whole);
+            load_tile<HS>(then + tile, y2 + (at + TILE) * sy2, sy2, T - at - TILE, hs, whole);
+        }
+        copy_async_commit();
+        copy_async_wait<1>();
+        __syncthreads();
+        if (at == begin)
+            for (int j = 0; j < HS / 16; j++) load_a<HS>(f1[j], tiles, 16*warp, 16*j), load_a<HS>(f2[j], tiles + tile, 16*warp, 16*j);
+        multiply_rows<HS>(p, f1, now);
+        multiply_rows<HS>(ds, f2, now + tile);
+#pragma unroll
+        for (int n = 0; n < TILE / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int mine = own + 16*warp + g + i / 2 * 8, other = at + 8*n + 2*t + i % 2, query = KEYS ? other : mine, key = KEYS ? mine : other;
+                int seen = key <= query && query < T;
+                p[n][i] = seen ? exp2f(p[n][i] * bits - row_lse[seen ? query : 0] * 1.44269504f) : 0;
+                ds[n][i] = seen ? p[n][i] * (ds[n][i] - row_along[query]) : 0;
+            }
+        add_product<HS>(dx1, ds, now);
+        if (KEYS) add_product<HS>(dx2, p, now + tile);
+        __syncthreads();
+    }
+    copy_async_wait<0>();
+    const float scales[2] = {scale, scale}, ones[2] = {1, 1};
+    act_t *to = dqkv + ((size_t)b * T + (size_t)(own + 16*warp)) * 3*C + h*hs;
+    store_rows<HS>(to + KEYS * C, 3*C, T - own - 16*warp, hs, dx1, scales);
+    if (KEYS) store_rows<HS>(to + 2*C, 3*C, T - own - 16*warp, hs, dx2, ones);
+}
+
+template <int HS> static void attention_forward_of(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH) {
+    int hs = C / NH, whole = hs == HS && aligned(qkv);
+    dim3 grid(blocks_for((size_t)T, TILE), (unsigned)(B * NH));
+    LAUNCH(attention_forward_kernel<HS>, grid, WARPS * WARP, 5 * TILE * HS * sizeof(act_t), out, lse, qkv, T, C, NH, hs, whole,
+           (float)(1.44269504 / sqrt((double)hs)));
+}
+template <int HS> static void attention_backward_of(act_t *dqkv, const act_t *dout, const act_t *qkv, const real_t *lse, const float *along, int B, int T, int C, int NH) {
+    int hs = C / NH, whole = hs == HS && aligned(qkv) && aligned(dout);
+    dim3 grid(blocks_for((size_t)T, TILE), (unsigned)(B * NH));
+    float scale = (float)(1 / sqrt((double)hs));
+    LAUNCH((attention_backward_kernel<HS, 1>), grid, WARPS * WARP, 6 * TILE * HS * sizeof(act_t), dqkv, dout, qkv, lse, along, T, C, NH, hs, whole, scale);
+    LAUNCH((attention_backward_kernel<HS, 0>), grid, WARPS * WARP, 6 * TILE * HS * sizeof(act_t), dqkv, dout, qkv, lse, along, T, C, NH, hs, whole, scale);
+}
+#define OF_SIZE(f, ...) (hs <= 16 ? f<16>(__VA_ARGS__) : hs <= 32 ? f<32>(__VA_ARGS__) : hs <= 64 ? f<64>(__VA_ARGS__) : f<128>(__VA_ARGS__))
+#else
+// In float32: a warp for each query, or each key; a lane has every 32nd channel of the head.
+enum { LANE_CHANNELS = 128 / WARP };
+static __device__ __forceinline__ float dot(const float *x, const float *y, int hs) {
+    float sum = 0;
+    for (int c = threadIdx.x % WARP; c < hs; c += WARP) sum += x[c] * y[c];
+    return warp_sum(sum);
+}
+static __global__ void attention_forward_kernel(act_t *out, float *lse, const act_t *qkv, int T, int C, int NH, int hs, float scale) {
+    int t = (int)(blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP), lane = threadIdx.x % WARP, b = (int)blockIdx.y / NH, h = (int)blockIdx.y % NH;
+    const act_t *q = qkv + ((size_t)b * T + t) * 3*C + h*hs, *k = qkv + (size_t)b * T * 3*C + C + h*hs;
+    float o[LANE_CHANNELS] = {}, highest = -1e30f, sum = 0;
+    if (t >= T) return;  // the whole warp
+    for (int j = 0; j <= t; j++, k += 3*C) {
+        float s = dot(q, k, hs) * scale, higher = fmaxf(highest, s), shrink = expf(highest - higher), p = expf(s - higher);
+        sum = sum * shrink + p;
+        for (int i = 0; i < LANE_CHANNELS; i++) o[i] = o[i] * shrink + (lane + i*WARP < hs ? p * k[C + lane + i*WARP] : 0);
+        highest = higher;
+    }
+    for (int i = 0; i < LANE_CHANNELS; i++)
+        if (lane + i*WARP < hs) out[((size_t)b * T + t) * C + h*hs + lane + i*WARP] = o[i] / sum;
+    if (lane == 0) lse[(size_t)blockIdx.y * T + t] = highest + logf(sum);
+}
+// gradients of query t (KEYS 0), or of key and value t (KEYS 1)
+template <int KEYS> static __global__ void attention_backward_kernel(act_t *dqkv, const act_t *dout, const act_t *qkv, const float *lse, const float *along,
+                                                                     int T, int C, int NH, int hs, float scale) {
+    int t = (int)(blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP), lane = threadIdx.x % WARP, b = (int)blockIdx.y / NH, h = (int)blockIdx.y % NH;
+    const act_t *q = qkv + (size_t)b * T * 3*C + h*hs, *d = dout + (size_t)b * T * C + h*hs;
+    const float *row_lse = lse + (size_t)blockIdx.y * T, *row_along = along + (size_t)blockIdx.y * T;
+    float dx[LANE_CHANNELS] = {}, dv[LANE_CHANNELS] = {};
+    if (t >= T) return;  // the whole warp
+    for (int j = KEYS ? t : 0; j < (KEYS ? T : t + 1); j++) {
+        int query = KEYS ? j : t, key = KEYS ? t : j;
+        const act_t *x = q + (size_t)query * 3*C, *y = q + (size_t)key * 3*C + C, *dy = d + (size_t)query * C;
+        float p = expf(dot(x, y, hs) * scale - row_lse[query]), ds = p * (dot(dy, y + C, hs) - row_along[query]) * scale;
+        for (int i = 0, c = lane; i < LANE_CHANNELS && c < hs; i++, c += WARP) {
+            dx[i] += ds * (KEYS ? x[c] : y[c]);
+            dv[i] += p * dy[c];
+        }
+    }
+    act_t *to = dqkv + ((size_t)b * T + t) * 3*C + h*hs;
+    for (int i = 0, c = lane; i < LANE_CHANNELS && c < hs; i++, c += WARP) {
+        to[KEYS * C + c] = dx[i];
+        if (KEYS) to[2*C + c] = dv[i];
+    }
+}
+static void attention_forward_of(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH) {
+    dim3 grid(blocks_for((size_t)T, THREADS / WARP), (unsigned)(B * NH));
+    LAUNCH(attention_forward_kernel, grid, THREADS, 0, out, lse, qkv, T, C, NH, C / NH, (float)(1 / sqrt((double)(C / NH))));
+}
+static void attention_backward_of(act_t *dqkv, const act_t *dout, const act_t *qkv, const real_t *lse, const float *along, int B, int T, int C, int NH) {
+    dim3 grid(blocks_for((size_t)T, THREADS / WARP), (unsigned)(B * NH));
+    float scale = (float)(1 / sqrt((double)(C / NH)));
+    LAUNCH(attention_backward_kernel<1>, grid, THREADS, 0, dqkv, dout, qkv, lse, along, T, C, NH, C / NH, scale);
+    LAUNCH(attention_backward_kernel<0>, grid, THREADS, 0, dqkv, dout, qkv, lse, along, T, C, NH, C / NH, scale);
+}
+#define OF_SIZE(f, ...) f(__VA_ARGS__)
+#endif
+
+void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH) {
+    profile("attention_forward", 2.0 * B * T * T * C, 4.0 * B * T * C * sizeof(act_t));
+    int hs = C / NH;
+    if (hs > 128) die(STATUS_USAGE, "heads of %d channels: at most 128 are meant on a GPU", hs);
+    if ((int64_t)B * NH > 65535) die(STATUS_USAGE, "%d sequences of %d heads at a time: a smaller --chunk is meant", B, NH);
+    OF_SIZE(attention_forward_of, out, lse, qkv, B, T, C, NH);
+}
+void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse, int B, int T, int C, int NH) {
+    profile("attention_backward", 5.0 * B * T * T * C, 8.0 * B * T * C * sizeof(act_t));
+    int hs = C / NH;
+    dim3 rows(blocks_for((size_t)T, THREADS / WARP), (unsigned)(B * NH));
+    LAUNCH(along_kernel, rows, THREADS, 0, partial_sums, out, dout, T, C, NH, hs);
+    OF_SIZE(attention_backward_of, dqkv, dout, qkv, lse, partial_sums, B, T, C, NH);
+}
+
+// a block a head: the scores of a query in shared memory, then their exponentials
+static __global__ void attention_query_kernel(act_t *out, const act_t *qkv, int t, int C, int hs, float scale) {
+    SHARED(float, room);  // 2 * 32 floats for sums, then the scores
+    float *score = room + 2 * WARP, top = -1e30f, sum = 0;
+    int h = (int)blockIdx.x, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    const act_t *q = qkv + (size_t)t * 3*C + h*hs;
+    for (int j = warp; j <= t; j += warps) {
+        const act_t *k = qkv + (size_t)j * 3*C + C + h*hs;
+        float x = 0;
+        for (int c = lane; c < hs; c += WARP) x += to_float(q[c]) * to_float(k[c]);
+        x = warp_sum(x) * scale;
+        if (lane == 0) score[j] = x;
+    }
+    __syncthreads();
+    for (int j = (int)threadIdx.x; j <= t; j += (int)blockDim.x) top = fmaxf(top, score[j]);
+    top = warp_max(top);
+    if (lane == 0) room[warp] = top;
+    __syncthreads();
+    top = warp_max(lane < warps ? room[lane] : -1e30f);
+    for (int j = (int)threadIdx.x; j <= t; j += (int)blockDim.x) sum += score[j] = exp2f((score[j] - top) * 1.44269504f);
+    sum = block_sum(sum, 0, room).x;
+    for (int c = (int)threadIdx.x; c < hs; c += (int)blockDim.x) {
+        float x = 0;
+        for (int j = 0; j <= t; j++) x += score[j] * to_float(qkv[(size_t)j * 3*C + 2*C + h*hs + c]);
+        set(out + h*hs + c, x / sum);
+    }
+}
+void attention_query(act_t *out, const act_t *qkv, int t, int C, int NH) {
+    profile("attention_query", 4.0 * t * C, 2.0 * t * C * sizeof(act_t));
+    LAUNCH(attention_query_kernel, (unsigned)NH, THREADS, (2 * WARP + (size_t)t + 1) * sizeof(float), out, qkv, t, C, C / NH, (float)(1 / sqrt((double)(C / NH))));
+}
+
+// ---- adjoint, head, optimizer
+
+template <int N> static __global__ void scale_kernel(act_t *out, const float *x, float scale, size_t count) {
+    size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N;
+    if (i >= count) return;
+    Few<float, N> from = load<N>(x + i);
+    Few<act_t, N> to;
+    for (int j = 0; j < N; j++) set(to.e + j, scale * from.e[j]);
+    store<N>(out + i, to);
+}
+void scale_cast(act_t *out, const real_t *x, double scale, size_t count) {
+    profile("scale_cast", 0, (double)count * (sizeof(act_t) + sizeof(real_t)));
+    if (count % 4 == 0 && aligned(out) && aligned(x)) LAUNCH(scale_kernel<4>, blocks_for(count, 4 * THREADS), THREADS, 0, out, x, (float)scale, count);
+    else LAUNCH(scale_kernel<1>, blocks_for(count, THREADS), THREADS, 0, out, x, (float)scale, count);
+}
+
+template <int N> static __global__ void adjoint_kernel(float *A, float *B, float alpha, float beta, size_t count) {
+    size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N;
+    if (i >= count) return;
+    Few<float, N> a = load<N>(A + i), b = load<N>(B + i);
+    for (int j = 0; j < N; j++) a.e[j] += beta * b.e[j], b.e[j] *= alpha;
+    store<N>(A + i, a);
+    store<N>(B + i, b);
+}
+void adjoint_update(real_t *A, real_t *B, int alpha, int beta, size_t count) {
+    float a = (float)(alpha / 16.0), b = (float)(beta / 16.0);
+    if (alpha == 16 && beta == 0) return;
+    profile("adjoint_update", 0, (double)count * 4 * sizeof(real_t));
+    if (count % 4 == 0 && aligned(A) && aligned(B)) LAUNCH(adjoint_kernel<4>, blocks_for(count, 4 * THREADS), THREADS, 0, A, B, a, b, count);
+    else LAUNCH(adjoint_kernel<1>, blocks_for(count, THREADS), THREADS, 0, A, B, a, b, count);
+}
+
+// A block a token: the highest logit and the sum of exponentials in one pass, the gradient in a second
+template <int N> static __global__ void classifier_kernel(float *losses, act_t *logits, const int *targets, int V, int Vp, float scale) {
+    SHARED(float, room);
+    act_t *x = logits + blockIdx.x * (size_t)Vp;
+    const int target = targets[blockIdx.x], lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    float top = -1e30f, sum = 0;
+    for (int v = (int)threadIdx.x * N; v < V; v += (int)blockDim.x * N) {
+        Few<act_t, N> y = load<N>(x + v);
+        float higher = top;
+        for (int j = 0; j < N; j++) higher = v + j < V ? fmaxf(higher, to_float(y.e[j])) : higher;
+        sum *= __expf(top - higher);
+        for (int j = 0; j < N; j++) sum += v + j < V ? __expf(to_float(y.e[j]) - higher) : 0;
+        top = higher;
+    }
+    float highest = warp_max(top);
+    if (lane == 0) room[warp] = highest;
+    __syncthreads();
+    highest = warp_max(lane < (int)blockDim.x / WARP ? room[lane] : -1e30f);
+    float of_target = to_float(x[target]);
+    sum = block_sum(sum * __expf(top - highest), 0, room).x;  // now every thread has read the target's logit
+    if (threadIdx.x == 0) losses[blockIdx.x] = highest + logf(sum) - of_target;
+    if (scale == 0) return;
+    float factor = scale / sum;
+    for (int v = (int)threadIdx.x * N; v < Vp; v += (int)blockDim.x * N) {
+        Few<act_t, N> y = load<N>(x + v);
+        for (int j = 0; j < N; j++) set(y.e + j, v + j < V ? __expf(to_float(y.e[j]) - highest) * factor - (v + j == target ? scale : 0) : 0);
+        store<N>(x + v, y);
+    }
+}
+void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V, int Vp, double scale) {
+    profile("classifier", 0, 2.0 * n * V * sizeof(act_t));
+    enum { N = 16 / sizeof(act_t) };
+    unsigned threads = (unsigned)smaller_of(1024, (V + N*WARP - 1) / (N*WARP) * WARP);
+    if (Vp % N == 0 && aligned(logits)) LAUNCH(classifier_kernel<N>, (unsigned)n, threads, 2 * WARP * sizeof(float), losses, logits, targets, V, Vp, (float)scale);
+    else LAUNCH(classifier_kernel<1>, (unsigned)n, 1024, 2 * WARP * sizeof(float), losses, logits, targets, V, Vp, (float)scale);
+}
+
+static __global__ void norm_kernel(float *partial, const float *x, size_t count) {
+    SHARED(float, room);
+    float sum = 0;
+    for (size_t i = slice_begin(count, blockIdx.x) + threadIdx.x; i < slice_begin(count, blockIdx.x + 1); i += blockDim.x) sum += x[i] * x[i];
+    sum = block_sum(sum, 0, room).x;
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+double norm_squared(const real_t *x, size_t count) {
+    profile("norm_squared", 0, (double)count * sizeof(real_t));
+    float partial[SLICES];
+    double total = 0;
+    int slices = slices_of(count, 1 << 14);
+    LAUNCH(norm_kernel, (unsigned)slices, THREADS, 2 * WARP * sizeof(float), partial_sums, x, count);
+    to_host(partial, partial_sums, sizeof(float) * (size_t)slices);
+    for (int p = 0; p < slices; p++) total += partial[p];
+    return total;
+}
+
+static __global__ void adamw_kernel(float *p, const float *g, float *m, float *v, size_t count, float b1, float b2, float keep, float step, float unbias, float clip) {
+    size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
+    if (i >= count) return;
+    float grad = clip * g[i], m1 = b1 * m[i] + (1 - b1) * grad, v1 = b2 * v[i] + (1 - b2) * grad * grad;
+    m[i] = m1, v[i] = v1;
+    p[i] = keep * p[i] - step * m1 / (sqrtf(v1) * unbias + 1e-8f);
+}
+void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, double rate, double beta1, double beta2, double decay, double scale, int t) {
+    profile("adamw", 0, (double)count * (2 * sizeof(param_t) + 5 * sizeof(real_t)));
+    LAUNCH(adamw_kernel, blocks_for(count, THREADS), THREADS, 0, p, g, m, v, count, (float)beta1, (float)beta2, (float)(1 - rate * decay),
+           (float)(rate / (1 - pow(beta1, t))), (float)(1 / sqrt(1 - pow(beta2, t))), (float)scale);
+}
+
+// ---- the device's limits
+
+static __global__ void spread_kernel(act_t *x, size_t count) {  // numbers without order, for multiplying zeros takes less power
+    size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
+    if (i < count) set(x + i, (float)((uint32_t)i * 2654435761u >> 16) / 32768.0f - 1);
+}
+// The library's largest square product of a few: the best of some
+double device_flops(void) {
+    double best = 0;
+    void *x[3], *room = scratch;
+    int n = 32 * device.multiProcessorCount;
+    size_t bytes = (size_t)n * (size_t)n * sizeof(act_t);
+    if (cudaMalloc(&x[0], 3 * bytes + LIBRARY_BYTES) != cudaSuccess) return (void)cudaGetLastError(), NAN;
+    for (int i = 1; i < 3; i++) x[i] = (char *)x[0] + (size_t)i * bytes;
+    scratch = (char *)x[0] + 3 * bytes;
+    LAUNCH(spread_kernel, blocks_for(2 * bytes / sizeof(act_t), THREADS), THREADS, 0, (act_t *)x[0], 2 * bytes / sizeof(act_t));
+    for (int attempt = 0; attempt < 8; attempt++) {
+        Product s = {n, n, n, 1, 0, 0, CUBLASLT_EPILOGUE_DEFAULT};
+        device_finish();
+        double start = seconds();
+        gemm(s, x[2], (act_t *)x[0], (act_t *)x[1], NULL, NULL);
+        device_finish();
+        best = fmax(best, 2.0 * n * n * n / (seconds() - start));
+    }
+    scratch = (char *)room;
+    CUDA(cudaFree(x[0]));
+    return best;
+}
+static __global__ void increase_kernel(float *x, size_t count) {
+    size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
+    if (i < count) x[i] += 1;
+}
+double device_bandwidth(real_t *x, size_t count) {
+    double best = 0;
+    for (int attempt = 0; attempt < 4; attempt++) {
+        device_finish();
+        double start = seconds();
+        LAUNCH(increase_kernel, blocks_for(count, THREADS), THREADS, 0, x, count);
+        device_finish();
+        best = fmax(best, 2.0 * (double)count * sizeof(real_t) / (seconds() - start));
+    }
+    return best;
+}
