@@ -75,7 +75,11 @@ static void device_begin(void) {  // before anything else here
     CUDA(cudaMemGetInfo(&free_at_start, &total));
 }
 void device_finish(void) { CUDA(cudaDeviceSynchronize()); }
-size_t device_memory_bytes(void) { return device_begin(), free_at_start; }
+size_t device_memory_bytes(void) {  // but for what the driver takes later, for kernels and libraries
+    const size_t reserve = (size_t)512 << 20;
+    device_begin();
+    return free_at_start > reserve ? free_at_start - reserve : 0;
+}
 size_t device_peak_bytes(void) { return most_used; }
 void *device_alloc(size_t bytes) {
     void *p = NULL;
@@ -134,7 +138,7 @@ static __device__ float2 block_sum(float x, float y, float *room) {
 }
 
 // out (columns) += the sum over rows of partial (rows, stride): a block for 32 columns, a warp for every 32nd row
-static __global__ void add_rows(float *out, const float *partial, int rows, int stride, int columns) {
+static __global__ void __launch_bounds__(WARP * WARP) add_rows(float *out, const float *partial, int rows, int stride, int columns) {
     SHARED(float, room);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, c = (int)blockIdx.x * WARP + lane;
     float sum = 0;
@@ -174,7 +178,7 @@ static __device__ __forceinline__ void report(int bad, int *to) {
 int stream_take_fault(void) {
     int bad;
     to_host(&bad, fault, sizeof bad);
-    if (bad) device_zero(fault, sizeof bad);
+    if (bad) CUDA(cudaMemset(fault, 0, sizeof bad));
     return bad;
 }
 
@@ -249,10 +253,10 @@ static __global__ void compare_kernel(float *partial, const stream_t *prev, cons
             size_t at = i * (size_t)C + (size_t)c;
             int bad = 0;
             stream_t x = embed_element(wte[(size_t)tokens[i] * (size_t)C + (size_t)c] + wpe[i % (size_t)T * (size_t)C + (size_t)c], per_unit, &bad);
-            double v = per_unit != 0 ? x.fixed : x.real, unit = per_unit != 0 ? 1 / (double)per_unit : 1;
-            double d1 = ((per_unit != 0 ? prev[at].fixed : prev[at].real) - v) * unit, d2 = ((per_unit != 0 ? cur[at].fixed : cur[at].real) - v) * unit;
+            double v = per_unit != 0 ? x.fixed : x.real;
+            double d1 = (per_unit != 0 ? prev[at].fixed : prev[at].real) - v, d2 = (per_unit != 0 ? cur[at].fixed : cur[at].real) - v;
             difference += (float)(d1 * d1 + d2 * d2 + (r ? r[at] : 0));
-            norm += (float)(2 * v * v * unit * unit);
+            norm += (float)(2 * v * v);
         }
     float2 sum = block_sum(difference, norm, room);
     if (threadIdx.x == 0) partial[2 * blockIdx.x] = sum.x, partial[2 * blockIdx.x + 1] = sum.y;
@@ -329,14 +333,18 @@ static const act_t *copy_of(const param_t *w) {
     return !w ? NULL : weight_copy_bytes ? weight_copy + (w - weights) : (const act_t *)(const void *)w;
 }
 static __global__ void copy_kernel(act_t *copy, const param_t *p, size_t count) {
-    size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
-    if (i < count) set(copy + i, p[i]);
+    size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * 4;
+    Few<act_t, 4> x;
+    for (int j = 0; j < 4; j++) set(x.e + j, i + j < count ? p[i + j] : 0);
+    if (i + 4 <= count) store<4>(copy + i, x);
+    else
+        for (int j = 0; i + j < count; j++) copy[i + j] = x.e[j];
 }
 void layers_weights(const param_t *params, void *copy, size_t count) {
     profile("layers_weights", 0, (double)count * (sizeof(param_t) + sizeof(act_t)));
     weights = params;
     weight_copy = (act_t *)copy;
-    if (weight_copy_bytes) LAUNCH(copy_kernel, blocks_for(count, THREADS), THREADS, 0, weight_copy, weights, count);
+    if (weight_copy_bytes) LAUNCH(copy_kernel, blocks_for(count, 4 * THREADS), THREADS, 0, weight_copy, weights, count);
 }
 
 static __device__ __forceinline__ float gelu(float x) {  // 0.5 x (1 + tanh u) = x / (1 + exp(-2u))
@@ -382,7 +390,7 @@ static void choose(Known *p, Product s, const act_t *bias, const void *aux) {
     const cudaDataType_t type = sizeof(act_t) == 2 ? CUDA_R_16BF : CUDA_R_32F;
     cublasOperation_t ta = s.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, tb = s.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
     cublasLtMatmulPreference_t preference;
-    cublasLtMatmulHeuristicResult_t found;
+    cublasLtMatmulHeuristicResult_t found = {};
     int64_t ld = s.m;
     size_t room = LIBRARY_BYTES;
     uint32_t unit = 16, schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;  // sums of split k through the workspace, in one order
@@ -405,18 +413,13 @@ static void choose(Known *p, Product s, const act_t *bias, const void *aux) {
     CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &unit, sizeof unit));
     CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &unit, sizeof unit));
     cublasStatus_t e = cublasLtMatmulAlgoGetHeuristic(library, p->op, p->a, p->b, p->d, p->d, preference, 1, &found, &p->ways);
-    if (e == CUBLAS_STATUS_NOT_SUPPORTED) p->ways = 0;
-    else CUBLAS(e);
+    if (e != CUBLAS_STATUS_NOT_SUPPORTED) CUBLAS(e);
+    else p->ways = 0;
+    if (!p->ways)
+        fprintf(stderr, "train_rev_gpt2: cuBLASLt has no way to multiply (%d, %d) by (%d, %d) with epilogue %d: slow loops do it\n", s.m, s.k, s.k, s.n, (int)s.epilogue);
     p->algo = found.algo;
     CUBLAS(cublasLtMatmulPreferenceDestroy(preference));
 }
-static void forget(Known *p) {
-    CUBLAS(cublasLtMatmulDescDestroy(p->op));
-    CUBLAS(cublasLtMatrixLayoutDestroy(p->a));
-    CUBLAS(cublasLtMatrixLayoutDestroy(p->b));
-    CUBLAS(cublasLtMatrixLayoutDestroy(p->d));
-}
-
 static void gemm(Product s, void *d, const act_t *a, const act_t *b, const act_t *bias, const void *aux) {
     enum { MOST = 256, UNIT = 16 / sizeof(act_t) };
     static Known known[MOST];
@@ -425,11 +428,9 @@ static void gemm(Product s, void *d, const act_t *a, const act_t *b, const act_t
     if (s.m % UNIT == 0 && (!s.transpose_a || s.k % UNIT == 0) && (s.transpose_b ? s.n : s.k) % UNIT == 0 && aligned(a) && aligned(b) && aligned(d) &&
         aligned(bias) && aligned(aux)) {
         for (p = known; p < known + count && memcmp(&p->product, &s, sizeof s) != 0;) p++;
-        if (p == known + MOST)
-            while (count > 0) forget(p = &known[--count]);
-        if (p == known + count) choose(p, s, bias, aux), count++;
+        if (p == known + count && count < MOST) choose(p, s, bias, aux), count++;
     }
-    if (!p || !p->ways) {
+    if (!p || p == known + MOST || !p->ways) {
         LAUNCH(product_kernel, blocks_for((size_t)s.m * (size_t)s.n, THREADS), THREADS, 0, s, d, a, b, bias, (act_t *)aux);
         return;
     }
@@ -454,6 +455,7 @@ static __global__ void column_sums(float *partial, const act_t *x, int n, int co
     size_t c = blockIdx.y * (size_t)blockDim.x + threadIdx.x, slice = blockIdx.x;
     float sum = 0;
     if (c >= (size_t)columns) return;
+#pragma unroll 8
     for (size_t i = slice_begin((size_t)n, slice); i < slice_begin((size_t)n, slice + 1); i++) sum += to_float(x[i * (size_t)columns + c]);
     partial[slice * (size_t)columns + c] = sum;
 }
@@ -492,8 +494,8 @@ template <int COLUMNS> static __device__ __forceinline__ float2 layernorm_token(
     float2 statistics = {mean, 1 / sqrtf(warp_sum(squares) / (float)C + 1e-5f)};
     return statistics;
 }
-template <int COLUMNS> static __global__ void layernorm_kernel(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, const param_t *bias,
-                                                               int n, int C, float unit) {
+template <int COLUMNS> static __global__ void __launch_bounds__(THREADS)
+layernorm_kernel(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, const param_t *bias, int n, int C, float unit) {
     const size_t i = blockIdx.x * (size_t)(blockDim.x / WARP) + threadIdx.x / WARP, at = i * (size_t)C;
     float x[COLUMNS];
     if (i >= (size_t)n) return;  // the whole warp
@@ -509,6 +511,7 @@ template <int COLUMNS> static __global__ void __launch_bounds__(THREADS)
 layernorm_backward_kernel(float *ds, act_t *dadd, float *partial, const act_t *dout, const stream_t *s, const act_t *add, const param_t *weight,
                           int n, int C, float unit) {
     SHARED(float, room);  // (2C)
+    enum { TOGETHER = 4 };
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     float x[COLUMNS], dw[COLUMNS], db[COLUMNS];
 #pragma unroll
@@ -529,12 +532,24 @@ layernorm_backward_kernel(float *ds, act_t *dadd, float *partial, const act_t *d
         }
         sum = warp_sum(sum) / (float)C, sum_x = warp_sum(sum_x) / (float)C;
 #pragma unroll
-        for (int j = 0; j < COLUMNS; j++) {
-            int c = lane + j*WARP;
-            if (c >= C) continue;
-            float dx = (to_float(dout[at + (size_t)c]) * weight[c] - sum - x[j] * sum_x) * y.y;
-            ds[at + (size_t)c] += dx;
-            if (dadd) set(dadd + at + c, to_float(dadd[at + (size_t)c]) + dx);
+        for (int j0 = 0; j0 < COLUMNS; j0 += TOGETHER) {  // reads first: none could be made before a write that may be to the same place
+            float dx[TOGETHER], other[TOGETHER];
+#pragma unroll
+            for (int j = 0; j < TOGETHER; j++) {
+                int c = lane + (j0 + j)*WARP;
+                dx[j] = other[j] = 0;
+                if (c >= C) continue;
+                float part = (to_float(dout[at + (size_t)c]) * weight[c] - sum - x[j0 + j] * sum_x) * y.y;
+                dx[j] = ds[at + (size_t)c] + part;
+                if (dadd) other[j] = to_float(dadd[at + (size_t)c]) + part;
+            }
+#pragma unroll
+            for (int j = 0; j < TOGETHER; j++) {
+                int c = lane + (j0 + j)*WARP;
+                if (c >= C) continue;
+                ds[at + (size_t)c] = dx[j];
+                if (dadd) set(dadd + at + c, other[j]);
+            }
         }
     }
     for (int w = 0; w < warps; w++) {  // one warp after the other
@@ -561,7 +576,8 @@ template <int COLUMNS> static void layernorm_backward_of(real_t *ds, act_t *dadd
     sum_of_rows(dweight, partial_sums, slices, 2*C, C);
     sum_of_rows(dbias, partial_sums + C, slices, 2*C, C);
 }
-#define OF_WIDTH(f, ...) (C <= 8*WARP ? f<8>(__VA_ARGS__) : C <= 24*WARP ? f<24>(__VA_ARGS__) : C <= 64*WARP ? f<64>(__VA_ARGS__) : f<128>(__VA_ARGS__))
+#define OF_WIDTH(f, ...) (C <= 8*WARP ? f<8>(__VA_ARGS__) : C <= 24*WARP ? f<24>(__VA_ARGS__) : C <= 40*WARP ? f<40>(__VA_ARGS__) : \
+                          C <= 52*WARP ? f<52>(__VA_ARGS__) : f<128>(__VA_ARGS__))
 void layernorm_forward(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, const param_t *bias, int n, int C, int grid) {
     profile("layernorm_forward", 0, (double)n * C * (sizeof(stream_t) + (add ? 2 : 1) * sizeof(act_t)));
     if (C > 128*WARP) die(STATUS_USAGE, "%d channels: at most %d are meant on a GPU", C, 128*WARP);
@@ -577,20 +593,25 @@ void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias,
 
 // along (B, NH, T): sum_c out dout, which is sum_j p_j dp_j of a query
 static __global__ void along_kernel(float *along, const act_t *out, const act_t *dout, int T, int C, int NH, int hs) {
-    int row = (int)(blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP), lane = threadIdx.x % WARP, h = (int)blockIdx.y % NH, b = (int)blockIdx.y / NH;
+    int row = (int)(blockIdx.y * (blockDim.x / WARP) + threadIdx.x / WARP), lane = threadIdx.x % WARP, h = (int)blockIdx.x % NH, b = (int)blockIdx.x / NH;
     size_t at = ((size_t)b * (size_t)T + (size_t)row) * (size_t)C + (size_t)(h*hs);
     float sum = 0;
     for (int c = lane; c < hs && row < T; c += WARP) sum += to_float(out[at + (size_t)c]) * to_float(dout[at + (size_t)c]);
     sum = warp_sum(sum);
-    if (lane == 0 && row < T) along[(size_t)blockIdx.y * (size_t)T + (size_t)row] = sum;
+    if (lane == 0 && row < T) along[(size_t)blockIdx.x * (size_t)T + (size_t)row] = sum;
 }
 
 #ifndef PRECISION_FP32
 #ifndef EMULATE
 // d (16, 8) += a (16, 16) b (16, 8); which lane holds what is said at the fragments below
 static __device__ __forceinline__ void mma_bf16(float d[4], const uint32_t a[4], const uint32_t b[2]) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+static __device__ __forceinline__ float exp2_fast(float x) {  // without the digits of numbers below 2^-126
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 // four 8 x 8 matrices; lane i says where row i % 8 of matrix i / 8 lies
 static __device__ __forceinline__ void ldmatrix(uint32_t r[4], const void *row) {
@@ -680,21 +701,25 @@ template <int HS> static __device__ __forceinline__ void add_product(float sum[H
     }
 }
 // rows (16, hs) of out, `stride` apart, of which `rows` exist, from sum times scale[row half]
-template <int HS> static __device__ __forceinline__ void store_rows(act_t *out, int64_t stride, int rows, int hs, float sum[HS / 8][4], const float scale[2]) {
+template <int HS> static __device__ __forceinline__ void store_rows(act_t *out, int64_t stride, int rows, int hs, int whole, float sum[HS / 8][4], const float scale[2]) {
     int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
 #pragma unroll
     for (int n = 0; n < HS / 8; n++)
-        for (int i = 0; i < 4; i++) {
-            int row = g + i / 2 * 8, c = 8*n + 2*t + i % 2;
-            if (row < rows && c < hs) set(out + row * stride + c, sum[n][i] * scale[i / 2]);
+        for (int i = 0; i < 2; i++) {
+            int row = g + 8*i, c = 8*n + 2*t;
+            act_t *to = out + row * stride + c;
+            uint32_t both = two(sum[n][2*i] * scale[i], sum[n][2*i + 1] * scale[i]);
+            if (row >= rows) continue;
+            if (whole) *(uint32_t *)(void *)to = both;
+            else memcpy(to, &both, (size_t)(c + 1 < hs ? 4 : c < hs ? 2 : 0));
         }
 }
 
 template <int HS> static __global__ void __launch_bounds__(WARPS * WARP)
 attention_forward_kernel(act_t *out, float *lse, const act_t *qkv, int T, int C, int NH, int hs, int whole, float scale) {
     SHARED(act_t, tiles);  // q, then k and v twice
-    const int tile = TILE * HS, first = (int)(gridDim.x - 1 - blockIdx.x) * TILE;  // the longest rows begin first
-    int b = (int)blockIdx.y / NH, h = (int)blockIdx.y % NH, warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+    const int tile = TILE * HS, first = (int)(gridDim.y - 1 - blockIdx.y) * TILE;  // the longest rows begin first
+    int b = (int)blockIdx.x / NH, h = (int)blockIdx.x % NH, warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
     const act_t *q = qkv + (size_t)b * T * 3*C + h*hs, *k = q + C, *v = k + C;
     int64_t stride = 3*C;
     uint32_t x[HS / 16][4];
@@ -729,12 +754,12 @@ attention_forward_kernel(act_t *out, float *lse, const act_t *qkv, int T, int C,
             higher[i] = fmaxf(higher[i], __shfl_xor_sync(0xFFFFFFFF, higher[i], 1));
             higher[i] = fmaxf(higher[i], __shfl_xor_sync(0xFFFFFFFF, higher[i], 2));
         }
-        float shrink[2] = {exp2f(highest[0] - higher[0]), exp2f(highest[1] - higher[1])};
+        float shrink[2] = {exp2_fast(highest[0] - higher[0]), exp2_fast(highest[1] - higher[1])};
         sum[0] *= shrink[0], sum[1] *= shrink[1];
 #pragma unroll
         for (int n = 0; n < TILE / 8; n++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) sum[i / 2] += s[n][i] = exp2f(s[n][i] - higher[i / 2]);
+            for (int i = 0; i < 4; i++) sum[i / 2] += s[n][i] = exp2_fast(s[n][i] - higher[i / 2]);
 #pragma unroll
         for (int n = 0; n < HS / 8; n++)
 #pragma unroll
@@ -750,9 +775,9 @@ attention_forward_kernel(act_t *out, float *lse, const act_t *qkv, int T, int C,
         sum[i] += __shfl_xor_sync(0xFFFFFFFF, sum[i], 1);
         sum[i] += __shfl_xor_sync(0xFFFFFFFF, sum[i], 2);
         inverse[i] = 1 / sum[i];
-        if (t == 0 && g + 8*i < rows) lse[(size_t)blockIdx.y * T + first + 16*warp + g + 8*i] = (highest[i] + log2f(sum[i])) * 0.69314718f;
+        if (t == 0 && g + 8*i < rows) lse[(size_t)blockIdx.x * T + first + 16*warp + g + 8*i] = (highest[i] + log2f(sum[i])) * 0.69314718f;
     }
-    store_rows<HS>(out + ((size_t)b * T + first + 16*warp) * C + h*hs, C, rows, hs, o, inverse);
+    store_rows<HS>(out + ((size_t)b * T + first + 16*warp) * C + h*hs, C, rows, hs, whole, o, inverse);
 }
 
 // Gradients of the block's TILE queries (KEYS 0), or of its TILE keys and values (KEYS 1): two passes, so that no two blocks meet in a sum. Both
@@ -762,10 +787,10 @@ template <int HS, int KEYS> static __global__ void __launch_bounds__(WARPS * WAR
 attention_backward_kernel(act_t *dqkv, const act_t *dout, const act_t *qkv, const float *lse, const float *along, int T, int C, int NH, int hs, int whole,
                           float scale) {
     SHARED(act_t, tiles);  // x1, x2, then y1 and y2 twice
-    const int tile = TILE * HS, blocks = (int)gridDim.x, own = (int)(KEYS ? blockIdx.x : blocks - 1 - blockIdx.x) * TILE, last = (blocks - 1) * TILE;
-    int b = (int)blockIdx.y / NH, h = (int)blockIdx.y % NH, warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+    const int tile = TILE * HS, blocks = (int)gridDim.y, own = (int)(KEYS ? blockIdx.y : blocks - 1 - blockIdx.y) * TILE, last = (blocks - 1) * TILE;
+    int b = (int)blockIdx.x / NH, h = (int)blockIdx.x % NH, warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
     const act_t *q = qkv + (size_t)b * T * 3*C + h*hs, *k = q + C, *v = k + C, *d = dout + (size_t)b * T * C + h*hs;
-    const float *row_lse = lse + (size_t)blockIdx.y * T, *row_along = along + (size_t)blockIdx.y * T;
+    const float *row_lse = lse + (size_t)blockIdx.x * T, *row_along = along + (size_t)blockIdx.x * T;
     const act_t *x1 = KEYS ? k : q, *x2 = KEYS ? v : d, *y1 = KEYS ? q : k, *y2 = KEYS ? d : v;
     int64_t sx2 = KEYS ? 3*C : C, sy2 = KEYS ? C : 3*C, s1 = 3*C;
     uint32_t f1[HS / 16][4], f2[HS / 16][4];
@@ -795,9 +820,10 @@ attention_backward_kernel(act_t *dqkv, const act_t *dout, const act_t *qkv, cons
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 int mine = own + 16*warp + g + i / 2 * 8, other = at + 8*n + 2*t + i % 2, query = KEYS ? other : mine, key = KEYS ? mine : other;
-                int seen = key <= query && query < T;
-                p[n][i] = seen ? exp2f(p[n][i] * bits - row_lse[seen ? query : 0] * 1.44269504f) : 0;
-                ds[n][i] = seen ? p[n][i] * (ds[n][i] - row_along[query]) : 0;
+                int seen = key <= query && query < T, row = query < T ? query : T - 1;  // read whether seen or not: then neighbours can share it
+                float l = row_lse[row] * 1.44269504f, a = row_along[row];
+                p[n][i] = seen ? exp2_fast(p[n][i] * bits - l) : 0;
+                ds[n][i] = seen ? p[n][i] * (ds[n][i] - a) : 0;
             }
         add_product<HS>(dx1, ds, now);
         if (KEYS) add_product<HS>(dx2, p, now + tile);
@@ -806,19 +832,19 @@ attention_backward_kernel(act_t *dqkv, const act_t *dout, const act_t *qkv, cons
     copy_async_wait<0>();
     const float scales[2] = {scale, scale}, ones[2] = {1, 1};
     act_t *to = dqkv + ((size_t)b * T + (size_t)(own + 16*warp)) * 3*C + h*hs;
-    store_rows<HS>(to + KEYS * C, 3*C, T - own - 16*warp, hs, dx1, scales);
-    if (KEYS) store_rows<HS>(to + 2*C, 3*C, T - own - 16*warp, hs, dx2, ones);
+    store_rows<HS>(to + KEYS * C, 3*C, T - own - 16*warp, hs, whole, dx1, scales);
+    if (KEYS) store_rows<HS>(to + 2*C, 3*C, T - own - 16*warp, hs, whole, dx2, ones);
 }
 
 template <int HS> static void attention_forward_of(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH) {
-    int hs = C / NH, whole = hs == HS && aligned(qkv);
-    dim3 grid(blocks_for((size_t)T, TILE), (unsigned)(B * NH));
+    int hs = C / NH, whole = hs == HS && aligned(qkv) && aligned(out);
+    dim3 grid((unsigned)(B * NH), blocks_for((size_t)T, TILE));
     LAUNCH(attention_forward_kernel<HS>, grid, WARPS * WARP, 5 * TILE * HS * sizeof(act_t), out, lse, qkv, T, C, NH, hs, whole,
            (float)(1.44269504 / sqrt((double)hs)));
 }
 template <int HS> static void attention_backward_of(act_t *dqkv, const act_t *dout, const act_t *qkv, const real_t *lse, const float *along, int B, int T, int C, int NH) {
-    int hs = C / NH, whole = hs == HS && aligned(qkv) && aligned(dout);
-    dim3 grid(blocks_for((size_t)T, TILE), (unsigned)(B * NH));
+    int hs = C / NH, whole = hs == HS && aligned(qkv) && aligned(dout) && aligned(dqkv);
+    dim3 grid((unsigned)(B * NH), blocks_for((size_t)T, TILE));
     float scale = (float)(1 / sqrt((double)hs));
     LAUNCH((attention_backward_kernel<HS, 1>), grid, WARPS * WARP, 6 * TILE * HS * sizeof(act_t), dqkv, dout, qkv, lse, along, T, C, NH, hs, whole, scale);
     LAUNCH((attention_backward_kernel<HS, 0>), grid, WARPS * WARP, 6 * TILE * HS * sizeof(act_t), dqkv, dout, qkv, lse, along, T, C, NH, hs, whole, scale);
@@ -833,7 +859,7 @@ static __device__ __forceinline__ float dot(const float *x, const float *y, int 
     return warp_sum(sum);
 }
 static __global__ void attention_forward_kernel(act_t *out, float *lse, const act_t *qkv, int T, int C, int NH, int hs, float scale) {
-    int t = (int)(blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP), lane = threadIdx.x % WARP, b = (int)blockIdx.y / NH, h = (int)blockIdx.y % NH;
+    int t = (int)(blockIdx.y * (blockDim.x / WARP) + threadIdx.x / WARP), lane = threadIdx.x % WARP, b = (int)blockIdx.x / NH, h = (int)blockIdx.x % NH;
     const act_t *q = qkv + ((size_t)b * T + t) * 3*C + h*hs, *k = qkv + (size_t)b * T * 3*C + C + h*hs;
     float o[LANE_CHANNELS] = {}, highest = -1e30f, sum = 0;
     if (t >= T) return;  // the whole warp
@@ -845,14 +871,14 @@ static __global__ void attention_forward_kernel(act_t *out, float *lse, const ac
     }
     for (int i = 0; i < LANE_CHANNELS; i++)
         if (lane + i*WARP < hs) out[((size_t)b * T + t) * C + h*hs + lane + i*WARP] = o[i] / sum;
-    if (lane == 0) lse[(size_t)blockIdx.y * T + t] = highest + logf(sum);
+    if (lane == 0) lse[(size_t)blockIdx.x * T + t] = highest + logf(sum);
 }
 // gradients of query t (KEYS 0), or of key and value t (KEYS 1)
 template <int KEYS> static __global__ void attention_backward_kernel(act_t *dqkv, const act_t *dout, const act_t *qkv, const float *lse, const float *along,
                                                                      int T, int C, int NH, int hs, float scale) {
-    int t = (int)(blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP), lane = threadIdx.x % WARP, b = (int)blockIdx.y / NH, h = (int)blockIdx.y % NH;
+    int t = (int)(blockIdx.y * (blockDim.x / WARP) + threadIdx.x / WARP), lane = threadIdx.x % WARP, b = (int)blockIdx.x / NH, h = (int)blockIdx.x % NH;
     const act_t *q = qkv + (size_t)b * T * 3*C + h*hs, *d = dout + (size_t)b * T * C + h*hs;
-    const float *row_lse = lse + (size_t)blockIdx.y * T, *row_along = along + (size_t)blockIdx.y * T;
+    const float *row_lse = lse + (size_t)blockIdx.x * T, *row_along = along + (size_t)blockIdx.x * T;
     float dx[LANE_CHANNELS] = {}, dv[LANE_CHANNELS] = {};
     if (t >= T) return;  // the whole warp
     for (int j = KEYS ? t : 0; j < (KEYS ? T : t + 1); j++) {
@@ -871,11 +897,11 @@ template <int KEYS> static __global__ void attention_backward_kernel(act_t *dqkv
     }
 }
 static void attention_forward_of(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH) {
-    dim3 grid(blocks_for((size_t)T, THREADS / WARP), (unsigned)(B * NH));
+    dim3 grid((unsigned)(B * NH), blocks_for((size_t)T, THREADS / WARP));
     LAUNCH(attention_forward_kernel, grid, THREADS, 0, out, lse, qkv, T, C, NH, C / NH, (float)(1 / sqrt((double)(C / NH))));
 }
 static void attention_backward_of(act_t *dqkv, const act_t *dout, const act_t *qkv, const real_t *lse, const float *along, int B, int T, int C, int NH) {
-    dim3 grid(blocks_for((size_t)T, THREADS / WARP), (unsigned)(B * NH));
+    dim3 grid((unsigned)(B * NH), blocks_for((size_t)T, THREADS / WARP));
     float scale = (float)(1 / sqrt((double)(C / NH)));
     LAUNCH(attention_backward_kernel<1>, grid, THREADS, 0, dqkv, dout, qkv, lse, along, T, C, NH, C / NH, scale);
     LAUNCH(attention_backward_kernel<0>, grid, THREADS, 0, dqkv, dout, qkv, lse, along, T, C, NH, C / NH, scale);
@@ -887,13 +913,12 @@ void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, 
     profile("attention_forward", 2.0 * B * T * T * C, 4.0 * B * T * C * sizeof(act_t));
     int hs = C / NH;
     if (hs > 128) die(STATUS_USAGE, "heads of %d channels: at most 128 are meant on a GPU", hs);
-    if ((int64_t)B * NH > 65535) die(STATUS_USAGE, "%d sequences of %d heads at a time: a smaller --chunk is meant", B, NH);
     OF_SIZE(attention_forward_of, out, lse, qkv, B, T, C, NH);
 }
 void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse, int B, int T, int C, int NH) {
     profile("attention_backward", 5.0 * B * T * T * C, 8.0 * B * T * C * sizeof(act_t));
     int hs = C / NH;
-    dim3 rows(blocks_for((size_t)T, THREADS / WARP), (unsigned)(B * NH));
+    dim3 rows((unsigned)(B * NH), blocks_for((size_t)T, THREADS / WARP));
     LAUNCH(along_kernel, rows, THREADS, 0, partial_sums, out, dout, T, C, NH, hs);
     OF_SIZE(attention_backward_of, dqkv, dout, qkv, lse, partial_sums, B, T, C, NH);
 }
@@ -963,7 +988,8 @@ void adjoint_update(real_t *A, real_t *B, int alpha, int beta, size_t count) {
 }
 
 // A block a token: the highest logit and the sum of exponentials in one pass, the gradient in a second
-template <int N> static __global__ void classifier_kernel(float *losses, act_t *logits, const int *targets, int V, int Vp, float scale) {
+template <int N> static __global__ void __launch_bounds__(1024)
+classifier_kernel(float *losses, act_t *logits, const int *targets, int V, int Vp, float scale) {
     SHARED(float, room);
     act_t *x = logits + blockIdx.x * (size_t)Vp;
     const int target = targets[blockIdx.x], lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
@@ -1002,6 +1028,7 @@ void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V,
 static __global__ void norm_kernel(float *partial, const float *x, size_t count) {
     SHARED(float, room);
     float sum = 0;
+#pragma unroll 8
     for (size_t i = slice_begin(count, blockIdx.x) + threadIdx.x; i < slice_begin(count, blockIdx.x + 1); i += blockDim.x) sum += x[i] * x[i];
     sum = block_sum(sum, 0, room).x;
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
@@ -1020,9 +1047,9 @@ double norm_squared(const real_t *x, size_t count) {
 static __global__ void adamw_kernel(float *p, const float *g, float *m, float *v, size_t count, float b1, float b2, float keep, float step, float unbias, float clip) {
     size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
     if (i >= count) return;
-    float grad = clip * g[i], m1 = b1 * m[i] + (1 - b1) * grad, v1 = b2 * v[i] + (1 - b2) * grad * grad;
+    float was = p[i], grad = clip * g[i], m1 = b1 * m[i] + (1 - b1) * grad, v1 = b2 * v[i] + (1 - b2) * grad * grad;
     m[i] = m1, v[i] = v1;
-    p[i] = keep * p[i] - step * m1 / (sqrtf(v1) * unbias + 1e-8f);
+    p[i] = keep * was - step * m1 / (sqrtf(v1) * unbias + 1e-8f);
 }
 void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, double rate, double beta1, double beta2, double decay, double scale, int t) {
     profile("adamw", 0, (double)count * (2 * sizeof(param_t) + 5 * sizeof(real_t)));
@@ -1036,13 +1063,14 @@ static __global__ void spread_kernel(act_t *x, size_t count) {  // numbers witho
     size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
     if (i < count) set(x + i, (float)((uint32_t)i * 2654435761u >> 16) / 32768.0f - 1);
 }
-// The library's largest square product of a few: the best of some
+// A square product of the library's, some waves of tiles and less where memory is short: the best of some
 double device_flops(void) {
     double best = 0;
     void *x[3], *room = scratch;
-    int n = 32 * device.multiProcessorCount;
+    int n = 64 * device.multiProcessorCount;
     size_t bytes = (size_t)n * (size_t)n * sizeof(act_t);
-    if (cudaMalloc(&x[0], 3 * bytes + LIBRARY_BYTES) != cudaSuccess) return (void)cudaGetLastError(), NAN;
+    for (; cudaMalloc(&x[0], 3 * bytes + LIBRARY_BYTES) != cudaSuccess; n /= 2, bytes /= 4)
+        if ((void)cudaGetLastError(), n < 1024) return NAN;
     for (int i = 1; i < 3; i++) x[i] = (char *)x[0] + (size_t)i * bytes;
     scratch = (char *)x[0] + 3 * bytes;
     LAUNCH(spread_kernel, blocks_for(2 * bytes / sizeof(act_t), THREADS), THREADS, 0, (act_t *)x[0], 2 * bytes / sizeof(act_t));

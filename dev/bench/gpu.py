@@ -42,7 +42,8 @@ def record(table, what, **figures):
 
 def run(command, timeout=600, **options):
     """Output and exit status; what takes too long counts as failed."""
-    say(" ".join(map(str, command)))
+    if "--plan" not in command:
+        say(" ".join(map(str, command)))
     try:
         done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=timeout, **options)
         return done.stdout, done.returncode

@@ -8,8 +8,8 @@ meets __syncthreads or a warp operation, where it waits for the others. What a w
 mma) is an exchange: every lane says what it has, and sees what all lanes had.
 
 It is meant to be unkind. Device memory cannot be touched outside kernels and copies, is full of NaN when fresh, and ends at a
-page that nobody may touch; shared memory is full of NaN when a block begins; cp.async copies as late as it may; threads run in
-one order in one stretch and in the other in the next, so that a missing barrier shows; a warp operation that part of a warp
+page that nobody may touch; shared memory is full of NaN when a block begins; cp.async copies as late as it may; a warp goes as far
+as it can before the next one moves, the first ahead in one stretch and the last in the next, so that a missing barrier shows; a warp operation that part of a warp
 comes to, or a barrier that not all threads come to, ends the program. Every complaint names kernel, block and thread.
 */
 #ifndef EMULATE_H
@@ -71,7 +71,7 @@ static char *stacks, *shared_memory;
 static const char *kernel_name;
 static void (*kernel_body)(const void *);
 static const void *kernel_arguments;
-static bool moved;  // has any fiber come further in this round?
+static bool moved;  // has any fiber come further since this was false?
 
 [[noreturn]] __attribute__((format(printf, 1, 2))) static void fail(const char *format, ...) {
     char line[512];
@@ -147,13 +147,22 @@ static void run_block(int threads, size_t shared) {
         warps[i / WARP].meeting.expected++;
     }
     for (int round = 0, left = threads; left > 0; round++) {
-        moved = false;
+        bool any = false;
         left = 0;
-        for (int i = 0; i < threads; i++) {
-            int k = round % 2 ? threads - 1 - i : i;
-            if (!fibers[k].done) resume(k), left += !fibers[k].done;
+        for (int w = 0; w < threads / WARP; w++) {  // a warp goes as far as it can without the others
+            int first = (round % 2 ? threads / WARP - 1 - w : w) * WARP, waiting;
+            do {
+                moved = false;
+                waiting = 0;
+                for (int i = 0; i < WARP; i++) {
+                    int k = first + (round % 2 ? WARP - 1 - i : i);
+                    if (!fibers[k].done) resume(k), waiting += !fibers[k].done;
+                }
+                any |= moved;
+            } while (moved && waiting);
+            left += waiting;
         }
-        if (left && !moved) fail("waits for threads that wait elsewhere");
+        if (left && !any) fail("waits for threads that wait elsewhere");
     }
     current = NULL;
 }
@@ -277,6 +286,7 @@ static inline unsigned __ballot_sync(unsigned mask, int x) {
 }
 static inline int __any_sync(unsigned mask, int x) { return __ballot_sync(mask, x) != 0; }
 #define __expf expf
+#define exp2_fast exp2f
 static inline float atomicAdd(float *p, float x) {
     float before = *p;
     *p += x;
@@ -495,11 +505,12 @@ static inline cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t 
 static inline cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *p) { *p = NULL; return CUBLAS_STATUS_SUCCESS; }
 static inline cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t) { return CUBLAS_STATUS_SUCCESS; }
 static inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t, cublasLtMatmulPreferenceAttributes_t, const void *, size_t) { return CUBLAS_STATUS_SUCCESS; }
-static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
-                                                            cublasLtMatrixLayout_t, cublasLtMatmulPreference_t, int, cublasLtMatmulHeuristicResult_t *r, int *count) {
+// It refuses some endings, as a real one may.
+static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t o, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+                                                            cublasLtMatrixLayout_t d, cublasLtMatmulPreference_t, int, cublasLtMatmulHeuristicResult_t *r, int *count) {
     *r = {{1}, 0, CUBLAS_STATUS_SUCCESS, 1};
-    *count = 1;
-    return CUBLAS_STATUS_SUCCESS;
+    *count = o->aux == NULL || d->rows % 64 != 32;
+    return *count ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
 }
 static inline float element(const void *at, cudaDataType_t type, size_t i) {
     return type == CUDA_R_32F ? ((const float *)at)[i] : __bfloat162float(((const __nv_bfloat16 *)at)[i]);
