@@ -20,7 +20,7 @@ nvcc must be there; PyTorch, llm.c and compute-sanitizer are optional: what does
 progress to stderr, all figures to dev/bench/results/ as CSV with the card, its driver and the date in the name.
 Exit status: 0 done, 1 a build or a test failed, 2 usage.
 """
-import argparse, array, csv, datetime, glob, json, os, random, re, shutil, statistics, subprocess, sys, sysconfig, tempfile, time
+import argparse, array, csv, datetime, glob, json, random, re, shutil, statistics, subprocess, sys, sysconfig, tempfile, time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
