@@ -63,8 +63,8 @@ typedef ACT act_t;       // activations inside a block, and gradients there
 typedef PARAM param_t;   // weights
 typedef union { int32_t fixed; real_t real; } stream_t;  // an element of p, in units of 2^-grid, or as it is if grid = 0
 
-// alpha and beta of a step in sixteenths, so that they multiply integers exactly
-typedef struct { int alpha, beta; double gamma; } Coefficients;
+// alpha and beta of a step times 2^shift, so that they multiply integers exactly
+typedef struct { int alpha, beta, shift; double gamma; } Coefficients;
 
 enum { STATUS_OK = 0, STATUS_DATA = 1, STATUS_USAGE = 2, STATUS_NUMBERS = 3, STATUS_INTERRUPTED = 130 };
 
@@ -119,13 +119,13 @@ int stream_take_fault(void);         // has a value been NaN or out of the grid'
 // both streams = wte[token] + wpe[t] (2.1); prev and cur (n, C), tokens (n)
 void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe,
                   int n, int T, int C, int grid);
-// s (n*C): prev becomes next (direction 1), or next becomes prev (-1); force = f + f2, f2 may be NULL;
-// r (n*C) keeps what multiplying by alpha drops, NULL where |alpha| = 1
-void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r, size_t count,
+// s (n*C): prev becomes next (direction 1), or next becomes prev (-1); force = f + f2, f2 may be NULL. What multiplying by
+// alpha drops is kept in r (n*C), a stack of remainders for a whole pass, or else in low (low_words), a step's own; low may be NULL
+// if it need not be undone. With alpha = 0 no prev is read, and -1 leaves what next was more than the rest: 0.
+void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r, uint32_t *low, size_t count,
                  Coefficients k, int grid, int direction);
-// the distance of both streams from the embedding over its norm: 0 exactly if not a bit differs and r is zero
-double stream_compare(const stream_t *prev, const stream_t *cur, const uint16_t *r, const int *tokens,
-                      const param_t *wte, const param_t *wpe, int n, int T, int C, int grid);
+// the norm of x - y (count), in units of the grid; y may be NULL, for 0. 0 exactly if not a bit differs, and r, if given, is zero
+double stream_distance(const stream_t *x, const stream_t *y, const uint16_t *r, size_t count, int grid);
 // dwte (Vp, C), dwpe (maxT, C) += dx, the sum of d1 and d2 (n, C); d2 may be NULL
 void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens,
                     int n, int T, int C);
@@ -154,11 +154,15 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
 void attention_query(act_t *out, const act_t *qkv, int t, int C, int NH);
 
 void scale_cast(act_t *out, const real_t *x, double scale, size_t count);  // out = scale * x
-// A += beta*B; B *= alpha: the linear part of the adjoint (count elements, coefficients in sixteenths)
-void adjoint_update(real_t *A, real_t *B, int alpha, int beta, size_t count);
+// A += beta*B; B *= alpha: the linear part of the adjoint (count elements)
+void adjoint_update(real_t *A, real_t *B, double alpha, double beta, size_t count);
 
 // losses (n) from logits (n, Vp), which are overwritten: by their gradient times scale, if scale is not 0
 void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V, int Vp, double scale);
+// beside a teacher's logits (n, Vp): to out (HELD, stride) go each token's losses and how near the two are (enum Held). Then logits are
+// overwritten by the gradient of KL times scale, if scale is not 0
+void distillation(real_t *out, size_t stride, act_t *logits, const act_t *teacher, const int *targets, int n, int V, int Vp,
+                  int objective, double scale);
 
 double norm_squared(const real_t *x, size_t count);
 // one step of AdamW (t = 1, 2, ...) with the gradient times scale
@@ -166,11 +170,11 @@ void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, doub
            double decay, double scale, int t);
 
 // -------------------------------------------------------------------------------------------------
-// The network: one recurrence, five sets of coefficients
+// The network: one recurrence, seven sets of coefficients
 
-enum Mode { BASELINE, MIDPOINT, MIDPOINT_A, LEAPFROG, HAMILTONIAN, MODES };
+enum Mode { BASELINE, MIDPOINT, MIDPOINT_A, LEAPFROG, HAMILTONIAN, RETROFIT, BDIA, MODES };
 enum Memory { STORE, CHECKPOINT, REVERSE, AUTO };
-static const char *const mode_names[] = {"baseline", "midpoint", "midpoint-a", "leapfrog", "hamiltonian", NULL};
+static const char *const mode_names[] = {"baseline", "midpoint", "midpoint-a", "leapfrog", "hamiltonian", "retrofit", "bdia", NULL};
 static const char *const memory_names[] = {"store", "checkpoint", "reverse", "auto", NULL};
 enum { MAX_A = 240 };
 
@@ -179,20 +183,44 @@ typedef struct {
     int mode;      // enum Mode
     float h;       // step size
     int grid;      // streams are integers on a grid 2^-grid; 0: floating point
-    int a[MAX_A];  // a_k of (3.6) in sixteenths, midpoint-a only
+    int shift, a[MAX_A];  // a_k of (3.6) times 2^shift, midpoint-a only; conversions have one a, a[0], odd
+    int K;         // iterations of (4.7), retrofit only
+    int stem;      // conversions: how many steps at first stay those of the baseline
 } Config;
 
+// A network made of a pretrained baseline, the same weights in another recurrence (section 4)
+static int converted(int mode) { return mode == RETROFIT || mode == BDIA; }
 static double default_step_size(int mode, int L) { return mode == MIDPOINT ? 0.25 : mode == LEAPFROG ? 1 / sqrt(L) : 1; }
-static int default_grid(int mode) { return mode == BASELINE ? 0 : mode == MIDPOINT_A ? 23 : 20; }
+static int default_grid(int mode) { return mode == BASELINE ? 0 : mode == MIDPOINT_A ? 23 : converted(mode) ? 18 : 20; }
 
+// Makes net a network of this mode, with the mode's defaults.
+static void set_mode(Config *net, int mode) {
+    net->mode = mode;
+    net->h = (float)default_step_size(mode, net->L);
+    net->grid = default_grid(mode);
+    net->shift = mode == MIDPOINT_A || converted(mode) ? 4 : 0;
+    net->a[0] = converted(mode) ? -1 : 0;
+    net->K = mode == RETROFIT;
+    net->stem = converted(mode) ? smaller_of(2, net->L) : 0;
+}
+static Config baseline_of(const Config *net) {
+    Config b = *net;
+    set_mode(&b, BASELINE);
+    return b;
+}
+
+// BDIA is Zhang, Lewis & Kleijn, "On Exact Bit-level Reversible Transformers", 2024: (4.3) with f_j(p_j) for f_{j-1}(p_{j-1}).
 static Coefficients coefficients(const Config *net, int k) {
     double h = net->h;
-    Coefficients c = {0, 16, 1};  // baseline (2.2): next = cur + F
-    switch (net->mode) {
-    case MIDPOINT:    c.alpha = 16;        c.beta = 0;                c.gamma = 2 * h; break;  // (2.4)
-    case MIDPOINT_A:  c.alpha = net->a[k]; c.beta = 16 - net->a[k];   c.gamma = h;     break;  // (3.6)
-    case LEAPFROG:    c.alpha = -16;       c.beta = 32;               c.gamma = h * h; break;  // (2.6)
-    case HAMILTONIAN: c.alpha = 16;        c.beta = 0;                c.gamma = h;     break;  // (2.8), (2.9)
+    int one = 1 << net->shift, a = net->a[net->mode == MIDPOINT_A ? k : 0];
+    Coefficients c = {0, 1, 0, 1};  // baseline and stem (2.2): next = cur + F
+    switch (k < net->stem ? BASELINE : net->mode) {
+    case MIDPOINT:    c.alpha = 1;  c.beta = 0;                               c.gamma = 2 * h; break;  // (2.4)
+    case MIDPOINT_A:  c.alpha = a;  c.beta = one - a;  c.shift = net->shift;  c.gamma = h;     break;  // (3.6)
+    case LEAPFROG:    c.alpha = -1; c.beta = 2;                               c.gamma = h * h; break;  // (2.6)
+    case HAMILTONIAN: c.alpha = 1;  c.beta = 0;                               c.gamma = h;     break;  // (2.8), (2.9)
+    case RETROFIT:    c.alpha = a;  c.beta = one - a;  c.shift = net->shift;                   break;  // (4.5)
+    case BDIA:        c.alpha = a;  c.beta = one - a;  c.shift = net->shift;  c.gamma = 1 + ldexp(a, -c.shift); break;
     }
     return c;
 }
@@ -201,8 +229,15 @@ static Coefficients coefficients(const Config *net, int k) {
 // network q += Attn(LN1(p)), p += MLP(LN2(q)) is the midpoint recurrence at half a block a step.
 enum { ATTN = 1, MLP = 2, BLOCK = 3 };
 static int steps(const Config *net) { return net->mode == HAMILTONIAN ? 2 * net->L : net->L; }
-static int layer_of(const Config *net, int k) { return net->mode == HAMILTONIAN ? k / 2 : k; }
 static int parts_of(const Config *net, int k) { return net->mode != HAMILTONIAN ? BLOCK : k % 2 ? MLP : ATTN; }
+
+// Retrofit's step takes more: beside force 0, F_k(p_k), the block before evaluated at p_k (1), which gives an estimate of
+// p_{k-1}, there (2), which gives a better one, and so on (4.7); the last, times a, is the second term of the step.
+static int forces(const Config *net, int k) { return net->mode == RETROFIT && k >= net->stem ? net->K + 2 : 1; }
+static int layer_of(const Config *net, int k, int e) { return net->mode == HAMILTONIAN ? k / 2 : k - (e > 0); }
+// Which evaluation of a block force e of step k is, counted from the first step on, and how many there are
+static int block_index(const Config *net, int k, int e) { return layer_of(net, k, 0) + e + (forces(net, k) > 1 ? (k - net->stem) * (net->K + 1) : 0); }
+static int block_count(const Config *net) { return block_index(net, steps(net) - 1, forces(net, steps(net) - 1) - 1) + 1; }
 
 // The deepest stack of remainders that multiplying by a_0, a_1, ... can pile up in one element. It has
 // to fit 16 bits.
@@ -292,17 +327,18 @@ typedef struct {
     act_t *fch;       // (n, 4C)
     act_t *fch_gelu;  // (n, 4C)
     act_t *force;     // (n, C), the force, or its MLP half: for stepping back without evaluating it again
+    stream_t *estimate;  // (n, C), of p_{k-1} (4.7): where the force is taken, if not at p_k
 } Internals;
 
-// The bytes that the internals of a force on n tokens take, itself among them if asked for; if base is not NULL, *a is
-// laid out there.
-static size_t internals_at(Internals *a, char *base, const Config *net, int parts, size_t n, int force) {
-    size_t C = (size_t)net->C, attn = (parts & ATTN) != 0, mlp = (parts & MLP) != 0, offset = 0;
+// The bytes that the internals of force e of step k on n tokens take, itself among them if asked for; if base is not NULL, *a
+// is laid out there.
+static size_t internals_at(Internals *a, char *base, const Config *net, int k, int e, size_t n, int force) {
+    size_t C = (size_t)net->C, attn = (parts_of(net, k) & ATTN) != 0, mlp = (parts_of(net, k) & MLP) != 0, offset = 0;
     const size_t row = n * C * sizeof(act_t);
     const size_t bytes[] = {attn * 3*row, attn * row, attn * n * (size_t)net->NH * sizeof(real_t),
-                            attn * mlp * row, mlp * 4*row, mlp * 4*row, force ? row : 0};
-    void *at[7];
-    for (int i = 0; i < 7; i++) {
+                            attn * mlp * row, mlp * 4*row, mlp * 4*row, force ? row : 0, e > 1 ? n * C * sizeof(stream_t) : 0};
+    void *at[8];
+    for (int i = 0; i < 8; i++) {
         at[i] = base && bytes[i] ? base + offset : NULL;
         offset += round256(bytes[i]);
     }
@@ -314,13 +350,30 @@ static size_t internals_at(Internals *a, char *base, const Config *net, int part
     a->fch = (act_t *)at[4];
     a->fch_gelu = (act_t *)at[5];
     a->force = (act_t *)at[6];
+    a->estimate = (stream_t *)at[7];
     return offset;
 }
 
+// Those of all forces of the step
+static size_t step_internals(const Config *net, int k, size_t n, int force) {
+    size_t sum = 0;
+    for (int e = 0; e < forces(net, k); e++) sum += internals_at(NULL, NULL, net, k, e, n, force);
+    return sum;
+}
+
+// The words that keep `shift` low bits of each of count elements: one a bit of 32 elements
+static size_t low_words(const Config *net, size_t count) { return converted(net->mode) && net->grid ? (count + 31) / 32 * (size_t)net->shift : 0; }
+
 // The rows of --plan. The last two are sums: of the four before, and of all.
-enum { PARAMETERS, GRADIENTS, OPTIMIZER, DATA, STREAMS, KEPT, WORKSPACE, HEAD, ACTIVATIONS, TOTAL, ROWS };
-static const char *const row_names[ROWS] = {"parameters", "gradients", "optimizer", "data", "streams", "kept", "workspace",
+enum { PARAMETERS, TEACHER, GRADIENTS, OPTIMIZER, DATA, STREAMS, KEPT, WORKSPACE, HEAD, ACTIVATIONS, TOTAL, ROWS };
+static const char *const row_names[ROWS] = {"parameters", "teacher", "gradients", "optimizer", "data", "streams", "kept", "workspace",
                                             "head", "activations", "total"};
+
+// What training makes small: cross-entropy with the next token, or a divergence from a teacher, KL(Y_rev, Y_fe) (4.6) or KL(Y_fe, Y_rev)
+enum Objective { CROSS_ENTROPY, KL, KL_TEACHER };
+static const char *const objective_names[] = {"cross-entropy", "kl", "kl-teacher", NULL};
+// What is held of a batch's tokens: cross-entropy, and beside a teacher its own, the divergence, whether both find the same token likeliest
+enum Held { LOSS, TEACHER_LOSS, DIVERGENCE, AGREEMENT, HELD };
 
 typedef struct { int row; void *at; size_t bytes; } Buffer;  // at: the pointer in Model that will hold it
 enum { MAX_BUFFERS = 32 };
@@ -334,25 +387,33 @@ typedef struct {
     int kept_steps;  // the last steps, whose internals are kept: with STORE all, with AUTO as many as there is room for
     int training;    // whether there will be a backward pass
     int cached;      // tokens that generating keeps keys and values of; 0: nothing is generated
+    int taught;      // whether there is a teacher, a baseline of the same shape
+    int objective;   // enum Objective
     param_t *params;        // all tensors
     void *weight_copy;      // what layers_weights makes of them
     real_t *grads, *m, *v;  // like them
     int *inputs, *targets;  // (B, T)
-    real_t *losses;         // (B, T)
+    real_t *losses;         // (HELD, B, T), or (B, T) without a teacher
     stream_t *prev, *cur;   // (B, T, C); baseline has no prev: one plane is both
     real_t *dprev, *dcur;   // (B, T, C), gradients in them
     uint16_t *remainders;   // (B, T, C), what midpoint-a's multiplications drop
-    stream_t *kept_inputs;  // (steps, B, T, C) unless the streams are stepped back
+    stream_t *kept_inputs;  // (steps, B, T, C), or if the streams are stepped back (stem, B, T, C)
+    uint32_t *low;          // (steps - stem) times what low_words says for each chunk: what conversions' multiplications drop
     char *kept_internals;   // of every chunk of the last steps
     char *internals;        // of one chunk of the others
     act_t *normed;          // (n, C), a layernorm's output, n = chunk * T
     act_t *out;             // (n, C), the force, or its MLP half, if it is not kept; backward: a gradient (n, C)
     act_t *dforce;          // (n, C)
+    real_t *destimate;      // (n, C), a gradient in retrofit's estimate
     act_t *wide;            // (n, 4C), gradients inside the block
-    act_t *cache;           // (L, cached, 3C), qkv of the tokens so far; in training it lies in grads
+    act_t *cache;           // (block_count, cached, 3C), qkv of the tokens so far; in training it lies in grads
     char *scratch;          // the layer functions' own
     act_t *head_normed, *head_dnormed;  // (head_chunk, C)
     act_t *logits;                      // (head_chunk, Vp), then their gradients
+    param_t *teacher;                   // its tensors
+    void *teacher_copy;
+    stream_t *teacher_cur;              // (B, T, C), its last state; in training it lies in dprev, if there is one
+    act_t *teacher_logits;              // (head_chunk, Vp)
     Buffer buffers[MAX_BUFFERS];
     int buffer_count;
 } Model;
@@ -366,12 +427,18 @@ static void need(Model *m, int row, void *at, size_t count, size_t size) {
 }
 
 static int steps_back(const Model *m) { return m->memory >= REVERSE; }  // or else the input of every step is kept
+static int inputs_kept(const Model *m) { return steps_back(m) ? m->net.stem : steps(&m->net); }  // of the first steps
 
 static size_t kept_bytes(const Model *m, int k) {  // internals of step k, all chunks
     size_t whole = (size_t)(m->B / m->chunk), rest = (size_t)(m->B % m->chunk), T = (size_t)m->T;
-    int parts = parts_of(&m->net, k), force = steps_back(m);
-    return whole * internals_at(NULL, NULL, &m->net, parts, (size_t)m->chunk * T, force) +
-           internals_at(NULL, NULL, &m->net, parts, rest * T, force);
+    return whole * step_internals(&m->net, k, (size_t)m->chunk * T, steps_back(m)) + step_internals(&m->net, k, rest * T, steps_back(m));
+}
+
+// Where the low bits of step k, for the chunk from sequence b on, begin; for k = steps: how many words there are in all
+static size_t low_at(const Model *m, int k, int b) {
+    size_t token = (size_t)m->T * (size_t)m->net.C, whole = low_words(&m->net, (size_t)m->chunk * token);
+    size_t step = (size_t)(m->B / m->chunk) * whole + low_words(&m->net, (size_t)(m->B % m->chunk) * token);
+    return (size_t)(k - m->net.stem) * step + (size_t)(b / m->chunk) * whole;
 }
 
 // Writes down every buffer there will be. What is printed and what is allocated both come from this list.
@@ -379,38 +446,48 @@ static void plan(Model *m) {
     const Config *net = &m->net;
     size_t C = (size_t)net->C, N = (size_t)m->B * (size_t)m->T, P = parameter_count(net);
     size_t n = (size_t)m->chunk * (size_t)m->T, H = (size_t)m->head_chunk, planes = net->mode == BASELINE ? 1 : 2;
-    size_t training = m->training != 0;
+    size_t training = m->training != 0, taught = m->taught != 0;
     if (m->memory != AUTO || !training) m->kept_steps = training && m->memory == STORE ? steps(net) : 0;
     m->buffer_count = 0;
     need(m, PARAMETERS, &m->params, P, sizeof(param_t));
     need(m, PARAMETERS, &m->weight_copy, P, weight_copy_bytes);
+    need(m, TEACHER, &m->teacher, taught * P, sizeof(param_t));
+    need(m, TEACHER, &m->teacher_copy, taught * P, weight_copy_bytes);
     need(m, GRADIENTS, &m->grads, training * P, sizeof(real_t));
     need(m, OPTIMIZER, &m->m, training * P, sizeof(real_t));
     need(m, OPTIMIZER, &m->v, training * P, sizeof(real_t));
     need(m, DATA, &m->inputs, N, sizeof(int));
     need(m, DATA, &m->targets, N, sizeof(int));
-    need(m, DATA, &m->losses, N, sizeof(real_t));
+    need(m, DATA, &m->losses, taught ? HELD * N : N, sizeof(real_t));
     need(m, STREAMS, &m->cur, N*C, sizeof(stream_t));
     need(m, STREAMS, &m->dcur, training * N*C, sizeof(real_t));
     need(m, STREAMS, &m->prev, (planes - 1) * N*C, sizeof(stream_t));
     need(m, STREAMS, &m->dprev, training * (planes - 1) * N*C, sizeof(real_t));
     need(m, STREAMS, &m->remainders, net->mode == MIDPOINT_A && net->grid ? N*C : 0, sizeof(uint16_t));
-    if (training && !steps_back(m)) need(m, KEPT, &m->kept_inputs, (size_t)steps(net) * N*C, sizeof(stream_t));
+    need(m, STREAMS, &m->teacher_cur, training && planes == 2 ? 0 : taught * N*C, sizeof(stream_t));
+    need(m, KEPT, &m->kept_inputs, training * (size_t)inputs_kept(m) * N*C, sizeof(stream_t));
+    need(m, KEPT, &m->low, training && steps_back(m) ? low_at(m, steps(net), 0) : 0, sizeof(uint32_t));
     size_t kept = 0;
     for (int k = steps(net) - m->kept_steps; k < steps(net); k++) kept += kept_bytes(m, k);
     need(m, KEPT, &m->kept_internals, kept, 1);
-    if (m->kept_steps < steps(net))  // those of the last step are the largest, where they differ
-        need(m, WORKSPACE, &m->internals, internals_at(NULL, NULL, net, parts_of(net, steps(net) - 1), n, 0), 1);
+    const Config teacher = baseline_of(net);
+    int last = steps(net) - 1;  // its internals are the largest, where they differ; force 0 shares the place of force 1
+    size_t inside = step_internals(net, last, n, 0) - (forces(net, last) > 1 ? internals_at(NULL, NULL, net, last, 0, n, 0) : 0);
+    size_t of_teacher = taught * step_internals(&teacher, 0, n, 0);
+    if (m->kept_steps == steps(net)) inside = 0;
+    need(m, WORKSPACE, &m->internals, inside > of_teacher ? inside : of_teacher, 1);
     need(m, WORKSPACE, &m->normed, n*C, sizeof(act_t));
     need(m, WORKSPACE, &m->out, n*C, sizeof(act_t));
     need(m, WORKSPACE, &m->dforce, training * n*C, sizeof(act_t));
     need(m, WORKSPACE, &m->wide, training * n*4*C, sizeof(act_t));
-    need(m, WORKSPACE, &m->cache, (1 - training) * (size_t)net->L * (size_t)m->cached * 3*C, sizeof(act_t));
+    need(m, WORKSPACE, &m->destimate, net->mode == RETROFIT ? training * n*C : 0, sizeof(real_t));
+    need(m, WORKSPACE, &m->cache, (1 - training) * (size_t)block_count(net) * (size_t)m->cached * 3*C, sizeof(act_t));
     size_t block = layers_scratch_bytes((int)n, net->C, 4 * net->C, net->NH), head = layers_scratch_bytes(m->head_chunk, net->C, net->Vp, 0);
     need(m, WORKSPACE, &m->scratch, block > head ? block : head, 1);
     need(m, HEAD, &m->head_normed, H*C, sizeof(act_t));
     need(m, HEAD, &m->head_dnormed, training * H*C, sizeof(act_t));
     need(m, HEAD, &m->logits, H*(size_t)net->Vp, sizeof(act_t));
+    need(m, HEAD, &m->teacher_logits, taught * H*(size_t)net->Vp, sizeof(act_t));
 }
 
 static void plan_rows(const Model *m, size_t rows[ROWS]) {
@@ -477,12 +554,13 @@ static void model_alloc(Model *m) {
         m->dprev = m->dcur;
     }
     if (m->training) m->cache = (act_t *)m->grads;  // between two steps nothing is there
+    if (!m->teacher_cur) m->teacher_cur = (stream_t *)m->dprev;  // idle until the head is done
     layers_begin(m->scratch);
 }
 
 // The most tokens that the cache can hold: in training, where samples are to need no memory, as many as fit in grads.
 static int most_cached(const Config *net, int training) {
-    size_t row = (size_t)net->L * 3 * (size_t)net->C * sizeof(act_t), room = parameter_count(net) * sizeof(real_t);
+    size_t row = (size_t)block_count(net) * 3 * (size_t)net->C * sizeof(act_t), room = parameter_count(net) * sizeof(real_t);
     return !training || room / row > (size_t)net->maxT ? net->maxT : (int)(room / row);
 }
 
@@ -491,12 +569,12 @@ static int default_chunk(int T) { return (chunk_tokens + T - 1) / T; }
 
 // ---- the force F_k (2.5) and its adjoint
 
-// The force at cur, the input of step k, for `sequences` sequences of T tokens. It is a.force, plus a.attproj for a block.
+// Force e of step k at cur, for `sequences` sequences of T tokens. It is a.force, plus a.attproj for a block.
 // past: 0, or the tokens before cur's one, whose qkv lie in front of a.qkv.
-static void force_forward(Model *m, int k, const stream_t *cur, Internals a, int sequences, int T, int past) {
+static void force_forward(Model *m, int k, int e, const stream_t *cur, Internals a, int sequences, int T, int past) {
     const Config *net = &m->net;
     int C = net->C, n = sequences * T, parts = parts_of(net, k);
-    Tensors w = tensors_at(net, m->params, layer_of(net, k));
+    Tensors w = tensors_at(net, m->params, layer_of(net, k, e));
     if (parts & ATTN) {  // A = Attn(LN1(p))
         layernorm_forward(m->normed, cur, NULL, w.ln1w, w.ln1b, n, C, net->grid);
         matmul_forward(a.qkv, m->normed, w.qkvw, w.qkvb, n, C, 3*C);
@@ -512,10 +590,10 @@ static void force_forward(Model *m, int k, const stream_t *cur, Internals a, int
 }
 
 // dcur += J_F(cur)^T dforce, and the gradients of the weights; m->dforce holds gamma * dloss/dnext.
-static void force_backward(Model *m, int k, const stream_t *cur, Internals a, real_t *dcur, int sequences, int T) {
+static void force_backward(Model *m, int k, int e, const stream_t *cur, Internals a, real_t *dcur, int sequences, int T) {
     const Config *net = &m->net;
     int C = net->C, n = sequences * T, parts = parts_of(net, k);
-    Tensors w = tensors_at(net, m->params, layer_of(net, k)), d = tensors_at(net, m->grads, layer_of(net, k));
+    Tensors w = tensors_at(net, m->params, layer_of(net, k, e)), d = tensors_at(net, m->grads, layer_of(net, k, e));
     if (parts & MLP) {
         matmul_backward(m->wide, d.fcprojw, d.fcprojb, m->dforce, a.fch_gelu, w.fcprojw, a.fch, n, 4*C, C);
         layernorm_forward(m->normed, cur, a.attproj, w.ln2w, w.ln2b, n, C, net->grid);
@@ -541,24 +619,45 @@ static void swap_streams(Model *m) {
     m->cur = s;
 }
 
-// The internals of step k for the chunk of sequences from b: kept, or in the workspace.
-static Internals internals_of(Model *m, int k, int b, int sequences) {
+// The internals of force e of step k for the chunk of sequences from b: kept, or in the workspace.
+static Internals internals_of(Model *m, int k, int e, int b, int sequences) {
     Internals a;
     char *at = m->internals;
-    int parts = parts_of(&m->net, k), first = steps(&m->net) - m->kept_steps, force = k >= first && steps_back(m);
-    if (k >= first) {
+    const Config *net = &m->net;
+    size_t n = (size_t)sequences * (size_t)m->T;
+    int first = steps(net) - m->kept_steps, kept = k >= first, force = kept && steps_back(m);
+    if (kept) {
         at = m->kept_internals;
         for (int j = first; j < k; j++) at += kept_bytes(m, j);
-        at += (size_t)(b / m->chunk) * internals_at(NULL, NULL, &m->net, parts, (size_t)m->chunk * (size_t)m->T, force);
+        at += (size_t)(b / m->chunk) * step_internals(net, k, (size_t)m->chunk * (size_t)m->T, force);
     }
-    internals_at(&a, at, &m->net, parts, (size_t)sequences * (size_t)m->T, force);
+    for (int i = kept ? 0 : 1; i < e; i++) at += internals_at(NULL, NULL, net, k, i, n, force);
+    internals_at(&a, at, net, k, e, n, force);
     if (!force) a.force = m->out;
     return a;
 }
 
-static void move_stream(Model *m, int k, size_t at, Internals a, size_t count, int direction) {
-    stream_step(m->prev + at, m->cur + at, a.force, parts_of(&m->net, k) == BLOCK ? a.attproj : NULL,
-                m->remainders ? m->remainders + at : NULL, count, coefficients(&m->net, k), m->net.grid, direction);
+// Where force e of step k is taken: at its input, or at an estimate of the one before, p^ = p_k - f_{k-1}(p^) (4.7), that force e - 1,
+// the last to be evaluated, gives.
+static const stream_t *place_of(Model *m, int k, int e, int b, int sequences, const stream_t *cur, Internals a, size_t count) {
+    const Coefficients minus = {0, 1, 0, -1};
+    if (!a.estimate) return cur;
+    Internals before = internals_of(m, k, e - 1, b, sequences);
+    stream_step(a.estimate, cur, before.force, before.attproj, NULL, NULL, count, minus, m->net.grid, +1);
+    return a.estimate;
+}
+
+// What force e of step k does to next: force 0 comes with the recurrence's other terms, the last of more with the factor a.
+static Coefficients coefficients_of(const Config *net, int k, int e) {
+    Coefficients all = coefficients(net, k), last = {1, 0, 0, ldexp(all.alpha, -all.shift)};
+    return e ? last : all;
+}
+
+// Steps the chunk of sequences from b, count elements from `at`, on or back; forces between the first and the last make estimates alone.
+static void move_stream(Model *m, int k, int e, int b, size_t at, const stream_t *cur, Internals a, size_t count, int direction) {
+    if (e > 0 && e + 1 < forces(&m->net, k)) return;
+    stream_step(m->prev + at, cur, a.force, parts_of(&m->net, k) == BLOCK ? a.attproj : NULL, m->remainders ? m->remainders + at : NULL,
+                m->low && e == 0 && k >= m->net.stem ? m->low + low_at(m, k, b) : NULL, count, coefficients_of(&m->net, k, e), m->net.grid, direction);
 }
 
 // From m->inputs (B, T) to the last pair of streams. B and T may be smaller than the model's if no backward pass follows.
@@ -572,20 +671,42 @@ static void forward(Model *m, int B, int T, int past) {
     if (m->remainders) device_zero(m->remainders, plane * sizeof(uint16_t));
     stream_embed(m->prev, m->cur, m->inputs, w.wte, w.wpe + before * C, B*T, T, net->C, net->grid);
     for (int k = 0; k < steps(net); k++) {
-        if (m->kept_inputs && past < 0) device_copy(m->kept_inputs + (size_t)k * plane, m->cur, plane * sizeof(stream_t));
+        if (m->kept_inputs && k < inputs_kept(m) && past < 0) device_copy(m->kept_inputs + (size_t)k * plane, m->cur, plane * sizeof(stream_t));
         for (int b = 0; b < B; b += m->chunk) {
             int sequences = smaller_of(m->chunk, B - b);
-            size_t at = (size_t)b * (size_t)T * C;
-            Internals a = internals_of(m, k, b, sequences);
-            if (past >= 0) a.qkv = m->cache + ((size_t)layer_of(net, k) * (size_t)m->cached + before) * 3*C;
-            force_forward(m, k, m->cur + at, a, sequences, T, (int)before);
-            move_stream(m, k, at, a, (size_t)sequences * (size_t)T * C, +1);
+            size_t at = (size_t)b * (size_t)T * C, count = (size_t)sequences * (size_t)T * C;
+            for (int e = 0; e < forces(net, k); e++) {
+                Internals a = internals_of(m, k, e, b, sequences);
+                if (past >= 0) a.qkv = m->cache + ((size_t)block_index(net, k, e) * (size_t)m->cached + before) * 3*C;
+                force_forward(m, k, e, place_of(m, k, e, b, sequences, m->cur + at, a, count), a, sequences, T, (int)before);
+                move_stream(m, k, e, b, at, m->cur + at, a, count, +1);
+            }
         }
         swap_streams(m);
     }
 }
 
 // ---- reverse and adjoint
+
+// Retrofit's further forces go back before force 0. With v_e = dloss/dp^ of the place where force e was taken,
+//     v_last = J^T (a B);     v_e = -J^T v_{e+1}, since p^_{e+1} = p_k - f_{k-1}(p^_e) (4.7);     A += every v
+static void estimates_back(Model *m, int k, int b, size_t at, const stream_t *cur, real_t *A, const real_t *B, int sequences, int again, int back) {
+    const Config *net = &m->net;
+    int last = forces(net, k) - 1;
+    size_t count = (size_t)sequences * (size_t)m->T * (size_t)net->C;
+    for (int e = 1; e <= last; e++) {
+        Internals a = internals_of(m, k, e, b, sequences);
+        if (again) force_forward(m, k, e, place_of(m, k, e, b, sequences, cur, a, count), a, sequences, m->T, 0);
+        if (back) move_stream(m, k, e, b, at, cur, a, count, -1);
+    }
+    for (int e = last; e >= 1; e--) {
+        Internals a = internals_of(m, k, e, b, sequences);
+        scale_cast(m->dforce, e == last ? B : m->destimate, e == last ? coefficients_of(net, k, e).gamma : -1, count);
+        device_zero(m->destimate, count * sizeof(real_t));
+        force_backward(m, k, e, a.estimate ? a.estimate : cur, a, m->destimate, sequences, m->T);
+        adjoint_update(A, m->destimate, 1, 1, count);
+    }
+}
 
 // One step back: cur, prev = p_{k+1}, p_k become p_k, p_{k-1}, and dcur = dloss/dp_{k+1}, dprev = what is known so
 // far of dloss/dp_k likewise. With B = dloss/dp_{k+1} and A the other,
@@ -594,28 +715,41 @@ static void forward(Model *m, int B, int T, int past) {
 // The F(p_k) of the first line, kept or computed again, is the one whose adjoint the second takes.
 static void step_back(Model *m, int k) {
     const Config *net = &m->net;
-    int T = m->T;
+    int T = m->T, back = steps_back(m) && k + 1 >= net->stem, again = k < steps(net) - m->kept_steps;
     size_t C = (size_t)net->C, plane = (size_t)m->B * (size_t)T * C;
     Coefficients c = coefficients(net, k);
-    swap_streams(m);
+    if (back) swap_streams(m);
     real_t *A = m->dprev, *B = m->dcur;
     m->dcur = A;
     m->dprev = B;
     for (int b = 0; b < m->B; b += m->chunk) {
         int sequences = smaller_of(m->chunk, m->B - b);
         size_t at = (size_t)b * (size_t)T * C, count = (size_t)sequences * (size_t)T * C;
-        const stream_t *cur = steps_back(m) ? m->cur + at : m->kept_inputs + (size_t)k * plane + at;
-        Internals a = internals_of(m, k, b, sequences);
-        if (k < steps(net) - m->kept_steps) force_forward(m, k, cur, a, sequences, T, 0);
-        if (steps_back(m)) move_stream(m, k, at, a, count, -1);
+        const stream_t *cur = k < inputs_kept(m) ? m->kept_inputs + (size_t)k * plane + at : m->cur + at;
+        estimates_back(m, k, b, at, cur, A + at, B + at, sequences, again, back);
+        Internals a = internals_of(m, k, 0, b, sequences);
+        if (again) force_forward(m, k, 0, cur, a, sequences, T, 0);
+        if (back) move_stream(m, k, 0, b, at, cur, a, count, -1);
         scale_cast(m->dforce, B + at, c.gamma, count);
-        force_backward(m, k, cur, a, A + at, sequences, T);
+        force_backward(m, k, 0, cur, a, A + at, sequences, T);
         // baseline's one plane is both A and B, so it already holds the term with beta = 1
-        if (net->mode != BASELINE) adjoint_update(A + at, B + at, c.alpha, c.beta, count);
+        if (net->mode != BASELINE) adjoint_update(A + at, B + at, ldexp(c.alpha, -c.shift), ldexp(c.beta, -c.shift), count);
     }
 }
 
 // ---- head: loss, and the gradient at the end of the recurrence
+
+// The teacher, its forward pass and its head, as another model in the same memory
+static Model teacher_of(const Model *m) {
+    Model t = *m;
+    t.net = baseline_of(&m->net);
+    t.memory = CHECKPOINT, t.kept_steps = 0;
+    t.kept_inputs = NULL, t.low = NULL, t.remainders = NULL;
+    t.params = m->teacher, t.weight_copy = m->teacher_copy;
+    t.prev = t.cur = m->teacher_cur;
+    t.logits = m->teacher_logits;
+    return t;
+}
 
 // m->logits of n tokens from the i-th of the batch; n is at most head_chunk.
 static void head_logits(Model *m, int i, int n) {
@@ -625,35 +759,62 @@ static void head_logits(Model *m, int i, int n) {
     matmul_forward(m->logits, m->head_normed, w.wte, NULL, n, net->C, net->Vp);  // (2.3), W tied to the embedding
 }
 
-// The mean loss over (B, T). If scale is not 0, scale times the gradient of the sum of losses is added to the
-// gradients of the weights and to m->dcur.
+// The mean over N tokens of what head holds of them.
+static double mean_of(const Model *m, enum Held held, int N) {
+    const real_t *values = m->losses + (size_t)held * (size_t)N;
+    double total = 0;
+    for (int i = 0; i < N;) {
+        real_t some[1024];
+        int n = smaller_of(1024, N - i);
+        to_host(some, values + i, (size_t)n * sizeof(real_t));
+        for (int j = 0; j < n; j++) total += some[j];
+        i += n;
+    }
+    return total / N;
+}
+
+// The objective's mean over (B, T). If scale is not 0, scale times the gradient of its sum is added to the gradients of the
+// weights and to m->dcur. The teacher, if there is one, goes forward here, in the same workspace.
 static double head(Model *m, int B, int T, double scale) {
     const Config *net = &m->net;
-    int N = B*T, C = net->C;
-    double total = 0;
+    int N = B*T, C = net->C, divergence = m->objective != CROSS_ENTROPY;
     Tensors w = tensors_at(net, m->params, 0), d = tensors_at(net, m->grads, 0);
+    Model teacher;
+    if (m->taught) {
+        teacher = teacher_of(m);
+        forward(&teacher, B, T, NO_CACHE);
+    }
     for (int i = 0; i < N; i += m->head_chunk) {
         int n = smaller_of(m->head_chunk, N - i);
         const stream_t *cur = m->cur + (size_t)i * (size_t)C;
+        if (m->taught) head_logits(&teacher, i, n);
         head_logits(m, i, n);
-        classifier(m->losses + i, m->logits, m->targets + i, n, net->V, net->Vp, scale);
+        if (m->taught)
+            distillation(m->losses + i, (size_t)N, m->logits, m->teacher_logits, m->targets + i, n, net->V, net->Vp, m->objective, divergence ? scale : 0);
+        if (!divergence) classifier(m->losses + i, m->logits, m->targets + i, n, net->V, net->Vp, scale);
         if (scale != 0) {
             matmul_backward(m->head_dnormed, d.wte, NULL, m->logits, m->head_normed, w.wte, NULL, n, C, net->Vp);
             layernorm_backward(m->dcur + (size_t)i * (size_t)C, NULL, d.lnfw, d.lnfb, m->head_dnormed, cur, NULL, w.lnfw,
                                n, C, net->grid);
         }
     }
-    for (int i = 0; i < N;) {
-        real_t loss[1024];
-        int n = smaller_of(1024, N - i);
-        to_host(loss, m->losses + i, (size_t)n * sizeof(real_t));
-        for (int j = 0; j < n; j++) total += loss[j];
-        i += n;
-    }
-    return total / N;
+    return mean_of(m, divergence ? DIVERGENCE : LOSS, N);
 }
 
 // ---- back-propagation
+
+// How far the streams that have stepped back are from where they began, relative: both from the embedding, which is made again where
+// gradients were; or the first from the stem's last input, and the second from what the stem's last step makes of it.
+static double drift_of(Model *m) {
+    const Config *net = &m->net;
+    size_t N = (size_t)m->B * (size_t)m->T, count = N * (size_t)net->C;
+    Tensors w = tensors_at(net, m->params, 0);
+    stream_t *x = (stream_t *)m->dcur, *other = (stream_t *)m->dprev;
+    if (net->stem) x = m->kept_inputs + (size_t)(net->stem - 1) * count, other = NULL;
+    else stream_embed(x, other, m->inputs, w.wte, w.wpe, (int)N, m->T, net->C, net->grid);
+    double off = hypot(stream_distance(m->cur, x, m->remainders, count, net->grid), stream_distance(m->prev, other, NULL, count, net->grid));
+    return off == 0 ? 0 : off / fmax(sqrt(2) * stream_distance(x, NULL, NULL, count, net->grid), 1e-30);
+}
 
 // From the last pair of streams to the gradients of all weights, times weight. *drift: how far the reconstructed
 // embedding is from the true one, relative; NAN if nothing was reconstructed. Returns the mean loss.
@@ -661,16 +822,14 @@ static double backward(Model *m, double weight, double *drift) {
     const Config *net = &m->net;
     int N = m->B * m->T;
     size_t bytes = (size_t)N * (size_t)net->C * sizeof(real_t);
-    Tensors w = tensors_at(net, m->params, 0), d = tensors_at(net, m->grads, 0);
+    Tensors d = tensors_at(net, m->grads, 0);
     device_zero(m->dcur, bytes);
-    device_zero(m->dprev, bytes);
     double loss = head(m, m->B, m->T, weight / N);
+    if (net->mode != BASELINE) device_zero(m->dprev, bytes);
     for (int k = steps(net) - 1; k >= 0; k--) step_back(m, k);
-    *drift = NAN;
-    if (steps_back(m))
-        *drift = stream_compare(m->prev, m->cur, m->remainders, m->inputs, w.wte, w.wpe, N, m->T, net->C, net->grid);
     // both streams began as x: dx = dloss/dp_0 + what reached the step before it
     embed_backward(d.wte, d.wpe, m->dcur, net->mode == BASELINE ? NULL : m->dprev, m->inputs, N, m->T, net->C);
+    *drift = steps_back(m) ? drift_of(m) : NAN;
     return loss;
 }
 
@@ -694,17 +853,17 @@ static double update(Model *m, double rate, double beta1, double beta2, double d
 
 // Model flops a token, forward and backward with the head; causal attention counted as what it computes, its
 // backward pass with five products.
-static double flops_per_token(const Config *net, int T) {
-    double C = net->C;
-    return 6 * (12 * C * C * net->L + C * net->Vp) + 7 * C * T * net->L;
+static double flops_per_token(const Model *m) {
+    double C = m->net.C, block = 24 * C * C + 2 * C * m->T, head = 2 * C * m->net.Vp, teacher = m->taught ? m->net.L * block + head : 0;
+    return (3 * block + C * m->T) * block_count(&m->net) + 3 * head + teacher;
 }
 
 // What running the blocks forward again adds, for those steps whose internals are not kept.
 static double flops_again(const Model *m) {
     double C = m->net.C, flops = 0;
     for (int k = 0; k < steps(&m->net) - m->kept_steps; k++) {
-        if (parts_of(&m->net, k) & ATTN) flops += 8 * C * C + 2 * C * m->T;
-        if (parts_of(&m->net, k) & MLP) flops += 16 * C * C;
+        if (parts_of(&m->net, k) & ATTN) flops += forces(&m->net, k) * (8 * C * C + 2 * C * m->T);
+        if (parts_of(&m->net, k) & MLP) flops += forces(&m->net, k) * 16 * C * C;
     }
     return flops;
 }
@@ -745,9 +904,17 @@ DEVICE static inline int64_t unmultiply_sixteenths(int64_t s, int n, uint16_t *r
     return quotient * 16 + (stack & 15);
 }
 
+// s * n/2^shift, rounded half up; and back again, given the low bits of s that a shift drops. What is no multiple of n, which only
+// a fault leaves, does not get lost.
+DEVICE static inline int64_t multiply(int64_t s, int n, int shift) { return (n * s + (1 << shift >> 1)) >> shift; }
+DEVICE static inline int64_t unmultiply(int64_t t, int n, int shift, uint32_t low) {
+    int64_t high = t - multiply((int64_t)low, n, shift);  // n times the higher bits
+    return n == 1 || n == -1 ? n * high * (1 << shift) + low : high / n * (1 << shift) + high % n + low;
+}
+
 // beta*cur + gamma*F as one integer, a function of cur alone: added in one direction, subtracted in the other.
-DEVICE static inline int64_t increment(int32_t cur, real_t force, int beta, real_t gamma, int *bad) {
-    return (((int64_t)beta * cur + 8) >> 4) + to_grid(force, gamma, bad);
+DEVICE static inline int64_t increment(int32_t cur, real_t force, Coefficients k, real_t gamma, int *bad) {
+    return multiply(cur, k.beta, k.shift) + to_grid(force, gamma, bad);
 }
 
 #ifndef REV_GPT2_OTHER_LAYERS
@@ -849,35 +1016,58 @@ void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_
     fault |= bad;
 }
 
-void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r, size_t count,
+void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r, uint32_t *low, size_t count,
                  Coefficients k, int grid, int direction) {
-    profile("stream_step", 0, (double)count * (3 * sizeof(stream_t) + (f2 ? 2 : 1) * sizeof(act_t) + (r ? 4 : 0)));
-    double alpha = k.alpha / 16.0;
-    real_t beta = (real_t)(k.beta / 16.0), gamma = (real_t)ldexp(k.gamma, grid);  // in units of the grid
-    int bad = 0, sign = k.alpha < 0 ? -1 : 1, n = abs(k.alpha), add_sign = direction > 0 ? 1 : -sign;
+    profile("stream_step", 0, (double)count * (3 * sizeof(stream_t) + (f2 ? 2 : 1) * sizeof(act_t) + (r ? 4 : low ? k.shift / 8.0 : 0)));
+    double alpha = ldexp(k.alpha, -k.shift);
+    real_t beta = (real_t)ldexp(k.beta, -k.shift), gamma = (real_t)ldexp(k.gamma, grid);  // in units of the grid
+    int bad = 0, sign = k.alpha < 0 ? -1 : 1, n = abs(k.alpha);
     if (!grid) {  // next = alpha prev + add, and prev = next / alpha - add / alpha
-        real_t scale = (real_t)(direction > 0 ? alpha : 1 / alpha), with = (real_t)(direction > 0 ? 1 : -1 / alpha);
+        real_t scale = (real_t)(direction > 0 ? alpha : alpha == 0 ? 1 : 1 / alpha), with = direction > 0 ? 1 : -scale;
         #pragma omp parallel for schedule(static, PIECE)
-        for (size_t i = 0; i < count; i++)
-            s[i].real = scale * s[i].real + with * (beta * cur[i].real + gamma * (f2 ? f[i] + f2[i] : f[i]));
-        return;
-    }
-    if (!r) {  // alpha = 1 or -1
+        for (size_t i = 0; i < count; i++) {
+            real_t add = with * (beta * cur[i].real + gamma * (f2 ? f[i] + f2[i] : f[i]));
+            s[i].real = scale != 0 ? scale * s[i].real + add : add;
+        }
+    } else if (r) {
+        #pragma omp parallel for reduction(|:bad)
+        for (size_t i = 0; i < count; i++) {
+            int64_t add = increment(cur[i].fixed, f2 ? f[i] + f2[i] : f[i], k, gamma, &bad), t;
+            if (direction > 0) t = sign * multiply_sixteenths(s[i].fixed, n, r + i) + add;
+            else t = unmultiply_sixteenths(sign * (s[i].fixed - add), n, r + i);
+            bad |= t != (int32_t)t;
+            s[i].fixed = (int32_t)t;
+        }
+    } else if (k.shift == 0) {  // alpha = 1, 0 or -1
+        int64_t factor = direction < 0 && k.alpha == 0 ? 1 : k.alpha;
+        int add_factor = direction > 0 ? 1 : -(int)factor;
         #pragma omp parallel for simd reduction(|:bad)
         for (size_t i = 0; i < count; i++) {
-            int64_t add = increment(cur[i].fixed, f2 ? f[i] + f2[i] : f[i], k.beta, gamma, &bad);
-            int64_t t = sign * (int64_t)s[i].fixed + add_sign * add;
+            int64_t add = increment(cur[i].fixed, f2 ? f[i] + f2[i] : f[i], k, gamma, &bad);
+            int64_t t = factor * s[i].fixed + add_factor * add;
             bad |= t != (int32_t)t;
             s[i].fixed = (int32_t)t;
         }
     } else {
         #pragma omp parallel for reduction(|:bad)
-        for (size_t i = 0; i < count; i++) {
-            int64_t add = increment(cur[i].fixed, f2 ? f[i] + f2[i] : f[i], k.beta, gamma, &bad), t;
-            if (direction > 0) t = sign * multiply_sixteenths(s[i].fixed, n, r + i) + add;
-            else t = unmultiply_sixteenths(sign * (s[i].fixed - add), n, r + i);
-            bad |= t != (int32_t)t;
-            s[i].fixed = (int32_t)t;
+        for (size_t g = 0; g < count; g += 32) {  // word b of a group holds bit b of its elements
+            uint32_t bits[32] = {0}, *words = low ? low + g / 32 * (size_t)k.shift : NULL;
+            int width = smaller_of(32, (int)(count - g < 32 ? count - g : 32));
+            for (int j = 0; j < width && direction > 0; j++) bits[j] = (uint32_t)s[g + j].fixed;
+            for (int b = 0; b < k.shift && words && direction > 0; b++) {
+                uint32_t word = 0;
+                for (int j = 0; j < 32; j++) word |= (bits[j] >> b & 1) << j;
+                words[b] = word;
+            }
+            for (int b = 0; b < k.shift && direction < 0; b++)
+                for (int j = 0; j < 32; j++) bits[j] |= (words[b] >> j & 1) << b;
+            for (int j = 0; j < width; j++) {
+                int64_t add = increment(cur[g + j].fixed, f2 ? f[g + j] + f2[g + j] : f[g + j], k, gamma, &bad), t;
+                if (direction > 0) t = multiply(s[g + j].fixed, k.alpha, k.shift) + add;
+                else t = unmultiply(s[g + j].fixed - add, k.alpha, k.shift, bits[j]);
+                bad |= t != (int32_t)t;
+                s[g + j].fixed = (int32_t)t;
+            }
         }
     }
     fault |= bad;
@@ -887,27 +1077,20 @@ void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *
 enum { SLICES = 64 };
 static inline size_t slice(size_t n, int p) { return n / SLICES * (size_t)p + n % SLICES * (size_t)p / SLICES; }
 
-double stream_compare(const stream_t *prev, const stream_t *cur, const uint16_t *r, const int *tokens,
-                      const param_t *wte, const param_t *wpe, int n, int T, int C, int grid) {
-    profile("stream_compare", 0, (double)n * C * (2 * sizeof(stream_t) + sizeof(param_t)));
-    double difference[SLICES] = {0}, norm[SLICES] = {0}, d = 0, x2 = 0;
-    real_t per_unit = grid ? (real_t)ldexp(1, grid) : 0;
+double stream_distance(const stream_t *x, const stream_t *y, const uint16_t *r, size_t count, int grid) {
+    profile("stream_distance", 0, (double)count * (y ? 2 : 1) * sizeof(stream_t));
+    double sums[SLICES], total = 0;
     #pragma omp parallel for
     for (int p = 0; p < SLICES; p++) {
-        for (size_t i = slice((size_t)n, p); i < slice((size_t)n, p + 1); i++) {
-            for (int c = 0; c < C; c++) {
-                size_t at = i*(size_t)C + (size_t)c;
-                int bad = 0;
-                stream_t x = embed_element(wte[(size_t)tokens[i]*C + c] + wpe[i % (size_t)T*C + c], per_unit, &bad);
-                double v = grid ? x.fixed : x.real;
-                double d1 = (grid ? prev[at].fixed : prev[at].real) - v, d2 = (grid ? cur[at].fixed : cur[at].real) - v;
-                difference[p] += d1 * d1 + d2 * d2 + (r ? r[at] : 0);
-                norm[p] += 2 * v * v;
-            }
+        double sum = 0;
+        for (size_t i = slice(count, p); i < slice(count, p + 1); i++) {
+            double d = grid ? (double)x[i].fixed - (y ? y[i].fixed : 0) : (double)x[i].real - (y ? y[i].real : 0);
+            sum += d * d + (r ? r[i] : 0);
         }
+        sums[p] = sum;
     }
-    for (int p = 0; p < SLICES; p++) d += difference[p], x2 += norm[p];
-    return d == 0 ? 0 : sqrt(d / (x2 > 0 ? x2 : 1));
+    for (int p = 0; p < SLICES; p++) total += sums[p];
+    return sqrt(total);
 }
 
 void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens,
@@ -1471,9 +1654,9 @@ void scale_cast(act_t *out, const real_t *x, double scale, size_t count) {
     for (size_t i = 0; i < count; i++) out[i] = (real_t)scale * x[i];
 }
 
-void adjoint_update(real_t *A, real_t *B, int alpha, int beta, size_t count) {
-    real_t a = (real_t)(alpha / 16.0), b = (real_t)(beta / 16.0);
-    if (alpha == 16 && beta == 0) return;
+void adjoint_update(real_t *A, real_t *B, double alpha, double beta, size_t count) {
+    real_t a = (real_t)alpha, b = (real_t)beta;
+    if (alpha == 1 && beta == 0) return;
     profile("adjoint_update", 0, (double)count * 4 * sizeof(real_t));
     #pragma omp parallel for simd
     for (size_t i = 0; i < count; i++) {
@@ -1510,6 +1693,40 @@ void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V,
             for (int v = V; v < Vp; v++) x[v] = 0;
         }
         losses[i] = top + (real_t)log(sum) - target;
+    }
+}
+
+void distillation(real_t *out, size_t stride, act_t *logits, const act_t *teacher, const int *targets, int n, int V, int Vp,
+                  int objective, double scale) {
+    profile("distillation", 0, 3.0 * n * V * sizeof(act_t));
+    #pragma omp parallel for
+    for (int i = 0; i < n; i++) {
+        act_t *x = logits + (size_t)i*Vp;
+        const act_t *y = teacher + (size_t)i*Vp;
+        real_t top = largest(x, V), top_y = largest(y, V), sum = 0, sum_y = 0, cross = 0;
+        int first = 0;
+        while (first + 1 < V && x[first] != top) first++;  // it ends for NaN too
+        #pragma omp simd reduction(+:sum, sum_y, cross)
+        for (int v = 0; v < V; v++) {
+            real_t p = real_exp(x[v] - top), q = real_exp(y[v] - top_y);
+            sum += p, sum_y += q;
+            cross += objective == KL_TEACHER ? q * (y[v] - x[v]) : p * (x[v] - y[v]);
+        }
+        real_t lse = top + (real_t)log(sum), lse_y = top_y + (real_t)log(sum_y);
+        real_t divergence = objective == KL_TEACHER ? cross / sum_y - (lse_y - lse) : cross / sum - (lse - lse_y);
+        out[i] = lse - x[targets[i]];
+        out[stride * TEACHER_LOSS + i] = lse_y - y[targets[i]];
+        out[stride * DIVERGENCE + i] = divergence;
+        out[stride * AGREEMENT + i] = y[first] == top_y;
+        if (scale == 0) continue;
+        real_t p_scale = (real_t)scale / sum, q_scale = (real_t)scale / sum_y;
+        #pragma omp simd
+        for (int v = 0; v < V; v++) {
+            real_t p = p_scale * real_exp(x[v] - top);
+            if (objective == KL_TEACHER) x[v] = p - q_scale * real_exp(y[v] - top_y);
+            else x[v] = p * (x[v] - lse - (y[v] - lse_y) - divergence);
+        }
+        for (int v = V; v < Vp; v++) x[v] = 0;
     }
 }
 
@@ -1761,7 +1978,7 @@ static void data_check(const Data *d, const char *pattern, int V, int B, int T, 
 // Files: the model in llm.c's format, the optimizer's state beside it. A file is written aside, synced and
 // renamed; the state comes first and the model last, so a model with its state is a complete pair.
 
-enum { MODEL_MAGIC = 20240326, STATE_MAGIC = 20251127, TOKENIZER_MAGIC = 20240328, PATH = 4096 };
+enum { MODEL_MAGIC = 20240326, STATE_MAGIC = 20251127, STATE_VERSION = 2, TOKENIZER_MAGIC = 20240328, PATH = 4096 };
 
 typedef struct {
     FILE *file;
@@ -1856,22 +2073,29 @@ static void checkpoint_path(char path[PATH + 32], const char *directory, const c
     snprintf(path, PATH + 32, "%s/%s_%08d.bin", directory, what, step);
 }
 
+// The header of a model file: all that a network is besides its parameters
+static void model_header(int32_t header[256], const Config *net, int bf16) {
+    const int32_t begin[9] = {MODEL_MAGIC, (bf16 ? 5 : 3) + (net->mode == BASELINE ? 0 : 1000), net->maxT, net->V, net->L, net->NH, net->C,
+                              net->Vp, net->mode};
+    memset(header, 0, 256 * sizeof *header);
+    memcpy(header, begin, sizeof begin);
+    if (net->mode == BASELINE) return;
+    memcpy(&header[9], &net->h, sizeof(float));
+    header[10] = net->grid, header[11] = net->K, header[12] = net->stem;
+    if (converted(net->mode)) header[13] = net->shift;  // 0 means 4, in sixteenths
+    for (int k = 0; k < (net->mode == MIDPOINT_A ? net->L : converted(net->mode)); k++)
+        header[16 + k] = net->shift ? net->a[k] : 16 * net->a[k];
+}
+
 static void save_model(const Model *m, const char *directory, int step, int bf16) {
-    const Config *net = &m->net;
     Output o;
     char path[PATH + 32];
-    int32_t header[256] = {MODEL_MAGIC, (bf16 ? 5 : 3) + (net->mode == BASELINE ? 0 : 1000), net->maxT, net->V, net->L,
-                           net->NH, net->C, net->Vp, net->mode};
-    if (net->mode != BASELINE) {
-        memcpy(&header[9], &net->h, sizeof(float));
-        header[10] = net->grid;
-    }
-    if (net->mode == MIDPOINT_A)
-        for (int k = 0; k < net->L; k++) header[16 + k] = net->a[k];
+    int32_t header[256];
+    model_header(header, &m->net, bf16);
     checkpoint_path(path, directory, "model", step);
     output_open(&o, path, 1);
     output_write(&o, header, sizeof header);
-    write_parameters(&o, m->params, parameter_count(net), bf16, 0);
+    write_parameters(&o, m->params, parameter_count(&m->net), bf16, 0);
     output_close(&o);
 }
 
@@ -1921,7 +2145,18 @@ static Config load_model(const char *path, Model *m) {
             if (net.L > MAX_A || header[13] != 0)
                 die(STATUS_DATA, "%s: %d layers of midpoint-a; at most %d in sixteenths can be read", path, net.L, MAX_A);
             for (int k = 0; k < net.L; k++) net.a[k] = header[16 + k];
+            net.shift = 4;
             if (!remainders_fit(&net)) die(STATUS_DATA, "%s: coefficients a_k whose remainders do not fit 16 bits", path);
+        }
+        if (converted(net.mode)) {
+            int retrofit = net.mode == RETROFIT, a = header[16];
+            net.K = header[11], net.stem = header[12], net.shift = header[13] ? header[13] : 4;
+            if (net.K < 0 || net.K > (retrofit ? 16 : 0) || net.stem < retrofit || net.stem > net.L || net.shift < 1 || net.shift > 8 || a == 0 ||
+                a < -(1 << net.shift) || a > 1 << net.shift)
+                die(STATUS_DATA, "%s: no %s has coefficient %d / 2^%d, %d iterations, a stem of %d", path, mode_names[net.mode], a, header[13],
+                    header[11], header[12]);
+            for (; a % 2 == 0; net.shift--) a /= 2;
+            net.a[0] = a;
         }
     }
     check_size(f, path, sizeof header + parameter_count(&net) * (version == 5 ? 2 : 4));
@@ -1932,18 +2167,25 @@ static Config load_model(const char *path, Model *m) {
 
 // What besides the model shapes a run's arithmetic; it is saved with the state and may not change on resuming. The
 // position in data and random numbers follows from the step.
-typedef struct { int32_t B, T, chunk, head_chunk, accumulate, shuffle, overfit, bf16, mode, seed, precision; } Run;
+typedef struct { int32_t B, T, chunk, head_chunk, accumulate, shuffle, overfit, bf16, mode, seed, precision, objective, teacher; } Run;
+
+// The checksum of a state file's header and of the network it belongs to
+static uint64_t state_checksum(const int32_t header[256], const Config *net) {
+    int32_t of_model[256];
+    model_header(of_model, net, 0);
+    return checksum(checksum(0, header, 256), of_model, 256);
+}
 
 static void save_state(const Model *m, const char *directory, int step, const Run *run) {
     Output o;
     char path[PATH + 32];
-    int32_t header[256] = {STATE_MAGIC, 1, step};
+    int32_t header[256] = {STATE_MAGIC, STATE_VERSION, step};
     size_t count = parameter_count(&m->net);
     memcpy(&header[4], run, sizeof *run);
     checkpoint_path(path, directory, "state", step);
     output_open(&o, path, 1);
     output_write(&o, header, sizeof header);
-    uint64_t sum = checksum(checksum(0, header, 256), &m->net, sizeof m->net / 4);
+    uint64_t sum = state_checksum(header, &m->net);
     sum = write_parameters(&o, m->m, count, 0, sum);
     sum = write_parameters(&o, m->v, count, 0, sum);
     // the weights are in the model file, unless rounded there; either way the checksum ties them to this state
@@ -1960,7 +2202,11 @@ static void load_state(Model *m, const char *path, int step, const Run *run) {
     Run was;
     FILE *f = open_input(path, header, STATE_MAGIC, "state file");
     memcpy(&was, &header[4], sizeof was);
-    if (header[1] != 1 || header[2] != step) die(STATUS_DATA, "%s: of version %d and step %d", path, header[1], header[2]);
+    if (header[1] != STATE_VERSION || header[2] != step)
+        die(STATUS_DATA, "%s: of version %d and step %d; %d and %d can be resumed", path, header[1], header[2], STATE_VERSION, step);
+    if (was.objective != run->objective || was.teacher != run->teacher)
+        die(STATUS_USAGE, "%s was trained with --loss %s%s; resume with the same", path,
+            objective_names[was.objective >= CROSS_ENTROPY && was.objective <= KL_TEACHER ? was.objective : 0], was.teacher ? " and another --distill" : " and no --distill");
     if (was.precision != run->precision)
         die(STATUS_USAGE, was.precision ? "%s was trained with --precision bf16; resume so, on a processor that has it" :
             "%s was trained in float32; resume without --precision bf16", path);
@@ -1969,7 +2215,7 @@ static void load_state(Model *m, const char *path, int step, const Run *run) {
             "resume with the same", path, was.B, was.T, was.chunk, was.head_chunk, was.seed, was.shuffle ? " --shuffle" : "",
             was.overfit ? " -a 1" : "", was.bf16 ? " --save bf16" : "", was.accumulate);
     check_size(f, path, sizeof header + count * 4 * (was.bf16 ? 3 : 2) + sizeof saved);
-    sum = checksum(checksum(0, header, 256), &m->net, sizeof m->net / 4);
+    sum = state_checksum(header, &m->net);
     sum = read_parameters(f, path, m->m, count, 0, sum);
     sum = read_parameters(f, path, m->v, count, 0, sum);
     sum = was.bf16 ? read_parameters(f, path, m->params, count, 0, sum) : write_parameters(NULL, m->params, count, 0, sum);
@@ -2308,11 +2554,11 @@ typedef struct {
 } Option;
 
 static struct {
-    const char *train, *val, *out, *start, *prompt, *logits, *tokenizer;
+    const char *train, *val, *out, *start, *prompt, *logits, *tokenizer, *distill;
     int resume, save_every, keep, overfit, layers, heads, channels, context, B, T, tokens, steps, warmup;
     int val_every, val_batches, sample_every, sample_length;
-    double rate, final_fraction, decay, step_size, beta1, beta2, temperature, budget;
-    int seed, mode, memory, precision, stream, grid, chunk, head_chunk, shuffle, save, plan, profile, top_k, eval, help, version;
+    double rate, final_fraction, decay, step_size, coefficient, beta1, beta2, temperature, budget;
+    int seed, mode, fixed_point, stem, objective, memory, precision, stream, grid, chunk, head_chunk, shuffle, save, plan, profile, top_k, eval, help, version;
 } opt;
 
 static const char *const stream_names[] = {"float", "fixed", NULL};
@@ -2344,8 +2590,13 @@ static const Option options[] = {
     {"-m", INTEGER, &opt.val_batches, "20", 0, 1e9, NULL, "validation batches, if there are that many; 0: all"},
     {"-s", INTEGER, &opt.sample_every, "0", 0, 1e9, NULL, "sample every so many steps, and at the end; 0: never"},
     {"-g", INTEGER, &opt.sample_length, "64", 1, 1 << 24, NULL, "tokens a sample, as far as the context reaches"},
-    {"--mode", CHOICE, &opt.mode, "", 0, 0, mode_names, "the network; from scratch: midpoint"},
+    {"--mode", CHOICE, &opt.mode, "", 0, 0, mode_names, "the network; from scratch: midpoint; retrofit and bdia convert a baseline file, and back"},
     {"--step-size", NUMBER, &opt.step_size, "", 0, 16, NULL, "h, 0 switches the blocks off; midpoint 0.25, midpoint-a 1, leapfrog 1/sqrt(L), hamiltonian 1"},
+    {"--coefficient", NUMBER, &opt.coefficient, "", -1, 1, NULL, "a of retrofit and bdia, a multiple of 1/256: near 0 the original network, +-1 keeps no bits; -1/16"},
+    {"--fixed-point", INTEGER, &opt.fixed_point, "", 0, 16, NULL, "retrofit: iterations K of the estimate, each another block evaluated a step; 1"},
+    {"--stem", INTEGER, &opt.stem, "", 0, 65536, NULL, "retrofit and bdia: the first steps, which stay ordinary and keep their inputs; 2"},
+    {"--distill", STRING, &opt.distill, "", 0, 0, NULL, "a baseline model file of the same shape: the teacher to come near, and to be compared with"},
+    {"--loss", CHOICE, &opt.objective, "", 0, 0, objective_names, "what to make small; with --distill kl, from the teacher's distribution to ours, kl-teacher the reverse"},
     {"--memory", CHOICE, &opt.memory, "", 0, 0, memory_names, "what is kept for the backward pass; auto: as much as --budget allows (reverse; baseline: store)"},
     {"--budget", BYTES, &opt.budget, "0", 1, 1e18, NULL, "bytes that --memory auto may use in all, such as 8G; 0: three quarters of the machine's"},
     {"--precision", CHOICE, &opt.precision, DEFAULT_PRECISION, 0, 0, precision_names, "of what matrix products multiply: on a CPU bf16 needs AVX512-BF16; sums, streams, parameters stay float32"},
@@ -2420,7 +2671,7 @@ static void set_option(const Option *o, const char *text) {
 static void parse_options(int argc, char **argv) {
     int given[OPTIONS] = {0};
     for (int i = 0; i < OPTIONS; i++) {
-        if (options[i].type == CHOICE && !options[i].initial[0]) *(int *)options[i].at = -1;
+        if ((options[i].type == CHOICE || options[i].type == INTEGER) && !options[i].initial[0]) *(int *)options[i].at = -1;
         else if (options[i].type == NUMBER && !options[i].initial[0]) *(double *)options[i].at = NAN;
         else set_option(&options[i], options[i].initial);
     }
@@ -2475,9 +2726,7 @@ static Config scratch_config(int V) {
     net.Vp = (V + 127) / 128 * 128;
     if (net.C % net.NH != 0)
         die(STATUS_USAGE, "%d channels cannot be shared by %d heads; --channels must be a multiple of --heads", net.C, net.NH);
-    net.mode = opt.mode < 0 ? MIDPOINT : opt.mode;
-    net.h = (float)default_step_size(net.mode, net.L);
-    net.grid = default_grid(net.mode);
+    set_mode(&net, opt.mode < 0 ? MIDPOINT : opt.mode);
     if (net.mode == MIDPOINT_A) {
         if (net.L > MAX_A) die(STATUS_USAGE, "midpoint-a has at most %d layers, not %d", MAX_A, net.L);
         draw_coefficients(&net, (uint64_t)opt.seed);
@@ -2485,18 +2734,52 @@ static Config scratch_config(int V) {
     return net;
 }
 
-// What the flags change in a network, whether new or from a file.
+// What the flags change in a conversion.
+static void adjust_conversion(Config *net) {
+    const char *name = mode_names[net->mode];
+    if (!isnan(opt.coefficient)) {
+        double n = ldexp(opt.coefficient, 8);
+        if (n == 0 || n != rint(n))
+            die(STATUS_USAGE, "--coefficient %g: a multiple of 1/256 is meant, and not 0: that is --mode baseline", opt.coefficient);
+        net->a[0] = (int)n, net->shift = 8;
+    }
+    while (net->a[0] % 2 == 0) net->a[0] /= 2, net->shift--;
+    if (net->mode == BDIA && coefficients(net, net->stem).gamma == 0) die(STATUS_USAGE, "--coefficient -1: bdia takes 1 + a times its blocks, which is nothing");
+    if (opt.fixed_point >= 0) net->K = opt.fixed_point;
+    if (opt.stem >= 0) net->stem = opt.stem;
+    if (opt.fixed_point >= 0 && net->mode != RETROFIT) die(STATUS_USAGE, "--fixed-point is for --mode retrofit, not %s", name);
+    if (net->stem > net->L || net->stem < (net->mode == RETROFIT))
+        die(STATUS_USAGE, "--stem %d: %s of %d layers takes %d to %d", net->stem, name, net->L, net->mode == RETROFIT, net->L);
+}
+
+// What the flags change in a network, whether new or from a file. Baselines and their conversions have the same weights.
 static void adjust_config(Config *net, const char *path) {
-    if (opt.mode >= 0 && opt.mode != net->mode)
+    int pair = opt.mode >= 0 && (net->mode == BASELINE || converted(net->mode)) && (opt.mode == BASELINE || converted(opt.mode));
+    if (opt.mode >= 0 && opt.mode != net->mode && !pair)
         die(STATUS_USAGE, "--mode %s, but %s is of a %s network", mode_names[opt.mode], path, mode_names[net->mode]);
+    if (opt.mode >= 0 && opt.mode != net->mode) set_mode(net, opt.mode);
+    if (converted(net->mode)) adjust_conversion(net);
+    else if (!isnan(opt.coefficient) || opt.fixed_point >= 0 || opt.stem >= 0)
+        die(STATUS_USAGE, "--coefficient, --fixed-point and --stem are for --mode retrofit and bdia, not %s", mode_names[net->mode]);
     if (net->mode == BASELINE && (opt.stream == STREAM_FIXED || opt.grid))
         die(STATUS_USAGE, "fixed streams are for networks that reverse, not for baseline");
-    if (net->mode == BASELINE && !isnan(opt.step_size)) die(STATUS_USAGE, "baseline has no --step-size");
+    if ((net->mode == BASELINE || converted(net->mode)) && !isnan(opt.step_size)) die(STATUS_USAGE, "%s has no --step-size", mode_names[net->mode]);
     if (opt.stream == STREAM_FLOAT && opt.grid) die(STATUS_USAGE, "--grid is for --stream fixed");
     if (!isnan(opt.step_size)) net->h = (float)opt.step_size;
     if (opt.grid) net->grid = opt.grid;
     else if (opt.stream == STREAM_FIXED && !net->grid) net->grid = default_grid(net->mode);
     if (opt.stream == STREAM_FLOAT) net->grid = 0;
+}
+
+// The flags that make the network what it is
+static const char *network_flags(const Config *net) {
+    static char text[160];
+    int length = snprintf(text, sizeof text, "--mode %s", mode_names[net->mode]);
+    if (converted(net->mode)) length += snprintf(text + length, 64, " --coefficient %.9g --stem %d", ldexp(net->a[0], -net->shift), net->stem);
+    else if (net->mode != BASELINE) length += snprintf(text + length, 64, " --step-size %.9g", (double)net->h);
+    if (net->mode == RETROFIT) length += snprintf(text + length, 64, " --fixed-point %d", net->K);
+    snprintf(text + length, 64, net->grid ? " --grid %d" : " --stream float", net->grid);
+    return text;
 }
 
 // -------------------------------------------------------------------------------------------------
@@ -2570,14 +2853,22 @@ static int batches_to_validate(const Model *m, const Data *d) {
     return opt.val_batches && opt.val_batches < all ? opt.val_batches : (int)(all < 1 << 30 ? all : 1 << 30);
 }
 
-static double validate(Model *m, const Data *d, int batches) {
-    double loss = 0;
+// The means over the validation batches; returns that of the cross-entropy.
+static double validate(Model *m, const Data *d, int batches, double means[HELD]) {
+    memset(means, 0, HELD * sizeof *means);
     for (int i = 0; i < batches; i++) {
         data_batch(d, m, (uint64_t)i, 0, 0);
         forward(m, m->B, m->T, NO_CACHE);
-        loss += head(m, m->B, m->T, 0);
+        head(m, m->B, m->T, 0);
+        for (int held = LOSS; held < (m->taught ? HELD : LOSS + 1); held++) means[held] += mean_of(m, (enum Held)held, m->B * m->T) / batches;
     }
-    return loss / batches;
+    return means[LOSS];
+}
+
+static void print_comparison(const Model *m, const double means[HELD]) {
+    if (m->taught)
+        printf(" | teacher %.4f | KL %.6f | same top token %.2f%%", means[TEACHER_LOSS], means[DIVERGENCE], 100 * means[AGREEMENT]);
+    printf("\n");
 }
 
 // One optimizer step of `accumulate` micro-batches; prints its line and logs it.
@@ -2602,7 +2893,7 @@ static void train_step(Model *m, const Data *data, const Run *run, int step, int
     double speed = (double)m->B * m->T * run->accumulate / s;
     slow = slow > 0 ? 0.95 * slow + 0.05 * s : s;
     printf("step %5d/%d | loss %.4f | norm %.4f | lr %.2e | %.0f ms | %.0f tokens/s | %.0f%% of limit | ", step + 1, total, loss,
-           norm, rate, s * 1e3, speed, 100 * speed * flops_per_token(&m->net, m->T) / limit);
+           norm, rate, s * 1e3, speed, 100 * speed * flops_per_token(m) / limit);
     if (!isnan(drift)) printf("drift %.2g | ", drift);
     printf("%.2f GiB | %.1f min left\n", (double)device_peak_bytes() / (1 << 30), slow * (total - step - 1) / 60);
     if (csv) {
@@ -2643,7 +2934,7 @@ static int train(Model *m, const Data *data, const Data *val, const Tokenizer *z
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
     signal(SIGPIPE, SIG_IGN);  // who reads the output may end first: that is noticed below, and nothing is lost
-    double limit = device_flops(), cost = flops_per_token(&m->net, m->T), again = flops_again(m);
+    double limit = device_flops(), cost = flops_per_token(m), again = flops_again(m);
     int trained = 0, profiled_steps = 0;
     double bandwidth = opt.profile ? device_bandwidth(m->grads, parameter_count(&m->net)) : 0;
     printf("limit %.0f GFLOP/s; training costs %.3g GFLOP a token", limit * 1e-9, cost * 1e-9);
@@ -2653,10 +2944,12 @@ static int train(Model *m, const Data *data, const Data *val, const Tokenizer *z
     for (int saved = resumed ? step : -1;; step++) {
         int end = step >= total, fresh = step > saved;
         if (val_batches && fresh && (end || step % opt.val_every == 0)) {
-            double loss = validate(m, val, val_batches);
+            static const char *const splits[HELD] = {"val", "val_teacher", "val_kl", "val_agreement"};
+            double means[HELD], loss = validate(m, val, val_batches, means);
             check_numbers(m, step, loss, NAN);
-            printf("step %5d/%d | validation loss %.4f\n", step, total, loss);
-            if (csv) fprintf(csv, "%d,val,%.6f,,,,,,\n", step, loss);
+            printf("step %5d/%d | validation loss %.4f", step, total, loss);
+            print_comparison(m, means);
+            for (int held = LOSS; csv && held < (m->taught ? HELD : LOSS + 1); held++) fprintf(csv, "%d,%s,%.6f,,,,,,\n", step, splits[held], means[held]);
         }
         if (opt.sample_every && fresh && (end || step % opt.sample_every == 0)) {
             int start = first_token(z);
@@ -2697,9 +2990,10 @@ static int train(Model *m, const Data *data, const Data *val, const Tokenizer *z
 static int infer(Model *m, const Data *data, const Data *val, const Tokenizer *z, const int *prompt, int given) {
     if (opt.eval) {
         int batches = batches_to_validate(m, val);
-        double loss = validate(m, val, batches);
+        double means[HELD], loss = validate(m, val, batches, means);
         check_numbers(m, 0, loss, NAN);
-        printf("validation loss %.4f, perplexity %.2f, %d batches of -b %d times -t %d\n", loss, exp(loss), batches, m->B, m->T);
+        printf("validation loss %.4f, perplexity %.2f, %d batches of -b %d times -t %d", loss, exp(loss), batches, m->B, m->T);
+        print_comparison(m, means);
         return finish();
     }
     if (opt.logits[0]) {
@@ -2735,17 +3029,15 @@ static Config choose_network(int V, int step, char path[PATH + 32]) {
         (opt.context && opt.context != net.maxT))
         die(STATUS_USAGE, "%s has %d layers, %d heads, %d channels and context %d, and keeps them", path, net.L, net.NH, net.C, net.maxT);
     adjust_config(&net, path);
-    if (step >= 0 && (net.h != before.h || net.grid != before.grid))
-        die(STATUS_USAGE, "%s was trained with --step-size %.9g --stream %s, grid %d; resume with the same", path, (double)before.h,
-            stream_names[before.grid > 0], before.grid);
+    if (step >= 0 && memcmp(&net, &before, sizeof net) != 0) die(STATUS_USAGE, "%s was trained with %s; resume with the same", path, network_flags(&before));
     return net;
 }
 
 // Flags that contradict each other.
 static void check_options(void) {
     int reads = opt.eval || opt.logits[0] || opt.prompt;
-    if (strlen(opt.out) > PATH - 64 || strlen(opt.start) > PATH - 64 || strlen(opt.logits) > PATH - 64)
-        die(STATUS_USAGE, "-o, -e or --logits: a name of over %d bytes", PATH - 64);
+    if (strlen(opt.out) > PATH - 64 || strlen(opt.start) > PATH - 64 || strlen(opt.logits) > PATH - 64 || strlen(opt.distill) > PATH - 64)
+        die(STATUS_USAGE, "-o, -e, --logits or --distill: a name of over %d bytes", PATH - 64);
     if (!opt.start[0]) die(STATUS_USAGE, "-e is empty: d6, d12, d24, d36, d48 or a model file is meant");
     if (reads && (opt.out[0] || opt.resume || opt.save_every || opt.steps >= 0 || opt.tokens || opt.overfit))
         die(STATUS_USAGE, "--eval, --logits and --prompt do not train: -o -y -n -x -d -a have no meaning there");
@@ -2753,11 +3045,25 @@ static void check_options(void) {
         die(STATUS_USAGE, "--eval, --logits and --prompt do not train: --budget and --profile have no meaning there");
     if (opt.eval && (opt.logits[0] || opt.prompt)) die(STATUS_USAGE, "--eval goes with neither --logits nor --prompt");
     if (opt.eval && !opt.val[0]) die(STATUS_USAGE, "--eval needs -j, the tokens to evaluate on");
+    if ((opt.logits[0] || opt.prompt) && opt.distill[0]) die(STATUS_USAGE, "--distill goes with neither --logits nor --prompt");
+    if (opt.objective > CROSS_ENTROPY && !opt.distill[0]) die(STATUS_USAGE, "--loss %s needs --distill, the teacher", objective_names[opt.objective]);
     if (opt.budget > 0 && opt.memory != AUTO) die(STATUS_USAGE, "--budget is for --memory auto");
     if (opt.resume && !opt.out[0]) die(STATUS_USAGE, "-y 1 needs -o, the directory to resume from");
     if (opt.save_every && !opt.out[0]) die(STATUS_USAGE, "-n %d needs -o, the directory to save to", opt.save_every);
     if (!opt.train[0] && !opt.plan && !opt.eval && !opt.prompt)
         die(STATUS_USAGE, "-i is missing: training tokens, a .bin of llm.c or a .txt; --help lists the flags");
+}
+
+// The teacher must be what the network was before it was converted.
+static void choose_teacher(Model *m) {
+    m->taught = opt.distill[0] != 0;
+    m->objective = opt.objective >= 0 ? opt.objective : m->taught ? KL : CROSS_ENTROPY;
+    if (!m->taught) return;
+    Config t = load_model(opt.distill, NULL), net = baseline_of(&m->net);
+    if (t.mode != BASELINE) die(STATUS_USAGE, "--distill: %s is of a %s network; a baseline is meant", opt.distill, mode_names[t.mode]);
+    if (t.maxT != net.maxT || t.V != net.V || t.L != net.L || t.NH != net.NH || t.C != net.C || t.Vp != net.Vp)
+        die(STATUS_USAGE, "--distill: %s has context %d, V %d, L %d, NH %d, C %d, but the model has context %d, V %d, L %d, NH %d, C %d", opt.distill,
+            t.maxT, t.V, t.L, t.NH, t.C, net.maxT, net.V, net.L, net.NH, net.C);
 }
 
 // The sizes of a batch and its parts, from the flags; given: tokens of a prompt, or 0. Returns micro-batches a step.
@@ -2778,7 +3084,10 @@ static int choose_shape(Model *m, int given) {
     m->memory = opt.memory >= 0 ? opt.memory : m->net.mode == BASELINE ? STORE : REVERSE;
     if (m->net.mode == BASELINE && steps_back(m))
         die(STATUS_USAGE, "--memory %s: baseline cannot be reversed; store or checkpoint is meant, or another --mode", memory_names[m->memory]);
-    if ((double)m->B * m->T * m->net.C * steps(&m->net) > 0x1p55)  // with up to 64 bytes each the plan still fits 64 bits
+    if (m->training && converted(m->net.mode) && !m->net.grid && steps_back(m) && abs(m->net.a[0]) < 1 << m->net.shift >> 1)
+        die(STATUS_USAGE, "--stream float with --memory %s: a step back multiplies every rounding by %g; --stream fixed is exact, store and checkpoint take no steps back",
+            memory_names[m->memory], ldexp(1, m->net.shift) / abs(m->net.a[0]));
+    if ((double)m->B * m->T * m->net.C * block_count(&m->net) > 0x1p55)  // with up to 64 bytes each the plan still fits 64 bits
         die(STATUS_USAGE, "-b %d times -t %d with %d layers of %d channels is more than any machine holds", m->B, m->T,
             m->net.L, m->net.C);
     m->chunk = smaller_of(opt.chunk ? opt.chunk : default_chunk(m->T), m->B);
@@ -2837,19 +3146,19 @@ int rev_gpt2_main(int argc, char **argv) {
         given = encode(&z, opt.prompt, prompt);
         if (!given) prompt[given++] = first_token(&z);
     }
+    choose_teacher(&m);
     int accumulate = choose_shape(&m, given);
     int bf16 = layers_bf16(opt.precision) ? opt.precision : !opt.precision;  // from here on
-    Run run = {m.B, m.T, m.chunk, m.head_chunk, accumulate, opt.shuffle, opt.overfit, opt.save, m.net.mode, opt.seed, bf16};
+    Run run = {m.B, m.T, m.chunk, m.head_chunk, accumulate, opt.shuffle, opt.overfit, opt.save, m.net.mode, opt.seed, bf16, m.objective, 0};
     if (m.memory != AUTO || !m.training) plan(&m);
     else if (!plan_within(&m, opt.budget > 0 ? opt.budget : 0.75 * (double)device_memory_bytes()) && opt.budget > 0)
         die(STATUS_USAGE, "--budget %.0f: at least %.0f bytes (%.3f GiB) are needed; a smaller -b or -t needs less", opt.budget,
             plan_keeping(&m, 0), plan_keeping(&m, 0) / (1 << 30));
     if (m.training || opt.plan) {
-        printf("%s, step size %.4g: L %d, C %d, NH %d, V %d, context %d, %zu parameters\n", mode_names[m.net.mode],
-               (double)m.net.h, m.net.L, m.net.C, m.net.NH, m.net.V, m.net.maxT, parameter_count(&m.net));
-        printf("B %d, T %d, chunk %d, head chunk %d, %lld tokens a step, --memory %s, --stream %s, grid %d, --precision %s\n", m.B, m.T,
-               m.chunk, m.head_chunk, (long long)m.B * m.T * accumulate, memory_names[m.memory], stream_names[m.net.grid > 0],
-               m.net.grid, precision_names[bf16]);
+        printf("%s: L %d, C %d, NH %d, V %d, context %d, %zu parameters\n", network_flags(&m.net), m.net.L, m.net.C, m.net.NH, m.net.V, m.net.maxT,
+               parameter_count(&m.net));
+        printf("B %d, T %d, chunk %d, head chunk %d, %lld tokens a step, --memory %s, --precision %s%s%s\n", m.B, m.T, m.chunk, m.head_chunk,
+               (long long)m.B * m.T * accumulate, memory_names[m.memory], precision_names[bf16], m.taught ? ", --loss " : "", m.taught ? objective_names[m.objective] : "");
         if (m.memory == AUTO) printf("the last %d of %d steps keep their internals\n", m.kept_steps, steps(&m.net));
         plan_print(&m);
     }
@@ -2866,6 +3175,11 @@ int rev_gpt2_main(int argc, char **argv) {
     model_alloc(&m);
     if (path[0]) load_model(path, &m);
     else init_parameters(&m, (uint64_t)run.seed);
+    if (m.taught) {
+        Model teacher = teacher_of(&m);
+        load_model(opt.distill, &teacher);
+        run.teacher = (int32_t)write_parameters(NULL, m.teacher, parameter_count(&m.net), 0, 0) | 1;  // its checksum; 0 is none
+    }
     if (resumed) {
         checkpoint_path(path, opt.out, "state", step);
         load_state(&m, path, step, &run);

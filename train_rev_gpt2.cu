@@ -136,6 +136,16 @@ static __device__ float2 block_sum(float x, float y, float *room) {
     float2 sum = {warp_sum(lane < warps ? room[lane] : 0), warp_sum(lane < warps ? room[WARP + lane] : 0)};
     return sum;
 }
+// likewise the largest
+static __device__ float2 block_max(float x, float y, float *room) {
+    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
+    x = warp_max(x), y = warp_max(y);
+    __syncthreads();
+    if (lane == 0) room[warp] = x, room[WARP + warp] = y;
+    __syncthreads();
+    float2 most = {warp_max(room[lane < warps ? lane : 0]), warp_max(room[WARP + (lane < warps ? lane : 0)])};
+    return most;
+}
 
 // out (columns) += the sum over rows of partial (rows, stride): a block for 32 columns, a warp for every 32nd row
 static __global__ void __launch_bounds__(WARP * WARP) add_rows(float *out, const float *partial, int rows, int stride, int columns) {
@@ -206,13 +216,13 @@ void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_
         LAUNCH(embed_kernel<1>, blocks_for(count, THREADS), THREADS, 0, prev, cur, tokens, wte, wpe, count, T, C, per_unit, fault);
 }
 
-struct Step { float scale, with, beta, gamma; int sign, add_sign, n, beta16, fixed, direction; };
+struct Step { Coefficients k; float scale, with, beta, gamma; int factor, add_factor, fixed, direction; };
 template <int N> static __global__ void step_kernel(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r, size_t count,
                                                     Step k, int *to) {
-    int bad = 0;
+    int bad = 0, sign = k.k.alpha < 0 ? -1 : 1;
     size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N;
     if (i < count) {
-        Few<stream_t, N> x = load<N>(s + i), y = load<N>(cur + i);
+        Few<stream_t, N> y = load<N>(cur + i), x = k.k.alpha || k.direction < 0 ? load<N>(s + i) : y;
         Few<act_t, N> a = load<N>(f + i), b = f2 ? load<N>(f2 + i) : a;
         for (int j = 0; j < N; j++) {
             float force = to_float(a.e[j]) + (f2 ? to_float(b.e[j]) : 0);
@@ -220,10 +230,10 @@ template <int N> static __global__ void step_kernel(stream_t *s, const stream_t 
                 x.e[j].real = k.scale * x.e[j].real + k.with * (k.beta * y.e[j].real + k.gamma * force);
                 continue;
             }
-            int64_t add = increment(y.e[j].fixed, force, k.beta16, k.gamma, &bad), t;
-            if (!r) t = k.sign * (int64_t)x.e[j].fixed + k.add_sign * add;
-            else if (k.direction > 0) t = k.sign * multiply_sixteenths(x.e[j].fixed, k.n, r + i + j) + add;
-            else t = unmultiply_sixteenths(k.sign * (x.e[j].fixed - add), k.n, r + i + j);
+            int64_t add = increment(y.e[j].fixed, force, k.k, k.gamma, &bad), t;
+            if (!r) t = k.factor * (int64_t)x.e[j].fixed + k.add_factor * add;
+            else if (k.direction > 0) t = sign * multiply_sixteenths(x.e[j].fixed, sign * k.k.alpha, r + i + j) + add;
+            else t = unmultiply_sixteenths(sign * (x.e[j].fixed - add), sign * k.k.alpha, r + i + j);
             bad |= t != (int32_t)t;
             x.e[j].fixed = (int32_t)t;
         }
@@ -231,46 +241,60 @@ template <int N> static __global__ void step_kernel(stream_t *s, const stream_t 
     }
     report(bad, to);
 }
-void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r, size_t count, Coefficients k, int grid, int direction) {
-    profile("stream_step", 0, (double)count * (3 * sizeof(stream_t) + (f2 ? 2 : 1) * sizeof(act_t) + (r ? 4 : 0)));
-    float alpha = (float)(k.alpha / 16.0);
-    int sign = k.alpha < 0 ? -1 : 1;
-    Step step = {direction > 0 ? alpha : 1 / alpha, direction > 0 ? 1 : -1 / alpha, (float)(k.beta / 16.0), (float)ldexp(k.gamma, grid), sign,
-                 direction > 0 ? 1 : -sign, abs(k.alpha), k.beta, grid != 0, direction};
-    if (count % 4 == 0 && aligned(s) && aligned(cur) && aligned(f) && aligned(f2))
+// The same where low bits are kept, if low is given: a warp takes 32 elements, whose bits b are its word b
+static __global__ void step_low_kernel(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint32_t *low, size_t count, Step k, int *to) {
+    size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
+    int bad = 0, lane = threadIdx.x % WARP;
+    uint32_t *words = low + i / WARP * (size_t)k.k.shift, bits = 0;
+    int64_t t = i < count ? s[i].fixed : 0;
+    for (int b = 0; b < k.k.shift && low; b++) {
+        uint32_t word = k.direction > 0 ? __ballot_sync(0xFFFFFFFF, (int)(t >> b & 1)) : i < count ? words[b] : 0;
+        if (k.direction > 0 && lane == b && i - lane < count) words[b] = word;
+        bits |= (word >> lane & 1) << b;
+    }
+    if (i < count) {
+        int64_t add = increment(cur[i].fixed, to_float(f[i]) + (f2 ? to_float(f2[i]) : 0), k.k, k.gamma, &bad);
+        t = k.direction > 0 ? multiply(t, k.k.alpha, k.k.shift) + add : unmultiply(t - add, k.k.alpha, k.k.shift, bits);
+        bad |= t != (int32_t)t;
+        s[i].fixed = (int32_t)t;
+    }
+    report(bad, to);
+}
+void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r, uint32_t *low, size_t count, Coefficients k, int grid,
+                 int direction) {
+    profile("stream_step", 0, (double)count * (3 * sizeof(stream_t) + (f2 ? 2 : 1) * sizeof(act_t) + (r ? 4 : low ? k.shift / 8.0 : 0)));
+    float alpha = (float)ldexp(k.alpha, -k.shift), scale = direction > 0 ? alpha : alpha == 0 ? 1 : 1 / alpha;
+    int factor = direction < 0 && k.alpha == 0 ? 1 : k.alpha;
+    Step step = {k, scale, direction > 0 ? 1 : -scale, (float)ldexp(k.beta, -k.shift), (float)ldexp(k.gamma, grid), factor, direction > 0 ? 1 : -factor,
+                 grid != 0, direction};
+    if (grid && k.shift && !r)
+        LAUNCH(step_low_kernel, blocks_for(count, THREADS), THREADS, 0, s, cur, f, f2, low, count, step, fault);
+    else if (count % 4 == 0 && aligned(s) && aligned(cur) && aligned(f) && aligned(f2))
         LAUNCH(step_kernel<4>, blocks_for(count, 4 * THREADS), THREADS, 0, s, cur, f, f2, r, count, step, fault);
     else
         LAUNCH(step_kernel<1>, blocks_for(count, THREADS), THREADS, 0, s, cur, f, f2, r, count, step, fault);
 }
 
-// partial (slices, 2): of a slice of tokens, the squared difference of both streams from the embedding, and its squared norm
-static __global__ void compare_kernel(float *partial, const stream_t *prev, const stream_t *cur, const uint16_t *r, const int *tokens, const param_t *wte,
-                                      const param_t *wpe, int n, int T, int C, float per_unit) {
+// partial (slices): of a slice of elements, the squared norm of x - y
+static __global__ void distance_kernel(float *partial, const stream_t *x, const stream_t *y, const uint16_t *r, size_t count, int fixed) {
     SHARED(float, room);
-    float difference = 0, norm = 0;
-    for (size_t i = slice_begin((size_t)n, blockIdx.x); i < slice_begin((size_t)n, blockIdx.x + 1); i++)
-        for (int c = (int)threadIdx.x; c < C; c += (int)blockDim.x) {
-            size_t at = i * (size_t)C + (size_t)c;
-            int bad = 0;
-            stream_t x = embed_element(wte[(size_t)tokens[i] * (size_t)C + (size_t)c] + wpe[i % (size_t)T * (size_t)C + (size_t)c], per_unit, &bad);
-            double v = per_unit != 0 ? x.fixed : x.real;
-            double d1 = (per_unit != 0 ? prev[at].fixed : prev[at].real) - v, d2 = (per_unit != 0 ? cur[at].fixed : cur[at].real) - v;
-            difference += (float)(d1 * d1 + d2 * d2 + (r ? r[at] : 0));
-            norm += (float)(2 * v * v);
-        }
-    float2 sum = block_sum(difference, norm, room);
-    if (threadIdx.x == 0) partial[2 * blockIdx.x] = sum.x, partial[2 * blockIdx.x + 1] = sum.y;
+    float sum = 0;
+    for (size_t i = slice_begin(count, blockIdx.x) + threadIdx.x; i < slice_begin(count, blockIdx.x + 1); i += blockDim.x) {
+        double d = fixed ? (double)x[i].fixed - (y ? y[i].fixed : 0) : (double)x[i].real - (y ? y[i].real : 0);
+        sum += (float)(d * d) + (r ? r[i] : 0);
+    }
+    sum = block_sum(sum, 0, room).x;
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
-double stream_compare(const stream_t *prev, const stream_t *cur, const uint16_t *r, const int *tokens, const param_t *wte, const param_t *wpe,
-                      int n, int T, int C, int grid) {
-    float partial[SLICES][2];
-    double difference = 0, norm = 0;
-    profile("stream_compare", 0, (double)n * C * (2 * sizeof(stream_t) + sizeof(param_t)));
-    int slices = slices_of((size_t)n, 16);
-    LAUNCH(compare_kernel, (unsigned)slices, THREADS, 2 * WARP * sizeof(float), partial_sums, prev, cur, r, tokens, wte, wpe, n, T, C, grid ? ldexpf(1, grid) : 0);
-    to_host(partial, partial_sums, sizeof partial[0] * (size_t)slices);
-    for (int p = 0; p < slices; p++) difference += partial[p][0], norm += partial[p][1];
-    return difference == 0 ? 0 : sqrt(difference / (norm > 0 ? norm : 1));
+double stream_distance(const stream_t *x, const stream_t *y, const uint16_t *r, size_t count, int grid) {
+    profile("stream_distance", 0, (double)count * (y ? 2 : 1) * sizeof(stream_t));
+    float partial[SLICES];
+    double total = 0;
+    int slices = slices_of(count, 1 << 14);
+    LAUNCH(distance_kernel, (unsigned)slices, THREADS, 2 * WARP * sizeof(float), partial_sums, x, y, r, count, grid);
+    to_host(partial, partial_sums, sizeof(float) * (size_t)slices);
+    for (int p = 0; p < slices; p++) total += partial[p];
+    return sqrt(total);
 }
 
 // A block for each word and stretch of columns. order: the tokens' numbers, those of one word side by side and in their order; first
@@ -327,10 +351,11 @@ void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *
 // ---- matrix products: cuBLASLt, which stores by columns, so a row-major (n, C) is its (C, n)
 
 const size_t weight_copy_bytes = sizeof(act_t) == sizeof(param_t) ? 0 : sizeof(act_t);
-static const param_t *weights;
-static act_t *weight_copy;
+static struct { const param_t *weights; act_t *copy; size_t count; } copies[2];  // the latest first: a network's, and its teacher's
 static const act_t *copy_of(const param_t *w) {
-    return !w ? NULL : weight_copy_bytes ? weight_copy + (w - weights) : (const act_t *)(const void *)w;
+    if (!w || !weight_copy_bytes) return (const act_t *)(const void *)w;
+    int i = !(w >= copies[0].weights && w < copies[0].weights + copies[0].count);
+    return copies[i].copy + (w - copies[i].weights);
 }
 static __global__ void copy_kernel(act_t *copy, const param_t *p, size_t count) {
     size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * 4;
@@ -342,9 +367,9 @@ static __global__ void copy_kernel(act_t *copy, const param_t *p, size_t count) 
 }
 void layers_weights(const param_t *params, void *copy, size_t count) {
     profile("layers_weights", 0, (double)count * (sizeof(param_t) + sizeof(act_t)));
-    weights = params;
-    weight_copy = (act_t *)copy;
-    if (weight_copy_bytes) LAUNCH(copy_kernel, blocks_for(count, 4 * THREADS), THREADS, 0, weight_copy, weights, count);
+    if (params != copies[0].weights) copies[1] = copies[0];
+    copies[0].weights = params, copies[0].copy = (act_t *)copy, copies[0].count = count;
+    if (weight_copy_bytes) LAUNCH(copy_kernel, blocks_for(count, 4 * THREADS), THREADS, 0, copies[0].copy, params, count);
 }
 
 static __device__ __forceinline__ float gelu(float x) {  // 0.5 x (1 + tanh u) = x / (1 + exp(-2u))
@@ -979,9 +1004,9 @@ template <int N> static __global__ void adjoint_kernel(float *A, float *B, float
     store<N>(A + i, a);
     store<N>(B + i, b);
 }
-void adjoint_update(real_t *A, real_t *B, int alpha, int beta, size_t count) {
-    float a = (float)(alpha / 16.0), b = (float)(beta / 16.0);
-    if (alpha == 16 && beta == 0) return;
+void adjoint_update(real_t *A, real_t *B, double alpha, double beta, size_t count) {
+    float a = (float)alpha, b = (float)beta;
+    if (alpha == 1 && beta == 0) return;
     profile("adjoint_update", 0, (double)count * 4 * sizeof(real_t));
     if (count % 4 == 0 && aligned(A) && aligned(B)) LAUNCH(adjoint_kernel<4>, blocks_for(count, 4 * THREADS), THREADS, 0, A, B, a, b, count);
     else LAUNCH(adjoint_kernel<1>, blocks_for(count, THREADS), THREADS, 0, A, B, a, b, count);
@@ -1023,6 +1048,44 @@ void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V,
     unsigned threads = (unsigned)smaller_of(1024, (V + N*WARP - 1) / (N*WARP) * WARP);
     if (Vp % N == 0 && aligned(logits)) LAUNCH(classifier_kernel<N>, (unsigned)n, threads, 2 * WARP * sizeof(float), losses, logits, targets, V, Vp, (float)scale);
     else LAUNCH(classifier_kernel<1>, (unsigned)n, 1024, 2 * WARP * sizeof(float), losses, logits, targets, V, Vp, (float)scale);
+}
+
+// A block a token: the highest logits, the sums of exponentials with the divergence, the gradient
+static __global__ void __launch_bounds__(1024)
+distillation_kernel(float *out, size_t stride, act_t *logits, const act_t *teacher, const int *targets, int V, int Vp, int objective, float scale) {
+    SHARED(float, room);
+    act_t *x = logits + blockIdx.x * (size_t)Vp;
+    const act_t *y = teacher + blockIdx.x * (size_t)Vp;
+    const float of_target = to_float(x[targets[blockIdx.x]]), of_target_y = to_float(y[targets[blockIdx.x]]);
+    float top = -1e30f, top_y = -1e30f, sum = 0, sum_y = 0, cross = 0, first = -1e30f;
+    for (int v = (int)threadIdx.x; v < V; v += (int)blockDim.x) top = fmaxf(top, to_float(x[v])), top_y = fmaxf(top_y, to_float(y[v]));
+    const float2 tops = block_max(top, top_y, room);
+    for (int v = (int)threadIdx.x; v < V; v += (int)blockDim.x) {
+        float a = to_float(x[v]), b = to_float(y[v]), p = __expf(a - tops.x), q = __expf(b - tops.y);
+        sum += p, sum_y += q;
+        cross += objective == KL_TEACHER ? q * (b - a) : p * (a - b);
+        if (a == tops.x) first = fmaxf(first, -(float)v);
+    }
+    const float2 sums = block_sum(sum, sum_y, room);
+    cross = block_sum(cross, 0, room).x;
+    first = -block_max(first, 0, room).x;
+    const float lse = tops.x + logf(sums.x), lse_y = tops.y + logf(sums.y);
+    const float divergence = objective == KL_TEACHER ? cross / sums.y - (lse_y - lse) : cross / sums.x - (lse - lse_y);
+    if (threadIdx.x == 0) {
+        out[blockIdx.x] = lse - of_target;
+        out[stride * TEACHER_LOSS + blockIdx.x] = lse_y - of_target_y;
+        out[stride * DIVERGENCE + blockIdx.x] = divergence;
+        out[stride * AGREEMENT + blockIdx.x] = first < (float)V && to_float(y[(int)first]) == tops.y;
+    }
+    for (int v = (int)threadIdx.x; v < Vp && scale != 0; v += (int)blockDim.x) {
+        float a = to_float(x[v]), b = to_float(y[v]), p = __expf(a - lse);
+        set(x + v, v >= V ? 0 : scale * (objective == KL_TEACHER ? p - __expf(b - lse_y) : p * (a - lse - (b - lse_y) - divergence)));
+    }
+}
+void distillation(real_t *out, size_t stride, act_t *logits, const act_t *teacher, const int *targets, int n, int V, int Vp, int objective, double scale) {
+    profile("distillation", 0, 3.0 * n * V * sizeof(act_t));
+    LAUNCH(distillation_kernel, (unsigned)n, (unsigned)smaller_of(1024, (V + WARP - 1) / WARP * WARP), 2 * WARP * sizeof(float), out, stride, logits, teacher,
+           targets, V, Vp, objective, (float)scale);
 }
 
 static __global__ void norm_kernel(float *partial, const float *x, size_t count) {

@@ -42,7 +42,7 @@ def read_log(run):
                 step, loss = int(row["step"]), float(row["loss"])
                 if not math.isfinite(loss):
                     raise ValueError
-                for values, value in zip(curves[row["split"]], (step, loss)):
+                for values, value in zip(curves.setdefault(row["split"], ([], [])), (step, loss)):
                     values.append(value)
     except OSError as e:
         fail(f"cannot read {path}: {e.strerror}; loss takes directories that runs were given by -o")

@@ -23,7 +23,7 @@ typedef struct {
     double tolerance;  // the largest error it may have
     int bf16;          // run with layers_bf16(1)
 } Version;
-typedef struct { const char *name; int d[4]; } Shape;  // name NULL ends the list
+typedef struct { const char *name; int d[5]; } Shape;  // name NULL ends the list
 typedef struct {
     const char *title;
     const Version *versions;

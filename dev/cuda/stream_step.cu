@@ -10,26 +10,28 @@ static Coefficients k;
 static stream_t *s, *cur;
 static act_t *f, *f2;
 static uint16_t *r;
+static uint32_t *low;
 
 // The reference: floor divisions as the mathematics has them (numbers that grow here do so far below 64 bits)
 static int64_t floor_div(int64_t x, int64_t y) { return x / y - (x % y != 0 && (x < 0) != (y < 0)); }
 static int64_t floor_mod(int64_t x, int64_t y) { return x - floor_div(x, y) * y; }
+static int64_t scaled(int64_t x, int n) { return floor_div(2 * n * x + (1 << k.shift), 2 << k.shift); }
 static int32_t start(uint32_t seed, size_t i) { return (int32_t)lrintf(number(seed, i) * (float)(4 << grid)); }
 static int64_t stepped(size_t i) {
     int64_t x = start(1, i);
     float force = f2 ? rounded(3, i) + rounded(4, i) : rounded(3, i);
     if (r) x = floor_div(x, 16) * k.alpha + floor_mod(floor_mod(x, 16), k.alpha);  // a remainder on an empty stack
-    else x *= k.alpha / 16;
-    return x + floor_div((int64_t)k.beta * start(2, i) + 8, 16) + llrint(force * (float)ldexp(k.gamma, grid));
+    else x = scaled(x, k.alpha);
+    return x + scaled(start(2, i), k.beta) + llrint(force * (float)ldexp(k.gamma, grid));
 }
 
 // ---- 1: a thread an element; 2: a thread four of them, 16 bytes of a stream at a time
 
 static void step(int version, int direction) {
-    int sign = k.alpha < 0 ? -1 : 1;
-    Step one = {1, 1, (float)(k.beta / 16.0), (float)ldexp(k.gamma, grid), sign, direction > 0 ? 1 : -sign, abs(k.alpha), k.beta, 1, direction};
-    if (version == 1) LAUNCH(step_kernel<1>, blocks_for(count, THREADS), THREADS, 0, s, cur, f, f2, r, count, one, fault);
-    else stream_step(s, cur, f, f2, r, count, k, grid, direction);
+    Step one = {k, 1, 1, 1, (float)ldexp(k.gamma, grid), k.alpha, direction > 0 ? 1 : -k.alpha, 1, direction};
+    if (version == 1 && k.shift && !r) LAUNCH(step_low_kernel, blocks_for(count, THREADS), THREADS, 0, s, cur, f, f2, low, count, one, fault);
+    else if (version == 1) LAUNCH(step_kernel<1>, blocks_for(count, THREADS), THREADS, 0, s, cur, f, f2, r, count, one, fault);
+    else stream_step(s, cur, f, f2, r, low, count, k, grid, direction);
 }
 static void run(int version) { step(version, 1), step(version, -1); }
 
@@ -53,19 +55,22 @@ static void check(int version) {
 }
 
 static void set_up(const int *d) {
-    count = (size_t)d[0], grid = d[3] == 16 || d[3] == -16 ? 20 : 23;
-    k.alpha = d[3], k.beta = d[3] == -16 ? 32 : d[3] == 16 ? 0 : 16 - d[3], k.gamma = 0.5;
+    count = (size_t)d[0], grid = d[2] ? 23 : 20;
+    k.alpha = d[3], k.shift = d[4], k.beta = (1 << k.shift) - k.alpha, k.gamma = 0.5;
     s = (stream_t *)allocate(count * sizeof *s), cur = (stream_t *)allocate(count * sizeof *cur);
     f = make_activations(count, 3), f2 = d[1] ? make_activations(count, 4) : NULL, r = d[2] ? (uint16_t *)allocate(count * sizeof *r) : NULL;
+    low = k.shift && !r ? (uint32_t *)allocate((count + 31) / 32 * (size_t)k.shift * sizeof *low) : NULL;
     put_starts(s, 1), put_starts(cur, 2);
-    work_bytes = 2.0 * (double)count * (12 + (f2 ? 2 : 1) * (double)sizeof(act_t) + (r ? 4 : 0));
+    work_bytes = 2.0 * (double)count * (12 + (f2 ? 2 : 1) * (double)sizeof(act_t) + (r ? 4 : k.shift / 8.0));
 }
 
 static const Version versions[] = {{1, "a thread an element", 0, 1}, {2, "the trainer's: four elements a thread", 0, 1}, {0, NULL, 0, 0}};
-// elements, whether F comes in halves, whether remainders are kept, alpha in sixteenths
-static const Shape odd[] = {{"midpoint", {1003, 0, 0, 16}}, {"leapfrog", {1004, 1, 0, -16}}, {"midpoint-a, 13/16", {1004, 1, 1, 13}},
-                            {"midpoint-a, 19/16", {1003, 0, 1, 19}}, {NULL, {0, 0, 0, 0}}};
-static const Shape shapes[] = {{"midpoint", {16384 * 768, 1, 0, 16}}, {"leapfrog", {16384 * 768, 1, 0, -16}}, {"midpoint-a", {16384 * 768, 1, 1, 13}}, {NULL, {0, 0, 0, 0}}};
+// elements, whether F comes in halves, whether remainders are kept for the whole pass, alpha times 2^shift, shift
+static const Shape odd[] = {{"midpoint", {1003, 0, 0, 1, 0}}, {"leapfrog", {1004, 1, 0, -1, 0}}, {"midpoint-a, 13/16", {1004, 1, 1, 13, 4}},
+                            {"midpoint-a, 19/16", {1003, 0, 1, 19, 4}}, {"bdia, -1/16", {1003, 1, 0, -1, 4}}, {"bdia, 5/8", {1004, 0, 0, 5, 3}},
+                            {NULL, {0, 0, 0, 0}}};
+static const Shape shapes[] = {{"midpoint", {16384 * 768, 1, 0, 1, 0}}, {"leapfrog", {16384 * 768, 1, 0, -1, 0}}, {"midpoint-a", {16384 * 768, 1, 1, 13, 4}},
+                               {"bdia, -1/16", {16384 * 768, 1, 0, -1, 4}}, {NULL, {0, 0, 0, 0}}};
 static const Experiment experiments[] = {{"stream step and back", versions, odd, shapes, set_up, reset, run, check}};
 
 int main(int argc, char **argv) { return run_experiments(argc, argv, experiments, 1); }

@@ -178,7 +178,8 @@ static int32_t word(const uint8_t *bytes, size_t size, size_t i) {
 static void make_model(int kind) {
     memset(&m, 0, sizeof m);
     m.net.maxT = 3, m.net.V = 5, m.net.L = 2, m.net.NH = 2, m.net.C = 4, m.net.Vp = 7;
-    m.net.mode = kind, m.net.h = 0.5f, m.net.grid = default_grid(kind);
+    set_mode(&m.net, kind);
+    m.net.h = 0.5f, m.net.stem /= 2;
     if (kind == MIDPOINT_A) draw_coefficients(&m.net, 1);
     size_t bytes = parameter_count(&m.net) * sizeof(param_t);
     m.params = (param_t *)ours(bytes), m.m = (real_t *)ours(bytes), m.v = (real_t *)ours(bytes);
@@ -186,7 +187,7 @@ static void make_model(int kind) {
     memcpy(m.m, m.params, bytes);
     memcpy(m.v, m.params, bytes);
 }
-static const Run base_run = {4, 3, 2, 8, 1, 0, 0, 0, MIDPOINT, 1337};
+static const Run base_run = {4, 3, 2, 8, 1, 0, 0, 0, MIDPOINT, 1337, 0, CROSS_ENTROPY, 0};
 static uint8_t models[2 * MODES][1 << 14];  // files of every mode and precision
 static size_t model_sizes[2 * MODES];
 
@@ -261,13 +262,15 @@ static void fuzz_model(const uint8_t *bytes, size_t size) {
     const Config *c = &m.net;
     if (count * 2 > size || c->maxT < 1 || c->V < 1 || c->V > c->Vp || c->V > 65536 || c->L < 1 || c->NH < 1 || c->C < 1 ||
         c->C % c->NH || c->mode < 0 || c->mode >= MODES || !(c->h >= 0 && c->h <= 16) || c->grid < 0 || c->grid > 30 ||
-        (c->mode == BASELINE && c->grid) || (c->mode == MIDPOINT_A && !remainders_fit(c))) fail("an impossible network was taken");
+        (c->mode == BASELINE && c->grid) || (c->mode == MIDPOINT_A && !remainders_fit(c)) ||
+        (converted(c->mode) && (c->K < 0 || c->K > 16 || c->stem < (c->mode == RETROFIT) || c->stem > c->L || c->shift < 0 || c->shift > 8 ||
+                                c->a[0] % 2 == 0 || abs(c->a[0]) > 1 << c->shift))) fail("an impossible network was taken");
     m.params = (param_t *)ours(count * sizeof(param_t));
     load_model("model.bin", &m);
     check_parameters(bytes + 1024, count, word(bytes, size, 1) % 1000 == 5);
     for (int k = 0; k < steps(&m.net); k++) {
         Coefficients c = coefficients(&m.net, k);
-        if (!isfinite(c.gamma) || (c.alpha == 0) != (m.net.mode == BASELINE)) fail("a step that does not reverse");
+        if (!isfinite(c.gamma) || (c.alpha == 0) != (m.net.mode == BASELINE || k < m.net.stem)) fail("a step that does not reverse");
     }
     m.B = m.T = m.chunk = m.head_chunk = m.training = 1;
     plan(&m);
@@ -289,16 +292,18 @@ static void fuzz_state(const uint8_t *bytes, size_t size) {
     make_model(MIDPOINT);
     run.bf16 = word(bytes, size, 11) & 1;
     size_t count = parameter_count(&m.net), body = count * (run.bf16 ? 12 : 8), length = 1024 + body + 8;
-    int whole = size == length && word(bytes, size, 0) == STATE_MAGIC && word(bytes, size, 1) == 1 && word(bytes, size, 2) == 7;
+    int whole = size == length && word(bytes, size, 0) == STATE_MAGIC && word(bytes, size, 1) == STATE_VERSION && word(bytes, size, 2) == 7;
     int same = size >= 1024 && memcmp(bytes + 16, &run, sizeof run) == 0, right = 0;
     if (size == length) {
-        uint64_t sum = checksum(checksum(0, bytes, 256), &m.net, sizeof m.net / 4);
+        int32_t header[256];
+        memcpy(header, bytes, sizeof header);
+        uint64_t sum = state_checksum(header, &m.net);
         sum = checksum(sum, bytes + 1024, body / 4);
         if (!run.bf16) sum = checksum(sum, m.params, count);
         if (word(bytes, size, 30) && pwrite(memory_file, &sum, 8, (off_t)(length - 8)) != 8) fail("memfd");
         right = word(bytes, size, 30) || memcmp(&sum, bytes + length - 8, 8) == 0;
     }
-    may_end_with = same || size < 1024 || word(bytes, size, 0) != STATE_MAGIC || word(bytes, size, 1) != 1 ||
+    may_end_with = same || size < 1024 || word(bytes, size, 0) != STATE_MAGIC || word(bytes, size, 1) != STATE_VERSION ||
         word(bytes, size, 2) != 7 ? STATUS_DATA : STATUS_USAGE;
     load_state(&m, "state.bin", 7, &run);
     if (!whole || !same || !right) fail("a wrong state was taken");
@@ -417,9 +422,10 @@ static void fuzz_flags(const uint8_t *bytes, size_t size) {
         tokenizer_close(&z);
     }
     may_end_with = STATUS_USAGE;
+    choose_teacher(&m);
     int accumulate = choose_shape(&m, given);
     may_end_with = STATUS_OK;
-    double N = (double)m.B * m.T, C = m.net.C, kept = m.training && !steps_back(&m) ? 4 * C * N * steps(&m.net) : 0;
+    double N = (double)m.B * m.T, C = m.net.C, kept = m.training ? 4 * C * N * inputs_kept(&m) : 0;
     if (m.T < 1 || m.T > m.net.maxT || N > 1 << 30 || m.chunk < 1 || m.chunk > m.B || m.head_chunk < 1 || m.head_chunk > N ||
         accumulate < 1 || m.cached > m.net.maxT || m.net.C % m.net.NH || (m.net.mode == BASELINE && m.net.grid)) fail("an impossible shape");
     if (m.memory == STORE && m.training) kept += N * steps(&m.net) * 4 * (m.net.mode == HAMILTONIAN ? 4 : 13) * C;
@@ -447,6 +453,7 @@ static void seeds_flags(void) {
         "--plan -e d48 --mode hamiltonian --memory store -b 16 --beta1 0.8 --beta2 0.9", "--plan -e d6 --mode baseline -t 0 -x -1",
         "-e out/model.bin --prompt h\xC3\xA9llo's!! --temperature 0.8 --top-k 40 --tokenizer t.bin -g 1", "-h", "--help", "--version",
         "-e d6 --eval -j val.bin -b 2 --mode midpoint", "-e m.bin -i x --logits out.npy -t 2", "-e model.bin -i x -a 1 -t 3 -x 0x1 -l nan",
+        "-e fourteen-b.bin -i x --mode bdia --coefficient -0.0625 --stem 1 --distill teacher.bin --loss kl-teacher -t 3", "-e d6 --mode retrofit --fixed-point 3 --plan",
         "-e d6 --context 64 --prompt abc -g 63", "-i x --mode leapfrog --memory auto --budget 2.5G --precision bf16 --profile -t 8 -e d6",
         "-i x --mode hamiltonian --memory checkpoint --layers 65536 --channels 65536 --heads 1 -b 16384 -t 65536 --context 65536"};
     static const char *const values[] = {"0", "1", "-1", "65536", "16777216", "1000000000", "2147483647", "99999999999999999999",

@@ -20,9 +20,9 @@ functions() {
     case $1 in
     tokens) echo data_open data_close places all_places read_sequence data_batch data_check ;;
     model) echo open_input check_size load_model read_parameters remainders_fit tensor_sizes choose_network ;;
-    state) echo open_input check_size load_state read_parameters write_parameters checksum ;;
+    state) echo open_input check_size load_state read_parameters write_parameters checksum state_checksum model_header ;;
     tokenizer) echo tokenizer_open find_token kind_of word_length encode print_byte print_token first_token ;;
-    flags) echo set_option parse_options print_help check_options scratch_config adjust_config choose_network choose_shape plan \
+    flags) echo set_option parse_options print_help check_options scratch_config adjust_config adjust_conversion choose_network choose_teacher choose_shape plan \
         learning_rate find_tokenizer word_length ;;
     esac
 }
