@@ -1,0 +1,304 @@
+#!/usr/bin/env python3
+"""
+Model files to and from Hugging Face's transformers.
+
+    python3 dev/hf.py import HF_FOLDER model.bin      a GPT-2 checkpoint: config.json with model.safetensors, or its shards
+    python3 dev/hf.py export model.bin FOLDER         for AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
+
+Imported is the ordinary network, float32: train it as it is, or convert it with --mode retrofit or bdia. Exported, a baseline
+is GPT2LMHeadModel and needs no trust_remote_code; every other mode brings its code, modeling_rev_gpt2.py, along. retrofit and
+bdia have the weights of an ordinary GPT-2: --as-baseline exports them as one. --tokenizer copies a tokenizer's files too.
+
+Nothing is overwritten but with --force, and nothing is left half-written. Exit status: 0 done, 1 data and files, 2 usage.
+Shapes: V the vocabulary, Vp its padded size in model files, C channels, L layers, NH heads, maxT the context.
+"""
+import argparse, contextlib, json, os, shutil, signal, sys, tempfile
+from math import prod
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+MODES = ["baseline", "midpoint", "midpoint-a", "leapfrog", "hamiltonian", "retrofit", "bdia"]  # slot 8 of the header counts these
+MODEL_MAGIC, ENDOFTEXT = 20240326, 50256
+MODEL_CODE = Path(__file__).resolve().with_name("modeling_rev_gpt2.py")
+TOKENIZER_FILES = ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+
+def die(message, status=1):
+    print(f"hf.py: {message}", file=sys.stderr)
+    sys.exit(status)
+
+# ----------------------------------------------------------------------------------------------------------------
+# Tensors
+
+def layout(m):
+    """The model file's tensors in order, as (name, shape) in the checkpoint; those of the blocks are stacked over the layers."""
+    C = m.C
+    stacked = [("ln_1.weight", (C,)), ("ln_1.bias", (C,)), ("attn.c_attn.weight", (C, 3*C)), ("attn.c_attn.bias", (3*C,)),
+               ("attn.c_proj.weight", (C, C)), ("attn.c_proj.bias", (C,)), ("ln_2.weight", (C,)), ("ln_2.bias", (C,)),
+               ("mlp.c_fc.weight", (C, 4*C)), ("mlp.c_fc.bias", (4*C,)), ("mlp.c_proj.weight", (4*C, C)), ("mlp.c_proj.bias", (C,))]
+    return [("wte.weight", (m.V, C)), ("wpe.weight", (m.maxT, C)),
+            *((f"h.{l}.{name}", shape) for name, shape in stacked for l in range(m.L)),
+            ("ln_f.weight", (C,)), ("ln_f.bias", (C,))]
+
+def transposed(name, shape):
+    """Matrices of the blocks are (in, out) in checkpoints, where they are called Conv1D, and (out, in) in model files."""
+    return name.startswith("h.") and len(shape) == 2
+
+def finite(x, where):
+    if not np.isfinite(x).all():
+        die(f"{where}: holds NaN or infinity, and a network with such a weight computes nothing else")
+    return x
+
+# ----------------------------------------------------------------------------------------------------------------
+# Files
+
+@contextlib.contextmanager
+def written_aside(target):
+    """Where to write a file or folder so that it becomes `target` when complete, and vanishes if anything goes wrong."""
+    if not target.parent.is_dir():
+        die(f"{target.parent}: no such folder")
+    with tempfile.TemporaryDirectory(prefix=".hf-", dir=target.parent) as beside:
+        aside = Path(beside, target.name)
+        yield aside
+        for path in [*aside.glob("*"), aside]:
+            sync(path)
+        os.replace(aside, target)
+    sync(target.parent)
+
+def sync(path):
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+
+def read_json(path):
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as e:
+        die(f"{path}: not JSON: {e}")
+    if not isinstance(data, dict):
+        die(f"{path}: a JSON object is meant, not {type(data).__name__}")
+    return data
+
+# ----------------------------------------------------------------------------------------------------------------
+# import
+
+def read_config(path):
+    """The shape in a checkpoint's config.json, which must describe a network as the trainer has it."""
+    config = read_json(path)
+    for key, default, meant in [("model_type", None, "gpt2"), ("activation_function", "gelu_new", "gelu_new"),
+                                ("layer_norm_epsilon", 1e-5, 1e-5), ("scale_attn_weights", True, True),
+                                ("scale_attn_by_inverse_layer_idx", False, False), ("add_cross_attention", False, False),
+                                ("tie_word_embeddings", True, True)]:
+        if config.get(key, default) != meant:
+            die(f"{path}: {key} is {json.dumps(config.get(key))}; only {json.dumps(meant)} can be imported")
+    sizes = {"n_positions": 1024, "vocab_size": 50257, "n_layer": 12, "n_head": 12, "n_embd": 768}  # GPT2Config's
+    most = {"n_positions": 1 << 24, "vocab_size": 1 << 16}
+    for key, default in sizes.items():
+        value = sizes[key] = config.get(key, default)
+        if type(value) is not int or not 1 <= value <= most.get(key, 1 << 16):
+            die(f"{path}: {key} is {json.dumps(value)}; a whole number from 1 to {most.get(key, 1 << 16)} is meant")
+    maxT, V, L, NH, C = sizes.values()
+    if C % NH:
+        die(f"{path}: n_embd {C} cannot be shared by n_head {NH}; a multiple is meant")
+    if config.get("n_inner") not in (None, 4*C):
+        die(f"{path}: n_inner is {json.dumps(config['n_inner'])}; only 4 n_embd = {4*C} can be imported")
+    return SimpleNamespace(maxT=maxT, V=V, L=L, NH=NH, C=C, Vp=(V + 127) // 128 * 128, mode="baseline")
+
+def checkpoint_files(folder):
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        die(f"{folder}: neither model.safetensors nor model.safetensors.index.json; "
+            "transformers writes one by from_pretrained and save_pretrained")
+    weight_map = read_json(index).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) and all(isinstance(v, str) for v in weight_map.values()) else {""}
+    if any(name != os.path.basename(name) or name in ("", ".", "..") for name in names):
+        die(f"{index}: weight_map is meant to give the shard of each tensor, a file in this folder")
+    return [folder / name for name in sorted(names)]
+
+def checkpoint_tensors(files):
+    """By name, without `transformer.`: file, full name, type and shape of each tensor."""
+    tensors = {}
+    for path in files:
+        if not path.is_file():
+            die(f"{path}: No such file, though the index names it")
+        try:
+            file = safe_open(path, "numpy")
+        except SafetensorError as e:
+            die(f"{path}: no whole safetensors file: {e}")
+        for full in file.keys():
+            name, part = full.removeprefix("transformer."), file.get_slice(full)
+            if name in tensors:
+                die(f"{path}: a second {name!r}, the first is in {tensors[name].path}")
+            tensors[name] = SimpleNamespace(path=path, full=full, dtype=part.get_dtype(), shape=tuple(part.get_shape()))
+    return tensors
+
+def check_names(m, tensors, folder):
+    wanted = dict(layout(m))
+    masks = {f"h.{l}.attn.{name}" for l in range(m.L) for name in ("bias", "masked_bias")}  # constants in the hub's files
+    if "lm_head.weight" in tensors:
+        wanted["lm_head.weight"] = wanted["wte.weight"]
+    for problem, names in [("lacks", wanted.keys() - tensors), ("has, beyond a GPT-2 of this config.json,", tensors.keys() - wanted.keys() - masks)]:
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            die(f"{folder}: the checkpoint {problem} {min(names)!r}{more}")
+    for name, shape in wanted.items():
+        t = tensors[name]
+        if t.shape != shape:
+            die(f"{t.path}: {name} is {t.shape}; by config.json it is {shape}")
+        if t.dtype not in ("F32", "F16", "BF16"):
+            die(f"{t.path}: {name} is {t.dtype}; F32, F16 or BF16 can be imported")
+
+def read_tensor(tensors, name):
+    """float32, exactly what F32, F16 or BF16 holds. numpy has no BF16: torch reads it, and is loaded for nothing else."""
+    t = tensors[name]
+    x = safe_open(t.path, "pt" if t.dtype == "BF16" else "numpy").get_tensor(t.full)
+    return finite(x.float().numpy() if t.dtype == "BF16" else x.astype("<f4", copy=False), f"{t.path}: {name}")
+
+def import_checkpoint(args):
+    folder, target = Path(args.folder), Path(args.model)
+    if target.is_dir() or (target.exists() and not args.force):
+        die(f"{target}: exists already{'' if target.is_dir() else '; --force overwrites it'}")
+    m = read_config(folder / "config.json")
+    tensors = checkpoint_tensors(checkpoint_files(folder))
+    check_names(m, tensors, folder)
+    if "lm_head.weight" in tensors and not np.array_equal(read_tensor(tensors, "lm_head.weight"), read_tensor(tensors, "wte.weight")):
+        die(f"{folder}: lm_head.weight differs from wte.weight; only tied embeddings can be imported")
+    header = np.zeros(256, "<i4")
+    header[:8] = MODEL_MAGIC, 3, m.maxT, m.V, m.L, m.NH, m.C, m.Vp
+    with written_aside(target) as aside:
+        with open(aside, "wb") as out:
+            out.write(header.tobytes())
+            for name, shape in layout(m):
+                x = read_tensor(tensors, name)
+                out.write(np.ascontiguousarray(x.T if transposed(name, shape) else x))
+                if name == "wte.weight":
+                    out.write(bytes(4 * (m.Vp - m.V) * m.C))
+    return m
+
+# ----------------------------------------------------------------------------------------------------------------
+# export
+
+def read_header(path):
+    if not path.is_file():
+        die(f"{path}: no such file")
+    header = np.fromfile(path, "<i4", 256)
+    if len(header) < 256 or header[0] != MODEL_MAGIC:
+        die(f"{path}: not a model file (256 int32, the first {MODEL_MAGIC})")
+    version, maxT, V, L, NH, C, Vp, mode = map(int, header[1:9])
+    if version not in (3, 5, 1003, 1005):
+        die(f"{path}: version {version}; 3, 5, 1003 and 1005 can be read")
+    if min(maxT, V, L, NH, C) < 1 or V > 65536 or not V <= Vp <= 1 << 20 or max(C, L) > 1 << 16 or maxT > 1 << 24 or C % NH:
+        die(f"{path}: no network has context {maxT}, vocabulary {V} padded to {Vp}, {L} layers, {NH} heads, {C} channels")
+    m = SimpleNamespace(maxT=maxT, V=V, L=L, NH=NH, C=C, Vp=Vp, mode="baseline", dtype="BF16" if version % 1000 == 5 else "F32")
+    if version > 1000:
+        if not 1 <= mode < len(MODES):
+            die(f"{path}: mode {mode}; 1 to {len(MODES) - 1} are known, {', '.join(MODES[1:])}")
+        read_recurrence(path, m, header, MODES[mode])
+    count = sum(prod(shape) for _, shape in layout(m)) + (Vp - V) * C
+    size, meant = path.stat().st_size, 1024 + count * (2 if m.dtype == "BF16" else 4)
+    if size != meant:
+        die(f"{path}: {size} bytes, but what its header describes takes {meant}")
+    return m
+
+def read_recurrence(path, m, header, mode):
+    """What a reversible network is besides its weights."""
+    m.mode, m.h, m.K, m.stem, m.a = mode, float(header[9:10].view("<f4")[0]), 0, 0, []
+    if not 0 <= m.h <= 16:
+        die(f"{path}: a step size of {m.h:g}; 0 to 16 is meant")
+    if mode == "midpoint-a":
+        m.a = [int(n) / 16 for n in header[16:16 + m.L]]
+        if m.L > 240 or header[13] or not all(0 < abs(a) < 16 for a in m.a):
+            die(f"{path}: its a_k are not those of a midpoint-a of {m.L} layers")
+    if mode in ("retrofit", "bdia"):
+        m.K, m.stem, shift = int(header[11]), int(header[12]), int(header[13]) or 4
+        m.a = [int(header[16]) / 2**shift] if 1 <= shift <= 8 else [0]
+        if not 0 < abs(m.a[0]) <= 1 or not 0 <= m.K <= 16 * (mode == "retrofit") or not (mode == "retrofit") <= m.stem <= m.L:
+            die(f"{path}: no {mode} has coefficient {header[16]} / 2^{shift}, {m.K} iterations, a stem of {m.stem}")
+
+def write_config(m, folder, tokenizer):
+    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": m.V, "n_positions": m.maxT, "n_embd": m.C,
+              "n_layer": m.L, "n_head": m.NH, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
+              "dtype": "bfloat16" if m.dtype == "BF16" else "float32"}
+    if tokenizer:  # AutoTokenizer knows it by model_type, but only GPT-2's
+        config["tokenizer_class"] = "GPT2Tokenizer"
+    if m.mode == "baseline":  # the trainer drops nothing out
+        config |= {"activation_function": "gelu_new", "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+    else:
+        config |= {"model_type": "rev_gpt2", "architectures": ["RevGPT2LMHeadModel"], "mode": m.mode, "step_size": m.h,
+                   "coefficients": m.a, "fixed_point": m.K, "stem": m.stem,
+                   "auto_map": {"AutoConfig": "modeling_rev_gpt2.RevGPT2Config", "AutoModelForCausalLM": "modeling_rev_gpt2.RevGPT2LMHeadModel"}}
+        shutil.copyfile(MODEL_CODE, folder / MODEL_CODE.name)
+    end = ENDOFTEXT if m.V == ENDOFTEXT + 1 else None  # other vocabularies have no such token that is known here
+    special = {"bos_token_id": end, "eos_token_id": end}
+    (folder / "config.json").write_text(json.dumps(config | special, indent=2) + "\n")
+    (folder / "generation_config.json").write_text(json.dumps(special if end else {}, indent=2) + "\n")
+
+def write_tensors(path, m, target):
+    tensors, bf16 = {}, m.dtype == "BF16"
+    with open(path, "rb") as file:
+        file.seek(1024)
+        for name, shape in layout(m):
+            x = np.fromfile(file, "<i2" if bf16 else "<f4", prod(shape))
+            finite((x.astype("<i4") << 16).view("<f4") if bf16 else x, f"{path}: {name}")
+            tensors["transformer." + name] = np.ascontiguousarray(x.reshape(shape[::-1]).T) if transposed(name, shape) else x.reshape(shape)
+            if name == "wte.weight":
+                file.seek((m.Vp - m.V) * m.C * x.itemsize, os.SEEK_CUR)
+    if bf16:
+        import torch
+        from safetensors.torch import save_file
+        tensors = {name: torch.from_numpy(x).view(torch.bfloat16) for name, x in tensors.items()}
+    else:
+        from safetensors.numpy import save_file
+    save_file(tensors, target, metadata={"format": "pt"})
+
+def export_model(args):
+    path, folder = Path(args.model), Path(args.folder)
+    if folder.exists():
+        die(f"{folder}: exists already; another folder is meant")
+    m = read_header(path)
+    if args.as_baseline and m.mode not in ("baseline", "retrofit", "bdia"):
+        die(f"--as-baseline: {path} is of a {m.mode} network; retrofit and bdia have the weights of an ordinary one", 2)
+    m.mode = "baseline" if args.as_baseline else m.mode
+    copied = [Path(args.tokenizer, name) for name in TOKENIZER_FILES if args.tokenizer and Path(args.tokenizer, name).is_file()]
+    if args.tokenizer and not copied:
+        die(f"{args.tokenizer}: no tokenizer, that is none of {', '.join(TOKENIZER_FILES)}")
+    with written_aside(folder) as aside:
+        aside.mkdir()
+        write_config(m, aside, bool(copied))
+        write_tensors(path, m, aside / "model.safetensors")
+        for file in copied:
+            shutil.copyfile(file, aside / file.name)
+    return m
+
+# ----------------------------------------------------------------------------------------------------------------
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    i = commands.add_parser("import", help="a Hugging Face GPT-2 checkpoint to a model file")
+    i.add_argument("folder", metavar="HF_FOLDER")
+    i.add_argument("model", metavar="model.bin")
+    i.add_argument("--force", action="store_true", help="overwrite model.bin")
+    e = commands.add_parser("export", help="a model file to a folder that transformers loads")
+    e.add_argument("model", metavar="model.bin")
+    e.add_argument("folder", metavar="FOLDER")
+    e.add_argument("--as-baseline", action="store_true", help="the weights of retrofit or bdia as an ordinary GPT-2")
+    e.add_argument("--tokenizer", metavar="FOLDER", help="copy the tokenizer's files from here")
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was written aside is removed
+    work, target = (import_checkpoint, args.model) if args.command == "import" else (export_model, args.folder)
+    try:
+        m = work(args)
+    except OSError as e:
+        die(f"{e.filename or target}: {e.strerror or e}")
+    except SafetensorError as e:
+        die(f"{target}: {e}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    print(f"{target}: {m.mode}, L {m.L}, C {m.C}, NH {m.NH}, V {m.V}, context {m.maxT}")
+
+if __name__ == "__main__":
+    main()
