@@ -171,11 +171,12 @@ static param_t *weights_on_device(const real_t *w, size_t n) {  // for products
     return p;
 }
 
-// One network of each mode, and conversions with other numbers: a / 2^shift, K, stem
-static const struct { int mode, a, shift, K, stem; } networks[] = {
+// One network of each mode, and conversions with other numbers: a / 2^shift, K, stem. The last is for a test to set.
+static struct { int mode, a, shift, K, stem; } networks[] = {
     {BASELINE, 0, 0, 0, 0}, {MIDPOINT, 0, 0, 0, 0}, {MIDPOINT_A, 0, 0, 0, 0}, {LEAPFROG, 0, 0, 0, 0}, {HAMILTONIAN, 0, 0, 0, 0},
-    {RETROFIT, 1, 2, 1, 2}, {BDIA, -1, 4, 0, 2}, {RETROFIT, -1, 0, 2, 1}, {RETROFIT, 3, 4, 3, 3}, {BDIA, -5, 3, 0, 0}, {BDIA, 1, 0, 0, 5}};
-enum { NETWORKS = sizeof networks / sizeof networks[0] };
+    {RETROFIT, 1, 2, 1, 2}, {BDIA, -1, 4, 0, 2}, {RETROFIT, -1, 0, 2, 1}, {RETROFIT, 3, 4, 3, 3}, {BDIA, -5, 3, 0, 0}, {BDIA, 1, 0, 0, 5},
+    {BASELINE, 0, 0, 0, 0}};
+enum { NETWORKS = sizeof networks / sizeof networks[0] - 1 };
 static const char *name_of(int network) {
     static char text[64];
     int mode = networks[network].mode;
@@ -602,26 +603,47 @@ static void test_distillation(void) {
     }
 }
 
-// A student with its teacher's weights is the teacher, and the nearer a is to 0 the nearer is a conversion.
-static void test_conversion_is_near(void) {
-    double before = 1;
+// KL of a network to the baseline with the same weights, whose projections are made smaller; equal: with the same block in every layer.
+static double kl_of_conversion(int mode, int shift, int K, int stem, double projections, int equal) {
+    Model m;
+    size_t one[TENSORS], all[TENSORS], at = 0;
+    networks[NETWORKS].mode = mode, networks[NETWORKS].a = 1, networks[NETWORKS].shift = shift;
+    networks[NETWORKS].K = K, networks[NETWORKS].stem = stem;
     taught_by = KL;
-    for (int shift = -1; shift < 8; shift += 2) {  // a = -1/2, -1/8, -1/32, -1/128, after the baseline itself
-        Model m;
-        make_model(&m, even, shift < 0 ? BASELINE : BDIA, STORE, shift < 0 ? 0 : 18);
-        if (shift >= 0) m.net.shift = shift, m.net.stem = 0;
-        param_t *w = (param_t *)malloc(parameter_count(&m.net) * sizeof(param_t));
-        to_host(w, m.params, parameter_count(&m.net) * sizeof(param_t));
-        to_device(m.teacher, w, parameter_count(&m.net) * sizeof(param_t));
-        forward(&m, m.B, m.T, NO_CACHE);
-        double kl = head(&m, m.B, m.T, 0), apart = fabs(mean_of(&m, LOSS, m.B * m.T) - mean_of(&m, TEACHER_LOSS, m.B * m.T));
-        if (shift < 0) check(fabs(kl) < 1e-6 && apart == 0 && mean_of(&m, AGREEMENT, m.B * m.T) == 1, "a copy of the teacher is %g and %g apart from it", kl, apart);
-        else check(kl > 0 && kl < before / 4 + rounding, "a = -1/2^%d: KL %g after %g", shift, kl, before);
-        if (shift >= 0) before = kl;
-        free(w);
-        model_free(&m);
-    }
+    make_model(&m, odd, NETWORKS, STORE, default_grid(mode));
     taught_by = -1;
+    real_t *w = from_device(m.params, tensor_sizes(&m.net, one, all));
+    for (int t = 0; t < TENSORS; at += all[t++]) {
+        int writes = tensor_kinds[t].kind == PROJECTION || strstr(tensor_kinds[t].name, "projb");
+        for (size_t i = 0; i < all[t]; i++) {
+            if (equal && tensor_kinds[t].stacked) w[at + i] = w[at + i % one[t]];
+            if (writes && (i < one[t] || !equal)) w[at + i] *= (real_t)projections;
+        }
+    }
+    to_device(m.params, w, at * sizeof(param_t));
+    to_device(m.teacher, w, at * sizeof(param_t));
+    forward(&m, m.B, m.T, NO_CACHE);
+    double kl = head(&m, m.B, m.T, 0), apart = fabs(mean_of(&m, LOSS, m.B * m.T) - mean_of(&m, TEACHER_LOSS, m.B * m.T));
+    if (mode == BASELINE) check(fabs(kl) < 1e-6 && apart == 0 && mean_of(&m, AGREEMENT, m.B * m.T) == 1, "a copy of the teacher is %g and %g apart from it", kl, apart);
+    free(w);
+    model_free(&m);
+    return kl;
+}
+
+// A student with its teacher's weights is the teacher. A conversion comes near it as a goes to 0; retrofit also with K where forces are
+// small, and bdia where neighbouring blocks do nearly the same.
+static void test_conversion_is_near(void) {
+    double before = 1, kl[5];
+    kl_of_conversion(BASELINE, 0, 0, 0, 1, 0);
+    for (int shift = 1; shift < 8; shift += 2, before = kl[0]) {
+        kl[0] = kl_of_conversion(BDIA, shift, 0, 0, 1, 0);
+        check(kl[0] > 0 && kl[0] < before / 4 + rounding, "bdia, a = 1/2^%d: KL %g after %g", shift, kl[0], before);
+    }
+    if (rounding > 0) return;  // of logits, which are further apart than these
+    for (int K = 0; K < 3; K++) kl[K] = kl_of_conversion(RETROFIT, 2, K, 1, 0.025, 0);
+    check(kl[1] < kl[0] / 4 && kl[2] < kl[1] / 4, "retrofit: KL %g, %g, %g for K = 0, 1, 2", kl[0], kl[1], kl[2]);
+    kl[3] = kl_of_conversion(BDIA, 2, 0, 1, 0.05, 1), kl[4] = kl_of_conversion(BDIA, 2, 0, 1, 0.025, 1);
+    check(kl[4] < kl[3] / 2, "bdia of equal blocks: KL %g, and %g with forces half as large", kl[3], kl[4]);
 }
 
 // What is cut into pieces, for copying or for threads, is whole, and the same bits for any number of threads.
@@ -689,10 +711,12 @@ static void test_policies(int bf16) {
         for (int mode = MIDPOINT; mode < NETWORKS; mode++) {
             param_t *reference = NULL;
             double loss0 = 0;
-            if (twin && ((s > 0 && mode > BDIA) || (s == 3 && mode < RETROFIT))) continue;  // an emulated device takes its time
+            int again = mode > BDIA;  // a network of this kind has been here: what takes long is left out
+            if (again && (s > 1 || bf16 || (twin && s))) continue;
+            if (twin && s == 3 && mode < RETROFIT) continue;
             taught_by = s == 3 ? KL : -1;
-            for (int threads = 1; threads <= MOST_THREADS; threads++)
-                for (int memory = STORE; memory <= (threads == ALL_POLICIES ? AUTO + 2 : REVERSE); memory++) {
+            for (int threads = again ? ALL_POLICIES : 1; threads <= (again ? ALL_POLICIES : MOST_THREADS); threads++)
+                for (int memory = STORE; memory <= (threads == ALL_POLICIES && !(twin && again) ? AUTO + 2 : REVERSE); memory++) {
                     Model m;
                     double drift, loss;
                     draws = 0;
@@ -799,7 +823,7 @@ static void flip(stream_t *s, int bit) {
 // A bit of a stream flips in mid-backward, or before it: the streams do not come back to the embedding.
 static void test_flipped_bit(void) {
     for (int mode = MIDPOINT; mode < NETWORKS; mode++)
-        for (int bit = 0; bit < 31; bit += 6) {
+        for (int bit = 0; bit < 31; bit += twin ? 30 : 6) {
             Model m;
             double drift;
             make_model(&m, odd, mode, REVERSE, grid_of(mode));
@@ -811,10 +835,17 @@ static void test_flipped_bit(void) {
             }
             drift = drift_of(&m);
             check(drift > 0, "%s: bit %d flipped in mid-backward went unnoticed", name_of(mode), bit);
+            stream_take_fault();
             forward(&m, m.B, m.T, NO_CACHE);
             flip(m.cur + 77, bit);
             backward(&m, 1, &drift);
             check(stream_take_fault() || drift > 0, "%s: bit %d flipped before the backward pass went unnoticed", name_of(mode), bit);
+            if (m.low) {
+                forward(&m, m.B, m.T, NO_CACHE);
+                flip((stream_t *)m.low + 5, bit);
+                backward(&m, 1, &drift);
+                check(drift > 0, "%s: bit %d flipped among the low bits went unnoticed", name_of(mode), bit);
+            }
             model_free(&m);
         }
 }
@@ -1037,7 +1068,7 @@ static char *captured(Model *m, const Tokenizer *z, const int *prompt, int given
 // The logits of a token whose past is in the cache are those of a whole forward pass, in every mode and however many came at once.
 static void test_cache(int bf16) {
     if (!layers_bf16(bf16)) return;
-    for (int mode = 0; mode < NETWORKS; mode++)
+    for (int mode = 0; mode < (twin ? MODES : NETWORKS); mode++)
         for (int s = 0; s < 2; s++) {
             Model m;
             make_model(&m, s ? even : odd, mode, mode == BASELINE ? STORE : REVERSE, grid_of(mode));
@@ -1074,7 +1105,7 @@ static void test_cache(int bf16) {
 
 // Greedy text is what whole forward passes would choose; it ends at an end of text; another series of draws is another text.
 static void test_generate(void) {
-    for (int i = 0; i < 2 * NETWORKS; i++) {
+    for (int i = 0; i < 2 * (twin ? MODES : NETWORKS); i++) {
         Model m;
         Shape shape = odd;
         int mode = i / 2, beyond = i % 2;  // beyond the T of training
@@ -1460,8 +1491,10 @@ static void test_convert(void) {
     shell("cp -r %s/taught %s/cut_short; rm %s/cut_short/*4.bin", dir, dir, dir);
     check(trainer(0, 0, "%s -x 4 -o %s/cut_short -y 1 --memory store", flags, dir) == 0 && same_files("taught/model_00000004.bin", "cut_short/model_00000004.bin") &&
           same_files("taught/state_00000004.bin", "cut_short/state_00000004.bin") && same_logs("taught/log.csv", "cut_short/log.csv"), "a taught run that was cut has other bytes: %s", output);
-    check(trainer(0, 0, "%s -x 5 -o %s/cut_short -y 1 --loss kl-teacher", flags, dir) == STATUS_USAGE && strstr(output, "--loss kl "), "another --loss was taken on resuming: %s", output);
+    check(trainer(0, 0, "%s -x 5 -o %s/cut_short -y 1 --loss kl-teacher", flags, dir) == STATUS_USAGE && strstr(output, "--loss kl;"), "another --loss was taken on resuming: %s", output);
     check(trainer(0, 0, "-i %s/train0.bin -b 2 -t 16 -x 5 -o %s/cut_short -y 1", dir, dir) == STATUS_USAGE && strstr(output, "another --distill"), "a run went on without its teacher: %s", output);
+    check(trainer(0, 0, "-i %s/train0.bin -b 2 -t 16 -x 5 -o %s/cut_short -y 1 --distill %s/base/model_00000000.bin", dir, dir, dir) == STATUS_USAGE &&
+          strstr(output, "--loss kl and another --distill"), "a run went on with another teacher: %s", output);
     check(trainer(0, 0, "%s -x 5 -o %s/cut_short -y 1 --stem 1", flags, dir) == STATUS_USAGE && strstr(output, "--coefficient 0.25 --stem 2"), "another --stem was taken on resuming: %s", output);
     // validation of a model beside its teacher: the log's last rows
     double logged[HELD] = {0}, shown[HELD] = {-1, -1, -1, -1};
@@ -1474,7 +1507,7 @@ static void test_convert(void) {
     check(trainer(0, 0, "-j %s/val.bin -e %s/taught/model_00000004.bin --distill %s/run_base/model_00000006.bin -b 2 -t 16 -m 2 --eval", dir, dir, dir) == 0, "%s", output);
     read_file("stdout", &y);
     if (y) sscanf(y, "validation loss %lf,%*[^|]| teacher %lf | KL %lf | same top token %lf", shown, shown + 1, shown + 2, shown + 3);
-    check(logged[2] > 0 && logged[3] > 0 && fabs(logged[0] - shown[0]) < 1e-4 && fabs(logged[1] - shown[1]) < 1e-4 && fabs(logged[2] - shown[2]) < 2e-6 &&
+    check(logged[2] > 0 && logged[3] > 0 && fabs(logged[0] - shown[0]) < 1e-4 && fabs(logged[1] - shown[1]) < 1e-4 && fabs(logged[2] - shown[2]) < 1e-3 * logged[2] &&
           fabs(100 * logged[3] - shown[3]) < 0.01, "--eval says %s, the log %s", y, x);
     free(x), free(y);
 }

@@ -10,7 +10,8 @@ two neighbouring states, as integrators of differential equations do:
     next = alpha_k * prev + beta_k * cur + gamma_k * F_k(cur);     prev = cur;     cur = next
 
 It can be solved for prev. The backward pass recomputes F_k(cur), steps the state back, and uses the
-internals of the same evaluation for the gradient: nothing is kept but the last two states.
+internals of the same evaluation for the gradient: nothing is kept but the last two states. (Conversions of pretrained networks
+keep some bits a step besides.)
 
 Exactly. Rounding would make the reconstructed state drift, so the streams (prev, cur) are integers on
 a grid 2^-n. What a step adds, beta*cur + gamma*F(cur), is rounded to one integer and depends on cur
@@ -121,7 +122,7 @@ void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_
                   int n, int T, int C, int grid);
 // s (n*C): prev becomes next (direction 1), or next becomes prev (-1); force = f + f2, f2 may be NULL. What multiplying by
 // alpha drops is kept in r (n*C), a stack of remainders for a whole pass, or else in low (low_words), a step's own; low may be NULL
-// if it need not be undone. With alpha = 0 no prev is read, and -1 leaves what next was more than the rest: 0.
+// if it need not be undone. With alpha = 0 it does not matter what s was, and -1 subtracts what the step added: 0 is left if all is well.
 void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r, uint32_t *low, size_t count,
                  Coefficients k, int grid, int direction);
 // the norm of x - y (count), in units of the grid; y may be NULL, for 0. 0 exactly if not a bit differs, and r, if given, is zero
@@ -209,6 +210,7 @@ static Config baseline_of(const Config *net) {
     return b;
 }
 
+// Conversions take a p_{j-1}, the true one, as (4.3) has it; with an estimate there, as (4.5) is printed, a step could not be undone.
 // BDIA is Zhang, Lewis & Kleijn, "On Exact Bit-level Reversible Transformers", 2024: (4.3) with f_j(p_j) for f_{j-1}(p_{j-1}).
 static Coefficients coefficients(const Config *net, int k) {
     double h = net->h;
@@ -219,7 +221,7 @@ static Coefficients coefficients(const Config *net, int k) {
     case MIDPOINT_A:  c.alpha = a;  c.beta = one - a;  c.shift = net->shift;  c.gamma = h;     break;  // (3.6)
     case LEAPFROG:    c.alpha = -1; c.beta = 2;                               c.gamma = h * h; break;  // (2.6)
     case HAMILTONIAN: c.alpha = 1;  c.beta = 0;                               c.gamma = h;     break;  // (2.8), (2.9)
-    case RETROFIT:    c.alpha = a;  c.beta = one - a;  c.shift = net->shift;                   break;  // (4.5)
+    case RETROFIT:    c.alpha = a;  c.beta = one - a;  c.shift = net->shift;                   break;  // (4.3)
     case BDIA:        c.alpha = a;  c.beta = one - a;  c.shift = net->shift;  c.gamma = 1 + ldexp(a, -c.shift); break;
     }
     return c;
@@ -361,7 +363,7 @@ static size_t step_internals(const Config *net, int k, size_t n, int force) {
     return sum;
 }
 
-// The words that keep `shift` low bits of each of count elements: one a bit of 32 elements
+// The words that keep the low bits of count elements: word b of 32 elements holds bit b of each
 static size_t low_words(const Config *net, size_t count) { return converted(net->mode) && net->grid ? (count + 31) / 32 * (size_t)net->shift : 0; }
 
 // The rows of --plan. The last two are sums: of the four before, and of all.
@@ -554,7 +556,7 @@ static void model_alloc(Model *m) {
         m->dprev = m->dcur;
     }
     if (m->training) m->cache = (act_t *)m->grads;  // between two steps nothing is there
-    if (!m->teacher_cur) m->teacher_cur = (stream_t *)m->dprev;  // idle until the head is done
+    if (m->training && m->net.mode != BASELINE) m->teacher_cur = (stream_t *)m->dprev;  // idle until the head is done
     layers_begin(m->scratch);
 }
 
@@ -637,9 +639,9 @@ static Internals internals_of(Model *m, int k, int e, int b, int sequences) {
     return a;
 }
 
-// Where force e of step k is taken: at its input, or at an estimate of the one before, p^ = p_k - f_{k-1}(p^) (4.7), that force e - 1,
-// the last to be evaluated, gives.
-static const stream_t *place_of(Model *m, int k, int e, int b, int sequences, const stream_t *cur, Internals a, size_t count) {
+// Where force e of step k is taken: at its input, or at an estimate of the one before. That is made here, p^ = p_k - f_{k-1}(p^) (4.7),
+// from force e - 1, the last that was evaluated.
+static const stream_t *estimate_place(Model *m, int k, int e, int b, int sequences, const stream_t *cur, Internals a, size_t count) {
     const Coefficients minus = {0, 1, 0, -1};
     if (!a.estimate) return cur;
     Internals before = internals_of(m, k, e - 1, b, sequences);
@@ -678,7 +680,8 @@ static void forward(Model *m, int B, int T, int past) {
             for (int e = 0; e < forces(net, k); e++) {
                 Internals a = internals_of(m, k, e, b, sequences);
                 if (past >= 0) a.qkv = m->cache + ((size_t)block_index(net, k, e) * (size_t)m->cached + before) * 3*C;
-                force_forward(m, k, e, place_of(m, k, e, b, sequences, m->cur + at, a, count), a, sequences, T, (int)before);
+                const stream_t *place = estimate_place(m, k, e, b, sequences, m->cur + at, a, count);
+                force_forward(m, k, e, place, a, sequences, T, (int)before);
                 move_stream(m, k, e, b, at, m->cur + at, a, count, +1);
             }
         }
@@ -696,7 +699,10 @@ static void estimates_back(Model *m, int k, int b, size_t at, const stream_t *cu
     size_t count = (size_t)sequences * (size_t)m->T * (size_t)net->C;
     for (int e = 1; e <= last; e++) {
         Internals a = internals_of(m, k, e, b, sequences);
-        if (again) force_forward(m, k, e, place_of(m, k, e, b, sequences, cur, a, count), a, sequences, m->T, 0);
+        if (again) {
+            const stream_t *place = estimate_place(m, k, e, b, sequences, cur, a, count);
+            force_forward(m, k, e, place, a, sequences, m->T, 0);
+        }
         if (back) move_stream(m, k, e, b, at, cur, a, count, -1);
     }
     for (int e = last; e >= 1; e--) {
@@ -816,8 +822,8 @@ static double drift_of(Model *m) {
     return off == 0 ? 0 : off / fmax(sqrt(2) * stream_distance(x, NULL, NULL, count, net->grid), 1e-30);
 }
 
-// From the last pair of streams to the gradients of all weights, times weight. *drift: how far the reconstructed
-// embedding is from the true one, relative; NAN if nothing was reconstructed. Returns the mean loss.
+// From the last pair of streams to the gradients of all weights, times weight. *drift: as drift_of has it, or NAN if no stream
+// stepped back. Returns the objective's mean.
 static double backward(Model *m, double weight, double *drift) {
     const Config *net = &m->net;
     int N = m->B * m->T;
@@ -904,12 +910,12 @@ DEVICE static inline int64_t unmultiply_sixteenths(int64_t s, int n, uint16_t *r
     return quotient * 16 + (stack & 15);
 }
 
-// s * n/2^shift, rounded half up; and back again, given the low bits of s that a shift drops. What is no multiple of n, which only
-// a fault leaves, does not get lost.
+// s * n/2^shift, rounded half up; and back again, given the low bits of s that a shift drops. Dividing as real numbers is exact here, and
+// is what vector units can do. A flipped bit may leave what n does not divide: the remainder is added, so that the drift shows it.
 DEVICE static inline int64_t multiply(int64_t s, int n, int shift) { return (n * s + (1 << shift >> 1)) >> shift; }
 DEVICE static inline int64_t unmultiply(int64_t t, int n, int shift, uint32_t low) {
-    int64_t high = t - multiply((int64_t)low, n, shift);  // n times the higher bits
-    return n == 1 || n == -1 ? n * high * (1 << shift) + low : high / n * (1 << shift) + high % n + low;
+    int64_t high = t - multiply((int64_t)low, n, shift), quotient = (int64_t)((double)high / n);  // high: n times the higher bits
+    return quotient * (1 << shift) + low + (high - quotient * n);
 }
 
 // beta*cur + gamma*F as one integer, a function of cur alone: added in one direction, subtracted in the other.
@@ -1052,19 +1058,20 @@ void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *
         #pragma omp parallel for reduction(|:bad)
         for (size_t g = 0; g < count; g += 32) {  // word b of a group holds bit b of its elements
             uint32_t bits[32] = {0}, *words = low ? low + g / 32 * (size_t)k.shift : NULL;
-            int width = smaller_of(32, (int)(count - g < 32 ? count - g : 32));
+            int width = count - g < 32 ? (int)(count - g) : 32;
             for (int j = 0; j < width && direction > 0; j++) bits[j] = (uint32_t)s[g + j].fixed;
-            for (int b = 0; b < k.shift && words && direction > 0; b++) {
+            for (int b = 0; b < k.shift && direction > 0 && words; b++) {
                 uint32_t word = 0;
+                #pragma omp simd reduction(|:word)
                 for (int j = 0; j < 32; j++) word |= (bits[j] >> b & 1) << j;
                 words[b] = word;
             }
             for (int b = 0; b < k.shift && direction < 0; b++)
                 for (int j = 0; j < 32; j++) bits[j] |= (words[b] >> j & 1) << b;
+            #pragma omp simd reduction(|:bad)
             for (int j = 0; j < width; j++) {
-                int64_t add = increment(cur[g + j].fixed, f2 ? f[g + j] + f2[g + j] : f[g + j], k, gamma, &bad), t;
-                if (direction > 0) t = multiply(s[g + j].fixed, k.alpha, k.shift) + add;
-                else t = unmultiply(s[g + j].fixed - add, k.alpha, k.shift, bits[j]);
+                int64_t add = increment(cur[g + j].fixed, f2 ? f[g + j] + f2[g + j] : f[g + j], k, gamma, &bad), was = s[g + j].fixed;
+                int64_t t = direction > 0 ? multiply(was, k.alpha, k.shift) + add : unmultiply(was - add, k.alpha, k.shift, bits[j]);
                 bad |= t != (int32_t)t;
                 s[g + j].fixed = (int32_t)t;
             }
@@ -1703,28 +1710,28 @@ void distillation(real_t *out, size_t stride, act_t *logits, const act_t *teache
     for (int i = 0; i < n; i++) {
         act_t *x = logits + (size_t)i*Vp;
         const act_t *y = teacher + (size_t)i*Vp;
-        real_t top = largest(x, V), top_y = largest(y, V), sum = 0, sum_y = 0, cross = 0;
-        int first = 0;
+        // log p - log q = d - log(sum / sum_y), where d is small if the two are near: their large logits cancel first
+        real_t top = largest(x, V), top_y = largest(y, V), apart = top - top_y, sum = 0, sum_y = 0, cross = 0;
+        int first = 0, of_teacher = objective == KL_TEACHER;
         while (first + 1 < V && x[first] != top) first++;  // it ends for NaN too
         #pragma omp simd reduction(+:sum, sum_y, cross)
         for (int v = 0; v < V; v++) {
-            real_t p = real_exp(x[v] - top), q = real_exp(y[v] - top_y);
+            real_t p = real_exp(x[v] - top), q = real_exp(y[v] - top_y), d = x[v] - y[v] - apart;
             sum += p, sum_y += q;
-            cross += objective == KL_TEACHER ? q * (y[v] - x[v]) : p * (x[v] - y[v]);
+            cross += of_teacher ? -q * d : p * d;
         }
-        real_t lse = top + (real_t)log(sum), lse_y = top_y + (real_t)log(sum_y);
-        real_t divergence = objective == KL_TEACHER ? cross / sum_y - (lse_y - lse) : cross / sum - (lse - lse_y);
-        out[i] = lse - x[targets[i]];
-        out[stride * TEACHER_LOSS + i] = lse_y - y[targets[i]];
-        out[stride * DIVERGENCE + i] = divergence;
+        real_t mean = cross / (of_teacher ? sum_y : sum), ratio = (real_t)log(sum / sum_y);
+        out[i] = top - x[targets[i]] + (real_t)log(sum);
+        out[stride * TEACHER_LOSS + i] = top_y - y[targets[i]] + (real_t)log(sum_y);
+        out[stride * DIVERGENCE + i] = of_teacher ? mean + ratio : mean - ratio;
         out[stride * AGREEMENT + i] = y[first] == top_y;
         if (scale == 0) continue;
         real_t p_scale = (real_t)scale / sum, q_scale = (real_t)scale / sum_y;
         #pragma omp simd
         for (int v = 0; v < V; v++) {
             real_t p = p_scale * real_exp(x[v] - top);
-            if (objective == KL_TEACHER) x[v] = p - q_scale * real_exp(y[v] - top_y);
-            else x[v] = p * (x[v] - lse - (y[v] - lse_y) - divergence);
+            if (of_teacher) x[v] = p - q_scale * real_exp(y[v] - top_y);
+            else x[v] = p * (x[v] - y[v] - apart - mean);
         }
         for (int v = V; v < Vp; v++) x[v] = 0;
     }
@@ -2153,8 +2160,7 @@ static Config load_model(const char *path, Model *m) {
             net.K = header[11], net.stem = header[12], net.shift = header[13] ? header[13] : 4;
             if (net.K < 0 || net.K > (retrofit ? 16 : 0) || net.stem < retrofit || net.stem > net.L || net.shift < 1 || net.shift > 8 || a == 0 ||
                 a < -(1 << net.shift) || a > 1 << net.shift)
-                die(STATUS_DATA, "%s: no %s has coefficient %d / 2^%d, %d iterations, a stem of %d", path, mode_names[net.mode], a, header[13],
-                    header[11], header[12]);
+                die(STATUS_DATA, "%s: no %s has coefficient %d / 2^%d, %d iterations, a stem of %d", path, mode_names[net.mode], a, net.shift, net.K, net.stem);
             for (; a % 2 == 0; net.shift--) a /= 2;
             net.a[0] = a;
         }
@@ -2203,10 +2209,11 @@ static void load_state(Model *m, const char *path, int step, const Run *run) {
     FILE *f = open_input(path, header, STATE_MAGIC, "state file");
     memcpy(&was, &header[4], sizeof was);
     if (header[1] != STATE_VERSION || header[2] != step)
-        die(STATUS_DATA, "%s: of version %d and step %d; %d and %d can be resumed", path, header[1], header[2], STATE_VERSION, step);
+        die(STATUS_DATA, "%s: of version %d and step %d; version %d (1 is of an earlier program) and step %d are meant", path, header[1], header[2], STATE_VERSION, step);
     if (was.objective != run->objective || was.teacher != run->teacher)
         die(STATUS_USAGE, "%s was trained with --loss %s%s; resume with the same", path,
-            objective_names[was.objective >= CROSS_ENTROPY && was.objective <= KL_TEACHER ? was.objective : 0], was.teacher ? " and another --distill" : " and no --distill");
+            objective_names[was.objective >= CROSS_ENTROPY && was.objective <= KL_TEACHER ? was.objective : 0],
+            was.teacher == run->teacher ? "" : was.teacher ? " and another --distill" : " and no --distill");
     if (was.precision != run->precision)
         die(STATUS_USAGE, was.precision ? "%s was trained with --precision bf16; resume so, on a processor that has it" :
             "%s was trained in float32; resume without --precision bf16", path);
@@ -2592,16 +2599,16 @@ static const Option options[] = {
     {"-g", INTEGER, &opt.sample_length, "64", 1, 1 << 24, NULL, "tokens a sample, as far as the context reaches"},
     {"--mode", CHOICE, &opt.mode, "", 0, 0, mode_names, "the network; from scratch: midpoint; retrofit and bdia convert a baseline file, and back"},
     {"--step-size", NUMBER, &opt.step_size, "", 0, 16, NULL, "h, 0 switches the blocks off; midpoint 0.25, midpoint-a 1, leapfrog 1/sqrt(L), hamiltonian 1"},
-    {"--coefficient", NUMBER, &opt.coefficient, "", -1, 1, NULL, "a of retrofit and bdia, a multiple of 1/256: near 0 the original network, +-1 keeps no bits; -1/16"},
+    {"--coefficient", NUMBER, &opt.coefficient, "", -1, 1, NULL, "a of retrofit and bdia, a multiple of 1/256, for bdia not -1: near 0 the original network, +-1 keeps no bits; -1/16"},
     {"--fixed-point", INTEGER, &opt.fixed_point, "", 0, 16, NULL, "retrofit: iterations K of the estimate, each another block evaluated a step; 1"},
     {"--stem", INTEGER, &opt.stem, "", 0, 65536, NULL, "retrofit and bdia: the first steps, which stay ordinary and keep their inputs; 2"},
     {"--distill", STRING, &opt.distill, "", 0, 0, NULL, "a baseline model file of the same shape: the teacher to come near, and to be compared with"},
-    {"--loss", CHOICE, &opt.objective, "", 0, 0, objective_names, "what to make small; with --distill kl, from the teacher's distribution to ours, kl-teacher the reverse"},
+    {"--loss", CHOICE, &opt.objective, "", 0, 0, objective_names, "what to make small: kl is KL(ours, teacher's), with --distill the default; kl-teacher is KL(teacher's, ours)"},
     {"--memory", CHOICE, &opt.memory, "", 0, 0, memory_names, "what is kept for the backward pass; auto: as much as --budget allows (reverse; baseline: store)"},
     {"--budget", BYTES, &opt.budget, "0", 1, 1e18, NULL, "bytes that --memory auto may use in all, such as 8G; 0: three quarters of the machine's"},
     {"--precision", CHOICE, &opt.precision, DEFAULT_PRECISION, 0, 0, precision_names, "of what matrix products multiply: on a CPU bf16 needs AVX512-BF16; sums, streams, parameters stay float32"},
     {"--stream", CHOICE, &opt.stream, "", 0, 0, stream_names, "fixed reverses exactly; float for baseline"},
-    {"--grid", INTEGER, &opt.grid, "0", 1, 30, NULL, "fixed streams are multiples of 2^-grid; 0: 20, or 23 for midpoint-a"},
+    {"--grid", INTEGER, &opt.grid, "0", 1, 30, NULL, "fixed streams are multiples of 2^-grid; 0: 20, 23 for midpoint-a, 18 for retrofit and bdia"},
     {"--chunk", INTEGER, &opt.chunk, "0", 1, 1 << 24, NULL, "sequences a block is evaluated for at a time; 0: by the shape"},
     {"--head-chunk", INTEGER, &opt.head_chunk, "0", 1, 1 << 24, NULL, "tokens the head is evaluated for at a time; 0: by the shape"},
     {"--beta1", NUMBER, &opt.beta1, "0.9", 0, 0.999999, NULL, "AdamW"},
@@ -2695,7 +2702,7 @@ static void print_help(void) {
     printf("usage: train_rev_gpt2 -i TOKENS [flags]\n\n");
     for (int i = 0; i < OPTIONS; i++) {
         const Option *o = &options[i];
-        char left[64];
+        char left[128];
         const char *value[] = {" N", " X", " N", " S", " ", ""};
         snprintf(left, sizeof left, "%s%s", o->flag, value[o->type]);
         for (int c = 0; o->choices && o->choices[c]; c++)
@@ -2754,8 +2761,8 @@ static void adjust_conversion(Config *net) {
 
 // What the flags change in a network, whether new or from a file. Baselines and their conversions have the same weights.
 static void adjust_config(Config *net, const char *path) {
-    int pair = opt.mode >= 0 && (net->mode == BASELINE || converted(net->mode)) && (opt.mode == BASELINE || converted(opt.mode));
-    if (opt.mode >= 0 && opt.mode != net->mode && !pair)
+    int same_weights = (net->mode == BASELINE || converted(net->mode)) && (opt.mode == BASELINE || converted(opt.mode));
+    if (opt.mode >= 0 && opt.mode != net->mode && !same_weights)
         die(STATUS_USAGE, "--mode %s, but %s is of a %s network", mode_names[opt.mode], path, mode_names[net->mode]);
     if (opt.mode >= 0 && opt.mode != net->mode) set_mode(net, opt.mode);
     if (converted(net->mode)) adjust_conversion(net);
@@ -2775,10 +2782,10 @@ static void adjust_config(Config *net, const char *path) {
 static const char *network_flags(const Config *net) {
     static char text[160];
     int length = snprintf(text, sizeof text, "--mode %s", mode_names[net->mode]);
-    if (converted(net->mode)) length += snprintf(text + length, 64, " --coefficient %.9g --stem %d", ldexp(net->a[0], -net->shift), net->stem);
-    else if (net->mode != BASELINE) length += snprintf(text + length, 64, " --step-size %.9g", (double)net->h);
-    if (net->mode == RETROFIT) length += snprintf(text + length, 64, " --fixed-point %d", net->K);
-    snprintf(text + length, 64, net->grid ? " --grid %d" : " --stream float", net->grid);
+    if (converted(net->mode)) length += snprintf(text + length, sizeof text - (size_t)length, " --coefficient %.9g --stem %d", ldexp(net->a[0], -net->shift), net->stem);
+    else if (net->mode != BASELINE) length += snprintf(text + length, sizeof text - (size_t)length, " --step-size %.9g", (double)net->h);
+    if (net->mode == RETROFIT) length += snprintf(text + length, sizeof text - (size_t)length, " --fixed-point %d", net->K);
+    snprintf(text + length, sizeof text - (size_t)length, net->grid ? " --grid %d" : " --stream float", net->grid);
     return text;
 }
 
@@ -2844,7 +2851,7 @@ static void check_numbers(const Model *m, int step, double loss, double drift) {
             "may not need it", step, ldexp(1, 31 - m->net.grid));
     if (!isfinite(loss)) die(STATUS_NUMBERS, "step %d: the loss is not a finite number; what was saved before stays", step);
     if (m->net.grid && drift > 0)
-        die(STATUS_NUMBERS, "step %d: the streams did not come back to the embedding (off by %.2e of it); the memory or the program "
+        die(STATUS_NUMBERS, "step %d: the streams did not come back to where they began (off by %.2e of it); the memory or the program "
             "is faulty", step, drift);
 }
 
@@ -2867,7 +2874,7 @@ static double validate(Model *m, const Data *d, int batches, double means[HELD])
 
 static void print_comparison(const Model *m, const double means[HELD]) {
     if (m->taught)
-        printf(" | teacher %.4f | KL %.6f | same top token %.2f%%", means[TEACHER_LOSS], means[DIVERGENCE], 100 * means[AGREEMENT]);
+        printf(" | teacher %.4f | KL %.3e | same top token %.2f%%", means[TEACHER_LOSS], means[DIVERGENCE], 100 * means[AGREEMENT]);
     printf("\n");
 }
 
@@ -2892,12 +2899,14 @@ static void train_step(Model *m, const Data *data, const Run *run, int step, int
     if (!isfinite(norm)) die(STATUS_NUMBERS, "step %d: the gradient is not finite; what was saved before stays", step + 1);
     double speed = (double)m->B * m->T * run->accumulate / s;
     slow = slow > 0 ? 0.95 * slow + 0.05 * s : s;
-    printf("step %5d/%d | loss %.4f | norm %.4f | lr %.2e | %.0f ms | %.0f tokens/s | %.0f%% of limit | ", step + 1, total, loss,
-           norm, rate, s * 1e3, speed, 100 * speed * flops_per_token(m) / limit);
+    int divergence = m->objective != CROSS_ENTROPY;
+    printf(divergence ? "step %5d/%d | KL %.3e" : "step %5d/%d | loss %.4f", step + 1, total, loss);
+    printf(" | norm %.4f | lr %.2e | %.0f ms | %.0f tokens/s | %.0f%% of limit | ", norm, rate, s * 1e3, speed, 100 * speed * flops_per_token(m) / limit);
     if (!isnan(drift)) printf("drift %.2g | ", drift);
     printf("%.2f GiB | %.1f min left\n", (double)device_peak_bytes() / (1 << 30), slow * (total - step - 1) / 60);
     if (csv) {
-        fprintf(csv, "%d,train,%.6f,%.6e,%.6f,%.1f,%.1f,", step + 1, loss, rate, norm, s * 1e3, speed);
+        fprintf(csv, divergence ? "%d,train_kl,%.6e" : "%d,train,%.6f", step + 1, loss);
+        fprintf(csv, ",%.6e,%.6f,%.1f,%.1f,", rate, norm, s * 1e3, speed);
         if (!isnan(drift)) fprintf(csv, "%.3e", drift);
         fprintf(csv, ",%zu\n", device_peak_bytes());
     }
@@ -2949,7 +2958,7 @@ static int train(Model *m, const Data *data, const Data *val, const Tokenizer *z
             check_numbers(m, step, loss, NAN);
             printf("step %5d/%d | validation loss %.4f", step, total, loss);
             print_comparison(m, means);
-            for (int held = LOSS; csv && held < (m->taught ? HELD : LOSS + 1); held++) fprintf(csv, "%d,%s,%.6f,,,,,,\n", step, splits[held], means[held]);
+            for (int held = LOSS; csv && held < (m->taught ? HELD : LOSS + 1); held++) fprintf(csv, held == DIVERGENCE ? "%d,%s,%.6e,,,,,,\n" : "%d,%s,%.6f,,,,,,\n", step, splits[held], means[held]);
         }
         if (opt.sample_every && fresh && (end || step % opt.sample_every == 0)) {
             int start = first_token(z);
@@ -3059,7 +3068,7 @@ static void choose_teacher(Model *m) {
     m->taught = opt.distill[0] != 0;
     m->objective = opt.objective >= 0 ? opt.objective : m->taught ? KL : CROSS_ENTROPY;
     if (!m->taught) return;
-    Config t = load_model(opt.distill, NULL), net = baseline_of(&m->net);
+    Config t = load_model(opt.distill, NULL), net = m->net;
     if (t.mode != BASELINE) die(STATUS_USAGE, "--distill: %s is of a %s network; a baseline is meant", opt.distill, mode_names[t.mode]);
     if (t.maxT != net.maxT || t.V != net.V || t.L != net.L || t.NH != net.NH || t.C != net.C || t.Vp != net.Vp)
         die(STATUS_USAGE, "--distill: %s has context %d, V %d, L %d, NH %d, C %d, but the model has context %d, V %d, L %d, NH %d, C %d", opt.distill,
@@ -3084,7 +3093,7 @@ static int choose_shape(Model *m, int given) {
     m->memory = opt.memory >= 0 ? opt.memory : m->net.mode == BASELINE ? STORE : REVERSE;
     if (m->net.mode == BASELINE && steps_back(m))
         die(STATUS_USAGE, "--memory %s: baseline cannot be reversed; store or checkpoint is meant, or another --mode", memory_names[m->memory]);
-    if (m->training && converted(m->net.mode) && !m->net.grid && steps_back(m) && abs(m->net.a[0]) < 1 << m->net.shift >> 1)
+    if (m->training && converted(m->net.mode) && !m->net.grid && steps_back(m) && 2 * abs(m->net.a[0]) < 1 << m->net.shift)  // twice a step is what a float stream may lose
         die(STATUS_USAGE, "--stream float with --memory %s: a step back multiplies every rounding by %g; --stream fixed is exact, store and checkpoint take no steps back",
             memory_names[m->memory], ldexp(1, m->net.shift) / abs(m->net.a[0]));
     if ((double)m->B * m->T * m->net.C * block_count(&m->net) > 0x1p55)  // with up to 64 bytes each the plan still fits 64 bits

@@ -241,11 +241,11 @@ template <int N> static __global__ void step_kernel(stream_t *s, const stream_t 
     }
     report(bad, to);
 }
-// The same where low bits are kept, if low is given: a warp takes 32 elements, whose bits b are its word b
+// The same where alpha is a fraction. A warp takes 32 elements; word b in low holds bit b of each. low: NULL if nothing will step back
 static __global__ void step_low_kernel(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint32_t *low, size_t count, Step k, int *to) {
     size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
     int bad = 0, lane = threadIdx.x % WARP;
-    uint32_t *words = low + i / WARP * (size_t)k.k.shift, bits = 0;
+    uint32_t *words = low ? low + i / WARP * (size_t)k.k.shift : NULL, bits = 0;
     int64_t t = i < count ? s[i].fixed : 0;
     for (int b = 0; b < k.k.shift && low; b++) {
         uint32_t word = k.direction > 0 ? __ballot_sync(0xFFFFFFFF, (int)(t >> b & 1)) : i < count ? words[b] : 0;
@@ -1060,26 +1060,27 @@ distillation_kernel(float *out, size_t stride, act_t *logits, const act_t *teach
     float top = -1e30f, top_y = -1e30f, sum = 0, sum_y = 0, cross = 0, first = -1e30f;
     for (int v = (int)threadIdx.x; v < V; v += (int)blockDim.x) top = fmaxf(top, to_float(x[v])), top_y = fmaxf(top_y, to_float(y[v]));
     const float2 tops = block_max(top, top_y, room);
+    const float apart = tops.x - tops.y;
+    const bool of_teacher = objective == KL_TEACHER;
     for (int v = (int)threadIdx.x; v < V; v += (int)blockDim.x) {
-        float a = to_float(x[v]), b = to_float(y[v]), p = __expf(a - tops.x), q = __expf(b - tops.y);
+        float a = to_float(x[v]), b = to_float(y[v]), p = __expf(a - tops.x), q = __expf(b - tops.y), d = a - b - apart;
         sum += p, sum_y += q;
-        cross += objective == KL_TEACHER ? q * (b - a) : p * (a - b);
+        cross += of_teacher ? -q * d : p * d;
         if (a == tops.x) first = fmaxf(first, -(float)v);
     }
     const float2 sums = block_sum(sum, sum_y, room);
     cross = block_sum(cross, 0, room).x;
     first = -block_max(first, 0, room).x;
-    const float lse = tops.x + logf(sums.x), lse_y = tops.y + logf(sums.y);
-    const float divergence = objective == KL_TEACHER ? cross / sums.y - (lse_y - lse) : cross / sums.x - (lse - lse_y);
+    const float mean = cross / (of_teacher ? sums.y : sums.x), ratio = logf(sums.x / sums.y);
     if (threadIdx.x == 0) {
-        out[blockIdx.x] = lse - of_target;
-        out[stride * TEACHER_LOSS + blockIdx.x] = lse_y - of_target_y;
-        out[stride * DIVERGENCE + blockIdx.x] = divergence;
+        out[blockIdx.x] = tops.x - of_target + logf(sums.x);
+        out[stride * TEACHER_LOSS + blockIdx.x] = tops.y - of_target_y + logf(sums.y);
+        out[stride * DIVERGENCE + blockIdx.x] = of_teacher ? mean + ratio : mean - ratio;
         out[stride * AGREEMENT + blockIdx.x] = first < (float)V && to_float(y[(int)first]) == tops.y;
     }
     for (int v = (int)threadIdx.x; v < Vp && scale != 0; v += (int)blockDim.x) {
-        float a = to_float(x[v]), b = to_float(y[v]), p = __expf(a - lse);
-        set(x + v, v >= V ? 0 : scale * (objective == KL_TEACHER ? p - __expf(b - lse_y) : p * (a - lse - (b - lse_y) - divergence)));
+        float a = to_float(x[v]), b = to_float(y[v]), p = __expf(a - tops.x) / sums.x;
+        set(x + v, v >= V ? 0 : scale * (of_teacher ? p - __expf(b - tops.y) / sums.y : p * (a - b - apart - mean)));
     }
 }
 void distillation(real_t *out, size_t stride, act_t *logits, const act_t *teacher, const int *targets, int n, int V, int Vp, int objective, double scale) {

@@ -7,27 +7,31 @@ What does converting a pretrained network into a reversible one cost? The figure
 Without names, everything in this order; what OUT holds already is not done again. TEXT is trained on as bytes, its last tenth held out.
     teacher  a baseline of 12 layers, 5000 steps, the checkpoint with the best validation loss (15 minutes on two cores)
     sweep    converted by each coefficient, K and stem, nothing trained: OUT/sweep.csv (10 minutes)
-    layers   how large the force is beside the state, and how far one converted step misses: OUT/layers.csv (PyTorch)
-    distill  500 steps with KL(Y_rev, Y_fe) (4.6), on a tenth of the teacher's tokens: OUT/NAME/log.csv (half an hour)
+    layers   how large the force is beside the state, how far one converted step misses, and a whole pass: OUT/layers.csv (PyTorch)
+    distill  500 steps with KL(Y_rev, Y_fe) (4.6), on a tenth of the teacher's tokens: OUT/NAME/log.csv (20 minutes)
     plot     dev/pictures/conversion.svg and distillation.svg from these
+Losses are of the first 40 batches held out, 40,960 bytes.
 """
 import csv, re, shutil, subprocess, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SHAPE = "--layers 12 --channels 128 --heads 4 --context 64"
-BATCH = "-b 16 -t 64 --beta2 0.99 --shuffle"
+SHAPE = "-e d6 --layers 12 --channels 128 --heads 4 --context 64"
+BATCH = "-b 16 -t 64 -m 40"
+TRAINING = "--beta2 0.99 --shuffle -q 0.1"
 COEFFICIENTS = [1, 1/2, 1/4, 1/8, 1/16, 1/64]
 RUNS = {  # name: flags, learning rate
-    "retrofit a=1": ("--mode retrofit --coefficient 1", 3e-4), "retrofit a=-1": ("--mode retrofit --coefficient -1", 3e-4),
+    "retrofit a=1": ("--mode retrofit --coefficient 1", 3e-4),
     "retrofit a=1/4": ("--mode retrofit --coefficient 0.25", 1e-4), "retrofit a=-1/4": ("--mode retrofit --coefficient -0.25", 1e-4),
     "bdia a=1/4": ("--mode bdia --coefficient 0.25", 1e-4), "bdia a=-1/4": ("--mode bdia --coefficient -0.25", 1e-4),
     "bdia a=-1/16": ("--mode bdia --coefficient -0.0625", 1e-4)}
 
-def trainer(*flags):
-    done = subprocess.run([ROOT / "train_rev_gpt2", *" ".join(map(str, flags)).split()], capture_output=True, text=True)
+def trainer(flags, **files):
+    """flags are words; files become -i, -j, -e, -o or --distill."""
+    command = [ROOT / "train_rev_gpt2", *flags.split(), *(x for flag, path in files.items() for x in (f"--{flag}" if flag[1:] else f"-{flag}", path))]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"conversion.py: {' '.join(map(str, flags))}: {done.stderr.strip()}")
+        sys.exit(f"conversion.py: {' '.join(map(str, command))}: {done.stderr.strip()}")
     return done.stdout
 
 def table(path, rows):
@@ -39,15 +43,15 @@ def read(path):
 
 def teacher(out, text):
     subprocess.run([sys.executable, ROOT / "prepro_owt.py", "--text", text, "--tokenizer", "byte", "--val", "last:10%", "--out", out], check=True)
-    trainer("-i", out / "train_000000.bin", "-j", out / "val_000000.bin", "-e d6", SHAPE, BATCH, "--mode baseline -x 5000 -l 1e-3 -u 100 -q 0.1",
-            "-v 250 -n 250 -m 0 -o", out / "teacher_run")
+    trainer(f"{SHAPE} {BATCH} {TRAINING} --mode baseline -x 5000 -l 1e-3 -u 100 -v 250 -n 250 -y 1", i=out / "train_000000.bin", j=out / "val_000000.bin",
+            o=out / "teacher_run")
     rows = [row for row in read(out / "teacher_run/log.csv") if row["split"] == "val"]
     best = min(rows[1:], key=lambda row: float(row["loss"]))
     shutil.copy(out / f"teacher_run/model_{int(best['step']):08d}.bin", out / "teacher.bin")
     print(f"the teacher: validation loss {best['loss']} after {best['step']} steps")
 
 def sweep(out, _):
-    pattern = re.compile(r"loss ([\d.]+),.*teacher ([\d.]+) \| KL ([\d.]+) \| same top token ([\d.]+)")
+    pattern = re.compile(r"loss ([\d.]+),.*teacher ([\d.]+) \| KL ([-\d.e+]+) \| same top token ([\d.]+)")
     kinds = [(a, 1, 2) for a in COEFFICIENTS] + [(1/4, K, 2) for K in (0, 2, 3)] + [(1/16, K, 2) for K in (0, 2, 3)] + [(a, 1, stem) for a in (1/4, 1/16) for stem in (1, 3, 4)]
     rows = [("mode", "a", "K", "stem", "loss", "teacher", "kl", "agreement")]
     for mode in ("retrofit", "bdia"):
@@ -56,14 +60,15 @@ def sweep(out, _):
                 if mode == "bdia" and (K != 1 or a == -1):
                     continue
                 flags = f"--mode {mode} --coefficient {a} --stem {stem}" + (f" --fixed-point {K}" if mode == "retrofit" else "")
-                said = trainer("-e", out / "teacher.bin", "--distill", out / "teacher.bin", "-j", out / "val_000000.bin --eval -b 16 -t 64 -m 40", flags)
+                said = trainer(f"--eval {BATCH} {flags}", e=out / "teacher.bin", distill=out / "teacher.bin", j=out / "val_000000.bin")
                 rows.append((mode, a, K if mode == "retrofit" else "", stem, *pattern.search(said).groups()))
                 print(*rows[-1])
     table(out / "sweep.csv", rows)
 
 def layers(out, _):
-    """Along the baseline's own states p_j: |f_j(p_j)| / |p_j|, how much f_{j-1} shrinks differences, and by how much of |p_{j+1}| the one
-    step to it misses, for a = 1, since all of these are proportional to a."""
+    """Medians over tokens. Along the baseline's own states p_j: |f_j(p_j)| / |p_j|; how much f_{j-1} shrinks the difference of p_j and
+    p_{j-1}; and by how much of |p_{j+1}| the one step to it misses, for a = 1, since that is proportional to a. Then how far a whole
+    converted pass is from the baseline's state, relative."""
     sys.path.insert(0, str(ROOT / "dev/reference"))
     import torch, reference as r
     from types import SimpleNamespace
@@ -71,32 +76,50 @@ def layers(out, _):
     tokens, _ = r.batch(r.read_tokens(out / "val_000000.bin", m.V), 0, 32, 64)
     per_layer = {name: t.unbind(0) for name, t in m.P.items() if name not in ("wte", "wpe", "lnfw", "lnfb")}
     blocks = [SimpleNamespace(NH=m.NH, **{name: t[l] for name, t in per_layer.items()}) for l in range(m.L)]
-    norm = lambda x: x.norm().item()
+    def ratio(x, y):
+        return (x.norm(dim=-1) / y.norm(dim=-1)).median().item()
+    def converted(mode, a, stem=2):
+        p = [x]
+        for j, w in enumerate(blocks):
+            force, before = r.f(w, p[j]), blocks[j - 1]
+            if j < stem:
+                p.append(p[j] + force)
+            elif mode == "bdia":
+                p.append(a * p[j - 1] + (1 - a) * p[j] + (1 + a) * force)
+            else:
+                p.append(a * p[j - 1] + (1 - a) * p[j] + force + a * r.f(before, p[j] - r.f(before, p[j])))
+        return p
+    passes = [("retrofit", 1), ("retrofit", -1), ("retrofit", 1/4), ("bdia", -1/4), ("bdia", -1/16)]
     with torch.no_grad():
-        p, rows = [m.P["wte"][tokens] + m.P["wpe"][:64]], [("layer", "force", "contraction", "K0", "K1", "K2", "K3", "bdia")]
+        x = m.P["wte"][tokens] + m.P["wpe"][:64]
+        p, rows = [x], []
         for j, w in enumerate(blocks):
             force, before = r.f(w, p[j]), blocks[j - 1]
             p.append(p[j] + force)
             if j == 0:
-                rows.append((0, norm(force) / norm(p[0]), *[""] * 6))
+                rows.append([0, ratio(force, x), *[""] * 6])
                 continue
-            true = r.f(before, p[j - 1])
-            misses, estimate = [], p[j]
+            true, estimate, misses = r.f(before, p[j - 1]), p[j], []
             for K in range(4):
-                misses.append(norm(r.f(before, estimate) - true) / norm(p[j + 1]))
+                misses.append(ratio(r.f(before, estimate) - true, p[j + 1]))
                 estimate = p[j] - r.f(before, estimate)                                     # (4.7)
-            rows.append((j, norm(force) / norm(p[j]), norm(r.f(before, p[j]) - true) / norm(true), *misses, norm(force - true) / norm(p[j + 1])))
-    table(out / "layers.csv", rows)
+            rows.append([j, ratio(force, p[j]), ratio(r.f(before, p[j]) - true, true), *misses, ratio(force - true, p[j + 1])])
+        for mode, a in passes:
+            for row, here, there in zip(rows, converted(mode, a)[1:], p[1:]):
+                row.append(ratio(here - there, there))
+    table(out / "layers.csv", [("layer", "force", "contraction", "K0", "K1", "K2", "K3", "bdia", *(f"{mode} {a}" for mode, a in passes)), *rows])
     for row in rows:
         print(*(f"{x:.4f}" if isinstance(x, float) else x for x in row))
 
+def folder(out, name):
+    return out / name.replace(" ", "_").replace("/", "_")
+
 def distill(out, _):
     for name, (flags, rate) in RUNS.items():
-        if not (out / name).exists():
-            folder = out / name.replace(" ", "_").replace("/", "_")
-            said = trainer("-i", out / "train_000000.bin", "-j", out / "val_000000.bin", "-e", out / "teacher.bin", "--distill", out / "teacher.bin", BATCH,
-                           flags, f"-x 500 -l {rate} -u 20 -q 0.1 -v 25 -m 0 -o", folder)
-            print(name, *re.findall(r"validation (loss .*)", said)[-1:])
+        if not (folder(out, name) / "model_00000500.bin").exists():
+            said = trainer(f"{BATCH} {TRAINING} {flags} -x 500 -l {rate} -u 20 -v 50 -y 1", i=out / "train_000000.bin", j=out / "val_000000.bin",
+                           e=out / "teacher.bin", distill=out / "teacher.bin", o=folder(out, name))
+            print(name, *re.findall(r"validation (loss .*)", said)[-1:], flush=True)
 
 def plot(out, _):
     import matplotlib
@@ -107,10 +130,10 @@ def plot(out, _):
     for mode, color in (("retrofit", "#0072b2"), ("bdia", "#d55e00")):
         for sign, style in ((1, "o-"), (-1, "s--")):
             line = sorted((abs(float(r["a"])), float(r["kl"])) for r in rows
-                          if r["mode"] == mode and r["stem"] == "2" and r["K"] in ("1", "") and float(r["a"]) * sign > 0)
+                          if r["mode"] == mode and r["stem"] == "2" and r["K"] in ("1", "") and float(r["a"]) * sign > 0 and float(r["kl"]) > 0)
             left.loglog(*zip(*line), style, color=color, label=f"{mode}, a {'<>'[sign > 0]} 0", markersize=4)
     left.set(xlabel="|a|", ylabel="KL to the original, nats a byte", title="Converted, nothing trained")
-    rows = [row for row in read(out / "layers.csv")]
+    rows = read(out / "layers.csv")
     right.semilogy([int(r["layer"]) for r in rows], [float(r["force"]) for r in rows], "k.-", label="|f(p)| / |p|")
     for column, color, label in (("K1", "#0072b2", "retrofit, K=1"), ("K2", "#56b4e9", "retrofit, K=2"), ("K3", "#009e73", "retrofit, K=3"), ("bdia", "#d55e00", "bdia")):
         right.semilogy([int(r["layer"]) for r in rows[1:]], [float(r[column]) for r in rows[1:]], ".-", color=color, label=f"a step's miss / a, {label}")
@@ -121,7 +144,7 @@ def plot(out, _):
     figure.savefig(ROOT / "dev/pictures/conversion.svg", metadata={"Date": None})
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for name in RUNS:
-        log = read(out / name.replace(" ", "_").replace("/", "_") / "log.csv")
+        log = read(folder(out, name) / "log.csv")
         curve = [(int(row["step"]), float(row["loss"])) for row in log if row["split"] == "val"]
         axes.plot(*zip(*curve), ".-", label=name, markersize=4)
         of_teacher = [float(row["loss"]) for row in log if row["split"] == "val_teacher"][0]
@@ -135,7 +158,8 @@ PARTS = {"teacher": (teacher, "teacher.bin"), "sweep": (sweep, "sweep.csv"), "la
 
 def main():
     if len(sys.argv) < 3 or not set(sys.argv[3:]) <= set(PARTS):
-        sys.exit(__doc__.strip())
+        print(__doc__.strip(), file=sys.stderr)
+        sys.exit(2)
     text, out = sys.argv[1], Path(sys.argv[2])
     subprocess.run(["make", "-s", "-C", ROOT, "train_rev_gpt2"], check=True)
     for name, (part, result) in PARTS.items():

@@ -194,7 +194,7 @@ class RevGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
         if mode == "hamiltonian":
             return 1, 0, h                                                                     # (2.8), (2.9)
         if mode == "retrofit":
-            return a[0], 1 - a[0], 1                                                           # (4.5)
+            return a[0], 1 - a[0], 1                                                           # (4.3)
         return a[0], 1 - a[0], 1 + a[0]            # bdia: (4.3), with f_j(p_j) for f_{j-1}(p_{j-1})
 
     def force(self, k, p, past):

@@ -50,6 +50,8 @@ def read_log(run):
         fail(f"{path}, row {n}: step,split,loss,... with numbers are meant, as train_rev_gpt2 logs them")
     if n == 0:
         fail(f"{path} has no rows; let the run take a step")
+    if not curves["train"][0] and not curves["val"][0]:
+        fail(f"{path} has no losses to draw; a run with --distill has them if it was given -j")
     return curves
 
 

@@ -225,7 +225,8 @@ def peers(o, shape):
     """Everybody at one shape; those that trade time for memory, which are many, only at one, unless they are asked for."""
     rows, everybody = {}, o.contenders is not None or shape == GPT2[1]
     for precision in PRECISIONS:
-        for mode, memory in (("baseline", "store"), ("midpoint", "store"), ("midpoint", "checkpoint"), ("midpoint", "reverse")):
+        for mode, memory in (("baseline", "store"), ("midpoint", "store"), ("midpoint", "checkpoint"), ("midpoint", "reverse"), ("bdia", "reverse"),
+                             ("retrofit", "reverse")):
             if precision in o.has and (everybody or (mode, memory) in (("baseline", "store"), ("midpoint", "reverse"))):
                 rows[f"ours {mode} {memory} {precision}"] = ours(o, shape, mode, memory, precision)
     for precision in PRECISIONS:
