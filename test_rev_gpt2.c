@@ -1068,7 +1068,7 @@ static char *captured(Model *m, const Tokenizer *z, const int *prompt, int given
 // The logits of a token whose past is in the cache are those of a whole forward pass, in every mode and however many came at once.
 static void test_cache(int bf16) {
     if (!layers_bf16(bf16)) return;
-    for (int mode = 0; mode < (twin ? MODES : NETWORKS); mode++)
+    for (int mode = 0; mode < (twin ? (int)MODES : (int)NETWORKS); mode++)
         for (int s = 0; s < 2; s++) {
             Model m;
             make_model(&m, s ? even : odd, mode, mode == BASELINE ? STORE : REVERSE, grid_of(mode));
@@ -1105,7 +1105,7 @@ static void test_cache(int bf16) {
 
 // Greedy text is what whole forward passes would choose; it ends at an end of text; another series of draws is another text.
 static void test_generate(void) {
-    for (int i = 0; i < 2 * (twin ? MODES : NETWORKS); i++) {
+    for (int i = 0; i < 2 * (twin ? (int)MODES : (int)NETWORKS); i++) {
         Model m;
         Shape shape = odd;
         int mode = i / 2, beyond = i % 2;  // beyond the T of training
