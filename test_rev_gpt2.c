@@ -1492,7 +1492,7 @@ static void test_convert(void) {
     check(trainer(0, 0, "%s -x 4 -o %s/cut_short -y 1 --memory store", flags, dir) == 0 && same_files("taught/model_00000004.bin", "cut_short/model_00000004.bin") &&
           same_files("taught/state_00000004.bin", "cut_short/state_00000004.bin") && same_logs("taught/log.csv", "cut_short/log.csv"), "a taught run that was cut has other bytes: %s", output);
     check(trainer(0, 0, "%s -x 5 -o %s/cut_short -y 1 --loss kl-teacher", flags, dir) == STATUS_USAGE && strstr(output, "--loss kl;"), "another --loss was taken on resuming: %s", output);
-    check(trainer(0, 0, "-i %s/train0.bin -b 2 -t 16 -x 5 -o %s/cut_short -y 1", dir, dir) == STATUS_USAGE && strstr(output, "another --distill"), "a run went on without its teacher: %s", output);
+    check(trainer(0, 0, "-i %s/train0.bin -b 2 -t 16 -x 5 -o %s/cut_short -y 1", dir, dir) == STATUS_USAGE && strstr(output, "and --distill"), "a run went on without its teacher: %s", output);
     check(trainer(0, 0, "-i %s/train0.bin -b 2 -t 16 -x 5 -o %s/cut_short -y 1 --distill %s/base/model_00000000.bin", dir, dir, dir) == STATUS_USAGE &&
           strstr(output, "--loss kl and another --distill"), "a run went on with another teacher: %s", output);
     check(trainer(0, 0, "%s -x 5 -o %s/cut_short -y 1 --stem 1", flags, dir) == STATUS_USAGE && strstr(output, "--coefficient 0.25 --stem 2"), "another --stem was taken on resuming: %s", output);
@@ -1675,7 +1675,11 @@ static void test_bad_input(void) {
         {2, "fixed", "-i D/train0.bin --mode baseline --stream fixed"},
         {2, "--grid", "-i D/train0.bin --stream float --grid 20"},
         {2, "multiple of 1/256", "-i D/train0.bin --mode bdia --coefficient 0.001"},
-        {2, "not 0", "-i D/train0.bin --mode bdia --coefficient 0"},
+        {2, "as it was", "-i D/train0.bin --mode bdia --coefficient 0"},
+        {2, "--coefficient 0.06250001:", "-i D/train0.bin --mode bdia --coefficient 0.06250001"},
+        {3, "the teacher, --distill", "-e D/bytes0.bin -j D/thirty.txt -b 1 -t 16 --eval --distill D/bytes_nan.bin"},
+        {3, "the teacher, --distill", "-e D/bytes0.bin -i D/thirty.txt -b 1 -t 16 -x 2 --mode bdia --distill D/bytes_nan.bin"},
+        {1, "no bdia has coefficient -16", "-i D/train0.bin -e D/bdia1.bin"},
         {2, "--coefficient -1:", "-i D/train0.bin --mode bdia --coefficient -1"},
         {2, "--coefficient 1.5", "-i D/train0.bin --mode bdia --coefficient 1.5"},
         {2, "is for --mode retrofit", "-i D/train0.bin --mode bdia --fixed-point 2"},
@@ -1767,7 +1771,10 @@ static void test_bad_input(void) {
     // a model of bytes with a weight that is NaN, for what reads models; targets for --logits; a log of something else
     shell("cp %s/bytes/model_00000002.bin %s/nan.bin; printf '\\000\\000\\300\\177' | dd of=%s/nan.bin bs=1 seek=1024 conv=notrunc 2> %s/stderr", dir, dir, dir, dir);
     shell("cd %s; cp there0/model_00000000.bin bdia0.bin; cp bdia0.bin bdia9.bin; printf '\\000\\000\\000\\000' | dd of=bdia0.bin bs=1 seek=64 conv=notrunc 2> stderr; "
-          "printf '\\011' | dd of=bdia9.bin bs=1 seek=52 conv=notrunc 2> stderr", dir);
+          "printf '\\011' | dd of=bdia9.bin bs=1 seek=52 conv=notrunc 2> stderr; cp bdia0.bin bdia1.bin; "
+          "printf '\\360\\377\\377\\377' | dd of=bdia1.bin bs=1 seek=64 conv=notrunc 2> stderr", dir);
+    check(trainer(0, 0, "-i %s/bytes.txt -e d6 --layers 2 --channels 8 --heads 2 --context 32 --mode baseline -x 0 -o %s/bytes_base", dir, dir) == 0, "%s", output);
+    shell("cd %s; cp bytes_base/model_00000000.bin bytes0.bin; cp bytes0.bin bytes_nan.bin; printf '\\000\\000\\300\\177' | dd of=bytes_nan.bin bs=1 seek=1024 conv=notrunc 2> stderr", dir);
     shell(": > %s/new.npy.tmp; mkdir %s/foreign; echo a,b,c > %s/foreign/log.csv", dir, dir, dir);
     shell(": > %s/empty.bin; : > %s/empty.txt; printf x > %s/one.txt; printf 12345678901234567890123456789 > %s/thirty.txt", dir, dir, dir, dir);
     write_tokens("shards.bin", 100, 32, 100);

@@ -373,6 +373,7 @@ static const char *const row_names[ROWS] = {"parameters", "teacher", "gradients"
 
 // What training makes small: cross-entropy with the next token, or a divergence from a teacher, KL(Y_rev, Y_fe) (4.6) or KL(Y_fe, Y_rev)
 enum Objective { CROSS_ENTROPY, KL, KL_TEACHER };
+static const char *const precision_names[] = {"float32", "bf16", NULL};
 static const char *const objective_names[] = {"cross-entropy", "kl", "kl-teacher", NULL};
 // What is held of a batch's tokens: cross-entropy, and beside a teacher its own, the divergence, whether both find the same token likeliest
 enum Held { LOSS, TEACHER_LOSS, DIVERGENCE, AGREEMENT, HELD };
@@ -2159,7 +2160,7 @@ static Config load_model(const char *path, Model *m) {
             int retrofit = net.mode == RETROFIT, a = header[16];
             net.K = header[11], net.stem = header[12], net.shift = header[13] ? header[13] : 4;
             if (net.K < 0 || net.K > (retrofit ? 16 : 0) || net.stem < retrofit || net.stem > net.L || net.shift < 1 || net.shift > 8 || a == 0 ||
-                a < -(1 << net.shift) || a > 1 << net.shift)
+                a < -(1 << net.shift) || a > 1 << net.shift || (!retrofit && a == -(1 << net.shift)))
                 die(STATUS_DATA, "%s: no %s has coefficient %d / 2^%d, %d iterations, a stem of %d", path, mode_names[net.mode], a, net.shift, net.K, net.stem);
             for (; a % 2 == 0; net.shift--) a /= 2;
             net.a[0] = a;
@@ -2213,14 +2214,14 @@ static void load_state(Model *m, const char *path, int step, const Run *run) {
     if (was.objective != run->objective || was.teacher != run->teacher)
         die(STATUS_USAGE, "%s was trained with --loss %s%s; resume with the same", path,
             objective_names[was.objective >= CROSS_ENTROPY && was.objective <= KL_TEACHER ? was.objective : 0],
-            was.teacher == run->teacher ? "" : was.teacher ? " and another --distill" : " and no --distill");
+            was.teacher == run->teacher ? "" : !was.teacher ? " and no --distill" : run->teacher ? " and another --distill" : " and --distill");
     if (was.precision != run->precision)
         die(STATUS_USAGE, was.precision ? "%s was trained with --precision bf16; resume so, on a processor that has it" :
             "%s was trained in float32; resume without --precision bf16", path);
     if (memcmp(&was, run, sizeof was) != 0)
-        die(STATUS_USAGE, "%s was saved with -b %d -t %d --chunk %d --head-chunk %d --seed %d%s%s%s and %d micro-batches a step; "
-            "resume with the same", path, was.B, was.T, was.chunk, was.head_chunk, was.seed, was.shuffle ? " --shuffle" : "",
-            was.overfit ? " -a 1" : "", was.bf16 ? " --save bf16" : "", was.accumulate);
+        die(STATUS_USAGE, "%s was saved with -b %d -t %d --chunk %d --head-chunk %d --seed %d -a %d --save %s%s and %d micro-batches a step; "
+            "resume with the same", path, was.B, was.T, was.chunk, was.head_chunk, was.seed, was.overfit != 0, precision_names[was.bf16 != 0],
+            was.shuffle ? " --shuffle" : ", no --shuffle", was.accumulate);
     check_size(f, path, sizeof header + count * 4 * (was.bf16 ? 3 : 2) + sizeof saved);
     sum = state_checksum(header, &m->net);
     sum = read_parameters(f, path, m->m, count, 0, sum);
@@ -2569,7 +2570,6 @@ static struct {
 } opt;
 
 static const char *const stream_names[] = {"float", "fixed", NULL};
-static const char *const precision_names[] = {"float32", "bf16", NULL};
 enum { STREAM_FLOAT, STREAM_FIXED };
 
 static const Option options[] = {
@@ -2694,6 +2694,7 @@ static void parse_options(int argc, char **argv) {
         if (given[o]++) die(STATUS_USAGE, "%s is given twice", argv[i]);
         if (options[o].type == SWITCH) set_option(&options[o], "1");
         else if (i + 1 == argc) die(STATUS_USAGE, "%s needs a value", argv[i]);
+        else if (options[o].type == STRING && options[o].initial && !argv[i + 1][0]) die(STATUS_USAGE, "%s is empty: a name is meant", argv[i]);
         else set_option(&options[o], argv[++i]);
     }
 }
@@ -2746,8 +2747,8 @@ static void adjust_conversion(Config *net) {
     const char *name = mode_names[net->mode];
     if (!isnan(opt.coefficient)) {
         double n = ldexp(opt.coefficient, 8);
-        if (n == 0 || n != rint(n))
-            die(STATUS_USAGE, "--coefficient %g: a multiple of 1/256 is meant, and not 0: that is --mode baseline", opt.coefficient);
+        if (n == 0) die(STATUS_USAGE, "--coefficient 0 is the network as it was, --mode baseline");
+        if (n != rint(n)) die(STATUS_USAGE, "--coefficient %.9g: a multiple of 1/256 is meant, such as -0.0625", opt.coefficient);
         net->a[0] = (int)n, net->shift = 8;
     }
     while (net->a[0] % 2 == 0) net->a[0] /= 2, net->shift--;
@@ -2764,7 +2765,11 @@ static void adjust_config(Config *net, const char *path) {
     int same_weights = (net->mode == BASELINE || converted(net->mode)) && (opt.mode == BASELINE || converted(opt.mode));
     if (opt.mode >= 0 && opt.mode != net->mode && !same_weights)
         die(STATUS_USAGE, "--mode %s, but %s is of a %s network", mode_names[opt.mode], path, mode_names[net->mode]);
-    if (opt.mode >= 0 && opt.mode != net->mode) set_mode(net, opt.mode);
+    if (opt.mode >= 0 && opt.mode != net->mode) {
+        Config was = *net;
+        set_mode(net, opt.mode);
+        if (converted(was.mode) && converted(net->mode)) net->a[0] = was.a[0], net->shift = was.shift, net->stem = was.stem, net->grid = was.grid;
+    }
     if (converted(net->mode)) adjust_conversion(net);
     else if (!isnan(opt.coefficient) || opt.fixed_point >= 0 || opt.stem >= 0)
         die(STATUS_USAGE, "--coefficient, --fixed-point and --stem are for --mode retrofit and bdia, not %s", mode_names[net->mode]);
@@ -2847,8 +2852,10 @@ static double learning_rate(int step, int total) {
 // Stops the run if its numbers have gone wrong: what was saved before stays.
 static void check_numbers(const Model *m, int step, double loss, double drift) {
     if (stream_take_fault())
-        die(STATUS_NUMBERS, "step %d: a stream is NaN or left the grid's range of +-%g; a smaller --grid has more range, a lower -l "
-            "may not need it", step, ldexp(1, 31 - m->net.grid));
+        die(STATUS_NUMBERS, "step %d: a stream is NaN or left the grid's range of +-%g; a smaller --grid has more range%s", step,
+            ldexp(1, 31 - m->net.grid), step > 1 ? ", a lower -l may not need it" : "");
+    if (m->taught && !isfinite(mean_of(m, TEACHER_LOSS, m->B * m->T)))
+        die(STATUS_NUMBERS, "step %d: the loss of the teacher, --distill %s, is not a finite number", step, opt.distill);
     if (!isfinite(loss)) die(STATUS_NUMBERS, "step %d: the loss is not a finite number; what was saved before stays", step);
     if (m->net.grid && drift > 0)
         die(STATUS_NUMBERS, "step %d: the streams did not come back to where they began (off by %.2e of it); the memory or the program "
@@ -2862,6 +2869,8 @@ static int batches_to_validate(const Model *m, const Data *d) {
 
 // The means over the validation batches; returns that of the cross-entropy.
 static double validate(Model *m, const Data *d, int batches, double means[HELD]) {
+    int objective = m->objective;
+    if (objective == KL_TEACHER) m->objective = KL;  // one divergence to compare runs by
     memset(means, 0, HELD * sizeof *means);
     for (int i = 0; i < batches; i++) {
         data_batch(d, m, (uint64_t)i, 0, 0);
@@ -2869,6 +2878,7 @@ static double validate(Model *m, const Data *d, int batches, double means[HELD])
         head(m, m->B, m->T, 0);
         for (int held = LOSS; held < (m->taught ? HELD : LOSS + 1); held++) means[held] += mean_of(m, (enum Held)held, m->B * m->T) / batches;
     }
+    m->objective = objective;
     return means[LOSS];
 }
 
@@ -3001,7 +3011,7 @@ static int infer(Model *m, const Data *data, const Data *val, const Tokenizer *z
         int batches = batches_to_validate(m, val);
         double means[HELD], loss = validate(m, val, batches, means);
         check_numbers(m, 0, loss, NAN);
-        printf("validation loss %.4f, perplexity %.2f, %d batches of -b %d times -t %d", loss, exp(loss), batches, m->B, m->T);
+        printf("validation loss %.4f, perplexity %.2f, %d batches of -b %d times -t %d, %s", loss, exp(loss), batches, m->B, m->T, network_flags(&m->net));
         print_comparison(m, means);
         return finish();
     }
@@ -3047,7 +3057,6 @@ static void check_options(void) {
     int reads = opt.eval || opt.logits[0] || opt.prompt;
     if (strlen(opt.out) > PATH - 64 || strlen(opt.start) > PATH - 64 || strlen(opt.logits) > PATH - 64 || strlen(opt.distill) > PATH - 64)
         die(STATUS_USAGE, "-o, -e, --logits or --distill: a name of over %d bytes", PATH - 64);
-    if (!opt.start[0]) die(STATUS_USAGE, "-e is empty: d6, d12, d24, d36, d48 or a model file is meant");
     if (reads && (opt.out[0] || opt.resume || opt.save_every || opt.steps >= 0 || opt.tokens || opt.overfit))
         die(STATUS_USAGE, "--eval, --logits and --prompt do not train: -o -y -n -x -d -a have no meaning there");
     if (reads && (opt.budget > 0 || opt.profile))
@@ -3071,8 +3080,8 @@ static void choose_teacher(Model *m) {
     Config t = load_model(opt.distill, NULL), net = m->net;
     if (t.mode != BASELINE) die(STATUS_USAGE, "--distill: %s is of a %s network; a baseline is meant", opt.distill, mode_names[t.mode]);
     if (t.maxT != net.maxT || t.V != net.V || t.L != net.L || t.NH != net.NH || t.C != net.C || t.Vp != net.Vp)
-        die(STATUS_USAGE, "--distill: %s has context %d, V %d, L %d, NH %d, C %d, but the model has context %d, V %d, L %d, NH %d, C %d", opt.distill,
-            t.maxT, t.V, t.L, t.NH, t.C, net.maxT, net.V, net.L, net.NH, net.C);
+        die(STATUS_USAGE, "--distill: %s has context %d, V %d padded to %d, L %d, NH %d, C %d, but the model has context %d, V %d padded to %d, L %d, NH %d, C %d",
+            opt.distill, t.maxT, t.V, t.Vp, t.L, t.NH, t.C, net.maxT, net.V, net.Vp, net.L, net.NH, net.C);
 }
 
 // The sizes of a batch and its parts, from the flags; given: tokens of a prompt, or 0. Returns micro-batches a step.
@@ -3093,7 +3102,7 @@ static int choose_shape(Model *m, int given) {
     m->memory = opt.memory >= 0 ? opt.memory : m->net.mode == BASELINE ? STORE : REVERSE;
     if (m->net.mode == BASELINE && steps_back(m))
         die(STATUS_USAGE, "--memory %s: baseline cannot be reversed; store or checkpoint is meant, or another --mode", memory_names[m->memory]);
-    if (m->training && converted(m->net.mode) && !m->net.grid && steps_back(m) && 2 * abs(m->net.a[0]) < 1 << m->net.shift)  // twice a step is what a float stream may lose
+    if (m->training && converted(m->net.mode) && !m->net.grid && steps_back(m) && m->net.stem < m->net.L && 2 * abs(m->net.a[0]) < 1 << m->net.shift)  // twice a step is what a float stream may lose
         die(STATUS_USAGE, "--stream float with --memory %s: a step back multiplies every rounding by %g; --stream fixed is exact, store and checkpoint take no steps back",
             memory_names[m->memory], ldexp(1, m->net.shift) / abs(m->net.a[0]));
     if ((double)m->B * m->T * m->net.C * block_count(&m->net) > 0x1p55)  // with up to 64 bytes each the plan still fits 64 bits

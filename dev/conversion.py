@@ -158,9 +158,12 @@ PARTS = {"teacher": (teacher, "teacher.bin"), "sweep": (sweep, "sweep.csv"), "la
 
 def main():
     if len(sys.argv) < 3 or not set(sys.argv[3:]) <= set(PARTS):
-        print(__doc__.strip(), file=sys.stderr)
-        sys.exit(2)
-    text, out = sys.argv[1], Path(sys.argv[2])
+        asked = sys.argv[1:] == ["--help"]
+        print(__doc__.strip() if asked else "conversion.py: TEXT OUT [teacher sweep layers distill plot] is meant; --help says more", file=sys.stdout if asked else sys.stderr)
+        sys.exit(0 if asked else 2)
+    text, out = Path(sys.argv[1]), Path(sys.argv[2])
+    if not text.is_file():
+        sys.exit(f"conversion.py: {text}: no such file")
     subprocess.run(["make", "-s", "-C", ROOT, "train_rev_gpt2"], check=True)
     for name, (part, result) in PARTS.items():
         if name in sys.argv[3:] or (len(sys.argv) == 3 and not (out / result).exists()):

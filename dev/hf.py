@@ -215,7 +215,7 @@ def read_recurrence(path, m, header, mode):
     if mode in ("retrofit", "bdia"):
         m.K, m.stem, shift = int(header[11]), int(header[12]), int(header[13]) or 4
         m.a = [int(header[16]) / 2**shift] if 1 <= shift <= 8 else [0]
-        if not 0 < abs(m.a[0]) <= 1 or not 0 <= m.K <= 16 * (mode == "retrofit") or not (mode == "retrofit") <= m.stem <= m.L:
+        if not 0 < abs(m.a[0]) <= 1 or (mode == "bdia" and m.a[0] == -1) or not 0 <= m.K <= 16 * (mode == "retrofit") or not (mode == "retrofit") <= m.stem <= m.L:
             die(f"{path}: no {mode} has coefficient {header[16]} / 2^{shift}, {m.K} iterations, a stem of {m.stem}")
 
 def write_config(m, folder, tokenizer):
