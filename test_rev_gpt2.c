@@ -73,12 +73,16 @@ static int fatal_rename(const char *from, const char *to) { return time_to_die()
 #define REV_GPT2_NO_MAIN
 #ifdef TWIN
 #include "train_rev_gpt2.cu"
-enum { MOST_THREADS = 1, ALL_POLICIES = 1 };  // for how many threads of the host, and for which of these with all policies
+static const int twin = 1;
 #else
 #include "train_rev_gpt2.c"
-enum { MOST_THREADS = 3, ALL_POLICIES = 2 };
+static const int twin = 0;
 #endif
-static const int twin = MOST_THREADS == 1;
+#if defined(_OPENMP) && !defined(TWIN)
+enum { MOST_THREADS = 3, ALL_POLICIES = 2 };  // how many threads are tried, and with which of these numbers all policies
+#else
+enum { MOST_THREADS = 1, ALL_POLICIES = 1 };
+#endif
 static const double rounding = sizeof(act_t) == 2 ? 1 / 256.0 : 0;  // relative, of what is stored as an activation
 
 // ---- counting

@@ -2915,8 +2915,7 @@ static void train_step(Model *m, const Data *data, const Run *run, int step, int
     if (!isnan(drift)) printf("drift %.2g | ", drift);
     printf("%.2f GiB | %.1f min left\n", (double)device_peak_bytes() / (1 << 30), slow * (total - step - 1) / 60);
     if (csv) {
-        fprintf(csv, divergence ? "%d,train_kl,%.6e" : "%d,train,%.6f", step + 1, loss);
-        fprintf(csv, ",%.6e,%.6f,%.1f,%.1f,", rate, norm, s * 1e3, speed);
+        fprintf(csv, "%d,%s,%.8g,%.6e,%.6f,%.1f,%.1f,", step + 1, divergence ? "train_kl" : "train", loss, rate, norm, s * 1e3, speed);
         if (!isnan(drift)) fprintf(csv, "%.3e", drift);
         fprintf(csv, ",%zu\n", device_peak_bytes());
     }
@@ -2968,7 +2967,7 @@ static int train(Model *m, const Data *data, const Data *val, const Tokenizer *z
             check_numbers(m, step, loss, NAN);
             printf("step %5d/%d | validation loss %.4f", step, total, loss);
             print_comparison(m, means);
-            for (int held = LOSS; csv && held < (m->taught ? HELD : LOSS + 1); held++) fprintf(csv, held == DIVERGENCE ? "%d,%s,%.6e,,,,,,\n" : "%d,%s,%.6f,,,,,,\n", step, splits[held], means[held]);
+            for (int held = LOSS; csv && held < (m->taught ? HELD : LOSS + 1); held++) fprintf(csv, "%d,%s,%.8g,,,,,,\n", step, splits[held], means[held]);
         }
         if (opt.sample_every && fresh && (end || step % opt.sample_every == 0)) {
             int start = first_token(z);
@@ -3102,7 +3101,8 @@ static int choose_shape(Model *m, int given) {
     m->memory = opt.memory >= 0 ? opt.memory : m->net.mode == BASELINE ? STORE : REVERSE;
     if (m->net.mode == BASELINE && steps_back(m))
         die(STATUS_USAGE, "--memory %s: baseline cannot be reversed; store or checkpoint is meant, or another --mode", memory_names[m->memory]);
-    if (m->training && converted(m->net.mode) && !m->net.grid && steps_back(m) && m->net.stem < m->net.L && 2 * abs(m->net.a[0]) < 1 << m->net.shift)  // twice a step is what a float stream may lose
+    int small = converted(m->net.mode) && 2 * abs(m->net.a[0]) < 1 << m->net.shift;  // a float stream may lose a factor of two a step, not more
+    if (small && m->training && !m->net.grid && steps_back(m) && m->net.stem < m->net.L)
         die(STATUS_USAGE, "--stream float with --memory %s: a step back multiplies every rounding by %g; --stream fixed is exact, store and checkpoint take no steps back",
             memory_names[m->memory], ldexp(1, m->net.shift) / abs(m->net.a[0]));
     if ((double)m->B * m->T * m->net.C * block_count(&m->net) > 0x1p55)  // with up to 64 bytes each the plan still fits 64 bits
