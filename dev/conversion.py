@@ -149,7 +149,7 @@ def plot(out, _):
         axes.plot(*zip(*curve), ".-", label=name, markersize=4)
         of_teacher = [float(row["loss"]) for row in log if row["split"] == "val_teacher"][0]
     axes.axhline(of_teacher, color="k", linewidth=0.8, label="the original")
-    axes.set(xlabel="steps of distillation", ylabel="validation loss, nats a byte", ylim=(of_teacher - 0.02, of_teacher + 0.5))
+    axes.set(xlabel="steps of distillation", ylabel="validation loss, nats a byte", ylim=(of_teacher - 0.01, of_teacher + 0.1))
     axes.legend(fontsize=7, frameon=False)
     axes.grid(alpha=0.3)
     figure.savefig(ROOT / "dev/pictures/distillation.svg", metadata={"Date": None})
