@@ -514,7 +514,8 @@ def test_interrupted():
     (ROOM / "stopped").mkdir()
     for sig, status in [(signal.SIGTERM, 143), (signal.SIGINT, 130)]:
         for args in (["import", ROOM / "large", ROOM / "stopped" / "model.bin"], ["export", ROOM / "large.bin", ROOM / "stopped" / "folder"]):
-            process = subprocess.Popen([sys.executable, HERE / "hf.py", *args], stderr=subprocess.PIPE, text=True)
+            process = subprocess.Popen([sys.executable, HERE / "hf.py", *args], stderr=subprocess.PIPE, text=True,
+                                       preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))  # ignored in the background
             end = time.time() + 30
             while not any(p.is_file() for p in (ROOM / "stopped").rglob("*")) and time.time() < end:
                 time.sleep(0.005)
