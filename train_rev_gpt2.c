@@ -177,6 +177,7 @@ enum Mode { BASELINE, MIDPOINT, MIDPOINT_A, LEAPFROG, HAMILTONIAN, RETROFIT, BDI
 enum Memory { STORE, CHECKPOINT, REVERSE, AUTO };
 static const char *const mode_names[] = {"baseline", "midpoint", "midpoint-a", "leapfrog", "hamiltonian", "retrofit", "bdia", NULL};
 static const char *const memory_names[] = {"store", "checkpoint", "reverse", "auto", NULL};
+static const char *const precision_names[] = {"float32", "bf16", NULL};
 enum { MAX_A = 240 };
 
 typedef struct {
@@ -373,7 +374,6 @@ static const char *const row_names[ROWS] = {"parameters", "teacher", "gradients"
 
 // What training makes small: cross-entropy with the next token, or a divergence from a teacher, KL(Y_rev, Y_fe) (4.6) or KL(Y_fe, Y_rev)
 enum Objective { CROSS_ENTROPY, KL, KL_TEACHER };
-static const char *const precision_names[] = {"float32", "bf16", NULL};
 static const char *const objective_names[] = {"cross-entropy", "kl", "kl-teacher", NULL};
 // What is held of a batch's tokens: cross-entropy, and beside a teacher its own, the divergence, whether both find the same token likeliest
 enum Held { LOSS, TEACHER_LOSS, DIVERGENCE, AGREEMENT, HELD };
