@@ -46,7 +46,7 @@ static void check_cublas(cublasStatus_t e, const char *call, int line) {
         kernel<<<grid, block, shared>>>(__VA_ARGS__); \
         check_cuda(cudaGetLastError(), #kernel, __LINE__); \
     } while (0)
-#define SHARED(type, name) extern __shared__ __align__(16) char shared_memory[]; type *name = (type *)shared_memory
+#define SHARED(type, name) extern __shared__ __align__(256) char shared_memory[]; type *name = (type *)shared_memory
 #endif
 
 #ifndef LIBRARY_BYTES
@@ -172,8 +172,8 @@ static __device__ __forceinline__ size_t slice_begin(size_t n, size_t slice) { r
 static char *scratch;
 static float *partial_sums;
 size_t layers_scratch_bytes(int n, int C, int OC, int NH) {
-    size_t rows = (size_t)SLICES * 2 * (size_t)C, columns = (size_t)OC, along = (size_t)n * (size_t)NH, most = rows > columns ? rows : columns;
-    return LIBRARY_BYTES + round256((most > along ? most : along) * sizeof(float));
+    size_t rows = (size_t)SLICES * 2 * (size_t)C, columns = (size_t)OC, deltas = 2 * (size_t)n * (size_t)NH, most = rows > columns ? rows : columns;
+    return LIBRARY_BYTES + round256((most > deltas ? most : deltas) * sizeof(float));
 }
 void layers_begin(void *memory) {
     scratch = (char *)memory;
@@ -614,48 +614,98 @@ void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias,
     OF_WIDTH(layernorm_backward_of, ds, dadd, dweight, dbias, dout, s, add, weight, n, C, grid_unit(grid));
 }
 
-// ---- attention in tiles of 64 x 64 on tensor cores, the softmax carried along from tile to tile
+// ---- attention in tiles, the softmax carried along from tile to tile. Grids are (tiles, heads, sequences):
+// blocks that run at the same time share a few heads' keys and values, which stay in the cache.
 
-// along (B, NH, T): sum_c out dout, which is sum_j p_j dp_j of a query
-static __global__ void along_kernel(float *along, const act_t *out, const act_t *dout, int T, int C, int NH, int hs) {
-    int row = (int)(blockIdx.y * (blockDim.x / WARP) + threadIdx.x / WARP), lane = threadIdx.x % WARP, h = (int)blockIdx.x % NH, b = (int)blockIdx.x / NH;
-    size_t at = ((size_t)b * (size_t)T + (size_t)row) * (size_t)C + (size_t)(h*hs);
+// where the block's head begins in x, whose T rows a sequence are `stride` apart
+template <class E> static __device__ __forceinline__ E *of_head(E *x, int T, int stride, int hs) {
+    return x + (size_t)blockIdx.z * (size_t)T * (size_t)stride + blockIdx.y * (size_t)hs;
+}
+// where it begins in what has one value a query, (B, NH, T)
+static __device__ __forceinline__ size_t queries_of_head(int T) {
+    return ((size_t)blockIdx.z * gridDim.y + blockIdx.y) * (size_t)T;
+}
+
+// rows (B, NH, T): lse in bits, and delta = sum_c out dout, which is sum_j p_j dp_j. Eight lanes share a query.
+static __global__ void delta_kernel(float2 *rows, const float *lse, const act_t *out, const act_t *dout,
+                                    int n, int T, int C, int NH, int whole) {
+    const size_t at = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) / 8;
+    const size_t token = at / (size_t)NH, h = at % (size_t)NH;
+    const int hs = C / NH;
     float sum = 0;
-    for (int c = lane; c < hs && row < T; c += WARP) sum += to_float(out[at + (size_t)c]) * to_float(dout[at + (size_t)c]);
-    sum = warp_sum(sum);
-    if (lane == 0 && row < T) along[(size_t)blockIdx.x * (size_t)T + (size_t)row] = sum;
+    if (token < (size_t)n) {
+        out += token * (size_t)C + h * (size_t)hs, dout += token * (size_t)C + h * (size_t)hs;
+        for (int c = (int)threadIdx.x % 8 * 8; c < hs; c += 64) {
+            Few<act_t, 8> x = {}, y = {};
+            if (whole) x = load<8>(out + c), y = load<8>(dout + c);
+            else
+                for (int j = 0; j < 8 && c + j < hs; j++) x.e[j] = out[c + j], y.e[j] = dout[c + j];
+#pragma unroll
+            for (int j = 0; j < 8; j++) sum += to_float(x.e[j]) * to_float(y.e[j]);
+        }
+    }
+    for (int o = 4; o > 0; o /= 2) sum += __shfl_xor_sync(0xFFFFFFFF, sum, o);
+    if (token >= (size_t)n || threadIdx.x % 8) return;
+    const size_t row = (token / (size_t)T * (size_t)NH + h) * (size_t)T + token % (size_t)T;
+    rows[row] = {lse[row] * 1.44269504f, sum};
 }
 
 #ifndef PRECISION_FP32
 #ifndef EMULATE
 // d (16, 8) += a (16, 16) b (16, 8); which lane holds what is said at the fragments below
 static __device__ __forceinline__ void mma_bf16(float d[4], const uint32_t a[4], const uint32_t b[2]) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 static __device__ __forceinline__ float exp2_fast(float x) {  // without the digits of numbers below 2^-126
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+// Addresses in shared memory are 32 bits.
+static __device__ __forceinline__ uint32_t shared_address(const void *p) {
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+static __device__ __forceinline__ void store_shared(uint32_t to, float x) {  // as bf16
+    asm volatile("{.reg .b16 h; cvt.rn.bf16.f32 h, %1; st.shared.b16 [%0], h;}"
+                 :: "r"(to), "f"(x) : "memory");
+}
+static __device__ __forceinline__ float4 load_shared(uint32_t from) {
+    float4 x;
+    asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "r"(from) : "memory");
+    return x;
+}
 // four 8 x 8 matrices; lane i says where row i % 8 of matrix i / 8 lies
-static __device__ __forceinline__ void ldmatrix(uint32_t r[4], const void *row) {
+static __device__ __forceinline__ void ldmatrix(uint32_t r[4], uint32_t row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"((uint32_t)__cvta_generic_to_shared(row)) : "memory");
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(row) : "memory");
 }
-static __device__ __forceinline__ void ldmatrix_transposed(uint32_t r[4], const void *row) {
+static __device__ __forceinline__ void ldmatrix_transposed(uint32_t r[4], uint32_t row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"((uint32_t)__cvta_generic_to_shared(row)) : "memory");
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(row) : "memory");
 }
-// 16 bytes to shared memory while the thread goes on; those after the first `bytes` become 0
-static __device__ __forceinline__ void copy_async(void *to, const void *from, int bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from), "r"(bytes) : "memory");
+// BYTES (16 or 8) to shared memory while the thread goes on; those after the first `bytes` become 0
+template <int BYTES>
+static __device__ __forceinline__ void copy_async(uint32_t to, const void *from, int bytes) {
+    if (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                     :: "r"(to), "l"(from), "r"(bytes) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;"
+                     :: "r"(to), "l"(from), "r"(bytes) : "memory");
 }
-static __device__ __forceinline__ void copy_async_commit(void) { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int N> static __device__ __forceinline__ void copy_async_wait(void) { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
+static __device__ __forceinline__ void copy_async_commit(void) {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int N> static __device__ __forceinline__ void copy_async_wait(void) {
+    asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory");
+}
 #endif
 
-enum { TILE = 64, WARPS = 4 };
+enum { TILE = 64, HALF = TILE / 2, WARPS = 4 };
 static __device__ __forceinline__ uint32_t two(float low, float high) {
     __nv_bfloat162 x = __floats2bfloat162_rn(low, high);
     uint32_t both;
@@ -663,218 +713,344 @@ static __device__ __forceinline__ uint32_t two(float low, float high) {
     return both;
 }
 
-// A tile in shared memory has rows of HS elements in pieces of 8, stored in an order that depends on the row, so that eight rows
-// of one column of pieces lie in different banks.
-template <int HS> static __device__ __forceinline__ act_t *piece(act_t *tile, int row, int p) {
+// A tile in shared memory has rows of HS elements in pieces of 8 (16 bytes), whose order depends on the row,
+// so that eight rows of one column of pieces lie in different banks. This is where, in bytes from its
+// beginning, piece p of a row lies. The order is an exclusive or: from p to p ^ j leads one with 16j, in
+// every row; it is the same every 8 rows.
+template <int HS> static __device__ __forceinline__ uint32_t piece(int row, int p) {
     const int pieces = HS / 8, spread = pieces < 8 ? pieces : 8;
-    return tile + row * HS + 8 * (p ^ (row / (8 / spread) % spread));
+    return (uint32_t)(2*HS * row + 16 * (p ^ (row / (8 / spread) % spread)));
 }
-// TILE rows of hs <= HS elements, `stride` apart, of which `rows` exist; the rest is zeros
-template <int HS> static __device__ void load_tile(act_t *tile, const act_t *from, int64_t stride, int rows, int hs, int whole) {
-    for (int i = (int)threadIdx.x; i < TILE * (HS / 8); i += (int)blockDim.x) {
-        int row = i / (HS / 8), p = i % (HS / 8);
-        act_t *to = piece<HS>(tile, row, p);
-        if (whole) copy_async(to, row < rows ? from + row * stride + 8*p : from, row < rows ? 16 : 0);
-        else
-            for (int j = 0; j < 8; j++) set(to + j, row < rows && 8*p + j < hs ? to_float(from[row * stride + 8*p + j]) : 0);
+// A thread's part in copying tiles is a column of pieces, of every TOGETHER'th row: its addresses advance by
+// constants.
+template <int HS> struct Part {
+    enum { PIECES = HS / 8, TOGETHER = WARPS * WARP / PIECES };
+    int row, column;
+    uint32_t at;
+};
+template <int HS> static __device__ __forceinline__ Part<HS> part_of_thread(void) {
+    const int row = (int)threadIdx.x / Part<HS>::PIECES, p = (int)threadIdx.x % Part<HS>::PIECES;
+    return {row, 8*p, piece<HS>(row, p)};
+}
+// where it begins in rows that are `stride` apart
+template <int HS>
+static __device__ __forceinline__ const act_t *in_part(Part<HS> part, const act_t *x, int stride) {
+    return x + (int64_t)part.row * stride + part.column;
+}
+// tile (ROWS, HS) from rows of hs <= HS elements, `stride` apart, of which `rows` exist; the rest is zeros.
+// from: where the thread's part of them begins. WHOLE: they lie in pieces of 16 bytes, which are on their way
+// until waited for.
+template <int ROWS, int WHOLE, int HS>
+static __device__ __forceinline__ void load_tile(Part<HS> part, uint32_t tile, const act_t *from, int stride,
+                                                 int rows, int hs) {
+    const int end = part.row + ROWS;
+    tile += part.at;
+    if (WHOLE && part.column >= hs) rows = 0;
+#pragma unroll
+    for (int i = part.row; i < end; i += part.TOGETHER) {
+        if (WHOLE) copy_async<16>(tile, from, i < rows ? 16 : 0);
+        for (int j = 0; j < 8 && !WHOLE; j++)
+            store_shared(tile + 2*j, i < rows && part.column + j < hs ? to_float(from[j]) : 0);
+        tile += 2*HS * part.TOGETHER;
+        from += part.TOGETHER * stride;
     }
 }
 
-// Fragments. Lane 4g + t holds of a (16, 16): (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8), each with its right neighbour; of b (16, 8):
-// (2t, g), (2t + 8, g), each with the one below; of d (16, 8): (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
-// So a pair of d's side by side, rounded, is an a.
-template <int HS> static __device__ __forceinline__ void load_a(uint32_t a[4], act_t *tile, int row, int k) {
-    int lane = threadIdx.x % WARP;
-    ldmatrix(a, piece<HS>(tile, row + lane % 16, k / 8 + lane / 16));
+// Fragments. Lane 4g + t holds of a (16, 16): (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8), each with
+// its right neighbour; of b (16, 8): (2t, g), (2t + 8, g), each with the one below; of d (16, 8): (g, 2t),
+// (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1). So a pair of d's side by side, rounded, is an a. This is where a
+// lane reads of a, and of two b's side by side whose rows are the tile's:
+template <int HS> static __device__ __forceinline__ uint32_t lane_of_a(void) {
+    return piece<HS>(threadIdx.x % 16, threadIdx.x / 16 % 2);
 }
-// two b's: of columns n and n + 8, where the tile's rows are b's columns
-template <int HS> static __device__ __forceinline__ void load_b(uint32_t b[4], act_t *tile, int n, int k) {
-    int lane = threadIdx.x % WARP;
-    ldmatrix(b, piece<HS>(tile, n + lane / 16 * 8 + lane % 8, k / 8 + lane / 8 % 2));
+// and this of two b's whose columns are the tile's rows:
+template <int HS> static __device__ __forceinline__ uint32_t lane_of_b(void) {
+    return piece<HS>(threadIdx.x / 16 % 2 * 8 + threadIdx.x % 8, threadIdx.x / 8 % 2);
 }
-// the same where the tile's rows are b's rows
-template <int HS> static __device__ __forceinline__ void load_b_transposed(uint32_t b[4], act_t *tile, int k, int n) {
-    int lane = threadIdx.x % WARP;
-    ldmatrix_transposed(b, piece<HS>(tile, k + lane / 8 % 2 * 8 + lane % 8, n / 8 + lane / 16));
-}
-// scores (16, TILE) = x (16, HS) tile^T
-template <int HS> static __device__ __forceinline__ void multiply_rows(float scores[TILE / 8][4], uint32_t x[HS / 16][4], act_t *tile) {
+
+// A warp has M times 16 rows: what it reads of the other tile it multiplies M times, for shared memory is
+// slower than the products. scores (M 16, N 8) = rows of one tile (M 16, HS) times rows of the other (N 8,
+// HS), transposed; a and b are where the lane reads them.
+template <int HS, int M, int N>
+static __device__ __forceinline__ void multiply_rows(float scores[M][N][4], uint32_t a, uint32_t b) {
 #pragma unroll
-    for (int n = 0; n < TILE / 8; n++) scores[n][0] = scores[n][1] = scores[n][2] = scores[n][3] = 0;
+    for (int i = 0; i < M * N * 4; i++) scores[i / 4 / N][i / 4 % N][i % 4] = 0;
 #pragma unroll
-    for (int k = 0; k < HS / 16; k++)
+    for (int k = 0; k < HS; k += 16) {
+        uint32_t x[M][4], y[4];
 #pragma unroll
-        for (int n = 0; n < TILE / 8; n += 2) {
-            uint32_t b[4];
-            load_b<HS>(b, tile, 8*n, 16*k);
-            mma_bf16(scores[n], x[k], b);
-            mma_bf16(scores[n + 1], x[k], b + 2);
+        for (int m = 0; m < M; m++) ldmatrix(x[m], (a ^ 2*k) + 2*HS * 16*m);
+#pragma unroll
+        for (int n = 0; n < N; n += 2) {
+            ldmatrix(y, (b ^ 2*k) + 2*HS * 8*n);
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                mma_bf16(scores[m][n], x[m], y);
+                mma_bf16(scores[m][n + 1], x[m], y + 2);
+            }
         }
+    }
 }
-// sum (16, HS) += p (16, TILE) tile
-template <int HS> static __device__ __forceinline__ void add_product(float sum[HS / 8][4], float p[TILE / 8][4], act_t *tile) {
+// sum (M 16, HS) += p (M 16, N 8) times rows of a tile (N 8, HS); b is where the lane reads them
+template <int HS, int M, int N>
+static __device__ __forceinline__ void add_product(float sum[M][HS / 8][4], const float p[M][N][4],
+                                                   uint32_t b) {
 #pragma unroll
-    for (int k = 0; k < TILE / 16; k++) {
-        uint32_t a[4] = {two(p[2*k][0], p[2*k][1]), two(p[2*k][2], p[2*k][3]), two(p[2*k + 1][0], p[2*k + 1][1]), two(p[2*k + 1][2], p[2*k + 1][3])};
+    for (int k = 0; k < N; k += 2) {
+        uint32_t x[M][4], y[4];
+#pragma unroll
+        for (int i = 0; i < 4 * M; i++) {
+            const float *pair = p[i / 4][k + i / 2 % 2] + i % 2 * 2;
+            x[i / 4][i % 4] = two(pair[0], pair[1]);
+        }
 #pragma unroll
         for (int n = 0; n < HS / 8; n += 2) {
-            uint32_t b[4];
-            load_b_transposed<HS>(b, tile, 16*k, 8*n);
-            mma_bf16(sum[n], a, b);
-            mma_bf16(sum[n + 1], a, b + 2);
+            ldmatrix_transposed(y, (b ^ 16*n) + 2*HS * 8*k);
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                mma_bf16(sum[m][n], x[m], y);
+                mma_bf16(sum[m][n + 1], x[m], y + 2);
+            }
         }
+    }
+}
+// Causality: of scores between own rows from `row` and others from `column` on, those that must not be seen
+// vanish. KEYS: the own rows are the keys
+template <int M, int N, int KEYS>
+static __device__ __forceinline__ void mask_scores(float scores[M][N][4], int row, int column) {
+    row += threadIdx.x % WARP / 4, column += threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < M * N * 4; i++) {
+        int own = row + i / 4 / N * 16 + i / 2 % 2 * 8, other = column + i / 4 % N * 8 + i % 2;
+        if (KEYS ? own > other : other > own) scores[i / 4 / N][i / 4 % N][i % 4] = -1e30f;
     }
 }
 // rows (16, hs) of out, `stride` apart, of which `rows` exist, from sum times scale[row half]
-template <int HS> static __device__ __forceinline__ void store_rows(act_t *out, int64_t stride, int rows, int hs, int whole, float sum[HS / 8][4], const float scale[2]) {
-    int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+template <int HS, int WHOLE>
+static __device__ __forceinline__ void store_rows(act_t *out, int stride, int rows, int hs,
+                                                  const float sum[HS / 8][4], const float scale[2]) {
+    const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
 #pragma unroll
-    for (int n = 0; n < HS / 8; n++)
+    for (int i = 0; i < HS / 4; i++) {
+        const int row = g + i % 2 * 8, c = i / 2 * 8 + 2*t;
+        const float *pair = sum[i / 2] + i % 2 * 2, factor = scale[i % 2];
+        act_t *to = out + (int64_t)row * stride + c;
+        if (row >= rows || c >= hs) continue;
+        if (WHOLE) *(uint32_t *)(void *)to = two(pair[0] * factor, pair[1] * factor);
+        if (!WHOLE) set(to, pair[0] * factor);
+        if (!WHOLE && c + 1 < hs) set(to + 1, pair[1] * factor);
+    }
+}
+
+// One step of the softmax over M times 16 rows: scores (M 16, N 8) become exponentials, in units of the
+// highest score of a row so far; its sum and its output so far are brought to that unit. scale is in bits:
+// divided by ln 2.
+template <int HS, int M, int N>
+static __device__ __forceinline__ void softmax_step(float s[M][N][4], float o[M][HS / 8][4],
+                                                    float highest[M][2], float sum[M][2], float scale) {
+#pragma unroll
+    for (int j = 0; j < 2 * M; j++) {
+        const int m = j / 2, half = j % 2, i = half * 2;
+        float higher = highest[m][half];
+#pragma unroll
+        for (int n = 0; n < N; n++) higher = fmaxf(higher, fmaxf(s[m][n][i], s[m][n][i + 1]));
+        higher = fmaxf(higher, __shfl_xor_sync(0xFFFFFFFF, higher, 1));  // four neighbours share a row
+        higher = fmaxf(higher, __shfl_xor_sync(0xFFFFFFFF, higher, 2));
+        const float most = higher * scale, shrink = exp2_fast(highest[m][half] * scale - most);
+        highest[m][half] = higher;
+        sum[m][half] *= shrink;
+#pragma unroll
+        for (int n = 0; n < 2 * N; n++) {
+            float *p = &s[m][n / 2][i + n % 2];
+            sum[m][half] += *p = exp2_fast(*p * scale - most);
+        }
+#pragma unroll
+        for (int n = 0; n < HS / 4; n++) o[m][n / 2][i + n % 2] *= shrink;
+    }
+}
+
+// A block has WARPS times M times 16 queries of a head; the keys and values they see come by, TILE at a time,
+// the next ones on their way meanwhile.
+template <int HS, int WHOLE, int M> static __global__ void __launch_bounds__(WARPS * WARP, 2)
+attention_forward_kernel(act_t *out, float *lse, const act_t *qkv, int T, int C, int hs, float scale) {
+    enum { ROWS = 16 * M, OWN = WARPS * ROWS, BYTES = 2*HS * TILE, SPAN = HS <= 64 ? TILE : HALF };
+    SHARED(act_t, tiles);  // the queries, then twice: keys, values
+    const int own = (int)(gridDim.x - 1 - blockIdx.x) * OWN;  // the longest rows begin first
+    const int first = own + ROWS * (int)(threadIdx.x / WARP), stride = 3*C;
+    const int keys = T < own + OWN ? T : own + OWN;
+    const Part<HS> part = part_of_thread<HS>();
+    const act_t *q = in_part(part, of_head(qkv, T, stride, hs), stride), *k = q + C;
+    const uint32_t base = shared_address(tiles), both = 2 * (base + 2*HS * OWN) + 2*BYTES;
+    const uint32_t of_a = lane_of_a<HS>(), of_b = lane_of_b<HS>(), mine = base + 2*HS * (first - own) + of_a;
+    float o[M][HS / 8][4] = {}, s[M][SPAN / 8][4], highest[M][2], sum[M][2] = {};
+    uint32_t now = base + 2*HS * OWN;  // where this turn's tiles lie; the next turn's at both - now
+#pragma unroll
+    for (int j = 0; j < 2 * M; j++) highest[j / 2][j % 2] = -1e30f;
+    load_tile<OWN, WHOLE>(part, base, q + (int64_t)own * stride, stride, T - own, hs);
+    load_tile<TILE, WHOLE>(part, now, k, stride, T, hs);
+    load_tile<TILE, WHOLE>(part, now + BYTES, k + C, stride, T, hs);
+    copy_async_commit();
+    for (int key = 0; key < keys; key += TILE, now = both - now) {
+        copy_async_wait<0>();
+        __syncthreads();  // this tile has come, and what lay where the next one goes has been read
+        if (key + TILE < keys) {
+            k += TILE * stride;
+            load_tile<TILE, WHOLE>(part, both - now, k, stride, T - key - TILE, hs);
+            load_tile<TILE, WHOLE>(part, both - now + BYTES, k + C, stride, T - key - TILE, hs);
+            copy_async_commit();
+        }
+#pragma unroll
+        for (int c = 0; c < TILE; c += SPAN) {
+            if (key + c >= first + ROWS) continue;  // none of the warp's queries sees these
+            multiply_rows<HS, M, SPAN / 8>(s, mine, now + of_b + 2*HS*c);
+            if (key + c + SPAN > first + 1) mask_scores<M, SPAN / 8, 0>(s, first, key + c);
+            softmax_step<HS, M, SPAN / 8>(s, o, highest, sum, scale);
+            add_product<HS, M, SPAN / 8>(o, s, now + BYTES + of_a + 2*HS*c);
+        }
+    }
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+        const int row = first + 16*m, g = threadIdx.x % WARP / 4;
+        float inverse[2];
+#pragma unroll
         for (int i = 0; i < 2; i++) {
-            int row = g + 8*i, c = 8*n + 2*t;
-            act_t *to = out + row * stride + c;
-            uint32_t both = two(sum[n][2*i] * scale[i], sum[n][2*i + 1] * scale[i]);
-            if (row >= rows) continue;
-            if (whole) *(uint32_t *)(void *)to = both;
-            else memcpy(to, &both, (size_t)(c + 1 < hs ? 4 : c < hs ? 2 : 0));
+            float all = sum[m][i];
+            all += __shfl_xor_sync(0xFFFFFFFF, all, 1);
+            all += __shfl_xor_sync(0xFFFFFFFF, all, 2);
+            inverse[i] = 1 / all;
+            const float bits = highest[m][i] * scale + log2f(all);
+            if (threadIdx.x % 4 == 0 && row + g + 8*i < T)
+                lse[queries_of_head(T) + row + g + 8*i] = bits * 0.69314718f;
         }
+        store_rows<HS, WHOLE>(of_head(out, T, C, hs) + (int64_t)row * C, C, T - row, hs, o[m], inverse);
+    }
 }
 
-template <int HS> static __global__ void __launch_bounds__(WARPS * WARP)
-attention_forward_kernel(act_t *out, float *lse, const act_t *qkv, int T, int C, int NH, int hs, int whole, float scale) {
-    SHARED(act_t, tiles);  // q, then k and v twice
-    const int tile = TILE * HS, first = (int)(gridDim.y - 1 - blockIdx.y) * TILE;  // the longest rows begin first
-    int b = (int)blockIdx.x / NH, h = (int)blockIdx.x % NH, warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
-    const act_t *q = qkv + (size_t)b * T * 3*C + h*hs, *k = q + C, *v = k + C;
-    int64_t stride = 3*C;
-    uint32_t x[HS / 16][4];
-    float o[HS / 8][4] = {}, s[TILE / 8][4], highest[2] = {-1e30f, -1e30f}, sum[2] = {0, 0};
-    load_tile<HS>(tiles, q + first * stride, stride, T - first, hs, whole);
-    load_tile<HS>(tiles + tile, k, stride, T, hs, whole);
-    load_tile<HS>(tiles + 2*tile, v, stride, T, hs, whole);
-    copy_async_commit();
-    for (int key = 0, turn = 0; key <= first; key += TILE, turn ^= 1) {
-        act_t *now = tiles + (1 + 2*turn) * tile, *then = tiles + (3 - 2*turn) * tile;
-        if (key < first) {
-            load_tile<HS>(then, k + (key + TILE) * stride, stride, T - key - TILE, hs, whole);
-            load_tile<HS>(then + tile, v + (key + TILE) * stride, stride, T - key - TILE, hs, whole);
+// p (M 16, N 8) from scores, and ds from dp = what it holds: p = exp(scale score - lse), ds = p (dp - delta).
+// lse in bits and delta are those of own rows, in rows, or with KEYS those of the columns, whose first lie at
+// `columns`.
+template <int M, int N, int KEYS>
+static __device__ __forceinline__ void softmax_back(float p[M][N][4], float ds[M][N][4],
+                                                    const float2 rows[M][2], uint32_t columns, float scale) {
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        float4 pair = {};
+        if (KEYS) pair = load_shared(columns + sizeof(float2) * (8*n + threadIdx.x % 4 * 2));
+#pragma unroll
+        for (int j = 0; j < 4 * M; j++) {
+            const int m = j / 4, i = j % 4;
+            float2 row = rows[m][i / 2];
+            if (KEYS && i % 2 == 0) row = {pair.x, pair.y};
+            if (KEYS && i % 2 == 1) row = {pair.z, pair.w};
+            p[m][n][i] = exp2_fast(p[m][n][i] * scale - row.x);
+            ds[m][n][i] = p[m][n][i] * (ds[m][n][i] - row.y);
         }
-        copy_async_commit();
-        copy_async_wait<1>();
-        __syncthreads();
-        if (key == 0)
-            for (int j = 0; j < HS / 16; j++) load_a<HS>(x[j], tiles, 16*warp, 16*j);
-        multiply_rows<HS>(s, x, now);
-        float higher[2] = {highest[0], highest[1]};
-#pragma unroll
-        for (int n = 0; n < TILE / 8; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                if (key == first && 8*n + 2*t + i % 2 > 16*warp + g + i / 2 * 8) s[n][i] = -1e30f;  // causal
-                s[n][i] *= scale;  // in bits: scale / ln 2
-                higher[i / 2] = fmaxf(higher[i / 2], s[n][i]);
-            }
-#pragma unroll
-        for (int i = 0; i < 2; i++) {  // four neighbouring lanes share a row
-            higher[i] = fmaxf(higher[i], __shfl_xor_sync(0xFFFFFFFF, higher[i], 1));
-            higher[i] = fmaxf(higher[i], __shfl_xor_sync(0xFFFFFFFF, higher[i], 2));
-        }
-        float shrink[2] = {exp2_fast(highest[0] - higher[0]), exp2_fast(highest[1] - higher[1])};
-        sum[0] *= shrink[0], sum[1] *= shrink[1];
-#pragma unroll
-        for (int n = 0; n < TILE / 8; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) sum[i / 2] += s[n][i] = exp2_fast(s[n][i] - higher[i / 2]);
-#pragma unroll
-        for (int n = 0; n < HS / 8; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) o[n][i] *= shrink[i / 2];
-        highest[0] = higher[0], highest[1] = higher[1];
-        add_product<HS>(o, s, now + tile);
-        __syncthreads();  // before the next but one is loaded over this
     }
-    copy_async_wait<0>();
-    float inverse[2];
-    int rows = T - first - 16*warp;
-    for (int i = 0; i < 2; i++) {
-        sum[i] += __shfl_xor_sync(0xFFFFFFFF, sum[i], 1);
-        sum[i] += __shfl_xor_sync(0xFFFFFFFF, sum[i], 2);
-        inverse[i] = 1 / sum[i];
-        if (t == 0 && g + 8*i < rows) lse[(size_t)blockIdx.x * T + first + 16*warp + g + 8*i] = (highest[i] + log2f(sum[i])) * 0.69314718f;
-    }
-    store_rows<HS>(out + ((size_t)b * T + first + 16*warp) * C + h*hs, C, rows, hs, whole, o, inverse);
 }
 
-// Gradients of the block's TILE queries (KEYS 0), or of its TILE keys and values (KEYS 1): two passes, so that no two blocks meet in a sum. Both
-// see the same products, one transposed: with own rows x1, x2 = q, dout, or k, v; and y1, y2 = k, v, or q, dout, tile by tile,
-//     p = exp(scale x1 y1^T - lse);   dp = x2 y2^T;   ds = p (dp - along);   dx1 = scale sum ds y1;   dv = sum p dout
-template <int HS, int KEYS> static __global__ void __launch_bounds__(WARPS * WARP)
-attention_backward_kernel(act_t *dqkv, const act_t *dout, const act_t *qkv, const float *lse, const float *along, int T, int C, int NH, int hs, int whole,
-                          float scale) {
-    SHARED(act_t, tiles);  // x1, x2, then y1 and y2 twice
-    const int tile = TILE * HS, blocks = (int)gridDim.y, own = (int)(KEYS ? blockIdx.y : blocks - 1 - blockIdx.y) * TILE, last = (blocks - 1) * TILE;
-    int b = (int)blockIdx.x / NH, h = (int)blockIdx.x % NH, warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
-    const act_t *q = qkv + (size_t)b * T * 3*C + h*hs, *k = q + C, *v = k + C, *d = dout + (size_t)b * T * C + h*hs;
-    const float *row_lse = lse + (size_t)blockIdx.x * T, *row_along = along + (size_t)blockIdx.x * T;
-    const act_t *x1 = KEYS ? k : q, *x2 = KEYS ? v : d, *y1 = KEYS ? q : k, *y2 = KEYS ? d : v;
-    int64_t sx2 = KEYS ? 3*C : C, sy2 = KEYS ? C : 3*C, s1 = 3*C;
-    uint32_t f1[HS / 16][4], f2[HS / 16][4];
-    float dx1[HS / 8][4] = {}, dx2[HS / 8][4] = {}, p[TILE / 8][4], ds[TILE / 8][4];
+// Gradients of the block's queries (KEYS 0), or of its keys and values (KEYS 1): two passes, so that no two
+// blocks meet in a sum. Both see the same products, one transposed: with own rows x1, x2 = q, dout, or k, v;
+// and y1, y2 = k, v, or q, dout, tile by tile,
+//     p = exp(scale x1 y1^T - lse);  dp = x2 y2^T;  ds = p (dp - delta);  dx1 = scale sum ds y1;  dv = sum p dout
+// Rows that do not exist are zeros, with lse and delta 0 as well, so they add nothing.
+template <int HS, int WHOLE, int M, int KEYS> static __global__ void __launch_bounds__(WARPS * WARP, 2)
+attention_backward_kernel(act_t *dqkv, const act_t *dout, const act_t *qkv, const float2 *rows, int T, int C,
+                          int hs, float scale) {
+    enum { ROWS = 16 * M, OWN = WARPS * ROWS, OWN_BYTES = 2*HS * OWN, BYTES = 2*HS * TILE, N = HALF / 8 };
+    enum { SPAN = 2*BYTES + KEYS * TILE * sizeof(float2) };
+    SHARED(act_t, tiles);  // x1, x2, then twice: y1, y2, and lse and delta of the queries that go by
+    const int own = (int)(KEYS ? blockIdx.x : gridDim.x - 1 - blockIdx.x) * OWN;  // the longest begin first
+    const int first = own + ROWS * (int)(threadIdx.x / WARP), g = threadIdx.x % WARP / 4;
+    const int begin = KEYS ? own : 0, end = KEYS || T < own + OWN ? T : own + OWN;
+    const int stride = 3*C, stride_x2 = KEYS ? stride : C, stride_y2 = KEYS ? C : stride;
+    const Part<HS> part = part_of_thread<HS>();
+    const act_t *q = in_part(part, of_head(qkv, T, stride, hs), stride), *k = q + C;
+    const act_t *d = in_part(part, of_head(dout, T, C, hs), C);
+    const act_t *x1 = (KEYS ? k : q) + (int64_t)own * stride;
+    const act_t *x2 = (KEYS ? k + C : d) + (int64_t)own * stride_x2;
+    const act_t *y1 = (KEYS ? q : k) + (int64_t)begin * stride, *y2 = d + (int64_t)begin * stride_y2;
+    const uint32_t base = shared_address(tiles), both = 2 * (base + 2*OWN_BYTES) + SPAN;
+    const uint32_t of_a = lane_of_a<HS>(), of_b = lane_of_b<HS>(), mine = base + 2*HS * (first - own) + of_a;
     const float bits = scale * 1.44269504f;
-    int begin = KEYS ? own : 0, end = KEYS ? last : own;
-    load_tile<HS>(tiles, x1 + own * s1, s1, T - own, hs, whole);
-    load_tile<HS>(tiles + tile, x2 + own * sx2, sx2, T - own, hs, whole);
-    load_tile<HS>(tiles + 2*tile, y1 + begin * s1, s1, T - begin, hs, whole);
-    load_tile<HS>(tiles + 3*tile, y2 + begin * sy2, sy2, T - begin, hs, whole);
-    copy_async_commit();
-    for (int at = begin, turn = 0; at <= end; at += TILE, turn ^= 1) {
-        act_t *now = tiles + (2 + 2*turn) * tile, *then = tiles + (4 - 2*turn) * tile;
-        if (at < end) {
-            load_tile<HS>(then, y1 + (at + TILE) * s1, s1, T - at - TILE, hs, whole);
-            load_tile<HS>(then + tile, y2 + (at + TILE) * sy2, sy2, T - at - TILE, hs, whole);
+    float dx1[M][HS / 8][4] = {}, dx2[M][HS / 8][4] = {};
+    float2 of_row[M][2] = {};
+    uint32_t now = base + 2*OWN_BYTES + SPAN;  // where this turn's tiles lie; the next turn's at both - now
+    rows += queries_of_head(T);
+#pragma unroll
+    for (int j = 0; j < 2 * M && !KEYS; j++)
+        if (first + g + 8*j < T) of_row[j / 2][j % 2] = rows[first + g + 8*j];
+    load_tile<OWN, WHOLE>(part, base, x1, stride, T - own, hs);
+    load_tile<OWN, WHOLE>(part, base + OWN_BYTES, x2, stride_x2, T - own, hs);
+    for (int at = begin - TILE; at < end; at += TILE, now = both - now) {  // the first turn only loads
+        copy_async_wait<0>();
+        __syncthreads();
+        if (at + TILE < end) {
+            const int left = end - at - TILE, i = (int)threadIdx.x;
+            load_tile<TILE, WHOLE>(part, both - now, y1, stride, left, hs);
+            load_tile<TILE, WHOLE>(part, both - now + BYTES, KEYS ? y2 : y1 + C, stride_y2, left, hs);
+            if (KEYS && i < TILE)
+                copy_async<8>(both - now + 2*BYTES + 8*i, rows + at + TILE + i, i < left ? 8 : 0);
+            copy_async_commit();
+            y1 += TILE * stride, y2 += TILE * stride_y2;
         }
-        copy_async_commit();
-        copy_async_wait<1>();
-        __syncthreads();
-        if (at == begin)
-            for (int j = 0; j < HS / 16; j++) load_a<HS>(f1[j], tiles, 16*warp, 16*j), load_a<HS>(f2[j], tiles + tile, 16*warp, 16*j);
-        multiply_rows<HS>(p, f1, now);
-        multiply_rows<HS>(ds, f2, now + tile);
 #pragma unroll
-        for (int n = 0; n < TILE / 8; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                int mine = own + 16*warp + g + i / 2 * 8, other = at + 8*n + 2*t + i % 2, query = KEYS ? other : mine, key = KEYS ? mine : other;
-                int seen = key <= query && query < T, row = query < T ? query : T - 1;  // read whether seen or not: then neighbours can share it
-                float l = row_lse[row] * 1.44269504f, a = row_along[row];
-                p[n][i] = seen ? exp2_fast(p[n][i] * bits - l) : 0;
-                ds[n][i] = seen ? p[n][i] * (ds[n][i] - a) : 0;
-            }
-        add_product<HS>(dx1, ds, now);
-        if (KEYS) add_product<HS>(dx2, p, now + tile);
-        __syncthreads();
+        for (int c = 0; c < TILE && at >= begin; c += HALF) {
+            const int other = at + c;
+            const uint32_t y = now + 2*HS*c;
+            float p[M][N][4], ds[M][N][4];
+            if (KEYS ? other + HALF <= first : other >= first + ROWS) continue;  // the warp's rows meet none
+            multiply_rows<HS, M, N>(p, mine, y + of_b);
+            multiply_rows<HS, M, N>(ds, mine + OWN_BYTES, y + BYTES + of_b);
+            if (KEYS ? other < first + ROWS - 1 : other + HALF > first + 1)
+                mask_scores<M, N, KEYS>(p, first, other);
+            softmax_back<M, N, KEYS>(p, ds, of_row, now + 2*BYTES + 8*c, bits);
+            add_product<HS, M, N>(dx1, ds, y + of_a);
+            if (KEYS) add_product<HS, M, N>(dx2, p, y + BYTES + of_a);
+        }
     }
-    copy_async_wait<0>();
     const float scales[2] = {scale, scale}, ones[2] = {1, 1};
-    act_t *to = dqkv + ((size_t)b * T + (size_t)(own + 16*warp)) * 3*C + h*hs;
-    store_rows<HS>(to + KEYS * C, 3*C, T - own - 16*warp, hs, whole, dx1, scales);
-    if (KEYS) store_rows<HS>(to + 2*C, 3*C, T - own - 16*warp, hs, whole, dx2, ones);
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+        const int row = first + 16*m;
+        act_t *to = of_head(dqkv, T, stride, hs) + (int64_t)row * stride;
+        store_rows<HS, WHOLE>(to + KEYS * C, stride, T - row, hs, dx1[m], scales);
+        if (KEYS) store_rows<HS, WHOLE>(to + 2*C, stride, T - row, hs, dx2[m], ones);
+    }
 }
 
-template <int HS> static void attention_forward_of(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH) {
-    int hs = C / NH, whole = hs == HS && aligned(qkv) && aligned(out);
-    dim3 grid((unsigned)(B * NH), blocks_for((size_t)T, TILE));
-    LAUNCH(attention_forward_kernel<HS>, grid, WARPS * WARP, 5 * TILE * HS * sizeof(act_t), out, lse, qkv, T, C, NH, hs, whole,
-           (float)(1.44269504 / sqrt((double)hs)));
+template <int HS, int WHOLE, int M = 2>
+static void attention_forward_of(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH) {
+    enum { OWN = WARPS * 16 * M };
+    const dim3 grid(blocks_for((size_t)T, OWN), (unsigned)NH, (unsigned)B);
+    const size_t shared = (OWN + 4 * TILE) * HS * sizeof(act_t);
+    const float bits = (float)(1.44269504 / sqrt((double)(C / NH)));
+    LAUNCH((attention_forward_kernel<HS, WHOLE, M>), grid, WARPS * WARP, shared, out, lse, qkv, T, C, C / NH,
+           bits);
 }
-template <int HS> static void attention_backward_of(act_t *dqkv, const act_t *dout, const act_t *qkv, const real_t *lse, const float *along, int B, int T, int C, int NH) {
-    int hs = C / NH, whole = hs == HS && aligned(qkv) && aligned(dout) && aligned(dqkv);
-    dim3 grid((unsigned)(B * NH), blocks_for((size_t)T, TILE));
-    float scale = (float)(1 / sqrt((double)hs));
-    LAUNCH((attention_backward_kernel<HS, 1>), grid, WARPS * WARP, 6 * TILE * HS * sizeof(act_t), dqkv, dout, qkv, lse, along, T, C, NH, hs, whole, scale);
-    LAUNCH((attention_backward_kernel<HS, 0>), grid, WARPS * WARP, 6 * TILE * HS * sizeof(act_t), dqkv, dout, qkv, lse, along, T, C, NH, hs, whole, scale);
+template <int HS, int WHOLE, int M, int KEYS>
+static void attention_backward_pass(act_t *dqkv, const act_t *dout, const act_t *qkv, const float2 *rows,
+                                    int B, int T, int C, int NH) {
+    enum { OWN = WARPS * 16 * M };
+    const dim3 grid(blocks_for((size_t)T, OWN), (unsigned)NH, (unsigned)B);
+    const size_t shared = (2 * OWN + 4 * TILE) * HS * sizeof(act_t) + KEYS * 2 * TILE * sizeof(float2);
+    const float scale = (float)(1 / sqrt((double)(C / NH)));
+    LAUNCH((attention_backward_kernel<HS, WHOLE, M, KEYS>), grid, WARPS * WARP, shared, dqkv, dout, qkv, rows,
+           T, C, C / NH, scale);
 }
-#define OF_SIZE(f, ...) (hs <= 16 ? f<16>(__VA_ARGS__) : hs <= 32 ? f<32>(__VA_ARGS__) : hs <= 64 ? f<64>(__VA_ARGS__) : f<128>(__VA_ARGS__))
+template <int HS, int WHOLE, int M = HS <= 64 ? 2 : 1>  // what registers can hold of dx1 and dx2
+static void attention_backward_of(act_t *dqkv, const act_t *dout, const act_t *qkv, const float2 *rows, int B,
+                                  int T, int C, int NH) {
+    attention_backward_pass<HS, WHOLE, M, 1>(dqkv, dout, qkv, rows, B, T, C, NH);
+    attention_backward_pass<HS, WHOLE, M, 0>(dqkv, dout, qkv, rows, B, T, C, NH);
+}
+#define OF_SIZE(f, ...) do { \
+        if (!whole && hs <= 32) f<32, 0>(__VA_ARGS__); \
+        else if (!whole) f<128, 0>(__VA_ARGS__); \
+        else if (hs <= 16) f<16, 1>(__VA_ARGS__); \
+        else if (hs <= 32) f<32, 1>(__VA_ARGS__); \
+        else if (hs <= 64) f<64, 1>(__VA_ARGS__); \
+        else f<128, 1>(__VA_ARGS__); \
+    } while (0)
 #else
 // In float32: a warp for each query, or each key; a lane has every 32nd channel of the head.
 enum { LANE_CHANNELS = 128 / WARP };
@@ -883,69 +1059,80 @@ static __device__ __forceinline__ float dot(const float *x, const float *y, int 
     for (int c = threadIdx.x % WARP; c < hs; c += WARP) sum += x[c] * y[c];
     return warp_sum(sum);
 }
-static __global__ void attention_forward_kernel(act_t *out, float *lse, const act_t *qkv, int T, int C, int NH, int hs, float scale) {
-    int t = (int)(blockIdx.y * (blockDim.x / WARP) + threadIdx.x / WARP), lane = threadIdx.x % WARP, b = (int)blockIdx.x / NH, h = (int)blockIdx.x % NH;
-    const act_t *q = qkv + ((size_t)b * T + t) * 3*C + h*hs, *k = qkv + (size_t)b * T * 3*C + C + h*hs;
+static __global__ void attention_forward_kernel(act_t *out, float *lse, const act_t *qkv, int T, int C,
+                                                int hs, float scale) {
+    const int t = (int)(blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP), lane = threadIdx.x % WARP;
+    const act_t *q = of_head(qkv, T, 3*C, hs), *k = q + C;
     float o[LANE_CHANNELS] = {}, highest = -1e30f, sum = 0;
     if (t >= T) return;  // the whole warp
+    q += (size_t)t * 3*C;
     for (int j = 0; j <= t; j++, k += 3*C) {
-        float s = dot(q, k, hs) * scale, higher = fmaxf(highest, s), shrink = expf(highest - higher), p = expf(s - higher);
+        float s = dot(q, k, hs) * scale, higher = fmaxf(highest, s), shrink = expf(highest - higher);
+        float p = expf(s - higher);
         sum = sum * shrink + p;
-        for (int i = 0; i < LANE_CHANNELS; i++) o[i] = o[i] * shrink + (lane + i*WARP < hs ? p * k[C + lane + i*WARP] : 0);
+        for (int i = 0, c = lane; i < LANE_CHANNELS && c < hs; i++, c += WARP)
+            o[i] = o[i] * shrink + p * k[C + c];
         highest = higher;
     }
-    for (int i = 0; i < LANE_CHANNELS; i++)
-        if (lane + i*WARP < hs) out[((size_t)b * T + t) * C + h*hs + lane + i*WARP] = o[i] / sum;
-    if (lane == 0) lse[(size_t)blockIdx.x * T + t] = highest + logf(sum);
+    out = of_head(out, T, C, hs) + (size_t)t * C;
+    for (int i = 0, c = lane; i < LANE_CHANNELS && c < hs; i++, c += WARP) out[c] = o[i] / sum;
+    if (lane == 0) lse[queries_of_head(T) + t] = highest + logf(sum);
 }
 // gradients of query t (KEYS 0), or of key and value t (KEYS 1)
-template <int KEYS> static __global__ void attention_backward_kernel(act_t *dqkv, const act_t *dout, const act_t *qkv, const float *lse, const float *along,
-                                                                     int T, int C, int NH, int hs, float scale) {
-    int t = (int)(blockIdx.y * (blockDim.x / WARP) + threadIdx.x / WARP), lane = threadIdx.x % WARP, b = (int)blockIdx.x / NH, h = (int)blockIdx.x % NH;
-    const act_t *q = qkv + (size_t)b * T * 3*C + h*hs, *d = dout + (size_t)b * T * C + h*hs;
-    const float *row_lse = lse + (size_t)blockIdx.x * T, *row_along = along + (size_t)blockIdx.x * T;
+template <int KEYS> static __global__ void
+attention_backward_kernel(act_t *dqkv, const act_t *dout, const act_t *qkv, const float2 *rows, int T, int C,
+                          int hs, float scale) {
+    const int t = (int)(blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP), lane = threadIdx.x % WARP;
+    const act_t *q = of_head(qkv, T, 3*C, hs), *d = of_head(dout, T, C, hs);
     float dx[LANE_CHANNELS] = {}, dv[LANE_CHANNELS] = {};
+    rows += queries_of_head(T);
     if (t >= T) return;  // the whole warp
     for (int j = KEYS ? t : 0; j < (KEYS ? T : t + 1); j++) {
         int query = KEYS ? j : t, key = KEYS ? t : j;
         const act_t *x = q + (size_t)query * 3*C, *y = q + (size_t)key * 3*C + C, *dy = d + (size_t)query * C;
-        float p = expf(dot(x, y, hs) * scale - row_lse[query]), ds = p * (dot(dy, y + C, hs) - row_along[query]) * scale;
+        float p = exp2f(dot(x, y, hs) * scale * 1.44269504f - rows[query].x);
+        float ds = p * (dot(dy, y + C, hs) - rows[query].y) * scale;
         for (int i = 0, c = lane; i < LANE_CHANNELS && c < hs; i++, c += WARP) {
             dx[i] += ds * (KEYS ? x[c] : y[c]);
             dv[i] += p * dy[c];
         }
     }
-    act_t *to = dqkv + ((size_t)b * T + t) * 3*C + h*hs;
+    act_t *to = of_head(dqkv, T, 3*C, hs) + (size_t)t * 3*C;
     for (int i = 0, c = lane; i < LANE_CHANNELS && c < hs; i++, c += WARP) {
         to[KEYS * C + c] = dx[i];
         if (KEYS) to[2*C + c] = dv[i];
     }
 }
 static void attention_forward_of(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH) {
-    dim3 grid((unsigned)(B * NH), blocks_for((size_t)T, THREADS / WARP));
-    LAUNCH(attention_forward_kernel, grid, THREADS, 0, out, lse, qkv, T, C, NH, C / NH, (float)(1 / sqrt((double)(C / NH))));
+    const dim3 grid(blocks_for((size_t)T, THREADS / WARP), (unsigned)NH, (unsigned)B);
+    const float scale = (float)(1 / sqrt((double)(C / NH)));
+    LAUNCH(attention_forward_kernel, grid, THREADS, 0, out, lse, qkv, T, C, C / NH, scale);
 }
-static void attention_backward_of(act_t *dqkv, const act_t *dout, const act_t *qkv, const real_t *lse, const float *along, int B, int T, int C, int NH) {
-    dim3 grid((unsigned)(B * NH), blocks_for((size_t)T, THREADS / WARP));
-    float scale = (float)(1 / sqrt((double)(C / NH)));
-    LAUNCH(attention_backward_kernel<1>, grid, THREADS, 0, dqkv, dout, qkv, lse, along, T, C, NH, C / NH, scale);
-    LAUNCH(attention_backward_kernel<0>, grid, THREADS, 0, dqkv, dout, qkv, lse, along, T, C, NH, C / NH, scale);
+static void attention_backward_of(act_t *dqkv, const act_t *dout, const act_t *qkv, const float2 *rows, int B,
+                                  int T, int C, int NH) {
+    const dim3 grid(blocks_for((size_t)T, THREADS / WARP), (unsigned)NH, (unsigned)B);
+    const float scale = (float)(1 / sqrt((double)(C / NH)));
+    LAUNCH(attention_backward_kernel<1>, grid, THREADS, 0, dqkv, dout, qkv, rows, T, C, C / NH, scale);
+    LAUNCH(attention_backward_kernel<0>, grid, THREADS, 0, dqkv, dout, qkv, rows, T, C, C / NH, scale);
 }
 #define OF_SIZE(f, ...) f(__VA_ARGS__)
 #endif
 
 void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH) {
     profile("attention_forward", 2.0 * B * T * T * C, 4.0 * B * T * C * sizeof(act_t));
-    int hs = C / NH;
+    const int hs = C / NH, whole = hs % 8 == 0 && aligned(qkv) && aligned(out);
     if (hs > 128) die(STATUS_USAGE, "heads of %d channels: at most 128 are meant on a GPU", hs);
+    (void)whole;
     OF_SIZE(attention_forward_of, out, lse, qkv, B, T, C, NH);
 }
-void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse, int B, int T, int C, int NH) {
+void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse, int B,
+                        int T, int C, int NH) {
     profile("attention_backward", 5.0 * B * T * T * C, 8.0 * B * T * C * sizeof(act_t));
-    int hs = C / NH;
-    dim3 rows((unsigned)(B * NH), blocks_for((size_t)T, THREADS / WARP));
-    LAUNCH(along_kernel, rows, THREADS, 0, partial_sums, out, dout, T, C, NH, hs);
-    OF_SIZE(attention_backward_of, dqkv, dout, qkv, lse, partial_sums, B, T, C, NH);
+    const int hs = C / NH, whole = hs % 8 == 0 && aligned(qkv) && aligned(out) && aligned(dout) && aligned(dqkv);
+    float2 *rows = (float2 *)(void *)partial_sums;
+    LAUNCH(delta_kernel, blocks_for((size_t)B * (size_t)T * (size_t)NH, THREADS / 8), THREADS, 0, rows, lse, out, dout,
+           B * T, T, C, NH, whole);
+    OF_SIZE(attention_backward_of, dqkv, dout, qkv, rows, B, T, C, NH);
 }
 
 // a block a head: the scores of a query in shared memory, then their exponentials

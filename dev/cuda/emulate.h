@@ -39,6 +39,7 @@ struct dim3 {
     dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
 static uint3 threadIdx, blockIdx;
 static dim3 blockDim, gridDim;
 
@@ -46,15 +47,15 @@ namespace emulate {
 
 // ---- fibers
 
-enum { MOST_THREADS = 1024, WARP = 32, STACK = 1 << 16, SLOT = 64, SHARED_LIMIT = 227 << 10 };
+enum { MOST_THREADS = 1024, WARP = 32, STACK = 1 << 16, SLOT = 64, MOST_COPIES = 128, SHARED_LIMIT = 227 << 10 };
 struct Meeting { int expected, arrived; unsigned phase; };
-struct Copy { void *to; const void *from; int bytes, group; };
+struct Copy { void *to; const void *from; int bytes, whole, group; };
 struct Fiber {
     jmp_buf at;
     uint3 thread;
     bool started, done;
     int copy_count, group;
-    Copy copies[64];
+    Copy copies[MOST_COPIES];
 };
 struct Warp {
     Meeting meeting;
@@ -345,32 +346,39 @@ static inline void mma_bf16(float d[4], const uint32_t a[4], const uint32_t b[2]
     }
 }
 
+// Addresses in shared memory are 32 bits, from its beginning.
+static inline uint32_t shared_address(const void *p) { return (uint32_t)((const char *)p - emulate::shared_memory); }
+static inline char *in_shared(uint32_t at, uint32_t bytes) {
+    if (at % bytes) emulate::fail("address %u in shared memory is no multiple of %u", at, bytes);
+    if (at + bytes > emulate::SHARED_LIMIT) emulate::fail("address %u is outside shared memory", at);
+    return emulate::shared_memory + at;
+}
+static inline void store_shared(uint32_t to, float x) { *(__nv_bfloat16 *)in_shared(to, 2) = x; }
+static inline float4 load_shared(uint32_t from) { return *(float4 *)in_shared(from, 16); }
+
 // ldmatrix.x4: four 8 x 8 matrices of 16 bits; lane i says where row i % 8 of matrix i / 8 begins, and gets of each matrix elements
 // 2t and 2t + 1 of row g, or, transposed, of column g.
-static inline void load_matrices(uint32_t r[4], const void *row, bool transposed) {
-    if ((uintptr_t)row % 16) emulate::fail("ldmatrix from an address that is no multiple of 16");
-    const char *from = (const char *)row;
-    if (from < emulate::shared_memory || from + 16 > emulate::shared_memory + emulate::SHARED_LIMIT) emulate::fail("ldmatrix from outside shared memory");
-    emulate::Lanes<const void *> all = emulate::exchange("ldmatrix", row);
+static inline void load_matrices(uint32_t r[4], uint32_t row, bool transposed) {
+    emulate::Lanes<const char *> all = emulate::exchange("ldmatrix", (const char *)in_shared(row, 16));
     int g = emulate::lane() / 4, t = emulate::lane() % 4;
     for (int m = 0; m < 4; m++) {
         uint16_t low, high;
-        memcpy(&low, (const uint16_t *)all[8*m + (transposed ? 2*t : g)] + (transposed ? g : 2*t), 2);
-        memcpy(&high, (const uint16_t *)all[8*m + (transposed ? 2*t + 1 : g)] + (transposed ? g : 2*t + 1), 2);
+        memcpy(&low, (const uint16_t *)(const void *)all[8*m + (transposed ? 2*t : g)] + (transposed ? g : 2*t), 2);
+        memcpy(&high, (const uint16_t *)(const void *)all[8*m + (transposed ? 2*t + 1 : g)] + (transposed ? g : 2*t + 1), 2);
         r[m] = low | (uint32_t)high << 16;
     }
     __syncwarp();  // what was read may be overwritten only now
 }
-static inline void ldmatrix(uint32_t r[4], const void *row) { load_matrices(r, row, false); }
-static inline void ldmatrix_transposed(uint32_t r[4], const void *row) { load_matrices(r, row, true); }
+static inline void ldmatrix(uint32_t r[4], uint32_t row) { load_matrices(r, row, false); }
+static inline void ldmatrix_transposed(uint32_t r[4], uint32_t row) { load_matrices(r, row, true); }
 
-// cp.async of 16 bytes, of which the first `bytes` are copied and the rest become 0; the copy is made when it is waited for
-static inline void copy_async(void *to, const void *from, int bytes) {
+// cp.async of 16 or 8 bytes, of which the first `bytes` are copied and the rest become 0; the copy is made when it is waited for
+template <int BYTES> static void copy_async(uint32_t to, const void *from, int bytes) {
     emulate::Fiber &f = *emulate::current;
-    if ((uintptr_t)to % 16 || (uintptr_t)from % 16) emulate::fail("cp.async with an address that is no multiple of 16");
-    if (f.copy_count == 64) emulate::fail("more than 64 copies under way");
-    memset(to, 0xFF, 16);
-    f.copies[f.copy_count++] = {to, from, bytes, f.group};
+    if ((uintptr_t)from % BYTES) emulate::fail("cp.async from an address that is no multiple of %d", BYTES);
+    if (f.copy_count == emulate::MOST_COPIES) emulate::fail("more than %d copies under way", emulate::MOST_COPIES);
+    memset(in_shared(to, BYTES), 0xFF, BYTES);
+    f.copies[f.copy_count++] = {in_shared(to, BYTES), from, bytes, BYTES, f.group};
 }
 static inline void copy_async_commit(void) { emulate::current->group++; }
 template <int N> static void copy_async_wait(void) {  // until at most N groups are under way
@@ -382,7 +390,7 @@ template <int N> static void copy_async_wait(void) {  // until at most N groups 
             f.copies[left++] = c;
             continue;
         }
-        memset(c.to, 0, 16);
+        memset(c.to, 0, (size_t)c.whole);
         memcpy(c.to, c.from, (size_t)c.bytes);
     }
     f.copy_count = left;
