@@ -115,6 +115,10 @@ void layers_weights(const param_t *params, void *copy, size_t count);  // makes 
 // what layernorms of n tokens, their attention with NH heads, and products from C to OC or back need, forward and backward
 size_t layers_scratch_bytes(int n, int C, int OC, int NH);
 void layers_begin(void *memory);     // as many bytes as the most of these
+// ends the program with the reason where there is no way to evaluate a block of so many sequences, or to generate after so many tokens
+void layers_check(int sequences, int C, int NH, int cached);
+size_t layers_order_bytes(int n);    // what embed_backward wants to know of n tokens beforehand takes so many; 0: nothing
+void layers_order(void *order, const int *tokens, int n);  // makes that of tokens in host memory
 int stream_take_fault(void);         // has a value been NaN or out of the grid's range? Forgets it.
 
 // both streams = wte[token] + wpe[t] (2.1); prev and cur (n, C), tokens (n)
@@ -127,8 +131,8 @@ void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *
                  Coefficients k, int grid, int direction);
 // the norm of x - y (count), in units of the grid; y may be NULL, for 0. 0 exactly if not a bit differs, and r, if given, is zero
 double stream_distance(const stream_t *x, const stream_t *y, const uint16_t *r, size_t count, int grid);
-// dwte (Vp, C), dwpe (maxT, C) += dx, the sum of d1 and d2 (n, C); d2 may be NULL
-void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens,
+// dwte (Vp, C), dwpe (maxT, C) += dx, the sum of d1 and d2 (n, C); d2 may be NULL; order: what layers_order made of the tokens
+void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens, const void *order,
                     int n, int T, int C);
 
 // out (n, OC) = inp (n, C) weight (OC, C)^T + bias (OC); bias may be NULL
@@ -396,6 +400,7 @@ typedef struct {
     void *weight_copy;      // what layers_weights makes of them
     real_t *grads, *m, *v;  // like them
     int *inputs, *targets;  // (B, T)
+    void *order;            // what layers_order makes of the inputs
     real_t *losses;         // (HELD, B, T), or (B, T) without a teacher
     stream_t *prev, *cur;   // (B, T, C); baseline has no prev: one plane is both
     real_t *dprev, *dcur;   // (B, T, C), gradients in them
@@ -461,6 +466,7 @@ static void plan(Model *m) {
     need(m, OPTIMIZER, &m->v, training * P, sizeof(real_t));
     need(m, DATA, &m->inputs, N, sizeof(int));
     need(m, DATA, &m->targets, N, sizeof(int));
+    need(m, DATA, &m->order, training, layers_order_bytes((int)N));
     need(m, DATA, &m->losses, taught ? HELD * N : N, sizeof(real_t));
     need(m, STREAMS, &m->cur, N*C, sizeof(stream_t));
     need(m, STREAMS, &m->dcur, training * N*C, sizeof(real_t));
@@ -768,21 +774,21 @@ static void head_logits(Model *m, int i, int n) {
 
 // The mean over N tokens of what head holds of them.
 static double mean_of(const Model *m, enum Held held, int N) {
-    const real_t *values = m->losses + (size_t)held * (size_t)N;
+    size_t bytes = (size_t)N * sizeof(real_t);
     double total = 0;
-    for (int i = 0; i < N;) {
-        real_t some[1024];
-        int n = smaller_of(1024, N - i);
-        to_host(some, values + i, (size_t)n * sizeof(real_t));
-        for (int j = 0; j < n; j++) total += some[j];
-        i += n;
-    }
+    real_t *values = (real_t *)malloc(bytes);
+    if (!values) die(STATUS_NUMBERS, "out of memory for the losses of %d tokens", N);
+    to_host(values, m->losses + (size_t)held * (size_t)N, bytes);
+    for (int i = 0; i < N; i++) total += values[i];
+    free(values);
     return total / N;
 }
+// The mean of what training makes small. Reading it waits for all that the device was asked for, so it is read last.
+static double objective_of(const Model *m) { return mean_of(m, m->objective == CROSS_ENTROPY ? LOSS : DIVERGENCE, m->B * m->T); }
 
-// The objective's mean over (B, T). If scale is not 0, scale times the gradient of its sum is added to the gradients of the
+// Leaves the losses of (B, T) in m->losses. If scale is not 0, scale times the gradient of its sum is added to the gradients of the
 // weights and to m->dcur. The teacher, if there is one, goes forward here, in the same workspace.
-static double head(Model *m, int B, int T, double scale) {
+static void head(Model *m, int B, int T, double scale) {
     const Config *net = &m->net;
     int N = B*T, C = net->C, divergence = m->objective != CROSS_ENTROPY;
     Tensors w = tensors_at(net, m->params, 0), d = tensors_at(net, m->grads, 0);
@@ -805,7 +811,6 @@ static double head(Model *m, int B, int T, double scale) {
                                n, C, net->grid);
         }
     }
-    return mean_of(m, divergence ? DIVERGENCE : LOSS, N);
 }
 
 // ---- back-propagation
@@ -831,13 +836,13 @@ static double backward(Model *m, double weight, double *drift) {
     size_t bytes = (size_t)N * (size_t)net->C * sizeof(real_t);
     Tensors d = tensors_at(net, m->grads, 0);
     device_zero(m->dcur, bytes);
-    double loss = head(m, m->B, m->T, weight / N);
+    head(m, m->B, m->T, weight / N);
     if (net->mode != BASELINE) device_zero(m->dprev, bytes);
     for (int k = steps(net) - 1; k >= 0; k--) step_back(m, k);
     // both streams began as x: dx = dloss/dp_0 + what reached the step before it
-    embed_backward(d.wte, d.wpe, m->dcur, net->mode == BASELINE ? NULL : m->dprev, m->inputs, N, m->T, net->C);
+    embed_backward(d.wte, d.wpe, m->dcur, net->mode == BASELINE ? NULL : m->dprev, m->inputs, m->order, N, m->T, net->C);
     *drift = steps_back(m) ? drift_of(m) : NAN;
-    return loss;
+    return objective_of(m);
 }
 
 static double forward_backward(Model *m, double weight, double *drift) {
@@ -934,6 +939,7 @@ DEVICE static inline int64_t increment(int32_t cur, real_t force, Coefficients k
 const int chunk_tokens = 1024, head_chunk_tokens = 1024;
 const size_t weight_copy_bytes = 0;
 void layers_weights(const param_t *params, void *copy, size_t count) { (void)params, (void)copy, (void)count; }
+void layers_check(int sequences, int C, int NH, int cached) { (void)sequences, (void)C, (void)NH, (void)cached; }
 
 void device_finish(void) {}
 void *device_alloc(size_t bytes) {
@@ -1101,8 +1107,11 @@ double stream_distance(const stream_t *x, const stream_t *y, const uint16_t *r, 
     return sqrt(total);
 }
 
-void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens,
+size_t layers_order_bytes(int n) { return (void)n, (size_t)0; }
+void layers_order(void *order, const int *tokens, int n) { (void)order, (void)tokens, (void)n; }
+void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens, const void *order,
                     int n, int T, int C) {
+    (void)order;  // a thread's columns meet the tokens as they come
     profile("embed_backward", 0, (double)n * C * ((d2 ? 2 : 1) + 4) * sizeof(real_t));
     enum { COLUMNS = 16 };  // a thread owns columns, not tokens: no two threads meet in a row
     #pragma omp parallel for
@@ -1939,38 +1948,50 @@ static int64_t all_places(const Data *d, int B, int T, int shuffle) {
     return sum;
 }
 
-// Tokens [position, position + n] of a shard: the first n to inputs, the last n to targets (device memory).
+// Tokens [position, position + n] of a shard: the first n to inputs, the last n to targets.
 static void read_sequence(const Data *d, const Shard *s, int64_t position, int n, int *inputs, int *targets) {
     enum { PIECE = 4096 };
     unsigned char raw[2 * (PIECE + 1)];
-    int tokens[PIECE + 1];
     for (int i = 0; i < n; i += PIECE) {
         int count = smaller_of(PIECE, n - i);
         size_t bytes = (size_t)(count + 1) * (size_t)s->width;
         if (pread(s->fd, raw, bytes, s->start + (position + i) * s->width) != (ssize_t)bytes)
             die(STATUS_DATA, "%s: cannot read token %" PRId64 ": was the file cut?", s->path, position + i);
         for (int j = 0; j <= count; j++) {
-            tokens[j] = s->width == 1 ? raw[j] : raw[2*j] | raw[2*j + 1] << 8;
-            if (tokens[j] >= d->V)
+            int token = s->width == 1 ? raw[j] : raw[2*j] | raw[2*j + 1] << 8;
+            if (token >= d->V)
                 die(STATUS_DATA, "%s: token %" PRId64 " is %d, but the vocabulary has %d", s->path, position + i + j,
-                    tokens[j], d->V);
+                    token, d->V);
+            if (j < count) inputs[i + j] = token;
+            if (j > 0) targets[i + j - 1] = token;
         }
-        to_device(inputs + i, tokens, (size_t)count * sizeof(int));
-        to_device(targets + i, tokens + 1, (size_t)count * sizeof(int));
     }
 }
 
-// Batch number `index` into m->inputs and m->targets.
+// A batch (B, T) from host memory to where forward, head and backward look for it
+static void set_batch(Model *m, const int *inputs, const int *targets) {
+    int N = m->B * m->T;
+    to_device(m->inputs, inputs, (size_t)N * sizeof(int));
+    to_device(m->targets, targets, (size_t)N * sizeof(int));
+    if (m->order) layers_order(m->order, inputs, N);
+}
+
+// Batch number `index`, read whole before any of it goes to the device.
 static void data_batch(const Data *d, Model *m, uint64_t index, int shuffle, uint64_t seed) {
     uint64_t room = (uint64_t)all_places(d, m->B, m->T, shuffle);
+    size_t N = (size_t)m->B * (size_t)m->T;
+    int *inputs = (int *)malloc(2 * N * sizeof(int)), *targets = inputs + N;
+    if (!inputs) die(STATUS_NUMBERS, "out of memory for a batch of %zu tokens", N);
     for (int b = 0; b < m->B; b++) {
         uint64_t draw = shuffle ? random_bits(seed, RANDOM_BATCHES, index * (uint64_t)m->B + (uint64_t)b) : index;
         int64_t place = (int64_t)(draw % room), here;
         const Shard *s = d->shards;
         size_t at = (size_t)b * (size_t)m->T;
         for (; place >= (here = places(s, m->B, m->T, shuffle)); s++) place -= here;
-        read_sequence(d, s, shuffle ? place : (place * m->B + b) * m->T, m->T, m->inputs + at, m->targets + at);
+        read_sequence(d, s, shuffle ? place : (place * m->B + b) * m->T, m->T, inputs + at, targets + at);
     }
+    set_batch(m, inputs, targets);
+    free(inputs);
 }
 
 static void data_check(const Data *d, const char *pattern, int V, int B, int T, int shuffle) {
@@ -2983,7 +3004,8 @@ static int train(Model *m, const Data *data, const Data *val, const Tokenizer *z
             fsync(fileno(csv));  // the log must not be behind its checkpoint
             if (step > 0) {      // what does not compute is not worth a checkpoint, let alone an older one's place
                 forward(m, m->B, m->T, NO_CACHE);
-                check_numbers(m, step, head(m, m->B, m->T, 0), NAN);
+                head(m, m->B, m->T, 0);
+                check_numbers(m, step, objective_of(m), NAN);
             }
             save_checkpoint(m, opt.out, step, run, opt.keep);
             saved = step;
@@ -3110,6 +3132,7 @@ static int choose_shape(Model *m, int given) {
             m->net.L, m->net.C);
     m->chunk = smaller_of(opt.chunk ? opt.chunk : default_chunk(m->T), m->B);
     m->head_chunk = smaller_of(opt.head_chunk ? opt.head_chunk : m->cached && !m->training ? 1 : head_chunk_tokens, tokens);
+    layers_check(m->chunk, m->net.C, m->net.NH, m->cached);
     return opt.tokens ? opt.tokens / tokens : 1;
 }
 
