@@ -17,6 +17,9 @@ shape of matrix product uses one algorithm for the whole run. So what is evaluat
 #ifdef PRECISION_FP32
 #define ACT float
 #else
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#error "bf16 needs a card of compute capability 8.0 or newer. Without a card in sight nvcc builds for an old one: name yours, as in CUDA_ARCH=sm_90. PRECISION=FP32 is for cards from 7.5 on."
+#endif
 #define ACT __nv_bfloat16
 #define DEFAULT_PRECISION "bf16"
 #endif
@@ -65,10 +68,13 @@ static int *fault;  // on the device: has a stream left its range?
 
 static void device_begin(void) {  // before anything else here
     size_t total;
+    const int needed = sizeof(act_t) == 2 ? 80 : 75;
     if (library) return;
     CUDA(cudaSetDevice(0));
     CUDA(cudaGetDeviceProperties(&device, 0));
-    if (device.major < 8) die(STATUS_NUMBERS, "%s has compute capability %d.%d: 8.0 or newer is meant", device.name, device.major, device.minor);
+    if (10 * device.major + device.minor < needed)
+        die(STATUS_NUMBERS, "%s has compute capability %d.%d: %d.%d or newer is meant in this build", device.name, device.major, device.minor,
+            needed / 10, needed % 10);
     CUBLAS(cublasLtCreate(&library));
     CUDA(cudaMalloc((void **)&fault, sizeof *fault));
     CUDA(cudaMemset(fault, 0, sizeof *fault));
@@ -114,7 +120,7 @@ template <class E, int N> struct alignas(sizeof(E) * N) Few { E e[N]; };
 template <int N, class E> static __device__ __forceinline__ Few<E, N> load(const E *p) { return *(const Few<E, N> *)p; }
 template <int N, class E> static __device__ __forceinline__ void store(E *p, const Few<E, N> &x) { *(Few<E, N> *)p = x; }
 
-static int aligned(const void *p) { return (uintptr_t)p % 16 == 0; }  // NULL too
+static int aligned(const void *p, size_t to = 16) { return (uintptr_t)p % to == 0; }  // NULL too
 
 // ---- sums: within a warp by a butterfly, within a block by its first warp, the same tree whatever the values
 
@@ -147,21 +153,29 @@ static __device__ float2 block_max(float x, float y, float *room) {
     return most;
 }
 
-// out (columns) += the sum over rows of partial (rows, stride): a block for 32 columns, a warp for every 32nd row
-static __global__ void __launch_bounds__(WARP * WARP) add_rows(float *out, const float *partial, int rows, int stride, int columns) {
+// The sums over rows of partial (rows, all) are added to out (columns) and, if there are more, to other: a block for 32 of them, a warp
+// for every 32nd row
+static __global__ void __launch_bounds__(WARP * WARP)
+add_rows(float *out, float *other, const float *partial, int rows, int columns, int all) {
     SHARED(float, room);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, c = (int)blockIdx.x * WARP + lane;
     float sum = 0;
-    for (int r = warp; r < rows && c < columns; r += WARP) sum += partial[(size_t)r * (size_t)stride + (size_t)c];
+#pragma unroll 8
+    for (int r = warp; r < rows && c < all; r += WARP) sum += partial[(size_t)r * (size_t)all + (size_t)c];
     room[warp * WARP + lane] = sum;
     __syncthreads();
-    if (warp > 0 || c >= columns) return;
+    if (warp > 0 || c >= all) return;
     for (int w = 1; w < WARP; w++) sum += room[w * WARP + lane];
-    out[c] += sum;
+    if (c < columns) out[c] += sum;
+    else other[c - columns] += sum;
 }
-static void sum_of_rows(float *out, const float *partial, int rows, int stride, int columns) {
-    LAUNCH(add_rows, blocks_for((size_t)columns, WARP), WARP * WARP, WARP * WARP * sizeof(float), out, partial, rows, stride, columns);
+static void sum_of_rows(float *out, float *other, const float *partial, int rows, int columns) {
+    int all = other ? 2 * columns : columns;
+    LAUNCH(add_rows, blocks_for((size_t)all, WARP), WARP * WARP, WARP * WARP * sizeof(float), out, other, partial, rows, columns, all);
 }
+
+// shared memory of a query's attention to so many tokens: room for sums, then the scores
+static size_t query_bytes(size_t tokens) { return (2 * WARP + tokens) * sizeof(float); }
 
 // n things are cut into slices, about `each` of them in one: at the same places on every card
 static int slices_of(size_t n, size_t each) { return n < each ? 1 : n / each < SLICES ? (int)(n / each) : SLICES; }
@@ -297,33 +311,38 @@ double stream_distance(const stream_t *x, const stream_t *y, const uint16_t *r, 
     return sqrt(total);
 }
 
-// A block for each word and stretch of columns. order: the tokens' numbers, those of one word side by side and in their order; first
-// (words + 1): where each word's begin. So no two blocks meet in a row.
-static __global__ void embed_words_kernel(float *dwte, const float *d1, const float *d2, const int *tokens, const int *order, const int *first, int C) {
-    int c = (int)(blockIdx.y * blockDim.x + threadIdx.x), begin = first[blockIdx.x];
-    float sum = 0;
-    if (c >= C) return;
-    for (int i = begin; i < first[blockIdx.x + 1]; i++) {
-        size_t at = (size_t)order[i] * (size_t)C + (size_t)c;
-        sum += d1[at] + (d2 ? d2[at] : 0);
-    }
-    dwte[(size_t)tokens[order[begin]] * (size_t)C + (size_t)c] += sum;
-}
-// Fills order (count) and first (count + 1) as above for tokens in host memory; returns the number of words.
-static int sort_tokens(int *order, int *first, const int *tokens, int count) {
-    int most = 0, words = 0;
-    for (int i = 0; i < count; i++) most = tokens[i] > most ? tokens[i] : most;
+// Tokens in order of their words: words, how many there are; first (words + 1), where each one's tokens begin; and n + 2 places from
+// the start order (n), the tokens' numbers, those of one word side by side and as they come
+size_t layers_order_bytes(int n) { return (2 * (size_t)n + 2) * sizeof(int); }
+void layers_order(void *to, const int *tokens, int n) {
+    int most = 0, *words = (int *)malloc(layers_order_bytes(n)), *first = words + 1, *order = words + 2 + n;
+    for (int i = 0; i < n; i++) most = tokens[i] > most ? tokens[i] : most;
     int *next = (int *)calloc((size_t)most + 2, sizeof(int));  // where the next token of a word goes
-    if (!next) die(STATUS_NUMBERS, "out of memory for sorting tokens");
-    for (int i = 0; i < count; i++) next[tokens[i] + 1]++;
+    if (!words || !next) die(STATUS_NUMBERS, "out of memory for sorting tokens");
+    memset(words, 0, layers_order_bytes(n));
+    for (int i = 0; i < n; i++) next[tokens[i] + 1]++;
     for (int v = 0; v <= most; v++) {
-        if (next[v + 1]) first[words++] = next[v];
+        if (next[v + 1]) first[(*words)++] = next[v];
         next[v + 1] += next[v];
     }
-    first[words] = count;
-    for (int i = 0; i < count; i++) order[next[tokens[i]]++] = i;
-    free(next);
-    return words;
+    first[*words] = n;
+    for (int i = 0; i < n; i++) order[next[tokens[i]]++] = i;
+    to_device(to, words, layers_order_bytes(n));
+    free(words), free(next);
+}
+// A block has every so manieth word and a stretch of columns, so that no two blocks meet in a row.
+static __global__ void embed_words_kernel(float *dwte, const float *d1, const float *d2, const int *tokens, const int *words, int n, int C) {
+    const int *first = words + 1, *order = words + 2 + n, c = (int)(blockIdx.y * blockDim.x + threadIdx.x);
+    for (int word = (int)blockIdx.x; word < *words && c < C; word += (int)gridDim.x) {
+        int begin = first[word], end = first[word + 1];
+        float sum = 0;
+#pragma unroll 8
+        for (int i = begin; i < end; i++) {
+            size_t at = (size_t)order[i] * (size_t)C + (size_t)c;
+            sum += d1[at] + (d2 ? d2[at] : 0);
+        }
+        dwte[(size_t)tokens[order[begin]] * (size_t)C + (size_t)c] += sum;
+    }
 }
 static __global__ void embed_places_kernel(float *dwpe, const float *d1, const float *d2, int n, int T, int C) {
     size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
@@ -332,19 +351,10 @@ static __global__ void embed_places_kernel(float *dwpe, const float *d1, const f
     for (size_t at = i; at < (size_t)n * (size_t)C; at += (size_t)T * (size_t)C) sum += d1[at] + (d2 ? d2[at] : 0);
     dwpe[i] += sum;
 }
-void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens, int n, int T, int C) {
+void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens, const void *order, int n, int T, int C) {
     profile("embed_backward", 0, (double)n * C * ((d2 ? 2 : 1) + 4) * sizeof(real_t));
-    int most = smaller_of(n, SLICES * C - 1), *host = (int *)malloc((3 * (size_t)most + 1) * sizeof(int)), *order = host + most;  // then first
-    if (!host) die(STATUS_NUMBERS, "out of memory for sorting tokens");
-    for (int i = 0; i < n; i += most) {
-        int count = smaller_of(most, n - i);
-        size_t at = (size_t)i * (size_t)C;
-        to_host(host, tokens + i, (size_t)count * sizeof(int));
-        dim3 blocks((unsigned)sort_tokens(order, order + count, host, count), blocks_for((size_t)C, THREADS));
-        to_device(partial_sums, order, (2 * (size_t)count + 1) * sizeof(int));
-        LAUNCH(embed_words_kernel, blocks, THREADS, 0, dwte, d1 + at, d2 ? d2 + at : NULL, tokens + i, (int *)partial_sums, (int *)partial_sums + count, C);
-    }
-    free(host);
+    dim3 blocks((unsigned)smaller_of(n, 1 << 14), blocks_for((size_t)C, THREADS));
+    LAUNCH(embed_words_kernel, blocks, THREADS, 0, dwte, d1, d2, tokens, (const int *)order, n, C);
     LAUNCH(embed_places_kernel, blocks_for((size_t)smaller_of(n, T) * (size_t)C, THREADS), THREADS, 0, dwpe, d1, d2, n, T, C);
 }
 
@@ -358,18 +368,22 @@ static const act_t *copy_of(const param_t *w) {
     return copies[i].copy + (w - copies[i].weights);
 }
 static __global__ void copy_kernel(act_t *copy, const param_t *p, size_t count) {
-    size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * 4;
-    Few<act_t, 4> x;
-    for (int j = 0; j < 4; j++) set(x.e + j, i + j < count ? p[i + j] : 0);
-    if (i + 4 <= count) store<4>(copy + i, x);
-    else
-        for (int j = 0; i + j < count; j++) copy[i + j] = x.e[j];
+    enum { N = 8 };
+    size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N;
+    Few<act_t, N> to;
+    if (i + N > count) {  // what is left over
+        for (; i < count; i++) set(copy + i, p[i]);
+        return;
+    }
+    Few<param_t, N> from = load<N>(p + i);
+    for (int j = 0; j < N; j++) set(to.e + j, from.e[j]);
+    store<N>(copy + i, to);
 }
 void layers_weights(const param_t *params, void *copy, size_t count) {
     profile("layers_weights", 0, (double)count * (sizeof(param_t) + sizeof(act_t)));
     if (params != copies[0].weights) copies[1] = copies[0];
     copies[0].weights = params, copies[0].copy = (act_t *)copy, copies[0].count = count;
-    if (weight_copy_bytes) LAUNCH(copy_kernel, blocks_for(count, 4 * THREADS), THREADS, 0, copies[0].copy, params, count);
+    if (weight_copy_bytes) LAUNCH(copy_kernel, blocks_for(count, 8 * THREADS), THREADS, 0, copies[0].copy, params, count);
 }
 
 static __device__ __forceinline__ float gelu(float x) {  // 0.5 x (1 + tanh u) = x / (1 + exp(-2u))
@@ -380,23 +394,36 @@ static __device__ __forceinline__ float gelu_slope(float x) {
     return y + x * y * (1 - y) * 1.5957691f * (1 + 0.134145f * x * x);
 }
 
+// x (count) = GELU(pre), or with BACK times GELU'(pre)
+template <int N, int BACK> static __global__ void gelu_kernel(act_t *x, const act_t *pre, size_t count) {
+    size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N;
+    if (i >= count) return;
+    Few<act_t, N> p = load<N>(pre + i), y = p;
+    if (BACK) y = load<N>(x + i);
+    for (int j = 0; j < N; j++) {
+        float z = to_float(p.e[j]);
+        set(y.e + j, BACK ? to_float(y.e[j]) * gelu_slope(z) : gelu(z));
+    }
+    store<N>(x + i, y);
+}
+template <int BACK> static void gelu_pass(act_t *x, const act_t *pre, size_t count) {
+    enum { N = 16 / sizeof(act_t) };
+    if (count % N == 0 && aligned(x) && aligned(pre)) LAUNCH((gelu_kernel<N, BACK>), blocks_for(count, N * THREADS), THREADS, 0, x, pre, count);
+    else LAUNCH((gelu_kernel<1, BACK>), blocks_for(count, THREADS), THREADS, 0, x, pre, count);
+}
+
 // d (m, n) = op(a) op(b), over k; d is float32 and added to, or of type act_t with an epilogue
 typedef struct { int m, n, k, transpose_a, transpose_b, accumulate; cublasLtEpilogue_t epilogue; } Product;
 
-// for shapes, places and epilogues that the library does not take: a thread an element
-static __global__ void product_kernel(Product s, void *d, const act_t *a, const act_t *b, const act_t *bias, act_t *aux) {
+// for shapes, places and types that the library does not take: a thread an element
+static __global__ void product_kernel(Product s, void *d, const act_t *a, const act_t *b, const act_t *bias) {
     size_t at = blockIdx.x * (size_t)blockDim.x + threadIdx.x, m = (size_t)s.m, n = (size_t)s.n, k = (size_t)s.k, i = at % m, j = at / m;
     float sum = 0;
     if (j >= n) return;
     for (size_t l = 0; l < k; l++) sum += to_float(a[s.transpose_a ? i*k + l : l*m + i]) * to_float(b[s.transpose_b ? l*n + j : j*k + l]);
-    if (s.accumulate) {
-        ((float *)d)[at] += sum;
-        return;
-    }
     if (bias) sum += to_float(bias[i]);
-    if (s.epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS) set(aux + at, sum), sum = gelu(sum);
-    if (s.epilogue == CUBLASLT_EPILOGUE_DGELU) sum *= gelu_slope(to_float(aux[at]));
-    set((act_t *)d + at, sum);
+    if (s.accumulate) ((float *)d)[at] += sum;
+    else set((act_t *)d + at, sum);
 }
 
 // A product as the library computes it. The way is chosen once for a shape: what is computed again gives the same bits.
@@ -412,6 +439,7 @@ static void set_operands(Known *p, const act_t *bias, const void *aux) {
     if (aux) CUBLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &aux, sizeof aux));
 }
 static void choose(Known *p, Product s, const act_t *bias, const void *aux) {
+    static int said;
     const cudaDataType_t type = sizeof(act_t) == 2 ? CUDA_R_16BF : CUDA_R_32F;
     cublasOperation_t ta = s.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, tb = s.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
     cublasLtMatmulPreference_t preference;
@@ -438,180 +466,250 @@ static void choose(Known *p, Product s, const act_t *bias, const void *aux) {
     CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &unit, sizeof unit));
     CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &unit, sizeof unit));
     cublasStatus_t e = cublasLtMatmulAlgoGetHeuristic(library, p->op, p->a, p->b, p->d, p->d, preference, 1, &found, &p->ways);
-    if (e != CUBLAS_STATUS_NOT_SUPPORTED) CUBLAS(e);
-    else p->ways = 0;
-    if (!p->ways)
-        fprintf(stderr, "train_rev_gpt2: cuBLASLt has no way to multiply (%d, %d) by (%d, %d) with epilogue %d: slow loops do it\n", s.m, s.k, s.k, s.n, (int)s.epilogue);
+    if (e != CUBLAS_STATUS_SUCCESS || found.state != CUBLAS_STATUS_SUCCESS) p->ways = 0;
+    // without GELU in its ending a product may go another way; one that may not is slow, and a run says so once
+    if (!p->ways && !aux && !said++)
+        fprintf(stderr, "train_rev_gpt2: cuBLASLt has no way to multiply (%d, %d) by (%d, %d): slow loops do it\n", s.m, s.k, s.k, s.n);
     p->algo = found.algo;
     CUBLAS(cublasLtMatmulPreferenceDestroy(preference));
 }
-static void gemm(Product s, void *d, const act_t *a, const act_t *b, const act_t *bias, const void *aux) {
+// The library's way for this product, or NULL if there is none or its operands do not begin where the library wants them
+static Known *way_of(Product s, const void *d, const act_t *a, const act_t *b, const act_t *bias, const void *aux) {
     enum { MOST = 256, UNIT = 16 / sizeof(act_t) };
     static Known known[MOST];
     static int count;
-    Known *p = NULL;
-    if (s.m % UNIT == 0 && (!s.transpose_a || s.k % UNIT == 0) && (s.transpose_b ? s.n : s.k) % UNIT == 0 && aligned(a) && aligned(b) && aligned(d) &&
-        aligned(bias) && aligned(aux)) {
-        for (p = known; p < known + count && memcmp(&p->product, &s, sizeof s) != 0;) p++;
-        if (p == known + count && count < MOST) choose(p, s, bias, aux), count++;
-    }
-    if (!p || p == known + MOST || !p->ways) {
-        LAUNCH(product_kernel, blocks_for((size_t)s.m * (size_t)s.n, THREADS), THREADS, 0, s, d, a, b, bias, (act_t *)aux);
-        return;
-    }
-    float one = 1, beta = s.accumulate ? 1 : 0;
+    Known *p = known;
+    if (s.m % UNIT || (s.transpose_a && s.k % UNIT) || (s.transpose_b ? s.n : s.k) % UNIT) return NULL;
+    if (!aligned(a) || !aligned(b) || !aligned(d) || !aligned(bias) || !aligned(aux)) return NULL;
+    while (p < known + count && memcmp(&p->product, &s, sizeof s) != 0) p++;
+    if (p == known + MOST) return NULL;
+    if (p == known + count) choose(p, s, bias, aux), count++;
+    return p->ways ? p : NULL;
+}
+static void multiply_by(Known *p, void *d, const act_t *a, const act_t *b, const act_t *bias, const void *aux) {
+    float one = 1, beta = p->product.accumulate ? 1 : 0;
     set_operands(p, bias, aux);
     CUBLAS(cublasLtMatmul(library, p->op, &one, a, p->a, b, p->b, &beta, d, p->d, d, p->d, &p->algo, scratch, LIBRARY_BYTES, 0));
 }
+// A product without GELU
+static void gemm(Product s, void *d, const act_t *a, const act_t *b, const act_t *bias) {
+    Known *way = way_of(s, d, a, b, bias, NULL);
+    if (way) multiply_by(way, d, a, b, bias, NULL);
+    else LAUNCH(product_kernel, blocks_for((size_t)s.m * (size_t)s.n, THREADS), THREADS, 0, s, d, a, b, bias);
+}
+// Whether GELU goes into the library's ending: where that is fast. In float32 it never does, for the library may take the hardware's
+// tanh there, which is good for bf16 alone.
+static int fuses_gelu(void) { return sizeof(act_t) == 2 && (device.major == 9 || device.major == 10); }
 
 void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C, int OC) {
     profile("matmul_forward", 2.0 * n * C * OC, ((double)n * (C + OC) + (double)C * OC) * sizeof(act_t));
     Product s = {OC, n, C, 1, 0, 0, bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT};
-    gemm(s, out, copy_of(weight), inp, copy_of(bias), NULL);
+    gemm(s, out, copy_of(weight), inp, copy_of(bias));
 }
 void matmul_gelu_forward(act_t *out, act_t *pre, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C, int OC) {
     profile("matmul_gelu_forward", 2.0 * n * C * OC, ((double)n * (C + 2 * OC) + (double)C * OC) * sizeof(act_t));
-    Product s = {OC, n, C, 1, 0, 0, CUBLASLT_EPILOGUE_GELU_AUX_BIAS};
-    gemm(s, out, copy_of(weight), inp, copy_of(bias), pre);
+    const act_t *w = copy_of(weight), *b = copy_of(bias);
+    Product fused = {OC, n, C, 1, 0, 0, CUBLASLT_EPILOGUE_GELU_AUX_BIAS}, plain = {OC, n, C, 1, 0, 0, CUBLASLT_EPILOGUE_BIAS};
+    Known *way = fuses_gelu() ? way_of(fused, out, w, inp, b, pre) : NULL;
+    if (way) {
+        multiply_by(way, out, w, inp, b, pre);
+        return;
+    }
+    gemm(plain, pre, w, inp, b);
+    gelu_pass<0>(out, pre, (size_t)n * (size_t)OC);
 }
 
-// partial (slices, columns): sums over slices of the rows of x (n, columns)
-static __global__ void column_sums(float *partial, const act_t *x, int n, int columns) {
-    size_t c = blockIdx.y * (size_t)blockDim.x + threadIdx.x, slice = blockIdx.x;
-    float sum = 0;
-    if (c >= (size_t)columns) return;
+// partial (slices, columns): sums over slices of the rows of x (n, columns). A warp has 32 N neighbouring columns and every 8th row, so
+// that a lane reads 16 bytes at a time
+template <int N> static __global__ void __launch_bounds__(THREADS) column_sums(float *partial, const act_t *x, int n, int columns) {
+    SHARED(float, room);  // (warps, N, 33): sums of a warp's rows; a place more a line, so that neighbours lie in other banks
+    enum { LINE = WARP + 1, WIDTH = N * WARP };
+    const size_t slice = blockIdx.x, begin = blockIdx.y * (size_t)WIDTH, K = (size_t)columns;
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    size_t c = begin + (size_t)lane * N;
+    float sum[N] = {};
 #pragma unroll 8
-    for (size_t i = slice_begin((size_t)n, slice); i < slice_begin((size_t)n, slice + 1); i++) sum += to_float(x[i * (size_t)columns + c]);
-    partial[slice * (size_t)columns + c] = sum;
+    for (size_t i = slice_begin((size_t)n, slice) + (size_t)warp; i < slice_begin((size_t)n, slice + 1) && c < K; i += (size_t)warps) {
+        Few<act_t, N> y = load<N>(x + i*K + c);
+        for (int j = 0; j < N; j++) sum[j] += to_float(y.e[j]);
+    }
+    for (int j = 0; j < N; j++) room[(warp * N + j) * LINE + lane] = sum[j];
+    __syncthreads();
+    for (int k = (int)threadIdx.x; k < WIDTH && begin + (size_t)k < K; k += (int)blockDim.x) {
+        float total = 0;
+        for (int w = 0; w < warps; w++) total += room[(w * N + k % N) * LINE + k / N];
+        partial[slice * K + begin + (size_t)k] = total;
+    }
+}
+template <int N> static void column_sums_of(real_t *out, const act_t *x, int n, int columns, int slices) {
+    dim3 blocks((unsigned)slices, blocks_for((size_t)columns, N * WARP));
+    LAUNCH(column_sums<N>, blocks, THREADS, THREADS / WARP * N * (WARP + 1) * sizeof(float), partial_sums, x, n, columns);
+    sum_of_rows(out, NULL, partial_sums, slices, columns);
 }
 void matmul_backward(act_t *dinp, real_t *dweight, real_t *dbias, const act_t *dout, const act_t *inp, const param_t *weight, const act_t *pre,
                      int n, int C, int OC) {
     profile("matmul_backward", 4.0 * n * C * OC, ((double)n * (2 * C + OC) + (double)C * OC) * sizeof(act_t) + 2.0 * C * OC * sizeof(real_t));
-    Product in = {C, n, OC, 0, 0, 0, pre ? CUBLASLT_EPILOGUE_DGELU : CUBLASLT_EPILOGUE_DEFAULT}, w = {C, OC, n, 0, 1, 1, CUBLASLT_EPILOGUE_DEFAULT};
-    gemm(w, dweight, inp, dout, NULL, NULL);
+    enum { N = 16 / sizeof(act_t) };
+    const act_t *copy = copy_of(weight);
+    Product w = {C, OC, n, 0, 1, 1, CUBLASLT_EPILOGUE_DEFAULT}, plain = {C, n, OC, 0, 0, 0, CUBLASLT_EPILOGUE_DEFAULT}, fused = plain;
+    fused.epilogue = CUBLASLT_EPILOGUE_DGELU;
+    gemm(w, dweight, inp, dout, NULL);
     if (dbias) {
-        int room = (int)((int64_t)SLICES * 2 * smaller_of(C, OC) / OC), rows = smaller_of(slices_of((size_t)n, 64), room > 1 ? room : 1);
-        dim3 blocks((unsigned)rows, blocks_for((size_t)OC, THREADS));
-        LAUNCH(column_sums, blocks, THREADS, 0, partial_sums, dout, n, OC);
-        sum_of_rows(dbias, partial_sums, rows, OC, OC);
+        int room = (int)((int64_t)SLICES * 2 * smaller_of(C, OC) / OC), slices = smaller_of(slices_of((size_t)n, 64), room > 1 ? room : 1);
+        if (OC % N == 0 && aligned(dout)) column_sums_of<N>(dbias, dout, n, OC, slices);
+        else column_sums_of<1>(dbias, dout, n, OC, slices);
     }
-    gemm(in, dinp, copy_of(weight), dout, NULL, pre);
+    Known *way = pre && fuses_gelu() ? way_of(fused, dinp, copy, dout, NULL, pre) : NULL;
+    if (way) {
+        multiply_by(way, dinp, copy, dout, NULL, pre);
+        return;
+    }
+    gemm(plain, dinp, copy, dout, NULL);
+    if (pre) gelu_pass<1>(dinp, pre, (size_t)n * (size_t)C);
 }
 
-// ---- layernorm: a warp a token, whose lanes have COLUMNS columns each at most, lane, lane + 32, ...; so a token is read once
+// ---- layernorm: a warp a token, whose lanes have RUNS runs of N neighbouring columns each at most; so a token is read once, and with
+// N = 8 16 bytes at a time
 
-static __device__ __forceinline__ float token_element(const stream_t *s, const act_t *add, size_t at, float unit) {
-    return stream_value(s[at], unit) + (add ? to_float(add[at]) : 0);
-}
-// x: this lane's columns of the token from `at`; returns the mean and 1 / standard deviation
-template <int COLUMNS> static __device__ __forceinline__ float2 layernorm_token(float x[COLUMNS], const stream_t *s, const act_t *add, size_t at, int C, float unit) {
-    const int lane = threadIdx.x % WARP;
+template <int N> static __device__ __forceinline__ int column_of(int run) { return (run * WARP + (int)threadIdx.x % WARP) * N; }
+// x: this lane's columns of the token from `at`, 0 beyond the last; returns the mean and 1 / standard deviation
+template <int N, int RUNS> static __device__ __forceinline__ float2
+layernorm_token(float x[RUNS][N], const stream_t *s, const act_t *add, size_t at, int C, float unit) {
     float sum = 0, squares = 0;
 #pragma unroll
-    for (int j = 0; j < COLUMNS; j++) {
-        int c = lane + j*WARP;
-        x[j] = c < C ? token_element(s, add, at + (size_t)c, unit) : 0;
-        sum += x[j];
+    for (int r = 0; r < RUNS; r++) {
+        const size_t place = at + (size_t)column_of<N>(r);
+        for (int j = 0; j < N; j++) x[r][j] = 0;
+        if (column_of<N>(r) >= C) continue;
+        Few<stream_t, N> y = load<N>(s + place);
+        for (int j = 0; j < N; j++) x[r][j] = stream_value(y.e[j], unit);
+        if (!add) continue;
+        Few<act_t, N> z = load<N>(add + place);
+        for (int j = 0; j < N; j++) x[r][j] += to_float(z.e[j]);
     }
-    float mean = warp_sum(sum) / (float)C;
+    for (int r = 0; r < RUNS; r++)
+        for (int j = 0; j < N; j++) sum += x[r][j];
+    const float mean = warp_sum(sum) / (float)C;
 #pragma unroll
-    for (int j = 0; j < COLUMNS; j++) squares += lane + j*WARP < C ? (x[j] - mean) * (x[j] - mean) : 0;
+    for (int r = 0; r < RUNS; r++)
+        for (int j = 0; j < N && column_of<N>(r) < C; j++) squares += (x[r][j] - mean) * (x[r][j] - mean);
     float2 statistics = {mean, 1 / sqrtf(warp_sum(squares) / (float)C + 1e-5f)};
     return statistics;
 }
-template <int COLUMNS> static __global__ void __launch_bounds__(THREADS)
+template <int N, int RUNS> static __global__ void __launch_bounds__(THREADS)
 layernorm_kernel(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, const param_t *bias, int n, int C, float unit) {
     const size_t i = blockIdx.x * (size_t)(blockDim.x / WARP) + threadIdx.x / WARP, at = i * (size_t)C;
-    float x[COLUMNS];
+    float x[RUNS][N];
     if (i >= (size_t)n) return;  // the whole warp
-    float2 y = layernorm_token<COLUMNS>(x, s, add, at, C, unit);
+    const float2 y = layernorm_token<N, RUNS>(x, s, add, at, C, unit);
 #pragma unroll
-    for (int j = 0; j < COLUMNS; j++) {
-        int c = (int)threadIdx.x % WARP + j*WARP;
-        if (c < C) set(out + at + c, (x[j] - y.x) * y.y * weight[c] + bias[c]);
+    for (int r = 0; r < RUNS; r++) {
+        const int c = column_of<N>(r);
+        if (c >= C) continue;
+        Few<param_t, N> w = load<N>(weight + c), b = load<N>(bias + c);
+        Few<act_t, N> to;
+        for (int j = 0; j < N; j++) set(to.e + j, (x[r][j] - y.x) * y.y * w.e[j] + b.e[j]);
+        store<N>(out + at + c, to);
     }
 }
 // A block for a slice of tokens; partial (slices, 2C): of dweight, then of dbias
-template <int COLUMNS> static __global__ void __launch_bounds__(THREADS)
+template <int N, int RUNS> static __global__ void __launch_bounds__(THREADS)
 layernorm_backward_kernel(float *ds, act_t *dadd, float *partial, const act_t *dout, const stream_t *s, const act_t *add, const param_t *weight,
                           int n, int C, float unit) {
-    SHARED(float, room);  // (2C)
-    enum { TOGETHER = 4 };
+    SHARED(float, room);  // (2, N, RUNS, 32), of dweight and dbias: the first of all runs, then the second ones
+    enum { LINE = RUNS * WARP };
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    float x[COLUMNS], dw[COLUMNS], db[COLUMNS];
-#pragma unroll
-    for (int j = 0; j < COLUMNS; j++) dw[j] = db[j] = 0;
+    float x[RUNS][N], dw[RUNS][N] = {}, db[RUNS][N] = {};
     for (size_t i = slice_begin((size_t)n, blockIdx.x) + (size_t)warp; i < slice_begin((size_t)n, blockIdx.x + 1); i += (size_t)warps) {
-        size_t at = i * (size_t)C;
-        float2 y = layernorm_token<COLUMNS>(x, s, add, at, C, unit);
+        const size_t at = i * (size_t)C;
+        Few<act_t, N> d[RUNS] = {};
+#pragma unroll
+        for (int r = 0; r < RUNS; r++)
+            if (column_of<N>(r) < C) d[r] = load<N>(dout + at + column_of<N>(r));
+        const float2 y = layernorm_token<N, RUNS>(x, s, add, at, C, unit);
         float sum = 0, sum_x = 0;
 #pragma unroll
-        for (int j = 0; j < COLUMNS; j++) {
-            int c = lane + j*WARP;
-            float d = c < C ? to_float(dout[at + (size_t)c]) : 0, g = c < C ? d * weight[c] : 0;
-            x[j] = (x[j] - y.x) * y.y;
-            dw[j] += d * x[j];
-            db[j] += d;
-            sum += g;
-            sum_x += g * x[j];
+        for (int r = 0; r < RUNS; r++) {
+            if (column_of<N>(r) >= C) continue;
+            Few<param_t, N> w = load<N>(weight + column_of<N>(r));
+            for (int j = 0; j < N; j++) {
+                float g = to_float(d[r].e[j]);
+                x[r][j] = (x[r][j] - y.x) * y.y;
+                dw[r][j] += g * x[r][j];
+                db[r][j] += g;
+                sum += g * w.e[j];
+                sum_x += g * w.e[j] * x[r][j];
+            }
         }
         sum = warp_sum(sum) / (float)C, sum_x = warp_sum(sum_x) / (float)C;
 #pragma unroll
-        for (int j0 = 0; j0 < COLUMNS; j0 += TOGETHER) {  // reads first: none could be made before a write that may be to the same place
-            float dx[TOGETHER], other[TOGETHER];
-#pragma unroll
-            for (int j = 0; j < TOGETHER; j++) {
-                int c = lane + (j0 + j)*WARP;
-                dx[j] = other[j] = 0;
-                if (c >= C) continue;
-                float part = (to_float(dout[at + (size_t)c]) * weight[c] - sum - x[j0 + j] * sum_x) * y.y;
-                dx[j] = ds[at + (size_t)c] + part;
-                if (dadd) other[j] = to_float(dadd[at + (size_t)c]) + part;
+        for (int r = 0; r < RUNS; r++) {
+            const int c = column_of<N>(r);
+            if (c >= C) continue;
+            Few<param_t, N> w = load<N>(weight + c);
+            Few<float, N> dx = load<N>(ds + at + c);
+            Few<act_t, N> other = d[r];
+            if (dadd) other = load<N>(dadd + at + c);
+            for (int j = 0; j < N; j++) {
+                float part = (to_float(d[r].e[j]) * w.e[j] - sum - x[r][j] * sum_x) * y.y;
+                dx.e[j] += part;
+                set(other.e + j, to_float(other.e[j]) + part);
             }
-#pragma unroll
-            for (int j = 0; j < TOGETHER; j++) {
-                int c = lane + (j0 + j)*WARP;
-                if (c >= C) continue;
-                ds[at + (size_t)c] = dx[j];
-                if (dadd) set(dadd + at + c, other[j]);
-            }
+            store<N>(ds + at + c, dx);
+            if (dadd) store<N>(dadd + at + c, other);
         }
     }
     for (int w = 0; w < warps; w++) {  // one warp after the other
         if (w == warp)
 #pragma unroll
-            for (int j = 0; j < COLUMNS; j++) {
-                int c = lane + j*WARP;
-                if (c >= C) continue;
-                room[c] = dw[j] + (w ? room[c] : 0);
-                room[C + c] = db[j] + (w ? room[C + c] : 0);
+            for (int k = 0; k < N * RUNS; k++) {
+                float *to = room + k * WARP + lane;
+                to[0] = dw[k % RUNS][k / RUNS] + (w ? to[0] : 0);
+                to[N * LINE] = db[k % RUNS][k / RUNS] + (w ? to[N * LINE] : 0);
             }
         __syncthreads();
     }
-    for (int c = (int)threadIdx.x; c < 2*C; c += (int)blockDim.x) partial[blockIdx.x * 2 * (size_t)C + (size_t)c] = room[c];
+    for (int k = (int)threadIdx.x; k < 2*C; k += (int)blockDim.x) {
+        int c = k % C;
+        partial[blockIdx.x * 2 * (size_t)C + (size_t)k] = room[(k / C * N + c % N) * LINE + c / N];
+    }
 }
-template <int COLUMNS> static void layernorm_forward_of(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, const param_t *bias, int n, int C,
-                                                        float unit) {
-    LAUNCH(layernorm_kernel<COLUMNS>, blocks_for((size_t)n, THREADS / WARP), THREADS, 0, out, s, add, weight, bias, n, C, unit);
+template <int N, int RUNS> static void
+layernorm_forward_of(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, const param_t *bias, int n, int C, float unit) {
+    LAUNCH((layernorm_kernel<N, RUNS>), blocks_for((size_t)n, THREADS / WARP), THREADS, 0, out, s, add, weight, bias, n, C, unit);
 }
-template <int COLUMNS> static void layernorm_backward_of(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias, const act_t *dout, const stream_t *s,
-                                                         const act_t *add, const param_t *weight, int n, int C, float unit) {
+template <int N, int RUNS> static void
+layernorm_backward_of(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias, const act_t *dout, const stream_t *s, const act_t *add,
+                      const param_t *weight, int n, int C, float unit) {
     int slices = slices_of((size_t)n, 64);
-    LAUNCH(layernorm_backward_kernel<COLUMNS>, (unsigned)slices, THREADS, 2 * (size_t)C * sizeof(float), ds, dadd, partial_sums, dout, s, add, weight, n, C, unit);
-    sum_of_rows(dweight, partial_sums, slices, 2*C, C);
-    sum_of_rows(dbias, partial_sums + C, slices, 2*C, C);
+    LAUNCH((layernorm_backward_kernel<N, RUNS>), (unsigned)slices, THREADS, 2 * N * RUNS * WARP * sizeof(float), ds, dadd, partial_sums, dout, s, add,
+           weight, n, C, unit);
+    sum_of_rows(dweight, dbias, partial_sums, slices, C);
 }
-#define OF_WIDTH(f, ...) (C <= 8*WARP ? f<8>(__VA_ARGS__) : C <= 24*WARP ? f<24>(__VA_ARGS__) : C <= 40*WARP ? f<40>(__VA_ARGS__) : \
-                          C <= 52*WARP ? f<52>(__VA_ARGS__) : f<128>(__VA_ARGS__))
+// f<N, RUNS> for C columns; by_eight: whether all begin at a multiple of eight elements. 1600 is the widest of GPT-2.
+#define OF_WIDTH(f, by_eight, ...) do { \
+        if (!(by_eight) && C > 24*WARP) f<1, 128>(__VA_ARGS__); \
+        else if (!(by_eight)) f<1, 24>(__VA_ARGS__); \
+        else if (C <= 256) f<8, 1>(__VA_ARGS__); \
+        else if (C <= 768) f<8, 3>(__VA_ARGS__); \
+        else if (C <= 1024) f<8, 4>(__VA_ARGS__); \
+        else if (C <= 1280) f<8, 5>(__VA_ARGS__); \
+        else if (C <= 1792) f<8, 7>(__VA_ARGS__); \
+        else f<8, 16>(__VA_ARGS__); \
+    } while (0)
+static int in_eights(const void *x, size_t size, int C) { return C % 8 == 0 && aligned(x, 8 * size); }
 void layernorm_forward(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, const param_t *bias, int n, int C, int grid) {
     profile("layernorm_forward", 0, (double)n * C * (sizeof(stream_t) + (add ? 2 : 1) * sizeof(act_t)));
-    if (C > 128*WARP) die(STATUS_USAGE, "%d channels: at most %d are meant on a GPU", C, 128*WARP);
-    OF_WIDTH(layernorm_forward_of, out, s, add, weight, bias, n, C, grid_unit(grid));
+    int by_eight = in_eights(out, sizeof *out, C) && in_eights(s, sizeof *s, C) && in_eights(add, sizeof *add, C) &&
+        in_eights(weight, sizeof *weight, C) && in_eights(bias, sizeof *bias, C);
+    OF_WIDTH(layernorm_forward_of, by_eight, out, s, add, weight, bias, n, C, grid_unit(grid));
 }
 void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias, const act_t *dout, const stream_t *s, const act_t *add,
                         const param_t *weight, int n, int C, int grid) {
     profile("layernorm_backward", 0, (double)n * C * (sizeof(stream_t) + 2 * sizeof(real_t) + ((add ? 2 : 1) + (dadd ? 2 : 0)) * sizeof(act_t)));
-    OF_WIDTH(layernorm_backward_of, ds, dadd, dweight, dbias, dout, s, add, weight, n, C, grid_unit(grid));
+    int by_eight = in_eights(ds, sizeof *ds, C) && in_eights(dadd, sizeof *dadd, C) && in_eights(dout, sizeof *dout, C) &&
+        in_eights(s, sizeof *s, C) && in_eights(add, sizeof *add, C) && in_eights(weight, sizeof *weight, C);
+    OF_WIDTH(layernorm_backward_of, by_eight, ds, dadd, dweight, dbias, dout, s, add, weight, n, C, grid_unit(grid));
 }
 
 // ---- attention in tiles, the softmax carried along from tile to tile. Grids are (tiles, heads, sequences):
@@ -1164,7 +1262,7 @@ static __global__ void attention_query_kernel(act_t *out, const act_t *qkv, int 
 }
 void attention_query(act_t *out, const act_t *qkv, int t, int C, int NH) {
     profile("attention_query", 4.0 * t * C, 2.0 * t * C * sizeof(act_t));
-    LAUNCH(attention_query_kernel, (unsigned)NH, THREADS, (2 * WARP + (size_t)t + 1) * sizeof(float), out, qkv, t, C, C / NH, (float)(1 / sqrt((double)(C / NH))));
+    LAUNCH(attention_query_kernel, (unsigned)NH, THREADS, query_bytes((size_t)t + 1), out, qkv, t, C, C / NH, (float)(1 / sqrt((double)(C / NH))));
 }
 
 // ---- adjoint, head, optimizer
@@ -1295,20 +1393,42 @@ double norm_squared(const real_t *x, size_t count) {
     return total;
 }
 
-static __global__ void adamw_kernel(float *p, const float *g, float *m, float *v, size_t count, float b1, float b2, float keep, float step, float unbias, float clip) {
-    size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
+struct AdamW { float beta1, beta2, keep, step, unbias, clip; };
+template <int N> static __global__ void adamw_kernel(float *p, const float *g, float *m, float *v, size_t count, AdamW k) {
+    size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N;
     if (i >= count) return;
-    float was = p[i], grad = clip * g[i], m1 = b1 * m[i] + (1 - b1) * grad, v1 = b2 * v[i] + (1 - b2) * grad * grad;
-    m[i] = m1, v[i] = v1;
-    p[i] = keep * was - step * m1 / (sqrtf(v1) * unbias + 1e-8f);
+    Few<float, N> w = load<N>(p + i), grad = load<N>(g + i), m1 = load<N>(m + i), v1 = load<N>(v + i);
+    for (int j = 0; j < N; j++) {
+        float d = k.clip * grad.e[j];
+        m1.e[j] = k.beta1 * m1.e[j] + (1 - k.beta1) * d;
+        v1.e[j] = k.beta2 * v1.e[j] + (1 - k.beta2) * d * d;
+        w.e[j] = k.keep * w.e[j] - k.step * m1.e[j] / (sqrtf(v1.e[j]) * k.unbias + 1e-8f);
+    }
+    store<N>(m + i, m1);
+    store<N>(v + i, v1);
+    store<N>(p + i, w);
 }
 void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, double rate, double beta1, double beta2, double decay, double scale, int t) {
     profile("adamw", 0, (double)count * (2 * sizeof(param_t) + 5 * sizeof(real_t)));
-    LAUNCH(adamw_kernel, blocks_for(count, THREADS), THREADS, 0, p, g, m, v, count, (float)beta1, (float)beta2, (float)(1 - rate * decay),
-           (float)(rate / (1 - pow(beta1, t))), (float)(1 / sqrt(1 - pow(beta2, t))), (float)scale);
+    AdamW k = {(float)beta1, (float)beta2, (float)(1 - rate * decay), (float)(rate / (1 - pow(beta1, t))), (float)(1 / sqrt(1 - pow(beta2, t))), (float)scale};
+    if (count % 4 == 0 && aligned(p) && aligned(g) && aligned(m) && aligned(v))
+        LAUNCH(adamw_kernel<4>, blocks_for(count, 4 * THREADS), THREADS, 0, p, g, m, v, count, k);
+    else LAUNCH(adamw_kernel<1>, blocks_for(count, THREADS), THREADS, 0, p, g, m, v, count, k);
 }
 
 // ---- the device's limits
+
+void layers_check(int sequences, int C, int NH, int cached) {
+    const size_t always = (size_t)48 << 10;  // bytes of shared memory that no card need be asked for
+    if (C > 128*WARP) die(STATUS_USAGE, "%d channels: at most %d are meant on a GPU", C, 128*WARP);
+    if (C / NH > 128) die(STATUS_USAGE, "heads of %d channels: at most 128 are meant on a GPU", C / NH);
+    if (sequences > 65535) die(STATUS_USAGE, "--chunk %d: a GPU evaluates a block for 65535 sequences at a time, at most", sequences);
+    if (query_bytes((size_t)cached) <= always) return;
+    device_begin();
+    if (query_bytes((size_t)cached) > device.sharedMemPerBlockOptin)
+        die(STATUS_USAGE, "a sample that reaches %d tokens: %s has shared memory for %zu; a smaller -g or prompt needs less", cached, device.name,
+            device.sharedMemPerBlockOptin / sizeof(float) - 2 * WARP);
+}
 
 static __global__ void spread_kernel(act_t *x, size_t count) {  // numbers without order, for multiplying zeros takes less power
     size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
@@ -1329,7 +1449,7 @@ double device_flops(void) {
         Product s = {n, n, n, 1, 0, 0, CUBLASLT_EPILOGUE_DEFAULT};
         device_finish();
         double start = seconds();
-        gemm(s, x[2], (act_t *)x[0], (act_t *)x[1], NULL, NULL);
+        gemm(s, x[2], (act_t *)x[0], (act_t *)x[1], NULL);
         device_finish();
         best = fmax(best, 2.0 * n * n * n / (seconds() - start));
     }
