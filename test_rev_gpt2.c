@@ -449,7 +449,9 @@ static void test_matmul(int bf16) {
                 double sum = b[o];
                 for (int c = 0; c < C; c++) sum += (double)x[r*C + c] * w[o*C + c];
                 worst = larger(larger(worst, off(sum, got[1][r*OC + o])), off(sum, got[3][r*OC + o]));
-                worst_gelu = larger(worst_gelu, off(gelu_reference(sum), got[2][r*OC + o]));
+                // of the sum, or of what was stored of it: GELU may be the product's ending or a pass behind it
+                double of_sum = off(gelu_reference(sum), got[2][r*OC + o]), of_stored = off(gelu_reference(got[3][r*OC + o]), got[2][r*OC + o]);
+                worst_gelu = larger(worst_gelu, fmin(of_sum, of_stored));
             }
         check(worst < 1e-4 && worst_gelu < 1e-4, "matmul_forward (%d, %d, %d) is off by %g, GELU by %g", n, C, OC, worst, worst_gelu);
         // the gradients of weights are added to what is there
@@ -472,7 +474,8 @@ static void test_matmul(int bf16) {
                 double sum = 0;
                 for (int o = 0; o < OC; o++) sum += (double)dy[r*OC + o] * w[o*C + c];
                 worst = larger(worst, off(sum, got[0][r*C + c]));
-                worst_gelu = larger(worst_gelu, off(sum * gelu_slope_reference(pre[r*C + c]), got[5][r*C + c]));
+                sum *= gelu_slope_reference(pre[r*C + c]);
+                worst_gelu = larger(worst_gelu, off(sum, got[5][r*C + c]) - rounding * fabs(sum));  // a pass behind the product rounds twice
             }
         check(worst < 1e-3 && worst_gelu < 1e-3, "matmul_backward (%d, %d, %d) is off by %g, times GELU' by %g", n, C, OC, worst, worst_gelu);
         to_host(after, scratch + room, sizeof after);

@@ -372,6 +372,7 @@ static __global__ void copy_kernel(act_t *copy, const param_t *p, size_t count) 
     size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N;
     Few<act_t, N> to;
     if (i + N > count) {  // what is left over
+#pragma unroll 1
         for (; i < count; i++) set(copy + i, p[i]);
         return;
     }
@@ -526,12 +527,15 @@ template <int N> static __global__ void __launch_bounds__(THREADS) column_sums(f
     enum { LINE = WARP + 1, WIDTH = N * WARP };
     const size_t slice = blockIdx.x, begin = blockIdx.y * (size_t)WIDTH, K = (size_t)columns;
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    size_t c = begin + (size_t)lane * N;
+    const int row = (int)slice_begin((size_t)n, slice) + warp, end = (int)slice_begin((size_t)n, slice + 1);
+    const size_t c = begin + (size_t)lane * N;
     float sum[N] = {};
-#pragma unroll 8
-    for (size_t i = slice_begin((size_t)n, slice) + (size_t)warp; i < slice_begin((size_t)n, slice + 1) && c < K; i += (size_t)warps) {
-        Few<act_t, N> y = load<N>(x + i*K + c);
-        for (int j = 0; j < N; j++) sum[j] += to_float(y.e[j]);
+    if (c < K) {
+#pragma unroll 4
+        for (int i = row; i < end; i += warps) {
+            Few<act_t, N> y = load<N>(x + (size_t)i * K + c);
+            for (int j = 0; j < N; j++) sum[j] += to_float(y.e[j]);
+        }
     }
     for (int j = 0; j < N; j++) room[(warp * N + j) * LINE + lane] = sum[j];
     __syncthreads();
@@ -622,18 +626,16 @@ layernorm_backward_kernel(float *ds, act_t *dadd, float *partial, const act_t *d
     float x[RUNS][N], dw[RUNS][N] = {}, db[RUNS][N] = {};
     for (size_t i = slice_begin((size_t)n, blockIdx.x) + (size_t)warp; i < slice_begin((size_t)n, blockIdx.x + 1); i += (size_t)warps) {
         const size_t at = i * (size_t)C;
-        Few<act_t, N> d[RUNS] = {};
-#pragma unroll
-        for (int r = 0; r < RUNS; r++)
-            if (column_of<N>(r) < C) d[r] = load<N>(dout + at + column_of<N>(r));
         const float2 y = layernorm_token<N, RUNS>(x, s, add, at, C, unit);
         float sum = 0, sum_x = 0;
 #pragma unroll
         for (int r = 0; r < RUNS; r++) {
-            if (column_of<N>(r) >= C) continue;
-            Few<param_t, N> w = load<N>(weight + column_of<N>(r));
+            const int c = column_of<N>(r);
+            if (c >= C) continue;
+            Few<param_t, N> w = load<N>(weight + c);
+            Few<act_t, N> d = load<N>(dout + at + c);
             for (int j = 0; j < N; j++) {
-                float g = to_float(d[r].e[j]);
+                float g = to_float(d.e[j]);
                 x[r][j] = (x[r][j] - y.x) * y.y;
                 dw[r][j] += g * x[r][j];
                 db[r][j] += g;
@@ -648,10 +650,10 @@ layernorm_backward_kernel(float *ds, act_t *dadd, float *partial, const act_t *d
             if (c >= C) continue;
             Few<param_t, N> w = load<N>(weight + c);
             Few<float, N> dx = load<N>(ds + at + c);
-            Few<act_t, N> other = d[r];
+            Few<act_t, N> d = load<N>(dout + at + c), other = d;  // again, from the cache: kept, it would take registers
             if (dadd) other = load<N>(dadd + at + c);
             for (int j = 0; j < N; j++) {
-                float part = (to_float(d[r].e[j]) * w.e[j] - sum - x[r][j] * sum_x) * y.y;
+                float part = (to_float(d.e[j]) * w.e[j] - sum - x[r][j] * sum_x) * y.y;
                 dx.e[j] += part;
                 set(other.e + j, to_float(other.e[j]) + part);
             }

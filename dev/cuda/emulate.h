@@ -509,12 +509,13 @@ static inline cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *
 static inline cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *p) { *p = NULL; return CUBLAS_STATUS_SUCCESS; }
 static inline cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t) { return CUBLAS_STATUS_SUCCESS; }
 static inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t, cublasLtMatmulPreferenceAttributes_t, const void *, size_t) { return CUBLAS_STATUS_SUCCESS; }
-// It refuses some endings, as a real one may.
+// It refuses some endings, as a real one may, and for more than one reason.
 static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t o, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
                                                             cublasLtMatrixLayout_t d, cublasLtMatmulPreference_t, int, cublasLtMatmulHeuristicResult_t *r, int *count) {
     *r = {{1}, 0, CUBLAS_STATUS_SUCCESS, 1};
     *count = o->aux == NULL || d->rows % 64 != 32;
-    return *count ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
+    if (*count) return CUBLAS_STATUS_SUCCESS;
+    return d->rows % 128 == 32 ? CUBLAS_STATUS_NOT_SUPPORTED : CUBLAS_STATUS_INVALID_VALUE;
 }
 static inline float element(const void *at, cudaDataType_t type, size_t i) {
     return type == CUDA_R_32F ? ((const float *)at)[i] : __bfloat162float(((const __nv_bfloat16 *)at)[i]);
