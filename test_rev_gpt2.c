@@ -449,9 +449,10 @@ static void test_matmul(int bf16) {
                 double sum = b[o];
                 for (int c = 0; c < C; c++) sum += (double)x[r*C + c] * w[o*C + c];
                 worst = larger(larger(worst, off(sum, got[1][r*OC + o])), off(sum, got[3][r*OC + o]));
-                // of the sum, or of what was stored of it: GELU may be the product's ending or a pass behind it
-                double of_sum = off(gelu_reference(sum), got[2][r*OC + o]), of_stored = off(gelu_reference(got[3][r*OC + o]), got[2][r*OC + o]);
-                worst_gelu = larger(worst_gelu, fmin(of_sum, of_stored));
+                // GELU of the sum, or of what was stored of it: in the product's ending, or behind it
+                double gelu = got[2][r*OC + o], stored = got[3][r*OC + o];
+                double apart = fmin(off(gelu_reference(sum), gelu), off(gelu_reference(stored), gelu));
+                worst_gelu = larger(worst_gelu, apart);
             }
         check(worst < 1e-4 && worst_gelu < 1e-4, "matmul_forward (%d, %d, %d) is off by %g, GELU by %g", n, C, OC, worst, worst_gelu);
         // the gradients of weights are added to what is there
@@ -475,7 +476,8 @@ static void test_matmul(int bf16) {
                 for (int o = 0; o < OC; o++) sum += (double)dy[r*OC + o] * w[o*C + c];
                 worst = larger(worst, off(sum, got[0][r*C + c]));
                 sum *= gelu_slope_reference(pre[r*C + c]);
-                worst_gelu = larger(worst_gelu, off(sum, got[5][r*C + c]) - rounding * fabs(sum));  // a pass behind the product rounds twice
+                // a pass behind the product rounds twice
+                worst_gelu = larger(worst_gelu, off(sum, got[5][r*C + c]) - rounding * fabs(sum));
             }
         check(worst < 1e-3 && worst_gelu < 1e-3, "matmul_backward (%d, %d, %d) is off by %g, times GELU' by %g", n, C, OC, worst, worst_gelu);
         to_host(after, scratch + room, sizeof after);
@@ -635,8 +637,9 @@ static double kl_of_conversion(int mode, int shift, int K, int stem, double proj
     to_device(m.teacher, w, at * sizeof(param_t));
     forward(&m, m.B, m.T, NO_CACHE);
     head(&m, m.B, m.T, 0);
-    double kl = objective_of(&m), apart = fabs(mean_of(&m, LOSS, m.B * m.T) - mean_of(&m, TEACHER_LOSS, m.B * m.T));
-    if (mode == BASELINE) check(fabs(kl) < 1e-6 && apart == 0 && mean_of(&m, AGREEMENT, m.B * m.T) == 1, "a copy of the teacher is %g and %g apart from it", kl, apart);
+    int N = m.B * m.T;
+    double kl = objective_of(&m), apart = fabs(mean_of(&m, LOSS, N) - mean_of(&m, TEACHER_LOSS, N));
+    if (mode == BASELINE) check(fabs(kl) < 1e-6 && apart == 0 && mean_of(&m, AGREEMENT, N) == 1, "a copy of the teacher is %g and %g apart from it", kl, apart);
     free(w);
     model_free(&m);
     return kl;
@@ -1159,6 +1162,29 @@ static void test_generate(void) {
         tokenizer_close(&z);
         model_free(&m);
     }
+}
+
+// What the embedding adds to the gradients of words comes to the same as what it adds to those of places: every token has one of each.
+static void test_embedding(void) {
+    Model m;
+    double drift, worst = 0, most = 0;
+    make_model(&m, odd, MIDPOINT, REVERSE, 20);
+    size_t P = parameter_count(&m.net), C = (size_t)m.net.C, words = (size_t)m.net.Vp;
+    forward(&m, m.B, m.T, NO_CACHE);
+    head(&m, m.B, m.T, 1.0 / (m.B * m.T));
+    real_t *of_head = from_device(m.grads, P);
+    device_zero(m.grads, P * sizeof(real_t));
+    forward_backward(&m, 1, &drift);
+    real_t *all = from_device(m.grads, P);
+    for (size_t c = 0; c < C; c++) {
+        double word = 0, place = 0;
+        for (size_t v = 0; v < words; v++) word += (double)all[v*C + c] - of_head[v*C + c];
+        for (size_t t = 0; t < (size_t)m.net.maxT; t++) place += all[(words + t) * C + c];
+        worst = larger(worst, fabs(word - place)), most = larger(most, fabs(place));
+    }
+    check(most > 0 && worst < 1e-4 * most, "gradients of words are off those of places by %g of %g", worst, most);
+    free(of_head), free(all);
+    model_free(&m);
 }
 
 static void test_accumulation(void) {
@@ -1950,6 +1976,7 @@ int main(int argc, char **argv) {
         section("optimizer, accumulation");
         test_optimizer();
         test_update();
+        test_embedding();
         test_accumulation();
         section("samples");
         test_drawing();

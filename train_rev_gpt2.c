@@ -115,9 +115,9 @@ void layers_weights(const param_t *params, void *copy, size_t count);  // makes 
 // what layernorms of n tokens, their attention with NH heads, and products from C to OC or back need, forward and backward
 size_t layers_scratch_bytes(int n, int C, int OC, int NH);
 void layers_begin(void *memory);     // as many bytes as the most of these
-// ends the program with the reason where there is no way to evaluate a block of so many sequences, or to generate after so many tokens
+// ends the program, and says why, where blocks of so many sequences or samples of so many tokens are too much
 void layers_check(int sequences, int C, int NH, int cached);
-size_t layers_order_bytes(int n);    // what embed_backward wants to know of n tokens beforehand takes so many; 0: nothing
+size_t layers_order_bytes(int n);    // of what embed_backward wants to know of n tokens; 0: nothing
 void layers_order(void *order, const int *tokens, int n);  // makes that of tokens in host memory
 int stream_take_fault(void);         // has a value been NaN or out of the grid's range? Forgets it.
 
@@ -131,9 +131,9 @@ void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *
                  Coefficients k, int grid, int direction);
 // the norm of x - y (count), in units of the grid; y may be NULL, for 0. 0 exactly if not a bit differs, and r, if given, is zero
 double stream_distance(const stream_t *x, const stream_t *y, const uint16_t *r, size_t count, int grid);
-// dwte (Vp, C), dwpe (maxT, C) += dx, the sum of d1 and d2 (n, C); d2 may be NULL; order: what layers_order made of the tokens
-void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens, const void *order,
-                    int n, int T, int C);
+// dwte (Vp, C), dwpe (maxT, C) += dx, the sum of d1 and d2 (n, C); d2 may be NULL; order: of the tokens
+void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens,
+                    const void *order, int n, int T, int C);
 
 // out (n, OC) = inp (n, C) weight (OC, C)^T + bias (OC); bias may be NULL
 void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C, int OC);
@@ -783,11 +783,14 @@ static double mean_of(const Model *m, enum Held held, int N) {
     free(values);
     return total / N;
 }
-// The mean of what training makes small. Reading it waits for all that the device was asked for, so it is read last.
-static double objective_of(const Model *m) { return mean_of(m, m->objective == CROSS_ENTROPY ? LOSS : DIVERGENCE, m->B * m->T); }
+// The mean of what training makes small. Reading it waits for all that was asked for before: it is read last.
+static double objective_of(const Model *m) {
+    return mean_of(m, m->objective == CROSS_ENTROPY ? LOSS : DIVERGENCE, m->B * m->T);
+}
 
-// Leaves the losses of (B, T) in m->losses. If scale is not 0, scale times the gradient of its sum is added to the gradients of the
-// weights and to m->dcur. The teacher, if there is one, goes forward here, in the same workspace.
+// Leaves the losses of (B, T) in m->losses. If scale is not 0, scale times the gradient of the objective's
+// sum is added to the gradients of the weights and to m->dcur. The teacher, if there is one, goes forward here,
+// in the same workspace.
 static void head(Model *m, int B, int T, double scale) {
     const Config *net = &m->net;
     int N = B*T, C = net->C, divergence = m->objective != CROSS_ENTROPY;
@@ -840,7 +843,8 @@ static double backward(Model *m, double weight, double *drift) {
     if (net->mode != BASELINE) device_zero(m->dprev, bytes);
     for (int k = steps(net) - 1; k >= 0; k--) step_back(m, k);
     // both streams began as x: dx = dloss/dp_0 + what reached the step before it
-    embed_backward(d.wte, d.wpe, m->dcur, net->mode == BASELINE ? NULL : m->dprev, m->inputs, m->order, N, m->T, net->C);
+    embed_backward(d.wte, d.wpe, m->dcur, net->mode == BASELINE ? NULL : m->dprev, m->inputs, m->order,
+                   N, m->T, net->C);
     *drift = steps_back(m) ? drift_of(m) : NAN;
     return objective_of(m);
 }
@@ -939,7 +943,9 @@ DEVICE static inline int64_t increment(int32_t cur, real_t force, Coefficients k
 const int chunk_tokens = 1024, head_chunk_tokens = 1024;
 const size_t weight_copy_bytes = 0;
 void layers_weights(const param_t *params, void *copy, size_t count) { (void)params, (void)copy, (void)count; }
-void layers_check(int sequences, int C, int NH, int cached) { (void)sequences, (void)C, (void)NH, (void)cached; }
+void layers_check(int sequences, int C, int NH, int cached) {
+    (void)sequences, (void)C, (void)NH, (void)cached;  // a CPU has no such limits
+}
 
 void device_finish(void) {}
 void *device_alloc(size_t bytes) {
@@ -1109,8 +1115,8 @@ double stream_distance(const stream_t *x, const stream_t *y, const uint16_t *r, 
 
 size_t layers_order_bytes(int n) { return (void)n, (size_t)0; }
 void layers_order(void *order, const int *tokens, int n) { (void)order, (void)tokens, (void)n; }
-void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens, const void *order,
-                    int n, int T, int C) {
+void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens,
+                    const void *order, int n, int T, int C) {
     (void)order;  // a thread's columns meet the tokens as they come
     profile("embed_backward", 0, (double)n * C * ((d2 ? 2 : 1) + 4) * sizeof(real_t));
     enum { COLUMNS = 16 };  // a thread owns columns, not tokens: no two threads meet in a row

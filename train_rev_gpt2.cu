@@ -18,7 +18,8 @@ shape of matrix product uses one algorithm for the whole run. So what is evaluat
 #define ACT float
 #else
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-#error "bf16 needs a card of compute capability 8.0 or newer. Without a card in sight nvcc builds for an old one: name yours, as in CUDA_ARCH=sm_90. PRECISION=FP32 is for cards from 7.5 on."
+// -arch=native builds for 7.5 where no card is in sight.
+#error "bf16 needs compute capability 8.0: name the card (make CUDA_ARCH=sm_90), or PRECISION=FP32 for 7.5"
 #endif
 #define ACT __nv_bfloat16
 #define DEFAULT_PRECISION "bf16"
@@ -73,8 +74,8 @@ static void device_begin(void) {  // before anything else here
     CUDA(cudaSetDevice(0));
     CUDA(cudaGetDeviceProperties(&device, 0));
     if (10 * device.major + device.minor < needed)
-        die(STATUS_NUMBERS, "%s has compute capability %d.%d: %d.%d or newer is meant in this build", device.name, device.major, device.minor,
-            needed / 10, needed % 10);
+        die(STATUS_NUMBERS, "%s has compute capability %d.%d: %d.%d or newer is meant here", device.name,
+            device.major, device.minor, needed / 10, needed % 10);
     CUBLAS(cublasLtCreate(&library));
     CUDA(cudaMalloc((void **)&fault, sizeof *fault));
     CUDA(cudaMemset(fault, 0, sizeof *fault));
@@ -153,8 +154,8 @@ static __device__ float2 block_max(float x, float y, float *room) {
     return most;
 }
 
-// The sums over rows of partial (rows, all) are added to out (columns) and, if there are more, to other: a block for 32 of them, a warp
-// for every 32nd row
+// Adds the sums over rows of partial (rows, all) to out (columns) and, if there are more, to other: a block for
+// 32 of them, a warp for every 32nd row
 static __global__ void __launch_bounds__(WARP * WARP)
 add_rows(float *out, float *other, const float *partial, int rows, int columns, int all) {
     SHARED(float, room);
@@ -171,7 +172,8 @@ add_rows(float *out, float *other, const float *partial, int rows, int columns, 
 }
 static void sum_of_rows(float *out, float *other, const float *partial, int rows, int columns) {
     int all = other ? 2 * columns : columns;
-    LAUNCH(add_rows, blocks_for((size_t)all, WARP), WARP * WARP, WARP * WARP * sizeof(float), out, other, partial, rows, columns, all);
+    LAUNCH(add_rows, blocks_for((size_t)all, WARP), WARP * WARP, WARP * WARP * sizeof(float), out, other,
+        partial, rows, columns, all);
 }
 
 // shared memory of a query's attention to so many tokens: room for sums, then the scores
@@ -311,8 +313,8 @@ double stream_distance(const stream_t *x, const stream_t *y, const uint16_t *r, 
     return sqrt(total);
 }
 
-// Tokens in order of their words: words, how many there are; first (words + 1), where each one's tokens begin; and n + 2 places from
-// the start order (n), the tokens' numbers, those of one word side by side and as they come
+// Tokens in order of their words: words, how many there are; first (words + 1), where those of each begin;
+// n + 2 places from the start, order (n), the tokens' numbers, those of one word side by side, as they come
 size_t layers_order_bytes(int n) { return (2 * (size_t)n + 2) * sizeof(int); }
 void layers_order(void *to, const int *tokens, int n) {
     int most = 0, *words = (int *)malloc(layers_order_bytes(n)), *first = words + 1, *order = words + 2 + n;
@@ -331,7 +333,8 @@ void layers_order(void *to, const int *tokens, int n) {
     free(words), free(next);
 }
 // A block has every so manieth word and a stretch of columns, so that no two blocks meet in a row.
-static __global__ void embed_words_kernel(float *dwte, const float *d1, const float *d2, const int *tokens, const int *words, int n, int C) {
+static __global__ void embed_words_kernel(float *dwte, const float *d1, const float *d2, const int *tokens,
+    const int *words, int n, int C) {
     const int *first = words + 1, *order = words + 2 + n, c = (int)(blockIdx.y * blockDim.x + threadIdx.x);
     for (int word = (int)blockIdx.x; word < *words && c < C; word += (int)gridDim.x) {
         int begin = first[word], end = first[word + 1];
@@ -351,7 +354,8 @@ static __global__ void embed_places_kernel(float *dwpe, const float *d1, const f
     for (size_t at = i; at < (size_t)n * (size_t)C; at += (size_t)T * (size_t)C) sum += d1[at] + (d2 ? d2[at] : 0);
     dwpe[i] += sum;
 }
-void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens, const void *order, int n, int T, int C) {
+void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens,
+    const void *order, int n, int T, int C) {
     profile("embed_backward", 0, (double)n * C * ((d2 ? 2 : 1) + 4) * sizeof(real_t));
     dim3 blocks((unsigned)smaller_of(n, 1 << 14), blocks_for((size_t)C, THREADS));
     LAUNCH(embed_words_kernel, blocks, THREADS, 0, dwte, d1, d2, tokens, (const int *)order, n, C);
@@ -384,7 +388,8 @@ void layers_weights(const param_t *params, void *copy, size_t count) {
     profile("layers_weights", 0, (double)count * (sizeof(param_t) + sizeof(act_t)));
     if (params != copies[0].weights) copies[1] = copies[0];
     copies[0].weights = params, copies[0].copy = (act_t *)copy, copies[0].count = count;
-    if (weight_copy_bytes) LAUNCH(copy_kernel, blocks_for(count, 8 * THREADS), THREADS, 0, copies[0].copy, params, count);
+    act_t *to = copies[0].copy;
+    if (weight_copy_bytes) LAUNCH(copy_kernel, blocks_for(count, 8 * THREADS), THREADS, 0, to, params, count);
 }
 
 static __device__ __forceinline__ float gelu(float x) {  // 0.5 x (1 + tanh u) = x / (1 + exp(-2u))
@@ -409,7 +414,8 @@ template <int N, int BACK> static __global__ void gelu_kernel(act_t *x, const ac
 }
 template <int BACK> static void gelu_pass(act_t *x, const act_t *pre, size_t count) {
     enum { N = 16 / sizeof(act_t) };
-    if (count % N == 0 && aligned(x) && aligned(pre)) LAUNCH((gelu_kernel<N, BACK>), blocks_for(count, N * THREADS), THREADS, 0, x, pre, count);
+    if (count % N == 0 && aligned(x) && aligned(pre))
+        LAUNCH((gelu_kernel<N, BACK>), blocks_for(count, N * THREADS), THREADS, 0, x, pre, count);
     else LAUNCH((gelu_kernel<1, BACK>), blocks_for(count, THREADS), THREADS, 0, x, pre, count);
 }
 
@@ -468,14 +474,16 @@ static void choose(Known *p, Product s, const act_t *bias, const void *aux) {
     CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &unit, sizeof unit));
     cublasStatus_t e = cublasLtMatmulAlgoGetHeuristic(library, p->op, p->a, p->b, p->d, p->d, preference, 1, &found, &p->ways);
     if (e != CUBLAS_STATUS_SUCCESS || found.state != CUBLAS_STATUS_SUCCESS) p->ways = 0;
-    // without GELU in its ending a product may go another way; one that may not is slow, and a run says so once
+    // what ends with GELU has another way; the slow loops, if there is none, are worth a line in a run
     if (!p->ways && !aux && !said++)
-        fprintf(stderr, "train_rev_gpt2: cuBLASLt has no way to multiply (%d, %d) by (%d, %d): slow loops do it\n", s.m, s.k, s.k, s.n);
+        fprintf(stderr, "train_rev_gpt2: cuBLASLt has no way to multiply (%d, %d) by (%d, %d): slow loops do it\n",
+                s.m, s.k, s.k, s.n);
     p->algo = found.algo;
     CUBLAS(cublasLtMatmulPreferenceDestroy(preference));
 }
-// The library's way for this product, or NULL if there is none or its operands do not begin where the library wants them
-static Known *way_of(Product s, const void *d, const act_t *a, const act_t *b, const act_t *bias, const void *aux) {
+// The library's way for this product; NULL: it has none, or operands do not begin where it wants them
+static Known *way_of(Product s, const void *d, const act_t *a, const act_t *b, const act_t *bias,
+    const void *aux) {
     enum { MOST = 256, UNIT = 16 / sizeof(act_t) };
     static Known known[MOST];
     static int count;
@@ -487,7 +495,8 @@ static Known *way_of(Product s, const void *d, const act_t *a, const act_t *b, c
     if (p == known + count) choose(p, s, bias, aux), count++;
     return p->ways ? p : NULL;
 }
-static void multiply_by(Known *p, void *d, const act_t *a, const act_t *b, const act_t *bias, const void *aux) {
+static void multiply_by(Known *p, void *d, const act_t *a, const act_t *b, const act_t *bias,
+    const void *aux) {
     float one = 1, beta = p->product.accumulate ? 1 : 0;
     set_operands(p, bias, aux);
     CUBLAS(cublasLtMatmul(library, p->op, &one, a, p->a, b, p->b, &beta, d, p->d, d, p->d, &p->algo, scratch, LIBRARY_BYTES, 0));
@@ -498,8 +507,8 @@ static void gemm(Product s, void *d, const act_t *a, const act_t *b, const act_t
     if (way) multiply_by(way, d, a, b, bias, NULL);
     else LAUNCH(product_kernel, blocks_for((size_t)s.m * (size_t)s.n, THREADS), THREADS, 0, s, d, a, b, bias);
 }
-// Whether GELU goes into the library's ending: where that is fast. In float32 it never does, for the library may take the hardware's
-// tanh there, which is good for bf16 alone.
+// Whether GELU goes into the library's ending: where that is fast. In float32 it never does: the library may
+// take the hardware's tanh, which is good for bf16 alone.
 static int fuses_gelu(void) { return sizeof(act_t) == 2 && (device.major == 9 || device.major == 10); }
 
 void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C, int OC) {
@@ -510,7 +519,8 @@ void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const p
 void matmul_gelu_forward(act_t *out, act_t *pre, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C, int OC) {
     profile("matmul_gelu_forward", 2.0 * n * C * OC, ((double)n * (C + 2 * OC) + (double)C * OC) * sizeof(act_t));
     const act_t *w = copy_of(weight), *b = copy_of(bias);
-    Product fused = {OC, n, C, 1, 0, 0, CUBLASLT_EPILOGUE_GELU_AUX_BIAS}, plain = {OC, n, C, 1, 0, 0, CUBLASLT_EPILOGUE_BIAS};
+    Product plain = {OC, n, C, 1, 0, 0, CUBLASLT_EPILOGUE_BIAS}, fused = plain;
+    fused.epilogue = CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
     Known *way = fuses_gelu() ? way_of(fused, out, w, inp, b, pre) : NULL;
     if (way) {
         multiply_by(way, out, w, inp, b, pre);
@@ -520,10 +530,12 @@ void matmul_gelu_forward(act_t *out, act_t *pre, const act_t *inp, const param_t
     gelu_pass<0>(out, pre, (size_t)n * (size_t)OC);
 }
 
-// partial (slices, columns): sums over slices of the rows of x (n, columns). A warp has 32 N neighbouring columns and every 8th row, so
-// that a lane reads 16 bytes at a time
-template <int N> static __global__ void __launch_bounds__(THREADS) column_sums(float *partial, const act_t *x, int n, int columns) {
-    SHARED(float, room);  // (warps, N, 33): sums of a warp's rows; a place more a line, so that neighbours lie in other banks
+// partial (slices, columns): sums over slices of the rows of x (n, columns). A warp has 32 N columns and every
+// 8th row, so that a lane reads 16 bytes at a time
+template <int N> static __global__ void __launch_bounds__(THREADS)
+column_sums(float *partial, const act_t *x, int n, int columns) {
+    // (warps, N, 33): sums of a warp's rows; a place more a line, so that neighbours lie in other banks
+    SHARED(float, room);
     enum { LINE = WARP + 1, WIDTH = N * WARP };
     const size_t slice = blockIdx.x, begin = blockIdx.y * (size_t)WIDTH, K = (size_t)columns;
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
@@ -547,7 +559,8 @@ template <int N> static __global__ void __launch_bounds__(THREADS) column_sums(f
 }
 template <int N> static void column_sums_of(real_t *out, const act_t *x, int n, int columns, int slices) {
     dim3 blocks((unsigned)slices, blocks_for((size_t)columns, N * WARP));
-    LAUNCH(column_sums<N>, blocks, THREADS, THREADS / WARP * N * (WARP + 1) * sizeof(float), partial_sums, x, n, columns);
+    LAUNCH(column_sums<N>, blocks, THREADS, THREADS / WARP * N * (WARP + 1) * sizeof(float), partial_sums, x,
+        n, columns);
     sum_of_rows(out, NULL, partial_sums, slices, columns);
 }
 void matmul_backward(act_t *dinp, real_t *dweight, real_t *dbias, const act_t *dout, const act_t *inp, const param_t *weight, const act_t *pre,
@@ -555,11 +568,13 @@ void matmul_backward(act_t *dinp, real_t *dweight, real_t *dbias, const act_t *d
     profile("matmul_backward", 4.0 * n * C * OC, ((double)n * (2 * C + OC) + (double)C * OC) * sizeof(act_t) + 2.0 * C * OC * sizeof(real_t));
     enum { N = 16 / sizeof(act_t) };
     const act_t *copy = copy_of(weight);
-    Product w = {C, OC, n, 0, 1, 1, CUBLASLT_EPILOGUE_DEFAULT}, plain = {C, n, OC, 0, 0, 0, CUBLASLT_EPILOGUE_DEFAULT}, fused = plain;
+    Product w = {C, OC, n, 0, 1, 1, CUBLASLT_EPILOGUE_DEFAULT};
+    Product plain = {C, n, OC, 0, 0, 0, CUBLASLT_EPILOGUE_DEFAULT}, fused = plain;
     fused.epilogue = CUBLASLT_EPILOGUE_DGELU;
     gemm(w, dweight, inp, dout, NULL);
     if (dbias) {
-        int room = (int)((int64_t)SLICES * 2 * smaller_of(C, OC) / OC), slices = smaller_of(slices_of((size_t)n, 64), room > 1 ? room : 1);
+        int room = (int)((int64_t)SLICES * 2 * smaller_of(C, OC) / OC);
+        int slices = smaller_of(slices_of((size_t)n, 64), room > 1 ? room : 1);
         if (OC % N == 0 && aligned(dout)) column_sums_of<N>(dbias, dout, n, OC, slices);
         else column_sums_of<1>(dbias, dout, n, OC, slices);
     }
@@ -572,11 +587,13 @@ void matmul_backward(act_t *dinp, real_t *dweight, real_t *dbias, const act_t *d
     if (pre) gelu_pass<1>(dinp, pre, (size_t)n * (size_t)C);
 }
 
-// ---- layernorm: a warp a token, whose lanes have RUNS runs of N neighbouring columns each at most; so a token is read once, and with
-// N = 8 16 bytes at a time
+// ---- layernorm: a warp a token, whose lanes have RUNS runs of N neighbouring columns at most; so a token is
+// read once, and with N = 8 16 bytes at a time
 
-template <int N> static __device__ __forceinline__ int column_of(int run) { return (run * WARP + (int)threadIdx.x % WARP) * N; }
-// x: this lane's columns of the token from `at`, 0 beyond the last; returns the mean and 1 / standard deviation
+template <int N> static __device__ __forceinline__ int column_of(int run) {
+    return (run * WARP + (int)threadIdx.x % WARP) * N;
+}
+// x: this lane's columns of the token from `at`, 0 beyond C; returns the mean and 1 / standard deviation
 template <int N, int RUNS> static __device__ __forceinline__ float2
 layernorm_token(float x[RUNS][N], const stream_t *s, const act_t *add, size_t at, int C, float unit) {
     float sum = 0, squares = 0;
@@ -620,7 +637,8 @@ layernorm_kernel(act_t *out, const stream_t *s, const act_t *add, const param_t 
 template <int N, int RUNS> static __global__ void __launch_bounds__(THREADS)
 layernorm_backward_kernel(float *ds, act_t *dadd, float *partial, const act_t *dout, const stream_t *s, const act_t *add, const param_t *weight,
                           int n, int C, float unit) {
-    SHARED(float, room);  // (2, N, RUNS, 32), of dweight and dbias: the first of all runs, then the second ones
+    // (2, N, RUNS, 32), of dweight and dbias: the first of all runs, then the second ones
+    SHARED(float, room);
     enum { LINE = RUNS * WARP };
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     float x[RUNS][N], dw[RUNS][N] = {}, db[RUNS][N] = {};
@@ -650,7 +668,8 @@ layernorm_backward_kernel(float *ds, act_t *dadd, float *partial, const act_t *d
             if (c >= C) continue;
             Few<param_t, N> w = load<N>(weight + c);
             Few<float, N> dx = load<N>(ds + at + c);
-            Few<act_t, N> d = load<N>(dout + at + c), other = d;  // again, from the cache: kept, it would take registers
+            // again, from the cache: kept, it would take registers
+            Few<act_t, N> d = load<N>(dout + at + c), other = d;
             if (dadd) other = load<N>(dadd + at + c);
             for (int j = 0; j < N; j++) {
                 float part = (to_float(d.e[j]) * w.e[j] - sum - x[r][j] * sum_x) * y.y;
@@ -677,18 +696,21 @@ layernorm_backward_kernel(float *ds, act_t *dadd, float *partial, const act_t *d
     }
 }
 template <int N, int RUNS> static void
-layernorm_forward_of(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, const param_t *bias, int n, int C, float unit) {
-    LAUNCH((layernorm_kernel<N, RUNS>), blocks_for((size_t)n, THREADS / WARP), THREADS, 0, out, s, add, weight, bias, n, C, unit);
+layernorm_forward_of(act_t *out, const stream_t *s, const act_t *add, const param_t *weight,
+    const param_t *bias, int n, int C, float unit) {
+    LAUNCH((layernorm_kernel<N, RUNS>), blocks_for((size_t)n, THREADS / WARP), THREADS, 0, out, s, add,
+        weight, bias, n, C, unit);
 }
 template <int N, int RUNS> static void
-layernorm_backward_of(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias, const act_t *dout, const stream_t *s, const act_t *add,
-                      const param_t *weight, int n, int C, float unit) {
+layernorm_backward_of(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias, const act_t *dout,
+                      const stream_t *s, const act_t *add, const param_t *weight, int n, int C, float unit) {
     int slices = slices_of((size_t)n, 64);
-    LAUNCH((layernorm_backward_kernel<N, RUNS>), (unsigned)slices, THREADS, 2 * N * RUNS * WARP * sizeof(float), ds, dadd, partial_sums, dout, s, add,
-           weight, n, C, unit);
+    size_t room = 2 * N * RUNS * WARP * sizeof(float);
+    LAUNCH((layernorm_backward_kernel<N, RUNS>), (unsigned)slices, THREADS, room, ds, dadd, partial_sums, dout,
+           s, add, weight, n, C, unit);
     sum_of_rows(dweight, dbias, partial_sums, slices, C);
 }
-// f<N, RUNS> for C columns; by_eight: whether all begin at a multiple of eight elements. 1600 is the widest of GPT-2.
+// f<N, RUNS> for C columns, of which GPT-2 has 768, 1024, 1280 or 1600; by_eight: may they be read by eights?
 #define OF_WIDTH(f, by_eight, ...) do { \
         if (!(by_eight) && C > 24*WARP) f<1, 128>(__VA_ARGS__); \
         else if (!(by_eight)) f<1, 24>(__VA_ARGS__); \
@@ -699,19 +721,20 @@ layernorm_backward_of(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias, c
         else if (C <= 1792) f<8, 7>(__VA_ARGS__); \
         else f<8, 16>(__VA_ARGS__); \
     } while (0)
-static int in_eights(const void *x, size_t size, int C) { return C % 8 == 0 && aligned(x, 8 * size); }
+template <class E> static int in_eights(const E *x, int C) { return C % 8 == 0 && aligned(x, 8 * sizeof(E)); }
 void layernorm_forward(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, const param_t *bias, int n, int C, int grid) {
     profile("layernorm_forward", 0, (double)n * C * (sizeof(stream_t) + (add ? 2 : 1) * sizeof(act_t)));
-    int by_eight = in_eights(out, sizeof *out, C) && in_eights(s, sizeof *s, C) && in_eights(add, sizeof *add, C) &&
-        in_eights(weight, sizeof *weight, C) && in_eights(bias, sizeof *bias, C);
+    int by_eight = in_eights(out, C) && in_eights(s, C) && in_eights(add, C) && in_eights(weight, C) &&
+        in_eights(bias, C);
     OF_WIDTH(layernorm_forward_of, by_eight, out, s, add, weight, bias, n, C, grid_unit(grid));
 }
 void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias, const act_t *dout, const stream_t *s, const act_t *add,
                         const param_t *weight, int n, int C, int grid) {
     profile("layernorm_backward", 0, (double)n * C * (sizeof(stream_t) + 2 * sizeof(real_t) + ((add ? 2 : 1) + (dadd ? 2 : 0)) * sizeof(act_t)));
-    int by_eight = in_eights(ds, sizeof *ds, C) && in_eights(dadd, sizeof *dadd, C) && in_eights(dout, sizeof *dout, C) &&
-        in_eights(s, sizeof *s, C) && in_eights(add, sizeof *add, C) && in_eights(weight, sizeof *weight, C);
-    OF_WIDTH(layernorm_backward_of, by_eight, ds, dadd, dweight, dbias, dout, s, add, weight, n, C, grid_unit(grid));
+    int by_eight = in_eights(ds, C) && in_eights(dadd, C) && in_eights(dout, C) && in_eights(s, C) &&
+        in_eights(add, C) && in_eights(weight, C);
+    OF_WIDTH(layernorm_backward_of, by_eight, ds, dadd, dweight, dbias, dout, s, add, weight, n, C,
+        grid_unit(grid));
 }
 
 // ---- attention in tiles, the softmax carried along from tile to tile. Grids are (tiles, heads, sequences):
@@ -1264,7 +1287,8 @@ static __global__ void attention_query_kernel(act_t *out, const act_t *qkv, int 
 }
 void attention_query(act_t *out, const act_t *qkv, int t, int C, int NH) {
     profile("attention_query", 4.0 * t * C, 2.0 * t * C * sizeof(act_t));
-    LAUNCH(attention_query_kernel, (unsigned)NH, THREADS, query_bytes((size_t)t + 1), out, qkv, t, C, C / NH, (float)(1 / sqrt((double)(C / NH))));
+    LAUNCH(attention_query_kernel, (unsigned)NH, THREADS, query_bytes((size_t)t + 1), out, qkv, t, C, C / NH,
+        (float)(1 / sqrt((double)(C / NH))));
 }
 
 // ---- adjoint, head, optimizer
@@ -1396,7 +1420,8 @@ double norm_squared(const real_t *x, size_t count) {
 }
 
 struct AdamW { float beta1, beta2, keep, step, unbias, clip; };
-template <int N> static __global__ void adamw_kernel(float *p, const float *g, float *m, float *v, size_t count, AdamW k) {
+template <int N> static __global__ void adamw_kernel(float *p, const float *g, float *m, float *v,
+    size_t count, AdamW k) {
     size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N;
     if (i >= count) return;
     Few<float, N> w = load<N>(p + i), grad = load<N>(g + i), m1 = load<N>(m + i), v1 = load<N>(v + i);
@@ -1412,7 +1437,8 @@ template <int N> static __global__ void adamw_kernel(float *p, const float *g, f
 }
 void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, double rate, double beta1, double beta2, double decay, double scale, int t) {
     profile("adamw", 0, (double)count * (2 * sizeof(param_t) + 5 * sizeof(real_t)));
-    AdamW k = {(float)beta1, (float)beta2, (float)(1 - rate * decay), (float)(rate / (1 - pow(beta1, t))), (float)(1 / sqrt(1 - pow(beta2, t))), (float)scale};
+    AdamW k = {(float)beta1, (float)beta2, (float)(1 - rate * decay), (float)(rate / (1 - pow(beta1, t))),
+        (float)(1 / sqrt(1 - pow(beta2, t))), (float)scale};
     if (count % 4 == 0 && aligned(p) && aligned(g) && aligned(m) && aligned(v))
         LAUNCH(adamw_kernel<4>, blocks_for(count, 4 * THREADS), THREADS, 0, p, g, m, v, count, k);
     else LAUNCH(adamw_kernel<1>, blocks_for(count, THREADS), THREADS, 0, p, g, m, v, count, k);
@@ -1424,11 +1450,12 @@ void layers_check(int sequences, int C, int NH, int cached) {
     const size_t always = (size_t)48 << 10;  // bytes of shared memory that no card need be asked for
     if (C > 128*WARP) die(STATUS_USAGE, "%d channels: at most %d are meant on a GPU", C, 128*WARP);
     if (C / NH > 128) die(STATUS_USAGE, "heads of %d channels: at most 128 are meant on a GPU", C / NH);
-    if (sequences > 65535) die(STATUS_USAGE, "--chunk %d: a GPU evaluates a block for 65535 sequences at a time, at most", sequences);
+    if (sequences > 65535)
+        die(STATUS_USAGE, "--chunk %d: on a GPU at most 65535 sequences at a time are meant", sequences);
     if (query_bytes((size_t)cached) <= always) return;
     device_begin();
     if (query_bytes((size_t)cached) > device.sharedMemPerBlockOptin)
-        die(STATUS_USAGE, "a sample that reaches %d tokens: %s has shared memory for %zu; a smaller -g or prompt needs less", cached, device.name,
+        die(STATUS_USAGE, "a sample of %d tokens: %s has shared memory for the scores of %zu", cached, device.name,
             device.sharedMemPerBlockOptin / sizeof(float) - 2 * WARP);
 }
 

@@ -76,8 +76,11 @@ static void reset(void) {
 }
 
 static const Version norms[] = {{1, "one block", 1e-5, 1}, {2, "the trainer's: slices", 1e-5, 1}, {0, NULL, 0, 0}};
-static const Version steps_of_adamw[] = {{1, "in double precision", 1e-6, 1}, {2, "the trainer's: float alone, what is constant outside, 16 bytes at a time", 1e-6, 1}, {0, NULL, 0, 0}};
-static const Shape odd[] = {{"40007", {40007, 0, 0, 0}}, {"40008", {40008, 0, 0, 0}}, {"3", {3, 0, 0, 0}}, {NULL, {0, 0, 0, 0}}};
+static const Version steps_of_adamw[] = {{1, "in double precision", 1e-6, 1},
+    {2, "the trainer's: float alone, what is constant outside, 16 bytes at a time", 1e-6, 1},
+    {0, NULL, 0, 0}};
+static const Shape odd[] = {{"40007", {40007, 0, 0, 0}}, {"40008", {40008, 0, 0, 0}}, {"3", {3, 0, 0, 0}},
+    {NULL, {0, 0, 0, 0}}};
 static const Shape shapes[] = {{"124 million", {124475904, 0, 0, 0}}, {NULL, {0, 0, 0, 0}}};
 static const Experiment experiments[] = {
     {"squared norm", norms, odd, shapes, set_up_norm, reset, run_norm, check_norm},

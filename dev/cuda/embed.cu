@@ -50,7 +50,9 @@ static void run(int version) {
     else embed_backward(dwte, dwpe, dx, NULL, tokens, order, n, T, C);
 }
 
-static const Version versions[] = {{1, "atomics", 1e-5, 1}, {2, "the trainer's: tokens sorted by the host when it reads them, a block a word", 1e-5, 1}, {0, NULL, 0, 0}};
+static const Version versions[] = {{1, "atomics", 1e-5, 1},
+    {2, "the trainer's: tokens sorted by the host as it reads them, a block a word", 1e-5, 1},
+    {0, NULL, 0, 0}};
 static const Shape odd[] = {{"70 x 33", {70, 33, 20, 35}}, {"9000 x 4", {9000, 4, 11, 10}}, {NULL, {0, 0, 0, 0}}};
 static const Shape shapes[] = {{"65536 x 768", {65536, 768, 50257, 1024}}, {NULL, {0, 0, 0, 0}}};
 static const Experiment experiments[] = {{"embedding, backward", versions, odd, shapes, set_up, reset, run, check}};

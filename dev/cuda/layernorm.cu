@@ -119,8 +119,8 @@ static __global__ void forward_block(act_t *out, const stream_t *s, const act_t 
     for (int c = (int)threadIdx.x; c < C; c += (int)blockDim.x) set(out + at + c, (token_element(s, add, at + (size_t)c, unit) - mean) * rstd * weight[c] + bias[c]);
 }
 
-// ---- 3: a warp a token, whose lanes keep their columns in registers: read once, but 4 and 2 bytes at a time, so that instructions are
-// what takes the time. The trainer's, where C is no multiple of 8
+// ---- 3: a warp a token, whose lanes keep their columns in registers: read once, but by 4 and 2 bytes, so
+// that instructions take the time. The trainer's, where C is no multiple of 8
 
 // ---- 4: the trainer's, 16 bytes at a time: a lane has runs of 8 neighbouring columns
 
@@ -155,16 +155,19 @@ static void run_forward(int version) {
 static void run_backward(int version) {
     if (version == 1)
         LAUNCH(backward_alone, blocks_for((size_t)n, 128), 128, 0, ds, dother, dweight, dbias, dout, s, add, weight, n, C, grid_unit(GRID));
-    else if (version == 3) OF_WIDTH(layernorm_backward_of, 0, ds, add ? dother : NULL, dweight, dbias, dout, s, add, weight, n, C, grid_unit(GRID));
+    else if (version == 3) OF_WIDTH(layernorm_backward_of, 0, ds, add ? dother : NULL, dweight, dbias, dout,
+        s, add, weight, n, C, grid_unit(GRID));
     else layernorm_backward(ds, add ? dother : NULL, dweight, dbias, dout, s, add, weight, n, C, GRID);
 }
 
-static const Version forwards[] = {{1, "a thread a token", 8e-3, 1}, {2, "a block a token", 8e-3, 1}, {3, "a warp a token, which is read once", 8e-3, 1},
+static const Version forwards[] = {{1, "a thread a token", 8e-3, 1}, {2, "a block a token", 8e-3, 1},
+                                   {3, "a warp a token, which is read once", 8e-3, 1},
                                    {4, "the trainer's: 16 bytes at a time", 8e-3, 1}, {0, NULL, 0, 0}};
-static const Version backwards[] = {{1, "a thread a token, sums by atomics: other bits each time", 8e-3, 1}, {3, "slices of tokens, then their sum", 8e-3, 1},
-                                    {4, "the trainer's: 16 bytes at a time", 8e-3, 1}, {0, NULL, 0, 0}};
-static const Shape odd[] = {{"7 x 51", {7, 51, 0, 0}}, {"70 x 1100, + activation", {70, 1100, 1, 0}}, {"130 x 264", {130, 264, 0, 0}}, {"70 x 1600, + activation", {70, 1600, 1, 0}},
-                            {NULL, {0, 0, 0, 0}}};
+static const Version backwards[] = {{1, "a thread a token, sums by atomics: other bits each time", 8e-3, 1},
+    {3, "slices of tokens, then their sum", 8e-3, 1},
+    {4, "the trainer's: 16 bytes at a time", 8e-3, 1}, {0, NULL, 0, 0}};
+static const Shape odd[] = {{"7 x 51", {7, 51, 0, 0}}, {"70 x 1100, + activation", {70, 1100, 1, 0}},
+    {"130 x 264", {130, 264, 0, 0}}, {"70 x 1600, + activation", {70, 1600, 1, 0}}, {NULL, {0, 0, 0, 0}}};
 static const Shape shapes[] = {{"16384 x 768", {16384, 768, 0, 0}}, {"+ activation", {16384, 768, 1, 0}}, {"16384 x 1600", {16384, 1600, 1, 0}}, {NULL, {0, 0, 0, 0}}};
 static const Experiment experiments[] = {
     {"layernorm, forward", forwards, odd, shapes, set_up_forward, reset_forward, run_forward, check_forward},

@@ -71,15 +71,18 @@ static __global__ void sums_alone(float *partial, const act_t *x, int n, int col
     size_t c = blockIdx.y * (size_t)blockDim.x + threadIdx.x, slice = blockIdx.x;
     float sum = 0;
     if (c >= (size_t)columns) return;
-    for (size_t i = slice_begin((size_t)n, slice); i < slice_begin((size_t)n, slice + 1); i++) sum += to_float(x[i * (size_t)columns + c]);
+    for (size_t i = slice_begin((size_t)n, slice); i < slice_begin((size_t)n, slice + 1); i++)
+        sum += to_float(x[i * (size_t)columns + c]);
     partial[slice * (size_t)columns + c] = sum;
 }
 static void bias_gradient(int slices) {
-    LAUNCH(sums_alone, dim3((unsigned)slices, blocks_for((size_t)OC, THREADS)), THREADS, 0, partial_sums, dout, n, OC);
+    LAUNCH(sums_alone, dim3((unsigned)slices, blocks_for((size_t)OC, THREADS)), THREADS, 0, partial_sums,
+        dout, n, OC);
     sum_of_rows(dbias, NULL, partial_sums, slices, OC);
 }
 
-// ---- 3: bias in the library's ending, GELU a pass of 16 bytes a thread: the trainer's way but on some cards in bf16
+// ---- 3: bias in the library's ending, GELU a pass of 16 bytes a thread: the trainer's way but on some cards
+// in bf16
 // ---- 4: GELU in the library's ending as well, where the trainer has it so
 
 // ---- the experiments
@@ -104,7 +107,8 @@ static void run_forward(int version) {
     size_t count = (size_t)n * OC;
     Product s = {OC, n, C, 1, 0, 0, CUBLASLT_EPILOGUE_BIAS};
     act_t *to = with_gelu ? pre : out;
-    if (version == 1) LAUNCH(product_kernel, blocks_for(count, THREADS), THREADS, 0, s, to, copy_of(weights_bias), inp, copy_of(bias));
+    const act_t *w = copy_of(weights_bias), *b = copy_of(bias);
+    if (version == 1) LAUNCH(product_kernel, blocks_for(count, THREADS), THREADS, 0, s, to, w, inp, b);
     else if (version == 3) matmul_forward(to, inp, weights_bias, bias, n, C, OC);
     else if (version == 2) {
         matmul_forward(out, inp, weights_bias, NULL, n, C, OC);
@@ -117,23 +121,29 @@ static void run_backward(int version) {
     const act_t *slope = with_gelu ? pre_inp : NULL;
     size_t count = (size_t)n * C;
     if (version == 1) {
-        Product in = {C, n, OC, 0, 0, 0, CUBLASLT_EPILOGUE_DEFAULT}, w = {C, OC, n, 0, 1, 1, CUBLASLT_EPILOGUE_DEFAULT};
-        LAUNCH(product_kernel, blocks_for(count, THREADS), THREADS, 0, in, dinp, copy_of(weights_bias), dout, NULL);
+        const act_t *copy = copy_of(weights_bias);
+        Product in = {C, n, OC, 0, 0, 0, CUBLASLT_EPILOGUE_DEFAULT};
+        Product w = {C, OC, n, 0, 1, 1, CUBLASLT_EPILOGUE_DEFAULT};
+        LAUNCH(product_kernel, blocks_for(count, THREADS), THREADS, 0, in, dinp, copy, dout, NULL);
         LAUNCH(product_kernel, blocks_for((size_t)OC * C, THREADS), THREADS, 0, w, dweight, inp, dout, NULL);
-    } else matmul_backward(dinp, dweight, version == 2 ? NULL : dbias, dout, inp, weights_bias, version == 4 ? slope : NULL, n, C, OC);
+    } else if (version == 4) matmul_backward(dinp, dweight, dbias, dout, inp, weights_bias, slope, n, C, OC);
+    else matmul_backward(dinp, dweight, version == 2 ? NULL : dbias, dout, inp, weights_bias, NULL, n, C, OC);
     if (version < 3) bias_gradient(version == 1 ? 1 : slices_of((size_t)n, 64));
     if (version < 3 && slope) LAUNCH(times_slope, blocks_for(count, THREADS), THREADS, 0, dinp, slope, count);
     if (version == 3 && slope) gelu_pass<1>(dinp, slope, count);
 }
 
 static const Version forwards[] = {{1, "a thread an element", 2e-2, 1}, {2, "the library, then passes for bias and GELU", 2e-2, 1},
-                                   {3, "bias in the library's ending, GELU 16 bytes at a time", 2e-2, 1},
-                                   {4, "the trainer's: GELU in the library's ending, where that is fast", 2e-2, 1}, {0, NULL, 0, 0}};
-static const Version backwards[] = {{1, "a thread an element", 2e-2, 1}, {2, "the library, then passes for GELU' and dbias", 2e-2, 1},
-                                    {3, "passes of 16 bytes at a time", 2e-2, 1},
-                                    {4, "the trainer's: GELU' in the library's ending, where that is fast", 2e-2, 1}, {0, NULL, 0, 0}};
-static const Shape odd[] = {{"70 x 51 to 33, GELU", {70, 51, 33, 1}}, {"33 x 64 to 96, GELU", {33, 64, 96, 1}},
-                            {"33 x 96 to 64, GELU", {33, 96, 64, 1}}, {"130 x 64 to 1088, GELU", {130, 64, 1088, 1}}, {"40 x 32 to 8", {40, 32, 8, 0}}, {NULL, {0, 0, 0, 0}}};
+    {3, "bias in the library's ending, GELU 16 bytes at a time", 2e-2, 1},
+    {4, "the trainer's: GELU in the library's ending, where that is fast", 2e-2, 1}, {0, NULL, 0, 0}};
+static const Version backwards[] = {{1, "a thread an element", 2e-2, 1},
+    {2, "the library, then passes for GELU' and dbias", 2e-2, 1},
+    {3, "passes of 16 bytes at a time", 2e-2, 1},
+    {4, "the trainer's: GELU' in the library's ending, where that is fast", 2e-2, 1}, {0, NULL, 0, 0}};
+static const Shape odd[] = {
+    {"70 x 51 to 33, GELU", {70, 51, 33, 1}}, {"33 x 64 to 96, GELU", {33, 64, 96, 1}},
+    {"33 x 96 to 64, GELU", {33, 96, 64, 1}}, {"130 x 64 to 1088, GELU", {130, 64, 1088, 1}},
+    {"40 x 32 to 8", {40, 32, 8, 0}}, {NULL, {0, 0, 0, 0}}};
 static const Shape shapes[] = {{"768 to 768", {16384, 768, 768, 0}}, {"768 to 2304", {16384, 768, 2304, 0}}, {"768 to 3072, GELU", {16384, 768, 3072, 1}},
                                {"3072 to 768", {16384, 3072, 768, 0}}, {"768 to 50304", {8192, 768, 50304, 0}}, {NULL, {0, 0, 0, 0}}};
 static const Shape backward_shapes[] = {{"768 to 768", {16384, 768, 768, 0}}, {"768 to 2304", {16384, 768, 2304, 0}}, {"768 to 3072", {16384, 768, 3072, 0}},
