@@ -332,7 +332,7 @@ void layers_order(void *to, const int *tokens, int n) {
     to_device(to, words, layers_order_bytes(n));
     free(words), free(next);
 }
-// A block has every so manieth word and a stretch of columns, so that no two blocks meet in a row.
+// A block has some of the words and a stretch of columns, so that no two blocks meet in a row.
 static __global__ void embed_words_kernel(float *dwte, const float *d1, const float *d2, const int *tokens,
     const int *words, int n, int C) {
     const int *first = words + 1, *order = words + 2 + n, c = (int)(blockIdx.y * blockDim.x + threadIdx.x);
@@ -1244,8 +1244,7 @@ static void attention_backward_of(act_t *dqkv, const act_t *dout, const act_t *q
 void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH) {
     profile("attention_forward", 2.0 * B * T * T * C, 4.0 * B * T * C * sizeof(act_t));
     const int hs = C / NH, whole = hs % 8 == 0 && aligned(qkv) && aligned(out);
-    if (hs > 128) die(STATUS_USAGE, "heads of %d channels: at most 128 are meant on a GPU", hs);
-    (void)whole;
+    (void)whole;  // float32 has one way
     OF_SIZE(attention_forward_of, out, lse, qkv, B, T, C, NH);
 }
 void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse, int B,
