@@ -26,6 +26,17 @@ NVCC ?= nvcc
 CUDA_ARCH ?= native
 FP32 = $(if $(filter FP32,$(PRECISION)),-DPRECISION_FP32)
 ALL_NVCCFLAGS = -std=c++17 -O3 -arch=$(CUDA_ARCH) $(FP32) -Xcompiler "-fopenmp -Wall -Wextra -Wno-unknown-pragmas" $(NVCCFLAGS)
+# cuBLASLt as pip brings it, where the toolkit has none: among this Python's packages, or from `make cublas`. Its library
+# has only a name with a number there.
+PYTHON ?= python3
+NVIDIA ?= $(ROOT).nvidia/nvidia $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib") + "/nvidia")')
+has_cublas = $(shell $(NVCC) $(NVCCFLAGS) -x cu -E -include cublasLt.h -o /dev/null /dev/null 2>/dev/null && echo yes)
+pip_cublas = $(abspath $(patsubst %/include/cublasLt.h,%,$(firstword $(wildcard $(NVIDIA:%=%/*/include/cublasLt.h)))))
+pip_library = $(firstword $(wildcard $(1)/lib/libcublasLt.so*))
+pip_flags = -I$(1)/include -L$(1)/lib -Xlinker -rpath=$(1)/lib -l:$(notdir $(call pip_library,$(1)))
+CUBLAS = $(if $(has_cublas),-lcublasLt,$(if $(pip_cublas),$(call pip_flags,$(pip_cublas)),-lcublasLt))
+cuda = $(shell $(NVCC) --version | sed -n 's/.*release \([0-9]*\)\..*/\1/p')
+cublas_package = 'nvidia-cublas$(if $(filter 12,$(cuda)),-cu12)==$(cuda).*'
 EMULATE_FLAGS = -x c++ -std=c++17 -O2 -U_FORTIFY_SOURCE -DEMULATE $(FP32) -include $(ROOT)dev/cuda/emulate.h -Wall -Wextra -Wno-unknown-pragmas $(SAN)
 
 all: train_rev_gpt2
@@ -40,10 +51,10 @@ test_rev_gpt2_f64: test_rev_gpt2.c train_rev_gpt2.c
 	$(CC) $(ALL_CFLAGS) -DREAL=double -o $@ $< $(LDFLAGS) -lm
 
 train_rev_gpt2cu: train_rev_gpt2.cu train_rev_gpt2.c
-	$(NVCC) $(ALL_NVCCFLAGS) -o $@ $< -lcublasLt
+	$(NVCC) $(ALL_NVCCFLAGS) -o $@ $< $(CUBLAS)
 
 test_rev_gpt2cu: test_rev_gpt2.c train_rev_gpt2.cu train_rev_gpt2.c
-	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) -o $@ $< -lcublasLt
+	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) -o $@ $< $(CUBLAS)
 
 train_rev_gpt2_emulated: train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
 	$(CXX) $(EMULATE_FLAGS) -o $@ $<
@@ -75,6 +86,10 @@ test-asan:
 	ASAN_OPTIONS=exitcode=99 $(MAKE) test CFLAGS="-O2 -g" SAN="-fsanitize=address,undefined -fno-sanitize-recover=all"
 	$(MAKE) clean-tests
 
+cublas:
+	$(if $(has_cublas)$(pip_cublas),,$(PYTHON) -m pip download -q --no-deps -d .nvidia $(cublas_package) && \
+		$(PYTHON) -m zipfile -e .nvidia/nvidia_cublas*.whl .nvidia && rm .nvidia/*.whl)
+
 cxx: train_rev_gpt2.c
 	$(CXX) -x c++ -std=c++17 -Wall -Wextra -Wno-unknown-pragmas -Wno-unused-function -pedantic-errors -Werror -DREV_GPT2_OTHER_LAYERS -c -o /dev/null $<
 	echo 'struct half { unsigned short bits; operator float() const { return bits; } };' | cat - $< | \
@@ -91,4 +106,4 @@ clean: clean-tests
 	rm -f train_rev_gpt2 train_rev_gpt2cu train_rev_gpt2_emulated dev/reference/gradients dev/reference/gradients_f64
 	rm -rf demo
 
-.PHONY: all demo test test-asan test-emulated cxx gradients clean-tests clean
+.PHONY: all demo test test-asan test-emulated cublas cxx gradients clean-tests clean

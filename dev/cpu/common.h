@@ -7,8 +7,10 @@ before it is timed; percentages are of the limit of this machine, measured by th
 
     ./matmul            all versions, a line each
     ./matmul 3          version 3
+    ./matmul last       the last version of each experiment
     ./matmul table      all, as Markdown
     ./matmul check      only whether they are right, on small and odd shapes
+    ./matmul small      those shapes timed too, which takes no time even in emulation
 */
 #define REV_GPT2_NO_MAIN
 #ifdef TWIN  // dev/cuda
@@ -118,6 +120,8 @@ static double best_time(const Experiment *e, int version, double *median) {
 }
 
 enum { LINES, TABLE, CHECK };
+enum { LAST = -1 };  // instead of a version's number
+static int small_shapes;
 static int passed, failed;
 static double limit_flops[2], limit_bytes;  // the best seen
 static double rates[MOST_EXPERIMENTS][MOST_VERSIONS][MOST_SHAPES];  // flops or bytes a second, the best seen; 0: not measured
@@ -153,16 +157,22 @@ static int is_right(const Experiment *e, const Version *v, const Shape *s) {
     return right;
 }
 
+static const Shape *shapes_in(const Experiment *e, int mode) { return mode == CHECK || small_shapes ? e->odd : e->shapes; }
+static int chosen(const Version *v, int only) {
+    if (only == LAST) return v[1].number == 0;
+    return only == 0 || v->number == only;
+}
+
 // Every version at every shape; a version that will take longer than three seconds is left out.
 static void run_experiment(const Experiment *e, double rate[MOST_VERSIONS][MOST_SHAPES], int mode, int only) {
-    const Shape *shapes = mode == CHECK ? e->odd : e->shapes;
+    const Shape *shapes = shapes_in(e, mode);
     for (int c = 0; shapes[c].name; c++) {
         work_flops = work_bytes = 0;
         while (operand_count > 0) device_free(operands[--operand_count]);
         e->set_up(shapes[c].d);
         for (const Version *v = e->versions; v->number; v++) {
             double work = work_flops > 0 ? work_flops : work_bytes, *r = rate[v - e->versions], median;
-            if (only && v->number != only) continue;
+            if (!chosen(v, only)) continue;
             double slowest = 0;  // known so far, of another shape
             for (int j = 0; j < c; j++) slowest = r[j] > 0 && (slowest == 0 || r[j] < slowest) ? r[j] : slowest;
             if (mode != CHECK && slowest > 0 && work / slowest > 3) continue;
@@ -183,14 +193,15 @@ static void run_experiment(const Experiment *e, double rate[MOST_VERSIONS][MOST_
 }
 
 static void print_table(const Experiment *e, double rate[MOST_VERSIONS][MOST_SHAPES], int only) {
+    const Shape *shapes = shapes_in(e, TABLE);
     printf("\n| %s, %s | |", e->title, work_flops > 0 ? "GFLOP/s" : "GB/s");
-    for (const Shape *s = e->shapes; s->name; s++) printf(" %s |", s->name);
+    for (const Shape *s = shapes; s->name; s++) printf(" %s |", s->name);
     printf("\n|---|---|");
-    for (const Shape *s = e->shapes; s->name; s++) printf("---|");
+    for (const Shape *s = shapes; s->name; s++) printf("---|");
     for (const Version *v = e->versions; v->number; v++) {
-        if (only && v->number != only) continue;
+        if (!chosen(v, only)) continue;
         printf("\n| %d | %s |", v->number, v->what);
-        for (int c = 0; e->shapes[c].name; c++) {
+        for (int c = 0; shapes[c].name; c++) {
             double r = rate[v - e->versions][c];
             if (r > 0) printf(" %.*f (%.0f%%) |", r < 1e10, r * 1e-9, 100 * r / (work_flops > 0 ? limit_flops[v->bf16] : limit_bytes));
             else printf(" – |");
@@ -204,7 +215,9 @@ static int run_experiments(int argc, char **argv, const Experiment *experiments,
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "table") == 0) mode = TABLE;
         else if (strcmp(argv[i], "check") == 0) mode = CHECK;
-        else if ((only = atoi(argv[i])) <= 0) die(STATUS_USAGE, "usage: %s [VERSION] [table|check]", argv[0]);
+        else if (strcmp(argv[i], "small") == 0) small_shapes = 1;
+        else if (strcmp(argv[i], "last") == 0) only = LAST;
+        else if ((only = atoi(argv[i])) <= 0) die(STATUS_USAGE, "usage: %s [VERSION|last] [table|check|small]", argv[0]);
     }
     void *scratch = device_alloc(layers_scratch_bytes(4096, 4096, 4096, 0));
     cold = (real_t *)device_alloc(COLD * sizeof(real_t));
