@@ -90,6 +90,9 @@ cublas:
 	$(if $(has_cublas)$(pip_cublas),,$(PYTHON) -m pip download -q --no-deps -d .nvidia $(cublas_package) && \
 		$(PYTHON) -m zipfile -e .nvidia/nvidia_cublas*.whl .nvidia && rm .nvidia/*.whl)
 
+pip_cublas:
+	@echo $(pip_cublas)
+
 cxx: train_rev_gpt2.c
 	$(CXX) -x c++ -std=c++17 -Wall -Wextra -Wno-unknown-pragmas -Wno-unused-function -pedantic-errors -Werror -DREV_GPT2_OTHER_LAYERS -c -o /dev/null $<
 	echo 'struct half { unsigned short bits; operator float() const { return bits; } };' | cat - $< | \
@@ -106,4 +109,4 @@ clean: clean-tests
 	rm -f train_rev_gpt2 train_rev_gpt2cu train_rev_gpt2_emulated dev/reference/gradients dev/reference/gradients_f64
 	rm -rf demo
 
-.PHONY: all demo test test-asan test-emulated cublas cxx gradients clean-tests clean
+.PHONY: all demo test test-asan test-emulated cublas pip_cublas cxx gradients clean-tests clean

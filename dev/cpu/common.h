@@ -96,6 +96,7 @@ static inline size_t sample(size_t s, size_t samples, size_t count) {
 // ---- timing
 
 static real_t *cold;
+static size_t cold_count = COLD;
 static int by_value(const void *a, const void *b) {
     double d = *(const double *)a - *(const double *)b;
     return d < 0 ? -1 : d > 0;
@@ -107,7 +108,7 @@ static double best_time(const Experiment *e, int version, double *median) {
     int count = 0;
     while (count < REPEATS && (count < 3 ? spent < 2 : spent < 1)) {
         e->reset();
-        device_zero(cold, COLD * sizeof(real_t));
+        device_zero(cold, cold_count * sizeof(real_t));
         device_finish();
         double start = seconds();
         e->run(version);
@@ -130,7 +131,7 @@ static void measure_limits(void) {
     for (int bf16 = 0; bf16 < 2; bf16++)
         if (layers_bf16(bf16)) limit_flops[bf16] = fmax(limit_flops[bf16], device_flops());
     layers_bf16(0);
-    limit_bytes = fmax(limit_bytes, device_bandwidth(cold, COLD));
+    limit_bytes = fmax(limit_bytes, device_bandwidth(cold, cold_count));
 }
 static void print_limits(void) {
     int threads = 0;
@@ -215,7 +216,7 @@ static int run_experiments(int argc, char **argv, const Experiment *experiments,
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "table") == 0) mode = TABLE;
         else if (strcmp(argv[i], "check") == 0) mode = CHECK;
-        else if (strcmp(argv[i], "small") == 0) small_shapes = 1;
+        else if (strcmp(argv[i], "small") == 0) small_shapes = 1, cold_count = COLD >> 10;
         else if (strcmp(argv[i], "last") == 0) only = LAST;
         else if ((only = atoi(argv[i])) <= 0) die(STATUS_USAGE, "usage: %s [VERSION|last] [table|check|small]", argv[0]);
     }
