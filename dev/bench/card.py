@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """
-What dev/bench/card.sh asks of Python: rows out of what programs print, the table of a run, the largest batch by plan,
-PyTorch's attention. Standard library alone, but for `attention`.
+What dev/bench/card.sh asks of Python: rows out of what programs print, the table of a run, the largest batch
+by plan, PyTorch's attention. Standard library alone, but for `attention`.
 
     card.py tokens FILE COUNT VOCABULARY            random tokens in llm.c's format
     card.py largest BYTES PROGRAM FLAGS...          the most sequences whose plan fits into so many bytes
     card.py attention DEVICE B T NH HS              PyTorch's scaled_dot_product_attention, by backend
-    card.py row ROWS PART WHAT STATUS [--tokens N] [--losses FILE]    a program's output on stdin: its rows, added to a file
+    card.py row ROWS PART WHAT STATUS               a program's output on stdin: its rows, added to a file
     card.py table ROWS                              what is printed at the end of a run
 """
 import argparse, array, csv, math, os, random, re, statistics, subprocess, sys, time
@@ -16,9 +16,10 @@ BARS = {"H100": (430_000, 475_000), "H200": (430_000, 475_000)}  # tokens/s of G
 MOST_LINES, MOST_OF_A_PART = 150, 26
 STEP = re.compile(r"^step +\d+.*?\| loss ([\d.]+|-?nan|inf).*?\| ([\d.]+) ms(?: \| (\d+) tokens/s)?", re.M)
 COUNTS = re.compile(r"^(?:\w+:\s*)?(\d+) passed, (\d+) failed", re.M)
-TIMED = re.compile(r"^(.+), version \d+, .*: error [\d.e+-]+, best ([\d.]+) ms, median [\d.]+ ms, ([\d.]+ \S+), (\d+)% of the limit", re.M)
+TIMED = re.compile(r"^(.+), version \d+, .*, best ([\d.]+) ms, median .* ms, (.+), (\d+)% of the limit", re.M)
 PROFILED = re.compile(r"^(\w+|\(\w+\)) +(\d+) +([\d.]+) +([\d.]+)% +[\d.]+ +[\d.]+ +[\d.]+ +([\d.]+)$", re.M)
 PEER = re.compile(r"^(sdpa, .+): best ([\d.]+) ms", re.M)
+UNITS = {"us": 1e3, "ms": 1e6, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9}  # beside ns and bytes
 SANITIZED = re.compile(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)")
 
 
@@ -56,7 +57,7 @@ def main_row(text, tokens, losses_file):
     steps, counts, sanitized = STEP.findall(text), COUNTS.findall(text), SANITIZED.findall(text)
     if steps:
         tokens = int((re.search(r"(\d+) tokens a step", text) or [0, tokens])[1])
-        rates = [float(rate) for _, _, rate in steps if rate] or [1000 * tokens / float(ms) for _, ms, _ in steps]
+        rates = [float(rate) if rate else 1000 * tokens / float(ms) for _, ms, rate in steps]
         row["tokens_per_s"] = round(median_of_later(rates))
         row["ms"] = f"{1000 * tokens / max(median_of_later(rates), 1):.1f}"
         losses = [float(loss) for loss, _, _ in steps]
@@ -96,7 +97,7 @@ def detail_rows(text):
 
 
 def kernels_counted(text):
-    """Nsight Compute's CSV from the first embedding on, where the step begins: each kernel's time, most first."""
+    """Nsight Compute's CSV, from the first embedding on, where a step begins: kernels, the slowest first."""
     lines = text.splitlines()
     start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
     if start is None:
@@ -106,15 +107,17 @@ def kernels_counted(text):
         begun = begun or "embed" in line["Kernel Name"]
         if begun and line["Metric Value"]:
             value = float(line["Metric Value"].replace(",", ""))
-            value *= {"us": 1e3, "ms": 1e6, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9}.get(line["Metric Unit"], 1)
+            value *= UNITS.get(line["Metric Unit"], 1)
             name = re.sub(r"[(<].*", "", line["Kernel Name"])
             kernel = sums.setdefault(name, {})
             kernel.setdefault(line["Metric Name"], []).append(value)
-    for name, kernel in sorted(sums.items(), key=lambda item: -sum(item[1].get("gpu__time_duration.sum", [0]))):
-        times, moved = kernel.get("gpu__time_duration.sum", [0]), kernel.get("dram__bytes.sum", [0])
-        registers = max(kernel.get("launch__registers_per_thread", [0]))
-        yield {"what": "ncu " + name, "ms": f"{sum(times) * 1e-6:.3f}",
-               "note": f"{len(times)} launches, {sum(moved) / max(sum(times), 1):.0f} GB/s, {registers:.0f} registers"}
+    total = {name: sum(kernel.get("gpu__time_duration.sum", [0])) for name, kernel in sums.items()}
+    for name in sorted(sums, key=total.get, reverse=True):
+        launches = len(sums[name].get("gpu__time_duration.sum", []))
+        bandwidth = sum(sums[name].get("dram__bytes.sum", [0])) / max(total[name], 1)
+        registers = max(sums[name].get("launch__registers_per_thread", [0]))
+        note = f"{launches} launches, {bandwidth:.0f} GB/s, {registers:.0f} registers"
+        yield {"what": name, "ms": f"{total[name] * 1e-6:.3f}", "note": note}
 
 
 def row(o):
@@ -137,8 +140,9 @@ def row(o):
 def line_of(row):
     figures = [row["what"][:60].ljust(44), (row.get("outcome") or "").ljust(9)]
     rate, ms, gib = (row.get(name) or "" for name in ("tokens_per_s", "ms", "gib"))
-    figures += [f"{int(rate):>9,} tokens/s" if rate else "", f"{ms} ms" if ms else "", f"{gib} GiB" if gib else ""]
-    return " ".join([*filter(None, figures), row.get("note") or ""]).rstrip()[:150]
+    for value, unit in ((f"{int(rate):>9,}" if rate else "", "tokens/s"), (ms, "ms"), (gib, "GiB")):
+        figures += [value, unit] if value else []
+    return " ".join([*figures, row.get("note") or ""]).rstrip()[:150]
 
 
 def comparisons(rows):
@@ -150,9 +154,11 @@ def comparisons(rows):
     if ours:
         best = max(ours, key=ours.get)
         if bar:
-            yield f"{best}: {ours[best]:,} tokens/s, the bar {bar[0]:,} ({ours[best] / bar[0]:.3f}), the aim {bar[1]:,} ({ours[best] / bar[1]:.3f})"
+            yield f"{best}: {ours[best]:,} tokens/s"
+            for what, each in zip(("the bar", "the aim"), bar):
+                yield f"   of {what}, {each:,}: {ours[best] / each:.3f}"
         for what, rate in rates.items():
-            if re.match(r"PyTorch|llm.c", what):
+            if re.match(r"PyTorch|llmc", what):
                 mine = ours.get("ours baseline store " + what.split()[-1], ours[best])
                 yield f"ours over {what}: {mine / rate:.3f}"
     for what, rate in rates.items():
@@ -185,7 +191,8 @@ def tokens(o):
     some = array.array("H", random.Random(1337).choices(range(o.vocabulary), k=min(o.count, 1 << 20)))
     numbers = (some * (o.count // len(some) + 1))[:o.count]
     with open(o.file, "wb") as f:
-        f.write(array.array("i", [20240520, 1, o.count, o.vocabulary, *[0] * 252]).tobytes() + numbers.tobytes())
+        array.array("i", [20240520, 1, o.count, o.vocabulary, *[0] * 252]).tofile(f)
+        numbers.tofile(f)
 
 
 def planned(command, sequences):
@@ -206,7 +213,9 @@ def largest(o):
 def attention(o):
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
-    q, k, v = (torch.randn(o.B, o.NH, o.T, o.HS, device=o.device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    shape = o.B, o.NH, o.T, o.HS
+    options = {"device": o.device, "dtype": torch.bfloat16, "requires_grad": True}
+    q, k, v = (torch.randn(shape, **options) for _ in range(3))
     finish = torch.cuda.synchronize if o.device == "cuda" else lambda: None
 
     def best(work):

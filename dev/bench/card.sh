@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# The CUDA twin on a machine with a card, in nine minutes: is it right, how fast is it beside its peers, what does reversal
-# cost, how much fits?
+# The CUDA twin on a machine with a card, in nine minutes: is it right, how fast is it beside its peers,
+# what does reversal cost, how much fits?
 #
-#     dev/bench/card.sh build [LLMC]   where nvcc is: programs for sm_90 and what they need into .gpu/; LLMC: a checkout of llm.c
-#     dev/bench/card.sh run OUT        where the card is, with .gpu/ beside the sources: rows.csv, log.txt and ncu.csv in OUT
+#     dev/bench/card.sh build [LLMC]   where nvcc is: programs for sm_90 into .gpu/; LLMC: a checkout of llm.c
+#     dev/bench/card.sh run OUT        where the card is, with .gpu/: rows.csv, log.txt and ncu.csv in OUT
 #     dev/bench/card.sh rehearse       without a card: every part with emulated programs and tiny shapes
 #
-# `run` needs no network and no compiler; PyTorch, llm.c, compute-sanitizer and ncu are measured or used if they are there.
-# Whatever fails or hangs is a row that says so, and the rest goes on. Exit status: 0 all that must be right is right, 1 not
-# all, 2 usage.
+# `run` needs no network and no compiler, but Python; for peers and tools PyTorch, compute-sanitizer and ncu.
+# Whatever fails or hangs is a row that says so, and the rest goes on. Exit status: 0 all that must be right
+# is right, 1 not all, 2 usage.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 
-# Parts in order of worth: name, seconds at most, and whether the exit status depends on it. What a part leaves of its time
-# the later ones have.
+# Parts in order of worth: name, seconds at most, whether the exit status depends on it. What a part leaves of
+# its time the later ones have.
 PARTS=${PARTS:-"
     environment   8  must
     checks       20  must
@@ -33,21 +33,26 @@ SECONDS_IN_ALL=${SECONDS_IN_ALL:-528}
 BIN=${BIN:-.gpu}
 PYTHON=${PYTHON:-python3}
 
-# What is run, and what a rehearsal has smaller
+# What is run; a rehearsal has all of it smaller
 KERNELS=(matmul attention layernorm classifier adamw stream_step embed)
 MODES=(baseline midpoint midpoint-a leapfrog hamiltonian)
-DEVICE=${DEVICE:-cuda} GPT2=${GPT2:--e d12} TINY=${TINY:-} STEPS=${STEPS:-12} MIB_TO_SPARE=${MIB_TO_SPARE:-1536}
-VOCABULARY=${VOCABULARY:-50257} TOKENS=${TOKENS:-16777216} SHAPE_OF_TORCH=${SHAPE_OF_TORCH:-'"L":12,"C":768,"NH":12,"T":1024'}
-LENGTH=${LENGTH:-1024} BATCHES=${BATCHES:-8 16 32 64} LARGE_BATCHES=${LARGE_BATCHES:-256 1024} DEPTHS=${DEPTHS:-96 64 32 16}
-SMALL_SHAPES=${SMALL_SHAPES:-} LARGER=${LARGER:--e d36 -b 8} DEEP=${DEEP:--e d12 --layers 96 --channels 512 --heads 8 -b 16}
+DEVICE=${DEVICE:-cuda}
+VOCABULARY=${VOCABULARY:-50257} TOKENS=${TOKENS:-16777216}
+MIB_TO_SPARE=${MIB_TO_SPARE:-1536}  # of the card's memory: for the driver and the libraries
+GPT2=${GPT2:--e d12} LENGTH=${LENGTH:-1024} STEPS=${STEPS:-12} BATCHES=${BATCHES:-8 16 32 64}
+SHAPE_OF_TORCH=${SHAPE_OF_TORCH:-'"L":12,"C":768,"NH":12,"T":1024'}
+LARGE_BATCHES=${LARGE_BATCHES:-256 1024} LARGER=${LARGER:--e d36 -b 8}
+DEEP=${DEEP:--e d12 --layers 96 --channels 512 --heads 8 -b 16}
+DEPTHS=${DEPTHS:-96 64 32 16} MOST_OF_DEPTHS=${MOST_OF_DEPTHS:-128}
 WIDTH_OF_DEPTHS=${WIDTH_OF_DEPTHS---channels 512 --heads 8}
-ATTENTION=${ATTENTION:-16 1024 12 64} TEST=${TEST:-layers}
-TWINS="-e d6 --layers 6 --channels 128 --heads 2 --context 128 -b 4 -t 128 -x 50"
-TWINS="${TWINS_SHAPE:-$TWINS} -l 1e-4"
+ATTENTION=${ATTENTION:-16 1024 12 64} SMALL_SHAPES=${SMALL_SHAPES:-}
+TEST=${TEST:-layers} TEST_FP32=${TEST_FP32:-kernels}
+TWINS=${TWINS:--e d6 --layers 6 --channels 128 --heads 2 --context 128 -b 4 -t 128 -x 50 -l 1e-4}
+TINY=${TINY:-}  # more flags of every run
 
 card() { "$PYTHON" dev/bench/card.py "$@"; }
 
-# record WHAT [OPTIONS of `card.py row`] -- COMMAND...: as long as its part has time; the output to the log, its figures a row
+# record WHAT [OPTIONS of `card.py row`] -- COMMAND...: for as long as its part has; its figures become a row
 record() {
     local what=$1 options=() left=$((deadline - SECONDS)) status=124
     shift
@@ -63,9 +68,16 @@ record() {
 }
 
 # train WHAT FLAGS...: some steps of ours
-train() { local what=$1; shift; record "$what" -- "$BIN/train" -i "$tmp/tokens.bin" -t "$LENGTH" -l 1e-4 -x "${steps:-$STEPS}" "$@" $TINY; }
+train() {
+    local what=$1
+    shift
+    record "$what" -- "$BIN/train" -i "$tmp/tokens.bin" -t "$LENGTH" -l 1e-4 -x "${steps:-$STEPS}" "$@" $TINY
+}
 
-torch_steps() { echo "{$SHAPE_OF_TORCH,\"B\":$1,\"precision\":\"bf16\",\"compiled\":true,\"device\":\"$DEVICE\",\"steps\":$2}"; }
+# torch_steps B STEPS: what bench.py asks of PyTorch
+torch_steps() {
+    tr "'" '"' <<<"{$SHAPE_OF_TORCH,'B':$1,'steps':$2,'precision':'bf16','compiled':true,'device':'$DEVICE'}"
+}
 
 part_environment() {
     record card -- nvidia-smi --query-gpu=name,memory.total,memory.free,driver_version --format=csv,noheader
@@ -78,7 +90,8 @@ part_layers() { record "test $TEST" -- "$BIN/test" $TEST; }
 part_twins() {
     local mode
     for mode in "${MODES[@]}"; do
-        record "$mode beside the C twin" --losses "$BIN/loss_$mode.txt" -- "$BIN/train" -i "$BIN/text.txt" $TWINS --mode "$mode"
+        record "$mode beside the C twin" --losses "$BIN/loss_$mode.txt" -- \
+            "$BIN/train" -i "$BIN/text.txt" $TWINS --mode "$mode"
     done
 }
 part_ours() {
@@ -92,13 +105,17 @@ part_ours() {
     steps=5 train "profile reverse" $GPT2 -b "$B" --mode midpoint --profile
 }
 part_peers() {
-    local B tokens llmc
+    local B tokens llmc flags
     set -- $BATCHES
     B=$3 tokens=$((B * LENGTH))
-    record "PyTorch compiled B=$B" --tokens $tokens -- "$PYTHON" dev/bench/bench.py torch "$(torch_steps $B 20)"
+    record "PyTorch compiled B=$B" --tokens $tokens -- \
+        "$PYTHON" dev/bench/bench.py torch "$(torch_steps "$B" 20)"
+    # llm.c without recomputation, with GELU fused; -v 0 would divide by zero
+    flags="$GPT2 -b $B -t $LENGTH -d $tokens -x $STEPS -l 1e-4 -r 0 -ge 1 -v 1000 -m 1 -s 0 -h 0"
     for llmc in "$BIN"/llmc*; do
-        [ -x "$llmc" ] && record "$(basename "$llmc") B=$B" --tokens $tokens -- "$(realpath "$llmc")" -i "$tmp/tokens.bin" \
-            -j "$tmp/tokens.bin" $GPT2 -b $B -t $LENGTH -d $tokens -x "$STEPS" -r 0 -ge 1 -v 1000 -m 1 -s 0 -h 0 -l 1e-4
+        [ -x "$llmc" ] || continue
+        record "$(basename "$llmc") B=$B" --tokens $tokens -- \
+            "$llmc" -i "$tmp/tokens.bin" -j "$tmp/tokens.bin" $flags
     done
     for B in $1 $2; do train "ours baseline store B=$B" $GPT2 -b "$B" --mode baseline; done
 }
@@ -106,7 +123,9 @@ part_attention() {
     local k
     record "last attention" -- "$BIN/k_attention" last $SMALL_SHAPES
     record "PyTorch's attention" -- "$PYTHON" dev/bench/card.py attention "$DEVICE" $ATTENTION
-    for k in "${KERNELS[@]}"; do [ $k = attention ] || record "last $k" -- "$BIN/k_$k" last $SMALL_SHAPES; done
+    for k in "${KERNELS[@]}"; do
+        [ "$k" = attention ] || record "last $k" -- "$BIN/k_$k" last $SMALL_SHAPES
+    done
 }
 part_price() {
     local memory
@@ -118,12 +137,14 @@ part_price() {
 # largest FLAGS...: by two plans
 largest() { card largest "$memory_free" "$BIN/train" -i "$tmp/tokens.bin" -t "$LENGTH" "$@" $TINY; }
 part_largest() {
-    local policy B
-    for policy in "baseline store" "baseline checkpoint" "midpoint reverse"; do
-        set -- $GPT2 --mode ${policy% *} --memory ${policy#* }
+    local mode memory some B
+    while read -r mode memory some; do
+        set -- $GPT2 --mode "$mode" --memory "$memory"
         B=$(largest "$@")
-        steps=2 train "largest $policy B=$B" "$@" -b "$B"
-    done
+        steps=$some train "largest $mode $memory B=$B" "$@" -b "$B"
+    done <<<"baseline store 2
+        baseline checkpoint 2
+        midpoint reverse 1"
 }
 part_depth() {
     local policy L B
@@ -131,7 +152,7 @@ part_depth() {
         for L in $DEPTHS; do
             set -- -e d12 --layers "$L" $WIDTH_OF_DEPTHS --mode ${policy% *} --memory ${policy#* }
             B=$(largest "$@")
-            [ "$B" -le 128 ] || B=128
+            [ "$B" -le "$MOST_OF_DEPTHS" ] || B=$MOST_OF_DEPTHS
             steps=4 train "L=$L $policy B=$B" "$@" -b "$B"
         done
     done
@@ -146,32 +167,41 @@ part_sanitizer() {
     done
 }
 part_ncu() {
-    local metrics=gpu__time_duration.sum,dram__bytes.sum,smsp__inst_executed.sum,launch__registers_per_thread
-    metrics+=,sm__warps_active.avg.pct_of_peak_sustained_active
-    steps=1 train "under ncu" $GPT2 -b 16 --mode baseline  # compiles nothing, but shows what the next line adds
-    record "one step" -- bash -c 'ncu --csv --log-file "$0" --clock-control none --metrics "$@"; status=$?; cat "$0"; exit $status' \
-        "$out/ncu.csv" $metrics "$BIN/train" -i "$tmp/tokens.bin" -t "$LENGTH" $GPT2 -b 16 -x 1 $TINY --mode baseline
+    local metrics=gpu__time_duration.sum,dram__bytes.sum,smsp__inst_executed.sum
+    metrics+=,launch__registers_per_thread,sm__warps_active.avg.pct_of_peak_sustained_active
+    record "one step" -- bash -c \
+        'ncu --csv --log-file "$0" --clock-control none --metrics "$@"; s=$?; cat "$0"; exit $s' \
+        "$out/ncu.csv" $metrics \
+        "$BIN/train" -i "$tmp/tokens.bin" -t "$LENGTH" $GPT2 -b 16 -x 1 $TINY --mode baseline
 }
-part_float32() { record "test kernels, float32" -- "$BIN/test_fp32" ${TEST_FP32:-kernels}; }
-part_large() { local B; for B in $LARGE_BATCHES; do steps=4 train "midpoint reverse B=$B" $GPT2 -b "$B" --mode midpoint; done; }
+part_float32() { record "test $TEST_FP32, float32" -- "$BIN/test_fp32" $TEST_FP32; }
+part_large() {
+    local B
+    for B in $LARGE_BATCHES; do steps=4 train "midpoint reverse B=$B" $GPT2 -b "$B" --mode midpoint; done
+}
 part_fails() { record "what fails" -- false; }
 part_hangs() { record "what hangs" -- sleep 1000; }
 
 run() {
-    local part deadline=0 seconds must right all_right=1 out tmp memory_free warm nvidia
+    local part deadline=0 seconds must right all_right=1 out tmp memory_free warm pip
     out=$1 SECONDS=0
+    if [ ! -x "$BIN/train" ]; then
+        echo "card.sh: there is no $BIN/train: dev/bench/card.sh build makes it" >&2
+        exit 1
+    fi
     mkdir -p "$out" && out=$(realpath "$out") && : >"$out/log.txt" && rm -f "$out/rows.csv" || exit 1
-    tmp=$(mktemp -d)
-    trap 'rm -rf "$tmp"' EXIT
-    nvidia=$("$PYTHON" -c 'import glob, nvidia; print(":".join(glob.glob(list(nvidia.__path__)[0] + "/*/lib")))' 2>/dev/null)
-    export LD_LIBRARY_PATH=$nvidia:${LD_LIBRARY_PATH:-} TORCHINDUCTOR_CACHE_DIR=$tmp/inductor
+    tmp=$(mktemp -d) BIN=$(realpath "$BIN")
+    trap "rm -rf '$tmp'" EXIT
+    pip=$("$PYTHON" -c 'import glob, nvidia as n;print(":".join(glob.glob(list(n.__path__)[0] + "/*/lib")))' \
+        2>/dev/null)
+    export LD_LIBRARY_PATH=$pip:${LD_LIBRARY_PATH:-} TORCHINDUCTOR_CACHE_DIR=$tmp/inductor
     # PyTorch compiles while nothing is timed
     set -- $BATCHES
-    timeout -k 2 76 "$PYTHON" dev/bench/bench.py torch "$(torch_steps $3 2)" >"$tmp/warm" 2>&1 &
+    timeout -k 2 76 "$PYTHON" dev/bench/bench.py torch "$(torch_steps "$3" 2)" >"$tmp/warm" 2>&1 &
     warm=$!
     card tokens "$tmp/tokens.bin" "$TOKENS" "$VOCABULARY"
     memory_free=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | head -n 1)
-    memory_free=$(((memory_free - MIB_TO_SPARE) << 20))
+    memory_free=$(((${memory_free:-0} - MIB_TO_SPARE) << 20))
     while read -r part seconds must; do
         [ -n "$part" ] || continue
         deadline=$((deadline + seconds)) right=1
@@ -188,106 +218,125 @@ run() {
     [ $all_right = 1 ]
 }
 
-# twin_losses PROGRAM: the C twin's, for part_twins
-twin_losses() {
+twin_losses() {  # of the C twin, for part_twins
     local mode
     for mode in "${MODES[@]}"; do
-        "$1" -i "$BIN/text.txt" $TWINS --mode "$mode" | sed -n 's/^step .*| loss \([0-9.]*\) .*/\1/p' >"$BIN/loss_$mode.txt"
+        ./train_rev_gpt2 -i "$BIN/text.txt" $TWINS --mode "$mode" |
+            sed -n 's/^step .*| loss \([0-9.]*\) .*/\1/p' >"$BIN/loss_$mode.txt"
     done
 }
 own_text() { cat README.md dev/*.md ./*.c ./*.py | head -c 300000 | tr -cd '\11\12\40-\176'; }
 
-# build_llmc FOLDER: from a copy, for its own Makefile asks a card for its architecture, and nvcc 13 refuses one line of it
+# build_llmc FOLDER: a copy of it, for its Makefile asks a card for its architecture, and nvcc 13 refuses a line
 build_llmc() {
-    local copy=$tmp/llmc include="-I$tmp/cudnn/nvidia/cudnn/include -I$tmp/cudnn/include" flags wheel pip
+    local copy=$tmp/llmc host='cudaMemLocation{cudaMemLocationTypeHost, 0}' flags include pip wheel
     cp -r "$1" "$copy"
     sed -i 's/__has_include(<nvml.h>)/0/' "$copy/llmc/mfu.h"
-    sed -i 's/PreferredLocation, cudaCpuDeviceId/PreferredLocation, cudaMemLocation{cudaMemLocationTypeHost, 0}/' \
-        "$copy/llmc/cuda_utils.cuh"
-    # cuDNN's attention: a release that the card's PyTorch is not older than, and a frontend that needs no more than headers
-    $PYTHON -m pip download -q --no-deps -d "$tmp" nvidia-cudnn-cu13==9.15.1.9 nvidia-cudnn-frontend==1.14.1
-    for wheel in "$tmp"/nvidia_cudnn*.whl; do $PYTHON -m zipfile -e "$wheel" "$tmp/cudnn"; done
+    sed -i "s/PreferredLocation, cudaCpuDeviceId/PreferredLocation, $host/" "$copy/llmc/cuda_utils.cuh"
+    # cuDNN's attention: of a release no newer than PyTorch's there, by a frontend that is nothing but headers
+    "$PYTHON" -m pip download -q --no-deps -d "$tmp" nvidia-cudnn-cu13==9.15.1.9 nvidia-cudnn-frontend==1.14.1
+    for wheel in "$tmp"/nvidia_cudnn*.whl; do "$PYTHON" -m zipfile -e "$wheel" "$tmp/cudnn"; done
     pip=$(make -s pip_cublas)
     ln -s "$pip"/lib/libcublas.so.* "$tmp/libcublas.so"
     ln -s "$pip"/lib/libcublasLt.so.* "$tmp/libcublasLt.so"
     ln -s "$tmp"/cudnn/nvidia/cudnn/lib/libcudnn.so.* "$tmp/libcudnn.so"
-    flags="--use_fast_math -std=c++17 -O3 -w -DENABLE_BF16 -gencode arch=compute_90,code=sm_90 ${pip:+-I$pip/include} -L$tmp"
+    flags="--use_fast_math -std=c++17 -O3 -w -DENABLE_BF16 -gencode arch=compute_90,code=sm_90"
+    flags+=" ${pip:+-I$pip/include} -L$tmp -lcublas -lcublasLt"
+    include="-I$tmp/cudnn/nvidia/cudnn/include -I$tmp/cudnn/include"
     cd "$copy" || return
-    nvcc $flags -o "$bin/llmc" train_gpt2.cu -lcublas -lcublasLt &
-    nvcc $flags -DENABLE_CUDNN $include -o "$bin/llmc_cudnn" train_gpt2.cu llmc/cudnn_att.cpp -lcublas -lcublasLt -lcudnn &
+    nvcc $flags -o "$bin/llmc" train_gpt2.cu &
+    nvcc $flags -DENABLE_CUDNN $include -lcudnn -o "$bin/llmc_cudnn" train_gpt2.cu llmc/cudnn_att.cpp &
     wait
 }
 
 build() {
     local tmp bin k glibc
     tmp=$(mktemp -d)
-    trap 'rm -rf "$tmp"' EXIT
-    rm -rf "$BIN" && mkdir -p "$BIN" && make -s cublas || exit 1
+    trap "rm -rf '$tmp'" EXIT
+    rm -rf "$BIN" && mkdir -p "$BIN" && bin=$(realpath "$BIN") && make -s cublas || exit 1
     export CUDA_ARCH=sm_90
-    make -s -B train_rev_gpt2cu test_rev_gpt2cu && mv train_rev_gpt2cu "$BIN/train" && mv test_rev_gpt2cu "$BIN/test" || exit 1
-    make -s -B train_rev_gpt2cu test_rev_gpt2cu PRECISION=FP32 || exit 1
-    mv train_rev_gpt2cu "$BIN/train_fp32" && mv test_rev_gpt2cu "$BIN/test_fp32"
-    make -s -B -C dev/cuda kernels || exit 1
-    for k in "${KERNELS[@]}"; do mv "dev/cuda/$k" "$BIN/k_$k"; done
-    bin=$(realpath "$BIN")
+    make -s -j 2 -B train_rev_gpt2cu test_rev_gpt2cu || exit 1
+    mv train_rev_gpt2cu "$bin/train" && mv test_rev_gpt2cu "$bin/test"
+    make -s -j 2 -B train_rev_gpt2cu test_rev_gpt2cu PRECISION=FP32 || exit 1
+    mv train_rev_gpt2cu "$bin/train_fp32" && mv test_rev_gpt2cu "$bin/test_fp32"
+    make -s -j 2 -B -C dev/cuda kernels || exit 1
+    for k in "${KERNELS[@]}"; do mv "dev/cuda/$k" "$bin/k_$k"; done
     [ -z "$1" ] || (build_llmc "$1")
-    [ -z "$1" ] || [ -x "$BIN/llmc_cudnn" ] || echo "card.sh: llm.c was not built with cuDNN; without it: $(ls "$BIN/llmc")" >&2
-    own_text >"$BIN/text.txt"
-    make -s train_rev_gpt2 && twin_losses ./train_rev_gpt2 || exit 1
-    glibc=$(objdump -T "$BIN"/* 2>/dev/null | grep -o 'GLIBC_[0-9.]*' | sort -Vu | tail -n 1)
-    echo "$(nvcc --version | sed -n 's/.*\(release [0-9.]*\).*/nvcc \1/p'), $(git describe --always --dirty), needs $glibc" >"$BIN/built.txt"
-    cat "$BIN/built.txt"
-    [ "$(printf 'GLIBC_2.35\n%s\n' "$glibc" | sort -V | tail -n 1)" = GLIBC_2.35 ] || echo "card.sh: that is newer than GLIBC_2.35" >&2
-    ls -l "$BIN"
-    du -sh "$BIN"
+    [ -z "$1" ] || ls "$bin"/llmc*
+    own_text >"$bin/text.txt"
+    make -s train_rev_gpt2 && twin_losses || exit 1
+    glibc=$(objdump -T "$bin"/* 2>/dev/null | grep -o 'GLIBC_[0-9.]*' | sort -Vu | tail -n 1)
+    { nvcc --version | grep release; git describe --always --dirty; echo "needs $glibc"; } | paste -sd ' ' \
+        >"$bin/built.txt"
+    cat "$bin/built.txt"
+    if [ "$(printf '%s\n' GLIBC_2.35 "$glibc" | sort -V | tail -n 1)" != GLIBC_2.35 ]; then
+        echo "card.sh: that is newer than GLIBC_2.35, the oldest that a machine with a card may have" >&2
+    fi
+    ls -l "$bin"
+    du -sh "$bin"
 }
 
-# stand_in NAME SCRIPT: what cannot exist without a card
-stand_in() { printf '#!/bin/bash\necho "(a stand-in for %s)"\n%s\n' "$1" "$2" >"$work/bin/$1" && chmod +x "$work/bin/$1"; }
+# stand_in FILE LINE...: a program that cannot exist without a card
+stand_in() {
+    { echo '#!/bin/bash'; echo 'echo "(a stand-in for $(basename "$0"))"'; printf '%s\n' "${@:2}"; } >"$1"
+    chmod +x "$1"
+}
+stand_ins() {
+    local tools=$BIN/tools
+    mkdir "$tools"
+    stand_in "$BIN/llmc" 'for i in 1 2 3 4; do' \
+        'echo "step    $i/4 | loss 11.0 (+nanz)| norm 1.0 (+nanz)| lr 1e-04 | 20.00 ms | 1% MFU | 99 tok/s"' \
+        done
+    stand_in "$tools/nvidia-smi" 'case $1 in *total) echo 2;; *) echo "none, as if NVIDIA H100, 2 MiB";; esac'
+    sed -i 2d "$tools/nvidia-smi"  # whose first line is read
+    stand_in "$tools/compute-sanitizer" 'shift 4' '"$@"' 's=$?' 'echo "ERROR SUMMARY: 0 errors"' 'exit $s'
+    stand_in "$tools/ncu" 'shift' 'file=$2' 'shift 6' '"$@"' 's=$?' \
+        'echo ID,Kernel Name,Metric Name,Metric Unit,Metric Value | sed "s/[^,]*/\"&\"/g" >$file' \
+        'for kernel in limits embed_forward attention_forward; do' \
+        'echo "0,$kernel(int),gpu__time_duration.sum,ns,12345" | sed "s/[^,]*/\"&\"/g" >>$file' \
+        'echo "0,$kernel(int),dram__bytes.sum,Mbyte,2.5" | sed "s/[^,]*/\"&\"/g" >>$file' done 'exit $s'
+}
+
+passed=0 failed=0
+expect() {  # WHAT COMMAND...
+    if "${@:2}"; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "FAILED $1"; fi
+}
 
 rehearse() {
-    local k work status wrong passed=0 failed=0
-    work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
-    mkdir "$work/bin"
-    make -s train_rev_gpt2 train_rev_gpt2_emulated && make -s -C dev/cuda $(printf '%s_emulated ' "${KERNELS[@]}") || exit 1
-    export BIN=$work PATH=$work/bin:$PATH PYTHON
-    cp train_rev_gpt2_emulated "$work/train"
-    for k in "${KERNELS[@]}"; do cp "dev/cuda/${k}_emulated" "$work/k_$k"; done
-    cp "$work/k_stream_step" "$work/test"  # the test program takes minutes in emulation; it has a step of its own in CI
-    cp "$work/k_stream_step" "$work/test_fp32"
-    stand_in llmc 'for i in 1 2 3 4; do echo "step    $i/4 | loss 11.000000 (+nanz)| norm 1.0000 (+nanz)| lr 1.00e-04 | 20.00 ms | 1.0% bf16 MFU | 99 tok/s"; done'
-    mv "$work/bin/llmc" "$work/llmc"
-    stand_in nvidia-smi 'exit' && sed -i '2d;s/^exit/case $1 in *total) echo 2;; *) echo "no card, as if NVIDIA H100 80GB HBM3, 2 MiB, 2 MiB, none";; esac/' "$work/bin/nvidia-smi"
-    stand_in compute-sanitizer 'shift 4; "$@"; s=$?; echo "========= ERROR SUMMARY: 0 errors"; exit $s'
-    stand_in ncu 'file=$3; shift 7; "$@"; s=$?
-columns="\"ID\",\"Process ID\",\"Kernel Name\",\"Metric Name\",\"Metric Unit\",\"Metric Value\""
-echo "==PROF== a stand-in" >$file; echo "$columns" >>$file
-for kernel in limits embed_forward attention_forward; do
-    for m in "gpu__time_duration.sum\",\"ns\",\"12,345" "dram__bytes.sum\",\"Mbyte\",\"2.5" "launch__registers_per_thread\",\"register/thread\",\"64"; do
-        echo "\"0\",\"1\",\"$kernel(int)\",\"$m\"" >>$file
-    done
-done
-exit $s'
-    echo "emulated" >"$work/built.txt"
-    own_text | head -c 20000 >"$work/text.txt"
-    export DEVICE=cpu GPT2="-e d6 --layers 1" TINY="--channels 32 --heads 2 --context 16 --chunk 2 --head-chunk 32" STEPS=4 MIB_TO_SPARE=1 VOCABULARY=257
-    export TOKENS=65536 SHAPE_OF_TORCH='"L":1,"C":32,"NH":2,"T":16,"V":512' LENGTH=16 BATCHES="1 2 3 4" LARGE_BATCHES="5 6" DEPTHS="2 1"
-    export SMALL_SHAPES=small LARGER="-e d6 --layers 1 -b 2" DEEP="-e d6 --layers 3 -b 2" WIDTH_OF_DEPTHS= ATTENTION="1 64 2 32" TEST=check TEST_FP32=check SECONDS_IN_ALL=600
-    export TWINS_SHAPE="-e d6 --layers 1 --channels 32 --heads 2 --context 16 -b 2 -t 16 -x 6" TORCHDYNAMO_DISABLE=1 OMP_NUM_THREADS=1
-    BIN=$work TWINS="$TWINS_SHAPE -l 1e-4" twin_losses ./train_rev_gpt2
+    local k status not_right
+    make -s train_rev_gpt2 train_rev_gpt2_emulated || exit 1
+    make -s -C dev/cuda $(printf '%s_emulated ' "${KERNELS[@]}") || exit 1
+    BIN=$(mktemp -d)
+    trap "rm -rf '$BIN'" EXIT
+    stand_ins
+    cp train_rev_gpt2_emulated "$BIN/train"
+    for k in "${KERNELS[@]}"; do cp "dev/cuda/${k}_emulated" "$BIN/k_$k"; done
+    # the test program takes minutes in emulation and has steps of its own in CI: here its place is taken
+    cp "$BIN/k_stream_step" "$BIN/test"
+    cp "$BIN/k_stream_step" "$BIN/test_fp32"
+    echo emulated >"$BIN/built.txt"
+    own_text | head -c 20000 >"$BIN/text.txt"
+    export BIN PYTHON PATH=$BIN/tools:$PATH DEVICE=cpu TORCHDYNAMO_DISABLE=1 OMP_NUM_THREADS=1
+    export SECONDS_IN_ALL=600 VOCABULARY=257 TOKENS=65536 MIB_TO_SPARE=1 LENGTH=16 STEPS=4
+    export GPT2="-e d6 --layers 1" TINY="--channels 32 --heads 2 --context 16 --chunk 2 --head-chunk 32"
+    export BATCHES="1 2 3 4" SHAPE_OF_TORCH='"L":1,"C":32,"NH":2,"T":16,"V":512' ATTENTION="1 64 2 32"
+    export LARGE_BATCHES="5 6" LARGER="-e d6 --layers 1 -b 2" DEEP="-e d6 --layers 3 -b 2"
+    export DEPTHS="2 1" MOST_OF_DEPTHS=4 WIDTH_OF_DEPTHS= SMALL_SHAPES=small TEST=check TEST_FP32=check
+    export TWINS="-e d6 --layers 1 --channels 32 --heads 2 --context 16 -b 2 -t 16 -x 6 -l 1e-4"
+    twin_losses
     PARTS="fails 5 may
-        hangs 2 may $PARTS" bash dev/bench/card.sh run "$work/out"
+        hangs 2 may $PARTS" bash dev/bench/card.sh run "$BIN/out"
     status=$?
-    expect() { if "${@:2}"; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "FAILED $1"; fi; }
     expect "exit status 0" [ $status = 0 ]
-    expect "what hangs is reported" grep -q 'what hangs,time over' "$work/out/rows.csv"
-    expect "what fails is reported" grep -q 'what fails,failed (1)' "$work/out/rows.csv"
-    wrong=$(cut -d, -f 4 "$work/out/rows.csv" | grep -c 'time over\|failed\|wrong')
-    expect "nothing else is wrong" [ "$wrong" = 2 ]
-    for k in $(awk '{print $1}' <<<"$PARTS"); do expect "a row of $k" grep -q "^[0-9]*,$k,.*,right" "$work/out/rows.csv"; done
-    PARTS="fails 1 must" bash dev/bench/card.sh run "$work/again" >/dev/null
-    expect "exit status 1 of what must not fail" [ $? = 1 ]
+    expect "what hangs is reported" grep -q 'what hangs,time over' "$BIN/out/rows.csv"
+    expect "what fails is reported" grep -q 'what fails,failed (1)' "$BIN/out/rows.csv"
+    not_right=$(cut -d, -f 4 "$BIN/out/rows.csv" | grep -c 'time over\|failed\|wrong')
+    expect "nothing else is wrong" [ "$not_right" = 2 ]
+    for k in $(awk '{print $1}' <<<"$PARTS"); do
+        expect "a row of $k" grep -q "^[0-9]*,$k,.*,right" "$BIN/out/rows.csv"
+    done
+    PARTS="fails 3 must" bash dev/bench/card.sh run "$BIN/again" >/dev/null
+    expect "exit status 1 if what must not fail fails" [ $? = 1 ]
     echo "$passed passed, $failed failed"
     [ $failed = 0 ]
 }
