@@ -5,6 +5,7 @@
 # make cxx        compiles the C file as C++17 without its layers, as the CUDA twin includes it
 # make train_rev_gpt2cu  the CUDA twin, with nvcc: CUDA_ARCH=sm_90 for another card than this machine's, PRECISION=FP32 for
 #                        float32 throughout; make test_rev_gpt2cu its tests
+# make cublas            fetches cuBLAS with pip, if neither the toolkit nor Python has it
 # make test-emulated     the same kernels on the CPU, where there is no GPU
 # make gradients  the two programs dev/reference/reference.py checks against PyTorch
 # ARCH= builds for any processor of the family, OPENMP= without threads, SAN=... adds sanitizers.
@@ -29,7 +30,8 @@ ALL_NVCCFLAGS = -std=c++17 -O3 -arch=$(CUDA_ARCH) $(FP32) -Xcompiler "-fopenmp -
 # cuBLASLt as pip brings it, where the toolkit has none: among this Python's packages, or from `make cublas`. Its library
 # has only a name with a number there.
 PYTHON ?= python3
-NVIDIA ?= $(ROOT).nvidia/nvidia $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib") + "/nvidia")')
+site_packages = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' 2>/dev/null)
+NVIDIA ?= $(ROOT).nvidia/nvidia $(site_packages)/nvidia
 has_cublas = $(shell $(NVCC) $(NVCCFLAGS) -x cu -E -include cublasLt.h -o /dev/null /dev/null 2>/dev/null && echo yes)
 pip_cublas = $(abspath $(patsubst %/include/cublasLt.h,%,$(firstword $(wildcard $(NVIDIA:%=%/*/include/cublasLt.h)))))
 pip_library = $(firstword $(wildcard $(1)/lib/libcublasLt.so*))

@@ -13,7 +13,7 @@ import argparse, array, csv, math, os, random, re, statistics, subprocess, sys, 
 
 COLUMNS = ("at_s", "part", "what", "outcome", "tokens_per_s", "ms", "gib", "note")
 BARS = {"H100": (430_000, 475_000), "H200": (430_000, 475_000)}  # tokens/s of GPT-2 124M: to reach, to aim at
-MOST_LINES, MOST_OF_A_PART = 150, 26
+MOST_LINES, MOST_OF_A_PART, MOST_DETAILS = 150, 26, 9
 STEP = re.compile(r"^step +\d+.*?\| loss ([\d.]+|-?nan|inf).*?\| ([\d.]+) ms(?: \| (\d+) tokens/s)?", re.M)
 COUNTS = re.compile(r"^(?:\w+:\s*)?(\d+) passed, (\d+) failed", re.M)
 TIMED = re.compile(r"^(.+), version \d+, .*, best ([\d.]+) ms, median .* ms, (.+), (\d+)% of the limit", re.M)
@@ -91,7 +91,7 @@ def detail_rows(text):
         yield {"what": what, "ms": best, "note": f"{rate}, {share}% of the limit"}
     for what, best in PEER.findall(text):
         yield {"what": what, "ms": best}
-    for what, calls, ms, share, times in PROFILED.findall(text):
+    for what, calls, ms, share, times in sorted(PROFILED.findall(text), key=lambda found: -float(found[2])):
         yield {"what": what, "ms": ms, "note": f"{share}%, {calls} calls, {times} of the floor"}
     yield from kernels_counted(text)
 
@@ -175,9 +175,14 @@ def table(o):
         parts.setdefault(each["part"], []).append(each)
     for part, its in parts.items():
         lines.append(f"== {part} (from {its[0]['at_s']} s)")
-        lines += [line_of(each) for each in its[:MOST_OF_A_PART]]
-        if len(its) > MOST_OF_A_PART:
-            lines.append(f"   and {len(its) - MOST_OF_A_PART} rows more in rows.csv")
+        details, shown = 0, []
+        for each in its:
+            details = 0 if each["outcome"] else details + 1
+            if details <= MOST_DETAILS and len(shown) < MOST_OF_A_PART:
+                shown.append(line_of(each))
+        lines += shown
+        if len(its) > len(shown):
+            lines.append(f"   and {len(its) - len(shown)} rows more in rows.csv")
     ends = [*comparisons(rows)]
     wrong = [each for each in rows if each["outcome"] not in ("right", "")]
     ends += [f"{len(rows)} rows, {len(wrong)} of them not right"]
