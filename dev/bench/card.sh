@@ -38,7 +38,7 @@ KERNELS=(matmul attention layernorm classifier adamw stream_step embed)
 MODES=(baseline midpoint midpoint-a leapfrog hamiltonian)
 DEVICE=${DEVICE:-cuda}
 VOCABULARY=${VOCABULARY:-50257} TOKENS=${TOKENS:-16777216}
-MIB_TO_SPARE=${MIB_TO_SPARE:-1536}  # of the card's memory: for the driver and the libraries
+MIB_TO_SPARE=${MIB_TO_SPARE:-2560}  # of the card's memory: for the driver and the libraries
 GPT2=${GPT2:--e d12} LENGTH=${LENGTH:-1024} STEPS=${STEPS:-12} BATCHES=${BATCHES:-8 16 32 64}
 SHAPE_OF_TORCH=${SHAPE_OF_TORCH:-'"L":12,"C":768,"NH":12,"T":1024'}
 LARGE_BATCHES=${LARGE_BATCHES:-256 1024} LARGER=${LARGER:--e d36 -b 8}
