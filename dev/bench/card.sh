@@ -10,6 +10,7 @@
 # Whatever fails or hangs is a row that says so, and the rest goes on. Exit status: 0 all that must be right
 # is right, 1 not all, 2 usage.
 set -u
+folder=$(realpath -m "${2:-.}")
 cd "$(dirname "$0")/../.." || exit 1
 
 # Parts in order of worth: name, seconds at most, whether the exit status depends on it. What a part leaves of
@@ -29,7 +30,7 @@ PARTS=${PARTS:-"
     ncu          40  may
     float32      20  must
     large        40  may"}
-SECONDS_IN_ALL=${SECONDS_IN_ALL:-528}
+SECONDS_IN_ALL=${SECONDS_IN_ALL:-525}
 BIN=${BIN:-.gpu}
 PYTHON=${PYTHON:-python3}
 
@@ -135,7 +136,10 @@ part_price() {
     done
 }
 # largest FLAGS...: by two plans
-largest() { card largest "$memory_free" "$BIN/train" -i "$tmp/tokens.bin" -t "$LENGTH" "$@" $TINY; }
+largest() {
+    timeout -k 2 20 "$PYTHON" dev/bench/card.py largest "$memory_free" \
+        "$BIN/train" -i "$tmp/tokens.bin" -t "$LENGTH" "$@" $TINY
+}
 part_largest() {
     local mode memory some B
     while read -r mode memory some; do
@@ -184,23 +188,23 @@ part_hangs() { record "what hangs" -- sleep 1000; }
 
 run() {
     local part deadline=0 seconds must right all_right=1 out tmp memory_free warm pip
-    out=$1 SECONDS=0
+    out=$folder SECONDS=0
     if [ ! -x "$BIN/train" ]; then
         echo "card.sh: there is no $BIN/train: dev/bench/card.sh build makes it" >&2
         exit 1
     fi
-    mkdir -p "$out" && out=$(realpath "$out") && : >"$out/log.txt" && rm -f "$out/rows.csv" || exit 1
+    mkdir -p "$out" && : >"$out/log.txt" && rm -f "$out/rows.csv" || exit 1
     tmp=$(mktemp -d) BIN=$(realpath "$BIN")
     trap "rm -rf '$tmp'" EXIT
     pip=$("$PYTHON" -c 'import glob, nvidia as n;print(":".join(glob.glob(list(n.__path__)[0] + "/*/lib")))' \
         2>/dev/null)
-    export LD_LIBRARY_PATH=$pip:${LD_LIBRARY_PATH:-} TORCHINDUCTOR_CACHE_DIR=$tmp/inductor
+    export LD_LIBRARY_PATH=${pip:+$pip:}${LD_LIBRARY_PATH:-} TORCHINDUCTOR_CACHE_DIR=$tmp/inductor
     # PyTorch compiles while nothing is timed
     set -- $BATCHES
     timeout -k 2 76 "$PYTHON" dev/bench/bench.py torch "$(torch_steps "$3" 2)" >"$tmp/warm" 2>&1 &
     warm=$!
     card tokens "$tmp/tokens.bin" "$TOKENS" "$VOCABULARY"
-    memory_free=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | head -n 1)
+    memory_free=$(timeout 5 nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | head -n 1)
     memory_free=$(((${memory_free:-0} - MIB_TO_SPARE) << 20))
     while read -r part seconds must; do
         [ -n "$part" ] || continue
@@ -227,10 +231,10 @@ twin_losses() {  # of the C twin, for part_twins
 }
 own_text() { cat README.md dev/*.md ./*.c ./*.py | head -c 300000 | tr -cd '\11\12\40-\176'; }
 
-# build_llmc FOLDER: a copy of it; its Makefile asks a card for its architecture, and nvcc 13 refuses a line
+# build_llmc: from a copy of folder, for its Makefile asks a card for its architecture, and nvcc 13 refuses a line
 build_llmc() {
-    local copy=$tmp/llmc host='cudaMemLocation{cudaMemLocationTypeHost, 0}' flags include pip wheel
-    cp -r "$1" "$copy"
+    local copy=$tmp/llmc host='cudaMemLocation{cudaMemLocationTypeHost, 0}' flags cudnn pip wheel
+    cp -r "$folder" "$copy"
     sed -i 's/__has_include(<nvml.h>)/0/' "$copy/llmc/mfu.h"
     sed -i "s/PreferredLocation, cudaCpuDeviceId/PreferredLocation, $host/" "$copy/llmc/cuda_utils.cuh"
     # cuDNN's attention: of a release no newer than PyTorch's there, by a frontend that is nothing but headers
@@ -241,11 +245,11 @@ build_llmc() {
     ln -s "$pip"/lib/libcublasLt.so.* "$tmp/libcublasLt.so"
     ln -s "$tmp"/cudnn/nvidia/cudnn/lib/libcudnn.so.* "$tmp/libcudnn.so"
     flags="--use_fast_math -std=c++17 -O3 -w -DENABLE_BF16 -gencode arch=compute_90,code=sm_90"
-    flags+=" ${pip:+-I$pip/include} -L$tmp -lcublas -lcublasLt"
-    include="-I$tmp/cudnn/nvidia/cudnn/include -I$tmp/cudnn/include"
+    flags+=" ${pip:+-I$pip/include} -L$tmp"
+    cudnn="-DENABLE_CUDNN -I$tmp/cudnn/nvidia/cudnn/include -I$tmp/cudnn/include llmc/cudnn_att.cpp -lcudnn"
     cd "$copy" || return
-    nvcc $flags -o "$bin/llmc" train_gpt2.cu &
-    nvcc $flags -DENABLE_CUDNN $include -lcudnn -o "$bin/llmc_cudnn" train_gpt2.cu llmc/cudnn_att.cpp &
+    nvcc $flags -o "$bin/llmc" train_gpt2.cu -lcublas -lcublasLt &
+    nvcc $flags -o "$bin/llmc_cudnn" train_gpt2.cu $cudnn -lcublas -lcublasLt &
     wait
 }
 
@@ -261,8 +265,8 @@ build() {
     mv train_rev_gpt2cu "$bin/train_fp32" && mv test_rev_gpt2cu "$bin/test_fp32"
     make -s -j 2 -B -C dev/cuda kernels || exit 1
     for k in "${KERNELS[@]}"; do mv "dev/cuda/$k" "$bin/k_$k"; done
-    [ -z "$1" ] || (build_llmc "$1")
-    [ -z "$1" ] || ls "$bin"/llmc*
+    [ $# = 1 ] || (build_llmc)
+    [ $# = 1 ] || ls "$bin"/llmc*
     own_text >"$bin/text.txt"
     make -s train_rev_gpt2 && twin_losses || exit 1
     glibc=$(objdump -T "$bin"/* 2>/dev/null | grep -o 'GLIBC_[0-9.]*' | sort -Vu | tail -n 1)
@@ -344,8 +348,8 @@ rehearse() {
 }
 
 case "${1:-}/$#" in
-build/1|build/2) build "${2:-}" ;;
-run/2) run "$2" ;;
+build/1|build/2) build "$@" ;;
+run/2) run ;;
 rehearse/1) rehearse ;;
 *) sed -n '5,7s/^# *//p' "$0" >&2; exit 2 ;;
 esac
