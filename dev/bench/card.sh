@@ -231,7 +231,7 @@ twin_losses() {  # of the C twin, for part_twins
 }
 own_text() { cat README.md dev/*.md ./*.c ./*.py | head -c 300000 | tr -cd '\11\12\40-\176'; }
 
-# build_llmc: from a copy of folder, for its Makefile asks a card for its architecture, and nvcc 13 refuses a line
+# build_llmc: of a copy, for its Makefile asks a card for its architecture, and nvcc 13 refuses a line
 build_llmc() {
     local copy=$tmp/llmc host='cudaMemLocation{cudaMemLocationTypeHost, 0}' flags cudnn pip wheel
     cp -r "$folder" "$copy"
