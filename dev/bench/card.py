@@ -121,7 +121,7 @@ def kernels_counted(text):
 
 
 def row(o):
-    text = sys.stdin.read()
+    text = sys.stdin.buffer.read().decode(errors="replace")
     figures, right = main_row(text, o.tokens, o.losses)
     outcome = outcome_of(o.status, right)
     figures["note"] = figures["note"] or last_line(text)
