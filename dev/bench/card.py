@@ -43,6 +43,12 @@ def last_line(text):
     return (text.strip().splitlines() or [""])[-1][:100]
 
 
+def complaint(text):
+    """The last line that names an error or its program; stdout may come after it."""
+    lines = [line for line in text.splitlines() if re.match(r"[\w.]+: |.*error", line, re.I)]
+    return lines[-1][:100] if lines else last_line(text)
+
+
 def outcome_of(status, right):
     if status in (124, 137):
         return "time over"
@@ -124,6 +130,8 @@ def row(o):
     text = sys.stdin.buffer.read().decode(errors="replace")
     figures, right = main_row(text, o.tokens, o.losses)
     outcome = outcome_of(o.status, right)
+    if o.status not in (0, 124, 137):
+        figures["note"] = "; ".join(filter(None, [figures["note"], complaint(text)]))
     figures["note"] = figures["note"] or last_line(text)
     rows = [{"what": o.what, "outcome": outcome, **figures}]
     rows += [{"outcome": "", **detail, "what": f"{o.what}: {detail['what']}"} for detail in detail_rows(text)]
