@@ -131,7 +131,7 @@ def row(o):
     figures, right = main_row(text, o.tokens, o.losses)
     outcome = outcome_of(o.status, right)
     if o.status not in (0, 124, 137):
-        figures["note"] = "; ".join(filter(None, [figures["note"], complaint(text)]))
+        figures["note"] = "; ".join(filter(None, dict.fromkeys([figures["note"], complaint(text)])))
     figures["note"] = figures["note"] or last_line(text)
     rows = [{"what": o.what, "outcome": outcome, **figures}]
     rows += [{"outcome": "", **detail, "what": f"{o.what}: {detail['what']}"} for detail in detail_rows(text)]
