@@ -14,7 +14,6 @@ comes to, or a barrier that not all threads come to, ends the program. Every com
 */
 #ifndef EMULATE_H
 #define EMULATE_H
-#include <csetjmp>
 #include <csignal>
 #include <cmath>
 #include <cstdarg>
@@ -47,15 +46,19 @@ namespace emulate {
 
 // ---- fibers
 
-enum { MOST_THREADS = 1024, WARP = 32, STACK = 1 << 16, SLOT = 64, MOST_COPIES = 128, SHARED_LIMIT = 227 << 10 };
+// Stacks are no power of two apart, or they would all want the same few lines of the cache.
+enum { MOST_THREADS = 1024, WARP = 32, STACK = (1 << 16) + 576, SLOT = 64, MOST_COPIES = 128 };
+enum { SHARED_LIMIT = 227 << 10 };
+// A place is a point in a fiber, for GCC's own setjmp, which takes a fraction of the library's time. It restores no
+// registers, so a function that calls it may tell its callers nothing of those it leaves alone: noipa.
+typedef void *Place[5];
 struct Meeting { int expected, arrived; unsigned phase; };
 struct Copy { void *to; const void *from; int bytes, whole, group; };
 struct Fiber {
-    jmp_buf at;
+    Place at;
     uint3 thread;
     bool started, done;
     int copy_count, group;
-    Copy copies[MOST_COPIES];
 };
 struct Warp {
     Meeting meeting;
@@ -63,9 +66,10 @@ struct Warp {
     char slot[2][WARP][SLOT];    // by turns, so that the next exchange does not disturb the last
 };
 static Fiber fibers[MOST_THREADS], *current;
+static Copy copies[MOST_THREADS][MOST_COPIES];  // under way, of each fiber
 static Warp warps[MOST_THREADS / WARP];
 static Meeting block_meeting;
-static jmp_buf scheduler;
+static Place scheduler;
 static char *stacks, *shared_memory;
 static const char *kernel_name;
 static void (*kernel_body)(const void *);
@@ -87,8 +91,9 @@ static bool moved;  // has any fiber come further since this was false?
     _exit(99);
 }
 
-static void yield(void) {
-    if (!_setjmp(current->at)) _longjmp(scheduler, 1);
+[[gnu::noipa, noreturn]] static void go_to(Place place) { __builtin_longjmp(place, 1); }
+[[gnu::noipa]] static void yield(void) {
+    if (!__builtin_setjmp(current->at)) go_to(scheduler);
 }
 static void release(Meeting &m) {
     if (m.arrived == 0 || m.arrived < m.expected) return;
@@ -103,7 +108,7 @@ static void meet(Meeting &m) {
     moved = true;
 }
 
-static int thread_index(void) { return (int)(threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)); }
+static int thread_index(void) { return (int)(current - fibers); }
 static int lane(void) { return thread_index() % WARP; }
 static Warp &warp(void) { return warps[thread_index() / WARP]; }
 
@@ -118,11 +123,11 @@ static void entry(void) {
         if (warp().meeting.arrived) fail("ends while other threads of its warp wait in %s", warp().what);
     }
 }
-static void resume(int i) {
+[[gnu::noipa]] static void resume(int i) {
     current = &fibers[i];
     threadIdx = current->thread;
-    if (_setjmp(scheduler)) return;
-    if (current->started) _longjmp(current->at, 1);
+    if (__builtin_setjmp(scheduler)) return;
+    if (current->started) go_to(current->at);
     current->started = true;
     ucontext_t context;
     getcontext(&context);
@@ -135,7 +140,7 @@ static void resume(int i) {
 
 static void run_block(int threads, size_t shared) {
     memset(shared_memory, 0xFF, shared);
-    memset(warps, 0, sizeof warps);
+    for (int w = 0; w < threads / WARP; w++) warps[w].meeting = {};
     memset(&block_meeting, 0, sizeof block_meeting);
     block_meeting.expected = threads;
     for (int i = 0; i < threads; i++) {
@@ -284,8 +289,22 @@ static inline unsigned __ballot_sync(unsigned mask, int x) {
     return votes;
 }
 static inline int __any_sync(unsigned mask, int x) { return __ballot_sync(mask, x) != 0; }
-#define __expf expf
-#define exp2_fast exp2f
+
+// What a card computes by a short cut comes out as far off as it may: by one part in 2^bits, up or down as a bit
+// of y has it.
+static inline float about(float y, int bits) {
+    uint32_t u;
+    memcpy(&u, &y, 4);
+    float part = 1.0f / (float)(1 << bits);
+    return y * (u & 8 ? 1 + part : 1 - part);
+}
+static inline float exp2_fast(float x) { return about(exp2f(x), 22); }
+static inline float exp_fast(float x) { return exp2_fast(x * 1.4426950f); }
+#define __expf exp_fast
+static inline float tanh_fast(float x) {  // it reaches 1
+    float t = tanhf(x);
+    return fabsf(t) > 1 - 1 / 2048.0f ? copysignf(1, t) : about(t, 11);
+}
 static inline float atomicAdd(float *p, float x) {
     float before = *p;
     *p += x;
@@ -323,8 +342,9 @@ static inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {_
 
 struct Fragments { uint32_t r[6]; };
 static inline float half_of(uint32_t pair, int high) {
-    __nv_bfloat16 x;
-    x.bits = (uint16_t)(high ? pair >> 16 : pair);
+    uint32_t bits = high ? pair & 0xFFFF0000u : pair << 16;
+    float x;
+    memcpy(&x, &bits, 4);
     return x;
 }
 
@@ -334,16 +354,15 @@ static inline void mma_bf16(float d[4], const uint32_t a[4], const uint32_t b[2]
     Fragments mine = {{a[0], a[1], a[2], a[3], b[0], b[1]}};
     emulate::Lanes<Fragments> all = emulate::exchange("mma", mine);
     int g = emulate::lane() / 4, t = emulate::lane() % 4;
-    for (int i = 0; i < 4; i++) {
-        int row_half = i / 2, column = 2*t + i % 2;  // row g + 8 row_half
-        float sum = 0;
+    float x[2][16], y[2][16], sum[2][2] = {};  // rows g and g + 8 of a, columns 2t and 2t + 1 of b
+    for (int half = 0; half < 2; half++)
         for (int k = 0; k < 16; k++) {
-            float x = half_of(all[4*g + k % 8 / 2].r[row_half + 2 * (k / 8)], k % 2);
-            float y = half_of(all[4*column + k % 8 / 2].r[4 + k / 8], k % 2);
-            sum += x * y;
+            x[half][k] = half_of(all[4*g + k % 8 / 2].r[half + 2 * (k / 8)], k % 2);
+            y[half][k] = half_of(all[4*(2*t + half) + k % 8 / 2].r[4 + k / 8], k % 2);
         }
-        d[i] += sum;
-    }
+    for (int k = 0; k < 16; k++)
+        for (int i = 0; i < 4; i++) sum[i / 2][i % 2] += x[i / 2][k] * y[i % 2][k];
+    for (int i = 0; i < 4; i++) d[i] += sum[i / 2][i % 2];
 }
 
 // Addresses in shared memory are 32 bits, from its beginning.
@@ -378,16 +397,18 @@ template <int BYTES> static void copy_async(uint32_t to, const void *from, int b
     if ((uintptr_t)from % BYTES) emulate::fail("cp.async from an address that is no multiple of %d", BYTES);
     if (f.copy_count == emulate::MOST_COPIES) emulate::fail("more than %d copies under way", emulate::MOST_COPIES);
     memset(in_shared(to, BYTES), 0xFF, BYTES);
-    f.copies[f.copy_count++] = {in_shared(to, BYTES), from, bytes, BYTES, f.group};
+    emulate::Copy *copies = emulate::copies[&f - emulate::fibers];
+    copies[f.copy_count++] = {in_shared(to, BYTES), from, bytes, BYTES, f.group};
 }
 static inline void copy_async_commit(void) { emulate::current->group++; }
 template <int N> static void copy_async_wait(void) {  // until at most N groups are under way
     emulate::Fiber &f = *emulate::current;
+    emulate::Copy *copies = emulate::copies[&f - emulate::fibers];
     int left = 0;
     for (int i = 0; i < f.copy_count; i++) {
-        emulate::Copy c = f.copies[i];
+        emulate::Copy c = copies[i];
         if (c.group >= f.group - N) {
-            f.copies[left++] = c;
+            copies[left++] = c;
             continue;
         }
         memset(c.to, 0, (size_t)c.whole);
@@ -525,7 +546,8 @@ static inline void put_element(void *at, cudaDataType_t type, size_t i, float x)
     else ((__nv_bfloat16 *)at)[i] = __float2bfloat16(x);
 }
 static inline int64_t bytes_of(cudaDataType_t type) { return type == CUDA_R_32F ? 4 : 2; }
-// d (m, n) = epilogue(alpha op(a) op(b) + beta c)
+// d (m, n) = epilogue(alpha op(a) op(b) + beta c). A sum begins where its shape says: a real library chooses another
+// order for another shape. And tanh is what tanh.approx may make of it.
 static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t o, const void *alpha, const void *a, cublasLtMatrixLayout_t la, const void *b,
                                             cublasLtMatrixLayout_t lb, const void *beta, const void *c, cublasLtMatrixLayout_t lc, void *d, cublasLtMatrixLayout_t ld,
                                             const cublasLtMatmulAlgo_t *algo, void *, size_t, cudaStream_t) {
@@ -541,9 +563,9 @@ static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc
         for (uint64_t i = 0; i < m; i++) rows[l * m + i] = element(a, la->type, o->a ? i * (uint64_t)la->ld + l : l * (uint64_t)la->ld + i);
     for (uint64_t j = 0; j < n; j++) {
         memset(sums, 0, m * sizeof(float));
-        for (uint64_t l = 0; l < k; l++) {
+        for (uint64_t i = 0, l = (m + 3 * n) % k; i < k; i++, l = l + 1 == k ? 0 : l + 1) {
             float x = element(b, lb->type, o->b ? l * (uint64_t)lb->ld + j : j * (uint64_t)lb->ld + l);
-            for (uint64_t i = 0; i < m; i++) sums[i] += rows[l * m + i] * x;
+            for (uint64_t r = 0; r < m; r++) sums[r] += rows[l * m + r] * x;
         }
         for (uint64_t i = 0; i < m; i++) {
             float sum = sums[i];
@@ -554,7 +576,7 @@ static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc
             float x = sum, t, cube = 0.044715f;
             if (o->epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS) put_element(o->aux, ld->type, at, x);
             if (o->epilogue == CUBLASLT_EPILOGUE_DGELU) x = element(o->aux, ld->type, at);
-            t = wide ? tanhf(0.79788456f * (x + cube * x * x * x)) : 0;
+            t = wide ? tanh_fast(0.79788456f * (x + cube * x * x * x)) : 0;
             if (o->epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS) sum = 0.5f * x * (1 + t);
             if (o->epilogue == CUBLASLT_EPILOGUE_DGELU) sum *= 0.5f * (1 + t) + 0.5f * x * (1 - t * t) * 0.79788456f * (1 + 3 * cube * x * x);
             put_element(d, ld->type, j * (uint64_t)ld->ld + i, sum);
