@@ -5,7 +5,8 @@ It includes the trainer, so it can call every function, and wraps the allocator 
 Built with -DREAL=double it checks gradients against finite differences; built as the trainer is, it
 checks everything else. With -DTWIN it includes the CUDA twin instead, whose activations are bf16 or, with
 -DPRECISION_FP32, float. With the argument "kernels" it stops after single layers, with "layers" before what
-starts processes and uses files, with "short" after the first of those. It runs
+starts processes and uses files, with "short" after the first of those; with "brief" it does everything, but
+lets the trainer die at few moments. It runs
 itself as the trainer (--trainer N flags...) where a process has to die: the N-th file operation then kills
 it half-way, or interrupts it if N is negative; above FULL, the disk is full from operation N - FULL on.
 */
@@ -83,11 +84,15 @@ enum { MOST_THREADS = 3, ALL_POLICIES = 2 };  // how many threads are tried, and
 #else
 enum { MOST_THREADS = 1, ALL_POLICIES = 1 };
 #endif
-static const double rounding = sizeof(act_t) == 2 ? 1 / 256.0 : 0;  // relative, of what is stored as an activation
+static double rounding = sizeof(act_t) == 2 ? 1 / 256.0 : 0;  // relative, of what is stored as an activation
+// GELU in the epilogue of a product in bf16 may be made of tanh.approx, which is off by 2^-11: that moves 0.5 x (1 + t)
+// by 8e-4 at most, where t is not yet 1, and its slope by 0.5 + |x| du/dx times as much. Float32 is float32 throughout.
+static const double gelu_slack = sizeof(act_t) == 2 ? 1e-3 : 0, slope_slack = sizeof(act_t) == 2 ? 7e-3 : 0;
 
 // ---- counting
 
 static int passed, failed;
+static int brief;  // few of the moments to die at, for programs that take long to begin or to run
 __attribute__((format(printf, 2, 3))) static void check(int ok, const char *format, ...) {
     va_list args;
     if (ok) passed++;
@@ -181,6 +186,11 @@ static struct { int mode, a, shift, K, stem; } networks[] = {
     {RETROFIT, 1, 2, 1, 2}, {BDIA, -1, 4, 0, 2}, {RETROFIT, -1, 0, 2, 1}, {RETROFIT, 3, 4, 3, 3}, {BDIA, -5, 3, 0, 0}, {BDIA, 1, 0, 0, 5},
     {BASELINE, 0, 0, 0, 0}};
 enum { NETWORKS = sizeof networks / sizeof networks[0] - 1 };
+#ifdef TWIN
+enum { KINDS = MODES };  // the twin takes one network of each mode where its kernels see nothing new in others
+#else
+enum { KINDS = NETWORKS };
+#endif
 static const char *name_of(int network) {
     static char text[64];
     int mode = networks[network].mode;
@@ -452,7 +462,7 @@ static void test_matmul(int bf16) {
                 // GELU of the sum, or of what was stored of it: in the product's ending, or behind it
                 double gelu = got[2][r*OC + o], stored = got[3][r*OC + o];
                 double apart = fmin(off(gelu_reference(sum), gelu), off(gelu_reference(stored), gelu));
-                worst_gelu = larger(worst_gelu, apart);
+                worst_gelu = larger(worst_gelu, apart - gelu_slack);
             }
         check(worst < 1e-4 && worst_gelu < 1e-4, "matmul_forward (%d, %d, %d) is off by %g, GELU by %g", n, C, OC, worst, worst_gelu);
         // the gradients of weights are added to what is there
@@ -475,9 +485,8 @@ static void test_matmul(int bf16) {
                 double sum = 0;
                 for (int o = 0; o < OC; o++) sum += (double)dy[r*OC + o] * w[o*C + c];
                 worst = larger(worst, off(sum, got[0][r*C + c]));
-                sum *= gelu_slope_reference(pre[r*C + c]);
-                // a pass behind the product rounds twice
-                worst_gelu = larger(worst_gelu, off(sum, got[5][r*C + c]) - rounding * fabs(sum));
+                double slope = gelu_slope_reference(pre[r*C + c]), slack = slope_slack * fabs(sum);
+                worst_gelu = larger(worst_gelu, off(sum * slope, got[5][r*C + c]) - slack);
             }
         check(worst < 1e-3 && worst_gelu < 1e-3, "matmul_backward (%d, %d, %d) is off by %g, times GELU' by %g", n, C, OC, worst, worst_gelu);
         to_host(after, scratch + room, sizeof after);
@@ -720,8 +729,9 @@ static void test_multiplication(void) {
 }
 
 static void test_policies(int bf16) {
-    const Shape shapes[] = {odd, deep, even, odd};
+    Shape shapes[] = {odd, deep, even, odd};
     if (!layers_bf16(bf16)) return;
+    if (twin) shapes[1].chunk = 2;  // a launch of a kernel takes long there
     for (int s = 0; s < 4; s++)  // the last time with a teacher
         for (int mode = MIDPOINT; mode < NETWORKS; mode++) {
             param_t *reference = NULL;
@@ -735,6 +745,9 @@ static void test_policies(int bf16) {
                 for (int memory = threads > ALL_POLICIES ? REVERSE : STORE; memory <= (threads == ALL_POLICIES && !(twin && again) ? AUTO + 2 : REVERSE); memory++) {
                     Model m;
                     double drift, loss;
+                    // emulated kernels take long: beyond the first shape the twin takes three policies, of two shapes
+                    if (twin && s == 2) continue;
+                    if (twin && s > 0 && memory != STORE && memory != REVERSE && memory != AUTO + 1) continue;
                     draws = 0;
                     set_threads(threads);
                     make_model(&m, shapes[s], mode, memory, mode == MIDPOINT_A ? 23 : 20);
@@ -785,7 +798,7 @@ static int calls_of(const char *name) {
 
 // A step whose internals are kept is not evaluated again: --profile counts the calls.
 static void test_work(void) {
-    for (int mode = MIDPOINT; mode < NETWORKS; mode++)
+    for (int mode = MIDPOINT; mode < KINDS; mode += twin ? RETROFIT - MIDPOINT : 1)
         for (int memory = STORE; memory <= AUTO + 2; memory++) {
             Model m;
             double drift;
@@ -838,7 +851,7 @@ static void flip(stream_t *s, int bit) {
 
 // A bit of a stream flips in mid-backward, or before it: the streams do not come back to the embedding.
 static void test_flipped_bit(void) {
-    for (int mode = MIDPOINT; mode < NETWORKS; mode++)
+    for (int mode = MIDPOINT; mode < KINDS; mode++)
         for (int bit = 0; bit < 31; bit += twin ? 30 : 6) {
             Model m;
             double drift;
@@ -888,7 +901,7 @@ static void fill(param_t *p, size_t count, double value) {
 // A force that is NaN or too large, an embedding that is, and a sum of two values inside the range that leaves it.
 static void test_range(void) {
     static const char *const what[] = {"a force of 1e5", "a force that is NaN", "an embedding of 1e5", "a sum of 1500 and more"};
-    for (int mode = MIDPOINT; mode < NETWORKS; mode++)
+    for (int mode = MIDPOINT; mode < KINDS; mode++)
         for (int kind = 0; kind < 4; kind++) {
             Model m;
             double drift;
@@ -1084,7 +1097,7 @@ static char *captured(Model *m, const Tokenizer *z, const int *prompt, int given
 // The logits of a token whose past is in the cache are those of a whole forward pass, in every mode and however many came at once.
 static void test_cache(int bf16) {
     if (!layers_bf16(bf16)) return;
-    for (int mode = 0; mode < (twin ? (int)MODES : (int)NETWORKS); mode++)
+    for (int mode = 0; mode < KINDS; mode++)
         for (int s = 0; s < 2; s++) {
             Model m;
             make_model(&m, s ? even : odd, mode, mode == BASELINE ? STORE : REVERSE, grid_of(mode));
@@ -1098,7 +1111,7 @@ static void test_cache(int bf16) {
                 head_logits(&m, t, 1);
                 host_logits(&m, 0, whole + V * (size_t)t);
             }
-            for (int first = 1; first < m.T; first += 5) {
+            for (int first = 1; first < m.T; first += twin ? 13 : 5) {
                 forward(&m, 1, first, 0);
                 for (int t = first; t < m.T; t++) {
                     to_device(m.inputs, tokens + t, sizeof(int));
@@ -1121,7 +1134,7 @@ static void test_cache(int bf16) {
 
 // Greedy text is what whole forward passes would choose; it ends at an end of text; another series of draws is another text.
 static void test_generate(void) {
-    for (int i = 0; i < 2 * (twin ? (int)MODES : (int)NETWORKS); i++) {
+    for (int i = 0; i < 2 * KINDS; i++) {
         Model m;
         Shape shape = odd;
         int mode = i / 2, beyond = i % 2;  // beyond the T of training
@@ -1215,6 +1228,21 @@ static void test_accumulation(void) {
 // ---- the program: files, resuming, bad input
 
 static char self[PATH], dir[] = "/tmp/rev_gpt2_test_XXXXXX", output[8192];
+
+// Is what was printed one line, with this word? Of the twin's lines the trainer's are counted: a card's driver may have
+// any to say, and the trainer one of its own where the library has no way to multiply.
+static int one_line(const char *word) {
+    static const char ours[] = "train_rev_gpt2: ", library[] = "train_rev_gpt2: cuBLASLt has no way";
+    int lines = 0, found = 0;
+    for (char *line = output, *end; (end = strchr(line, '\n')) != NULL; line = end + 1) {
+        char *at = strstr(line, word);
+        int counts = strncmp(line, ours, strlen(ours)) == 0 && strncmp(line, library, strlen(library)) != 0;
+        if (twin && !counts) continue;
+        lines++;
+        found |= at && at < end;
+    }
+    return lines == 1 && found;
+}
 
 // Runs the trainer with the flags; operation as --trainer has it. After `milliseconds`, if not 0, it is killed.
 // Returns its exit status, or 256 + the signal; its stderr is left in `output`, its stdout in the file `stdout`.
@@ -1479,7 +1507,7 @@ static void test_use(void) {
         act_t want;
         memcpy(&got, x + 128 + 4 * i, sizeof got);
         to_host(&want, m.logits + i / 32 * m.net.Vp + i % 32, sizeof want);
-        worst = larger(worst, fabs(got - (float)want));
+        worst = larger(worst, off((float)want, got));  // a library may multiply 10 tokens otherwise than 32
     }
     check(n == 128 + 4 * 32 * 32 && memcmp(x, "\x93NUMPY\1\0\x76", 10) == 0 && strstr(x + 10, "'<f4'") && strstr(x + 10, "(2, 16, 32)") && x[127] == '\n' && worst < 1e-6, "--logits: %d bytes, off by %g", (int)n, worst);
     free(x);
@@ -1488,18 +1516,20 @@ static void test_use(void) {
     check(trainer(0, 0, "-e %s/bytes/model_00000002.bin --prompt abcde --logits %s/prompt.npy", dir, dir) == 0, "%s", output);
     n = read_file("prompt.npy", &x);
     check(n == 128 + 4 * 5 * 256 && strstr(x + 10, "(1, 5, 256)"), "a prompt's logits have %d bytes", (int)n);
-    int best = 0;
-    for (int v = 1; v < 256 && n == 128 + 4 * 5 * 256; v++) {
-        float a, b;
-        memcpy(&a, x + 128 + 4 * (4 * 256 + v), 4), memcpy(&b, x + 128 + 4 * (4 * 256 + best), 4);
-        best = a > b ? v : best;
-    }
+    float row[256] = {0};
+    int best = 0, said = 0;
+    if (n == 128 + 4 * 5 * 256) memcpy(row, x + 128 + 4 * 4 * 256, sizeof row);
     free(x);
+    for (int v = 1; v < 256; v++) best = row[v] > row[best] ? v : best;
     check(trainer(0, 0, "-e %s/bytes/model_00000002.bin --prompt abcde -g 1 --temperature 0", dir) == 0, "%s", output);
-    char shown[16] = "abcde";
-    snprintf(shown + 5, 8, best >= 128 ? "\xEF\xBF\xBD\n" : best >= 32 || best == 10 || best == 9 ? "%c\n" : "\n", best);
     read_file("stdout", &x);
-    check(x && strcmp(x, shown) == 0, "the likeliest byte is %d, the text %s", best, x ? x : "");
+    for (int v = 0; v < 256 && x; v++) {  // a library may multiply one token otherwise than five, and round otherwise
+        char shown[16] = "abcde";
+        if (v != best && (!twin || row[v] < row[best] - 1e-6 - 2 * rounding * fabs(row[best]))) continue;
+        snprintf(shown + 5, 8, v >= 128 ? "\xEF\xBF\xBD\n" : v >= 32 || v == 10 || v == 9 ? "%c\n" : "\n", v);
+        said |= strcmp(x, shown) == 0;
+    }
+    check(said, "the likeliest byte is %d, the text %s", best, x ? x : "");
     free(x);
 }
 
@@ -1553,6 +1583,17 @@ static void test_convert(void) {
     free(x), free(y);
 }
 
+// The bytes that --plan says are needed in all.
+static double planned(const char *flags, const char *memory) {
+    char *x;
+    check(trainer(0, 0, "%s -o %s/planned --memory %s --plan", flags, dir, memory) == 0, "no plan: %s", output);
+    read_file("stdout", &x);
+    char *total = x ? strstr(x, "\ntotal ") : NULL;
+    double bytes = total ? atof(total + 7) : 0;
+    free(x);
+    return bytes;
+}
+
 static void test_resume(void) {
     static const char *const variants[] = {"--mode midpoint-a --shuffle --save bf16", "--mode leapfrog -d 64 -nk 1"};
     for (int v = 0; v < 2; v++) {
@@ -1560,7 +1601,7 @@ static void test_resume(void) {
         snprintf(flags, sizeof flags, "-i %s/train*.bin -j %s/val.bin %s %s", dir, dir, tiny, variants[v]);
         check(trainer(0, 0, "%s -o %s/whole", flags, dir) == 0, "a plain run ended with: %s", output);
         int died = 1, operation;
-        for (operation = 1; died && operation < 500; operation++) {
+        for (operation = 1 + 5*v; died && operation < 500; operation += brief ? 17 : 1) {
             shell("rm -rf %s/cut", dir);
             died = trainer(operation, 0, "%s -o %s/cut", flags, dir) == 256 + SIGKILL;
             if (!died) break;
@@ -1573,7 +1614,7 @@ static void test_resume(void) {
         // Ctrl-C: the step is finished and saved
         shell("rm -rf %s/cut", dir);
         int status = trainer(-12, 0, "%s -o %s/cut", flags, dir);
-        check(status == STATUS_INTERRUPTED && strstr(output, "interrupted after step") && strchr(output, '\n')[1] == 0, "Ctrl-C ended with %d: %s", status, output);
+        check(status == STATUS_INTERRUPTED && one_line("interrupted after step"), "Ctrl-C ended with %d: %s", status, output);
         check(trainer(0, 0, "%s -o %s/cut -y 1", flags, dir) == 0 && same_files("whole/model_00000006.bin", "cut/model_00000006.bin") &&
               same_logs("whole/log.csv", "cut/log.csv"), "Ctrl-C changed the result");
         shell("rm -rf %s/cut %s/kept; mv %s/whole %s/kept", dir, dir, dir, dir);
@@ -1586,43 +1627,58 @@ static void test_resume(void) {
     check(read_file("kept/model_00000004.bin", &x) == 0 && read_file("kept/model_00000006.bin", &x) > 0, "-nk 1 keeps another number of checkpoints");
     free(x);
     // killed five times at random moments of a longer run
-    char flags[1024];
-    snprintf(flags, sizeof flags, "-i %s/train*.bin %s --mode hamiltonian -x 400 -n 7", dir, "-e d6 --layers 2 --channels 16 --heads 2 --context 16 -b 2 -t 16 -nk 2");
-    double start = seconds();
+    char flags[1024], model[64], state[64], cut_model[64];
+    int last = brief ? 64 : 400;
+    static const char shape[] = "-e d6 --layers 2 --channels 16 --heads 2 --context 16 -b 2 -t 16 -nk 2";
+    snprintf(flags, sizeof flags, "-i %s/train*.bin %s --mode hamiltonian -x %d -n 7", dir, shape, last);
+    snprintf(model, sizeof model, "whole/model_%08d.bin", last);
+    snprintf(cut_model, sizeof cut_model, "cut/model_%08d.bin", last);
+    snprintf(state, sizeof state, "cut/state_%08d.bin", last);
+    double least = planned(flags, "reverse"), start = seconds(), most = planned(flags, "store");
+    int start_ms = (int)(1000 * (seconds() - start));  // a GPU's processes take their time to begin
+    start = seconds();
     check(trainer(0, 0, "%s -o %s/whole", flags, dir) == 0, "a plain run ended with: %s", output);
-    int kills = 0, run_ms = (int)(1000 * (seconds() - start));
+    int kills = 0, run_ms = (int)(1000 * (seconds() - start)) - start_ms;
     uint64_t seed = (uint64_t)time(NULL);
     printf("  killed at random with seed %" PRIu64 "\n", seed);
-    for (int i = 0; i < 5; i++)
-        kills += trainer(0, 1 + (int)(random_uniform(seed, 0, (uint64_t)i) * run_ms / 3), "%s -o %s/cut -y 1", flags, dir) == 256 + SIGKILL;
+    for (int i = 0; i < (brief ? 2 : 5); i++) {
+        int milliseconds = 1 + start_ms + (int)(random_uniform(seed, 0, (uint64_t)i) * run_ms / 3);
+        kills += trainer(0, milliseconds, "%s -o %s/cut -y 1", flags, dir) == 256 + SIGKILL;
+    }
     check(trainer(0, 0, "%s -o %s/cut -y 1", flags, dir) == 0, "it did not resume: %s", output);
     check(kills > 0, "no run was killed");
-    check(same_files("whole/model_00000400.bin", "cut/model_00000400.bin") && same_logs("whole/log.csv", "cut/log.csv"), "being killed %d times changed the result", kills);
+    check(same_files(model, cut_model) && same_logs("whole/log.csv", "cut/log.csv"), "being killed %d times changed the result", kills);
     // policy and threads may change, what shapes the arithmetic may not
-    shell("rm -rf %s/cut", dir);
-    shell("cp -r %s/whole %s/cut; rm %s/cut/*0400.bin", dir, dir, dir);
-    check(trainer(0, 0, "%s -o %s/cut -y 1 --memory checkpoint", flags, dir) == 0 && same_files("whole/model_00000400.bin", "cut/model_00000400.bin"), "another policy changed the result");
-    shell("rm %s/cut/*0400.bin", dir);
-    check(trainer(0, 0, "%s -o %s/cut -y 1 --memory auto --budget 9100K", flags, dir) == 0 &&
-          same_files("whole/model_00000400.bin", "cut/model_00000400.bin"), "--memory auto changed the result: %s", output);
-    check(trainer(0, 0, "%s -o %s/cut -y 1 --precision bf16", flags, dir) == (layers_bf16(1) ? STATUS_USAGE : STATUS_OK), "another --precision was taken on resuming");
-    layers_bf16(0);
+    shell("cd %s; rm -rf cut; cp -r whole cut; rm %s %s", dir, cut_model, state);
+    check(trainer(0, 0, "%s -o %s/cut -y 1 --memory checkpoint", flags, dir) == 0 && same_files(model, cut_model),
+          "another policy changed the result");
+    shell("cd %s; rm %s %s", dir, cut_model, state);
+    int status = trainer(0, 0, "%s -o %s/cut -y 1 --memory auto --budget %.0f", flags, dir, floor((least + most) / 2));
+    check(least < most && status == 0 && same_files(model, cut_model),
+          "--memory auto between %.0f and %.0f bytes changed the result: %s", least, most, output);
+    status = trainer(0, 0, "%s -o %s/planned --memory auto --budget %.0f", flags, dir, floor(least / 2));
+    check(status == STATUS_USAGE && one_line("are needed"), "half of what is needed is enough: %d, %s", status, output);
+    int has_bf16 = layers_bf16(1), both = layers_bf16(0) && has_bf16;
+    status = trainer(0, 0, "%s -o %s/cut -y 1 --precision %s", flags, dir, precision_names[both || !has_bf16]);
+    check(status == (both ? STATUS_USAGE : STATUS_OK) && (both || strstr(output, "no products in")),
+          "another --precision on resuming ended with %d: %s", status, output);
     check(trainer(0, 0, "%s -o %s/cut -y 1 --chunk 1", flags, dir) == STATUS_USAGE, "another --chunk was taken on resuming");
     check(trainer(0, 0, "%s -o %s/cut -y 1 --grid 18", flags, dir) == STATUS_USAGE, "another --grid was taken on resuming");
     check(trainer(0, 0, "%s -o %s/cut", flags, dir) == STATUS_USAGE, "checkpoints would have been overwritten");
     static const struct { const char *command, *word; } states[] = {
-        {"cp model_00000400.bin state_00000400.bin", "not a state file"}, {": > state_00000400.bin", "not a state file"},
-        {"truncate -s 700 state_00000400.bin", "not a state file"}, {"truncate -s 5000 state_00000400.bin", "5000 bytes"},
-        {"echo >> state_00000400.bin", "bytes"}, {"cp state_00000399.bin state_00000400.bin", "step 399"}};
+        {"cp $M $S", "not a state file"}, {": > $S", "not a state file"},
+        {"truncate -s 700 $S", "not a state file"}, {"truncate -s 5000 $S", "5000 bytes"},
+        {"echo >> $S", "bytes"}, {"cp $B $S", "and step"}};
     for (size_t i = 0; i < sizeof states / sizeof states[0]; i++) {
-        shell("rm -rf %s/cut; cp -r %s/whole %s/cut; cd %s/cut; %s", dir, dir, dir, dir, states[i].command);
-        int status = trainer(0, 0, "%s -o %s/cut -y 1", flags, dir);
-        check(status == STATUS_DATA && strstr(output, states[i].word) && !strchr(output, '\n')[1], "%s: %d, %s", states[i].command, status, output);
+        shell("cd %s; rm -rf cut; cp -r whole cut; M=%s S=%s B=cut/state_%08d.bin; %s", dir, cut_model, state,
+              (last - 1) / 7 * 7, states[i].command);
+        status = trainer(0, 0, "%s -o %s/cut -y 1", flags, dir);
+        check(status == STATUS_DATA && one_line(states[i].word), "%s: %d, %s", states[i].command, status, output);
     }
     shell("rm -rf %s/cut; cp -r %s/whole %s/cut", dir, dir, dir);
-    damage("cut/state_00000400.bin", 5000, 0);
+    damage(state, 5000, 0);
     check(trainer(0, 0, "%s -o %s/cut -y 1", flags, dir) == STATUS_DATA && strstr(output, "checksum"), "a corrupt state was taken: %s", output);
-    damage("cut/model_00000400.bin", 5000, 1);
+    damage(cut_model, 5000, 1);
     check(trainer(0, 0, "%s -o %s/cut -y 1", flags, dir) == STATUS_DATA && strstr(output, "bytes"), "a truncated model was taken: %s", output);
 }
 
@@ -1675,11 +1731,11 @@ static void test_full_disk(void) {
     int operation, status = STATUS_DATA;
     char flags[1024];
     snprintf(flags, sizeof flags, "-i %s/train0.bin %s --mode leapfrog -o %s/disk", dir, tiny, dir);
-    for (operation = 1; status == STATUS_DATA && operation < 200; operation++) {
+    for (operation = 1; status == STATUS_DATA && operation < 200; operation += brief ? 11 : 1) {
         shell("rm -rf %s/disk", dir);
         status = trainer(FULL + operation, 0, "%s", flags);
         if (status == 0) break;
-        check(status == STATUS_DATA && strstr(output, "cannot write") && !strchr(output, '\n')[1], "a disk full from operation %d on ended with %d: %s", operation, status, output);
+        check(status == STATUS_DATA && one_line("cannot write"), "a disk full from operation %d on ended with %d: %s", operation, status, output);
         check(trainer(0, 0, "%s -y 1", flags) == 0, "after a disk full from operation %d on it did not resume: %s", operation, output);
         check(operation == 1 || same_files("disk/model_00000006.bin", "firstdisk.bin"), "a disk full from operation %d on changed the result", operation);
         if (operation == 1) shell("cp %s/disk/model_00000006.bin %s/firstdisk.bin", dir, dir);
@@ -1827,8 +1883,7 @@ static void test_bad_input(void) {
             else strncat(flags, p, 1);
         }
         int status = trainer(0, 0, "%s", flags);
-        char *newline = strchr(output, '\n');
-        check(status == cases[i].status && strstr(output, cases[i].word) && newline && !newline[1], "%s: status %d for %d, one line with \"%s\" expected: %s",
+        check(status == cases[i].status && one_line(cases[i].word), "%s: status %d for %d, one line with \"%s\" expected: %s",
               cases[i].flags, status, cases[i].status, cases[i].word, output);
     }
     shell("! ls %s | grep nan.npy", dir);  // logits that are no numbers leave no file, half-way or whole
@@ -1846,8 +1901,8 @@ static void test_bad_input(void) {
     // a directory that vanishes
     shell("(i=0; while [ ! -e %s/gone/model_00000003.bin ] && [ $((i += 1)) -lt 3000 ]; do sleep 0.01; done; mv %s/gone %s/went) &", dir, dir, dir);
     status = trainer(0, 0, "-i %s/train0.bin %s -x 9000 -n 1 -o %s/gone", dir, "-e d6 --layers 2 --channels 16 --heads 2 --context 16 -b 2 -t 16", dir);
-    check(status == STATUS_DATA && strstr(output, "cannot write") && !strchr(output, '\n')[1], "a directory that vanished ended with %d: %s", status, output);
-#if !defined(__SANITIZE_ADDRESS__)
+    check(status == STATUS_DATA && one_line("cannot write"), "a directory that vanished ended with %d: %s", status, output);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(TWIN)  // a driver reserves more, and a GPU's memory is not this
     // less address space than the plan: said before anything is allocated
     shell("ulimit -v 1000000; %s --trainer 0 -i %s/train0.bin -e d24 -b 16 -t 16 2> %s/stderr > %s/stdout; test $? = 3 && grep -q 'the machine has 0.9' %s/stderr", self, dir, dir, dir, dir);
 #endif
@@ -1935,7 +1990,8 @@ int main(int argc, char **argv) {
     if (!realpath("/proc/self/exe", self)) snprintf(self, sizeof self, "%s", argv[0]);
     setvbuf(stdout, NULL, _IOLBF, 0);
     int kernels = argc > 1 && strcmp(argv[1], "kernels") == 0, layers = kernels || (argc > 1 && strcmp(argv[1], "layers") == 0);
-    int brief = argc > 1 && strcmp(argv[1], "short") == 0;
+    int without_files = argc > 1 && strcmp(argv[1], "short") == 0;
+    brief = argc > 1 && strcmp(argv[1], "brief") == 0;
     if (sizeof(real_t) == 8) {
 #ifndef TWIN
         section("layers against finite differences");
@@ -2009,7 +2065,7 @@ int main(int argc, char **argv) {
         test_training_is_deterministic();
         test_use();
         test_convert();
-        if (!brief) {
+        if (!without_files) {
             section("bad input");
             test_bad_input();
             section("dying and resuming");
