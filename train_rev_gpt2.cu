@@ -317,10 +317,11 @@ double stream_distance(const stream_t *x, const stream_t *y, const uint16_t *r, 
 // n + 2 places from the start, order (n), the tokens' numbers, those of one word side by side, as they come
 size_t layers_order_bytes(int n) { return (2 * (size_t)n + 2) * sizeof(int); }
 void layers_order(void *to, const int *tokens, int n) {
-    int most = 0, *words = (int *)malloc(layers_order_bytes(n)), *first = words + 1, *order = words + 2 + n;
+    int most = 0, *words = (int *)malloc(layers_order_bytes(n));
     for (int i = 0; i < n; i++) most = tokens[i] > most ? tokens[i] : most;
     int *next = (int *)calloc((size_t)most + 2, sizeof(int));  // where the next token of a word goes
     if (!words || !next) die(STATUS_NUMBERS, "out of memory for sorting tokens");
+    int *first = words + 1, *order = words + 2 + n;
     memset(words, 0, layers_order_bytes(n));
     for (int i = 0; i < n; i++) next[tokens[i] + 1]++;
     for (int v = 0; v <= most; v++) {
@@ -484,14 +485,14 @@ static void choose(Known *p, Product s, const act_t *bias, const void *aux) {
 // The library's way for this product; NULL: it has none, or operands do not begin where it wants them
 static Known *way_of(Product s, const void *d, const act_t *a, const act_t *b, const act_t *bias,
     const void *aux) {
-    enum { MOST = 256, UNIT = 16 / sizeof(act_t) };
+    enum { MOST = 1024, UNIT = 16 / sizeof(act_t) };  // a run has some thirty shapes
     static Known known[MOST];
     static int count;
     Known *p = known;
     if (s.m % UNIT || (s.transpose_a && s.k % UNIT) || (s.transpose_b ? s.n : s.k) % UNIT) return NULL;
     if (!aligned(a) || !aligned(b) || !aligned(d) || !aligned(bias) || !aligned(aux)) return NULL;
     while (p < known + count && memcmp(&p->product, &s, sizeof s) != 0) p++;
-    if (p == known + MOST) return NULL;
+    if (p == known + MOST) die(STATUS_NUMBERS, "products of more than %d shapes", MOST);
     if (p == known + count) choose(p, s, bias, aux), count++;
     return p->ways ? p : NULL;
 }

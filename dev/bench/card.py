@@ -110,13 +110,14 @@ def kernels_counted(text):
         return
     sums, begun = {}, False
     for line in csv.DictReader(lines[start:]):
-        begun = begun or "embed" in line["Kernel Name"]
-        if begun and line["Metric Value"]:
-            value = float(line["Metric Value"].replace(",", ""))
-            value *= UNITS.get(line["Metric Unit"], 1)
-            name = re.sub(r"[(<].*", "", line["Kernel Name"])
-            kernel = sums.setdefault(name, {})
-            kernel.setdefault(line["Metric Name"], []).append(value)
+        name = re.sub(r"^void |\(int\)|\((?!int\)).*", "", line["Kernel Name"] or "")
+        begun = begun or "embed" in name
+        try:
+            value = float(line["Metric Value"].replace(",", "")) * UNITS.get(line["Metric Unit"], 1)
+        except (AttributeError, ValueError):  # a line cut short, or a metric that this card has not
+            continue
+        if begun:
+            sums.setdefault(name, {}).setdefault(line["Metric Name"], []).append(value)
     total = {name: sum(kernel.get("gpu__time_duration.sum", [0])) for name, kernel in sums.items()}
     for name in sorted(sums, key=total.get, reverse=True):
         launches = len(sums[name].get("gpu__time_duration.sum", []))

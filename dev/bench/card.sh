@@ -3,7 +3,7 @@
 # what does reversal cost, how much fits?
 #
 #     dev/bench/card.sh build [LLMC]   where nvcc is: programs for sm_90 into .gpu/; LLMC: a checkout of llm.c
-#     dev/bench/card.sh run OUT        where the card is, with .gpu/: rows.csv, log.txt and ncu.csv in OUT
+#     dev/bench/card.sh run OUT        where the card is, with .gpu/: rows.csv, log.txt, table.txt and more in OUT
 #     dev/bench/card.sh rehearse       without a card: every part with emulated programs and tiny shapes
 #
 # `run` needs no network and no compiler, but Python; for peers and tools PyTorch, compute-sanitizer and ncu.
@@ -19,17 +19,18 @@ PARTS=${PARTS:-"
     environment   8  must
     checks       20  must
     layers       35  must
+    bits         20  must
     twins        15  must
     ours         36  may
     peers        42  may
     attention    25  may
     price        36  may
-    largest      75  may
-    depth        75  may
+    largest      70  may
+    depth        65  may
     sanitizer    60  must
     ncu          40  may
     float32      20  must
-    large        40  may"}
+    large        35  may"}
 SECONDS_IN_ALL=${SECONDS_IN_ALL:-525}
 BIN=${BIN:-.gpu}
 PYTHON=${PYTHON:-python3}
@@ -40,7 +41,7 @@ MODES=(baseline midpoint midpoint-a leapfrog hamiltonian)
 DEVICE=${DEVICE:-cuda}
 VOCABULARY=${VOCABULARY:-50257} TOKENS=${TOKENS:-16777216}
 MIB_TO_SPARE=${MIB_TO_SPARE:-2560}  # of the card's memory: for the driver and the libraries
-GPT2=${GPT2:--e d12} LENGTH=${LENGTH:-1024} STEPS=${STEPS:-12} BATCHES=${BATCHES:-8 16 32 64}
+GPT2=${GPT2:--e d12} FEW_LAYERS=${FEW_LAYERS---layers 2} LENGTH=${LENGTH:-1024} STEPS=${STEPS:-12} BATCHES=${BATCHES:-8 16 32 64}
 SHAPE_OF_TORCH=${SHAPE_OF_TORCH:-'"L":12,"C":768,"NH":12,"T":1024'}
 LARGE_BATCHES=${LARGE_BATCHES:-256 1024} LARGER=${LARGER:--e d36 -b 8}
 DEEP=${DEEP:--e d12 --layers 96 --channels 512 --heads 8 -b 16}
@@ -48,6 +49,7 @@ DEPTHS=${DEPTHS:-96 64 32 16} MOST_OF_DEPTHS=${MOST_OF_DEPTHS:-128}
 WIDTH_OF_DEPTHS=${WIDTH_OF_DEPTHS---channels 512 --heads 8}
 ATTENTION=${ATTENTION:-16 1024 12 64} SMALL_SHAPES=${SMALL_SHAPES:-}
 TEST=${TEST:-layers} TEST_FP32=${TEST_FP32:-kernels}
+BITS=${BITS:--e d6 --layers 4 --channels 256 --heads 4 --context 512 -t 512 -b 20 --chunk 16}
 TWINS=${TWINS:--e d6 --layers 6 --channels 128 --heads 2 --context 128 -b 4 -t 128 -x 50 -l 1e-4}
 TINY=${TINY:-}  # more flags of every run
 
@@ -88,6 +90,21 @@ part_environment() {
 }
 part_checks() { local k; for k in "${KERNELS[@]}"; do record "check $k" -- "$BIN/k_$k" check; done; }
 part_layers() { record "test $TEST" -- "$BIN/test" $TEST; }
+part_bits() {  # policies train the same model, and one of them the same twice: several tiles, the library's products
+    local mode memory first
+    for mode in midpoint hamiltonian baseline; do
+        first=
+        for memory in store reverse reverse auto checkpoint; do
+            case "$mode $memory" in baseline\ [ra]*|hamiltonian\ [ac]*) continue ;; esac
+            rm -rf "$tmp/bits"
+            record "$mode $memory" -- \
+                "$BIN/train" -i "$tmp/tokens.bin" $BITS -x 3 -l 1e-3 --mode $mode --memory $memory -o "$tmp/bits"
+            mv "$tmp/bits/model_00000003.bin" "$tmp/model_$first" 2>/dev/null
+            [ -z "$first" ] || record "$mode $memory: the model of store" -- cmp "$tmp/model_" "$tmp/model_$first"
+            first=other
+        done
+    done
+}
 part_twins() {
     local mode
     for mode in "${MODES[@]}"; do
@@ -109,8 +126,6 @@ part_peers() {
     local B tokens llmc flags
     set -- $BATCHES
     B=$3 tokens=$((B * LENGTH))
-    record "PyTorch compiled B=$B" --tokens $tokens -- \
-        "$PYTHON" dev/bench/bench.py torch "$(torch_steps "$B" 20)"
     # llm.c without recomputation, with GELU fused; -v 0 would divide by zero
     flags="$GPT2 -b $B -t $LENGTH -d $tokens -x $STEPS -l 1e-4 -r 0 -ge 1 -v 1000 -m 1 -s 0 -h 0"
     for llmc in "$BIN"/llmc*; do
@@ -119,6 +134,7 @@ part_peers() {
             "$llmc" -i "$tmp/tokens.bin" -j "$tmp/tokens.bin" $flags
     done
     for B in $1 $2; do train "ours baseline store B=$B" $GPT2 -b "$B" --mode baseline; done
+    record "PyTorch compiled B=$3" --tokens $tokens -- "$PYTHON" dev/bench/bench.py torch "$(torch_steps "$3" 20)"
 }
 part_attention() {
     local k
@@ -162,21 +178,20 @@ part_depth() {
     done
 }
 part_sanitizer() {
-    local k
-    for k in attention layernorm classifier stream_step adamw embed matmul; do
-        record "memcheck $k" -- compute-sanitizer --tool memcheck --error-exitcode 9 "$BIN/k_$k" check
-    done
-    for k in attention layernorm classifier; do
-        record "racecheck $k" -- compute-sanitizer --tool racecheck --error-exitcode 9 "$BIN/k_$k" check
+    local check tools="compute-sanitizer --error-exitcode 9 --report-api-errors no --tool"
+    for check in "memcheck attention" "racecheck attention" "memcheck layernorm" "racecheck layernorm" \
+        "memcheck classifier" "racecheck classifier" "memcheck stream_step" "memcheck adamw" "memcheck embed" \
+        "memcheck matmul"; do
+        record "$check" -- $tools ${check% *} "$BIN/k_${check#* }" check
     done
 }
 part_ncu() {
     local metrics=gpu__time_duration.sum,dram__bytes.sum,smsp__inst_executed.sum
     metrics+=,launch__registers_per_thread,sm__warps_active.avg.pct_of_peak_sustained_active
     record "one step" -- bash -c \
-        'ncu --csv --log-file "$0" --clock-control none --metrics "$@"; s=$?; cat "$0"; exit $s' \
+        'ncu --csv --log-file "$0" --print-units base --clock-control none --metrics "$@"; s=$?; cat "$0"; exit $s' \
         "$out/ncu.csv" $metrics \
-        "$BIN/train" -i "$tmp/tokens.bin" -t "$LENGTH" $GPT2 -b 16 -x 1 $TINY --mode baseline
+        "$BIN/train" -i "$tmp/tokens.bin" -t "$LENGTH" $GPT2 $FEW_LAYERS -b 16 -x 1 $TINY --mode baseline
 }
 part_float32() { record "test $TEST_FP32, float32" -- "$BIN/test_fp32" $TEST_FP32; }
 part_large() {
@@ -187,7 +202,7 @@ part_fails() { record "what fails" -- false; }
 part_hangs() { record "what hangs" -- sleep 1000; }
 
 run() {
-    local part deadline=0 seconds must right all_right=1 out tmp memory_free warm pip
+    local part deadline=0 seconds must right all_right=1 out tmp memory_free warm watch pip
     out=$folder SECONDS=0
     if [ ! -x "$BIN/train" ]; then
         echo "card.sh: there is no $BIN/train: dev/bench/card.sh build makes it" >&2
@@ -204,8 +219,11 @@ run() {
     timeout -k 2 76 "$PYTHON" dev/bench/bench.py torch "$(torch_steps "$3" 2)" >"$tmp/warm" 2>&1 &
     warm=$!
     card tokens "$tmp/tokens.bin" "$TOKENS" "$VOCABULARY"
-    memory_free=$(timeout 5 nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | head -n 1)
-    memory_free=$(((${memory_free:-0} - MIB_TO_SPARE) << 20))
+    memory_free=$(timeout 30 nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | head -n 1)
+    memory_free=$(((${memory_free:-81559} - MIB_TO_SPARE) << 20))
+    # keeps the driver awake between programs, and shows what clocks they had
+    nvidia-smi --query-gpu=timestamp,clocks.sm,power.draw,temperature.gpu --format=csv -l 2 >"$out/clocks.csv" 2>&1 &
+    watch=$!
     while read -r part seconds must; do
         [ -n "$part" ] || continue
         deadline=$((deadline + seconds)) right=1
@@ -215,9 +233,10 @@ run() {
         "part_$part"
         [ $right = 1 ] || [ "$must" != must ] || all_right=0
     done <<<"$PARTS"
-    kill $warm 2>/dev/null && wait $warm
+    kill $warm $watch 2>/dev/null
+    wait $warm $watch
     { echo "== PyTorch's compilation"; cat "$tmp/warm"; } >>"$out/log.txt"
-    echo && card table "$out/rows.csv"
+    echo && card table "$out/rows.csv" | tee "$out/table.txt"
     echo "all that must be right is right: $([ $all_right = 1 ] && echo yes || echo no); $SECONDS s"
     [ $all_right = 1 ]
 }
@@ -293,12 +312,12 @@ stand_ins() {
         done
     stand_in "$tools/nvidia-smi" 'case $1 in *total) echo 2;; *) echo "none, as if NVIDIA H100, 2 MiB";; esac'
     sed -i 2d "$tools/nvidia-smi"  # whose first line is read
-    stand_in "$tools/compute-sanitizer" 'shift 4' '"$@"' 's=$?' 'echo "ERROR SUMMARY: 0 errors"' 'exit $s'
-    stand_in "$tools/ncu" 'shift' 'file=$2' 'shift 6' '"$@"' 's=$?' \
+    stand_in "$tools/compute-sanitizer" 'shift 6' '"$@"' 's=$?' 'echo "ERROR SUMMARY: 0 errors"' 'exit $s'
+    stand_in "$tools/ncu" 'shift' 'file=$2' 'shift 8' '"$@"' 's=$?' \
         'echo ID,Kernel Name,Metric Name,Metric Unit,Metric Value | sed "s/[^,]*/\"&\"/g" >$file' \
-        'for kernel in limits embed_forward attention_forward; do' \
+        'for kernel in limits embed_forward "void attention_forward<(int)64>"; do' \
         'echo "0,$kernel(int),gpu__time_duration.sum,ns,12345" | sed "s/[^,]*/\"&\"/g" >>$file' \
-        'echo "0,$kernel(int),dram__bytes.sum,Mbyte,2.5" | sed "s/[^,]*/\"&\"/g" >>$file' done 'exit $s'
+        'echo "0,$kernel(int),dram__bytes.sum,byte,2500000" | sed "s/[^,]*/\"&\"/g" >>$file' done 'exit $s'
 }
 
 passed=0 failed=0
@@ -325,6 +344,7 @@ rehearse() {
     export GPT2="-e d6 --layers 1" TINY="--channels 32 --heads 2 --context 16 --chunk 2 --head-chunk 32"
     export BATCHES="1 2 3 4" SHAPE_OF_TORCH='"L":1,"C":32,"NH":2,"T":16,"V":512' ATTENTION="1 64 2 32"
     export LARGE_BATCHES="5 6" LARGER="-e d6 --layers 1 -b 2" DEEP="-e d6 --layers 3 -b 2"
+    export BITS="-e d6 --layers 1 --channels 32 --heads 2 --context 16 -t 16 -b 3 --chunk 2" FEW_LAYERS=
     export DEPTHS="2 1" MOST_OF_DEPTHS=4 WIDTH_OF_DEPTHS= SMALL_SHAPES=small TEST=check TEST_FP32=check
     export TWINS="-e d6 --layers 1 --channels 32 --heads 2 --context 16 -b 2 -t 16 -x 6 -l 1e-4"
     twin_losses

@@ -7,7 +7,7 @@ before it is timed; percentages are of the limit of this machine, measured by th
 
     ./matmul            all versions, a line each
     ./matmul 3          version 3
-    ./matmul last       the last version of each experiment
+    ./matmul last       the last version of each experiment, timed without a check
     ./matmul table      all, as Markdown
     ./matmul check      only whether they are right, on small and odd shapes
     ./matmul small      those shapes timed too, which takes no time even in emulation
@@ -178,7 +178,9 @@ static void run_experiment(const Experiment *e, double rate[MOST_VERSIONS][MOST_
             for (int j = 0; j < c; j++) slowest = r[j] > 0 && (slowest == 0 || r[j] < slowest) ? r[j] : slowest;
             if (mode != CHECK && slowest > 0 && work / slowest > 3) continue;
             if (!layers_bf16(v->bf16)) continue;  // not on this processor
-            if (is_right(e, v, &shapes[c]) && mode != CHECK) {
+            // what is last was checked at small shapes; a reference of the large ones takes longer than they are timed
+            int unchecked = only == LAST && mode == LINES && !small_shapes;
+            if ((unchecked || is_right(e, v, &shapes[c])) && mode != CHECK) {
                 double best = best_time(e, v->number, &median);
                 double limit = work_flops > 0 ? limit_flops[v->bf16] : limit_bytes;
                 r[c] = fmax(r[c], work / best);
@@ -237,6 +239,6 @@ static int run_experiments(int argc, char **argv, const Experiment *experiments,
         print_limits();
         for (int i = 0; i < count; i++) print_table(&experiments[i], rates[i], only);
         printf("\n");
-    } else printf("%d passed, %d failed\n", passed, failed);
-    return failed > 0 || passed == 0;
+    } else if (passed + failed > 0) printf("%d passed, %d failed\n", passed, failed);
+    return failed > 0 || (passed == 0 && only != LAST);
 }

@@ -48,7 +48,7 @@ namespace emulate {
 
 // Stacks are no power of two apart, or they would all want the same few lines of the cache.
 enum { MOST_THREADS = 1024, WARP = 32, STACK = (1 << 16) + 576, SLOT = 64, MOST_COPIES = 128 };
-enum { SHARED_LIMIT = 227 << 10 };
+enum { SHARED_LIMIT = 99 << 10 };  // the least that a card of compute capability 8.0 or newer gives a block
 // A place is a point in a fiber, for GCC's own setjmp, which takes a fraction of the library's time. It restores no
 // registers, so a function that calls it may tell its callers nothing of those it leaves alone: noipa.
 typedef void *Place[5];

@@ -9,7 +9,7 @@ export LC_ALL=C OMP_WAIT_POLICY=passive
 dir=$(mktemp -d) && cd "$dir" || exit 1
 trap 'rm -rf "$dir"' EXIT
 awk 'BEGIN { x = 1; for (i = 0; i < 6000; i++) { x = (x * 16807) % 2147483647; printf "%c", 97 + x % 13 } }' >train.txt
-shape="-i train.txt -j train.txt -e d6 --layers 5 --channels 24 --heads 3 --context 21 -b 3 --chunk 2 --head-chunk 40 -x 3 -v 2 -m 1 -n 2"
+shape="-i train.txt -j train.txt -e d6 --layers 5 --channels 24 --heads 3 --context 70 -b 3 --chunk 2 --head-chunk 100 -x 3 -v 2 -m 1 -n 2"
 
 run() {  # NAME FLAGS...: trains, prints its line
     local name=$1; shift
@@ -36,6 +36,6 @@ for precision in float32 bf16; do
         every --mode $conversion --distill teacher_$precision/model_00000003.bin --precision $precision
     done
     run loss_$precision --mode bdia --distill teacher_$precision/model_00000003.bin --loss kl-teacher --precision $precision
-    run mean_$precision --mode midpoint -d 126 --shuffle --save bf16 --precision $precision
+    run mean_$precision --mode midpoint -d 420 --shuffle --save bf16 --precision $precision
     run float_$precision --mode leapfrog --stream float --precision $precision
 done
