@@ -90,8 +90,8 @@ test-asan:
 	$(MAKE) clean-tests
 
 cublas:
-	$(if $(has_cublas)$(pip_cublas),,$(PYTHON) -m pip download -q --no-deps -d .nvidia $(cublas_package) && \
-		$(PYTHON) -m zipfile -e .nvidia/nvidia_cublas*.whl .nvidia && rm .nvidia/*.whl)
+	$(if $(has_cublas)$(pip_cublas),,rm -rf .nvidia && $(PYTHON) -m pip download -q --no-deps -d .nvidia/part $(cublas_package) && \
+		$(PYTHON) -m zipfile -e .nvidia/part/*.whl .nvidia/part && mv .nvidia/part/nvidia .nvidia/ && rm -r .nvidia/part)
 
 pip_cublas:
 	@echo $(pip_cublas)

@@ -2000,6 +2000,10 @@ int main(int argc, char **argv) {
     if (argc > 2 && strcmp(argv[1], "--resident") == 0) return resident_matches_plan(atoi(argv[2]));
 #endif
     if (!realpath("/proc/self/exe", self)) snprintf(self, sizeof self, "%s", argv[0]);
+    static const char *const arguments[] = {"kernels", "layers", "short", "brief"};
+    int known = argc == 1;
+    for (int i = 0; i < 4 && argc == 2; i++) known |= strcmp(argv[1], arguments[i]) == 0;
+    if (!known) die(STATUS_USAGE, "usage: %s [kernels|layers|short|brief]", argv[0]);
     setvbuf(stdout, NULL, _IOLBF, 0);
     int kernels = argc > 1 && strcmp(argv[1], "kernels") == 0, layers = kernels || (argc > 1 && strcmp(argv[1], "layers") == 0);
     int without_files = argc > 1 && strcmp(argv[1], "short") == 0;

@@ -84,7 +84,8 @@ torch_steps() {
 
 part_environment() {
     record card -- nvidia-smi --query-gpu=name,memory.total,memory.free,driver_version --format=csv,noheader
-    record libraries -- bash -c "! ldd $BIN/train $BIN/test $BIN/k_* | grep 'not found'"
+    record libraries -- bash -c 'all=$(ldd "$@" 2>&1) && ! grep "not found" <<<"$all" || { echo "$all"; exit 1; }' \
+        ldd "$BIN"/{train,test,test_fp32} "$BIN"/k_*
     record program -- "$BIN/train" --version
     record compiler -- cat "$BIN/built.txt"
 }
@@ -224,6 +225,7 @@ run() {
     # keeps the driver awake between programs, and shows what clocks they had
     nvidia-smi --query-gpu=timestamp,clocks.sm,power.draw,temperature.gpu --format=csv -l 2 >"$out/clocks.csv" 2>&1 &
     watch=$!
+    deadline=$SECONDS
     while read -r part seconds must; do
         [ -n "$part" ] || continue
         deadline=$((deadline + seconds)) right=1
@@ -273,10 +275,18 @@ build_llmc() {
 }
 
 build() {
-    local tmp bin k glibc
+    local tmp bin k glibc status=0
+    if [ $# = 2 ] && [ ! -f "$folder/train_gpt2.cu" ]; then
+        echo "card.sh: there is no train_gpt2.cu of llm.c in $folder" >&2
+        exit 2
+    fi
+    if ! command -v nvcc >/dev/null; then
+        echo "card.sh: nvcc is not on the path" >&2
+        exit 1
+    fi
     tmp=$(mktemp -d)
     trap "rm -rf '$tmp'" EXIT
-    rm -rf "$BIN" && mkdir -p "$BIN" && bin=$(realpath "$BIN") && make -s cublas || exit 1
+    bin=$tmp/bin && mkdir "$bin" && make -s cublas || exit 1  # what was built before stays until all is there
     export CUDA_ARCH=sm_90
     make -s -j 2 -B train_rev_gpt2cu test_rev_gpt2cu || exit 1
     mv train_rev_gpt2cu "$bin/train" && mv test_rev_gpt2cu "$bin/test"
@@ -285,9 +295,12 @@ build() {
     make -s -j 2 -B -C dev/cuda kernels || exit 1
     for k in "${KERNELS[@]}"; do mv "dev/cuda/$k" "$bin/k_$k"; done
     [ $# = 1 ] || (build_llmc)
-    [ $# = 1 ] || ls "$bin"/llmc*
+    if [ $# = 2 ] && ! ls "$bin"/llmc*; then
+        echo "card.sh: llm.c was not built" >&2
+        status=1
+    fi
     own_text >"$bin/text.txt"
-    make -s train_rev_gpt2 && twin_losses || exit 1
+    make -s train_rev_gpt2 && BIN=$bin twin_losses || exit 1
     glibc=$(objdump -T "$bin"/* 2>/dev/null | grep -o 'GLIBC_[0-9.]*' | sort -Vu | tail -n 1)
     { nvcc --version | grep release; git describe --always --dirty; echo "needs $glibc"; } | paste -sd ' ' \
         >"$bin/built.txt"
@@ -295,8 +308,10 @@ build() {
     if [ "$(printf '%s\n' GLIBC_2.35 "$glibc" | sort -V | tail -n 1)" != GLIBC_2.35 ]; then
         echo "card.sh: that is newer than GLIBC_2.35, the oldest that a machine with a card may have" >&2
     fi
-    ls -l "$bin"
-    du -sh "$bin"
+    rm -rf "$BIN" && mv "$bin" "$BIN" || exit 1
+    ls -l "$BIN"
+    du -sh "$BIN"
+    return $status
 }
 
 # stand_in FILE LINE...: a program that cannot exist without a card
@@ -369,7 +384,7 @@ rehearse() {
 
 case "${1:-}/$#" in
 build/1|build/2) build "$@" ;;
-run/2) run ;;
+run/2) [ -n "$2" ] && run ;;
 rehearse/1) rehearse ;;
 *) sed -n '5,7s/^# *//p' "$0" >&2; exit 2 ;;
 esac

@@ -216,11 +216,13 @@ static void print_table(const Experiment *e, double rate[MOST_VERSIONS][MOST_SHA
 static int run_experiments(int argc, char **argv, const Experiment *experiments, int count) {
     int mode = LINES, only = 0;
     for (int i = 1; i < argc; i++) {
+        char *end;
         if (strcmp(argv[i], "table") == 0) mode = TABLE;
         else if (strcmp(argv[i], "check") == 0) mode = CHECK;
         else if (strcmp(argv[i], "small") == 0) small_shapes = 1, cold_count = COLD >> 10;
         else if (strcmp(argv[i], "last") == 0) only = LAST;
-        else if ((only = atoi(argv[i])) <= 0) die(STATUS_USAGE, "usage: %s [VERSION|last] [table|check|small]", argv[0]);
+        else if ((only = (int)strtol(argv[i], &end, 10)) <= 0 || *end)
+            die(STATUS_USAGE, "usage: %s [VERSION|last] [table|check|small]", argv[0]);
     }
     void *scratch = device_alloc(layers_scratch_bytes(4096, 4096, 4096, 0));
     cold = (real_t *)device_alloc(COLD * sizeof(real_t));
@@ -232,6 +234,7 @@ static int run_experiments(int argc, char **argv, const Experiment *experiments,
         if (mode == LINES) print_limits();
         for (int i = 0; i < count; i++) run_experiment(&experiments[i], rates[i], mode, only);
     }
+    if (only > 0 && passed + failed == 0) die(STATUS_USAGE, "%s has no version %d, or none for this processor", argv[0], only);
     while (operand_count > 0) device_free(operands[--operand_count]);
     device_free(cold);
     device_free(scratch);

@@ -24,7 +24,11 @@ Instruction = collections.namedtuple("Instruction", "address guard opcode target
 
 
 def run(*command):
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode or not done.stdout.strip():
+        complaint = (done.stdout + done.stderr).strip().splitlines() or ["no device code in it"]
+        sys.exit(f"sass.py: {command[-1]}: {complaint[-1]}")
+    return done.stdout
 
 
 def functions(path):

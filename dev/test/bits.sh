@@ -4,7 +4,11 @@
 #   dev/test/bits.sh ./train_rev_gpt2 > before;  (change, make)  dev/test/bits.sh ./train_rev_gpt2 | diff before -
 # Each line is of one short run: its flags, and a checksum over its model, its optimizer state and its log without the times.
 set -u
-program=$(realpath "${1:?usage: dev/test/bits.sh PROGRAM}")
+if [ $# != 1 ] || [ ! -x "$1" ]; then
+    echo "usage: dev/test/bits.sh PROGRAM, a trainer that can be run" >&2
+    exit 2
+fi
+program=$(realpath "$1") failed=0
 export LC_ALL=C OMP_WAIT_POLICY=passive
 dir=$(mktemp -d) && cd "$dir" || exit 1
 trap 'rm -rf "$dir"' EXIT
@@ -15,6 +19,7 @@ run() {  # NAME FLAGS...: trains, prints its line
     local name=$1; shift
     if ! "$program" $shape "$@" -o "$name" >"$name.out" 2>&1; then
         echo "failed: $* ($(tail -n 1 "$name.out"))"
+        failed=1
         return
     fi
     cut -d, -f1-5,8 "$name/log.csv" >"$name/log"
@@ -39,3 +44,4 @@ for precision in float32 bf16; do
     run mean_$precision --mode midpoint -d 420 --shuffle --save bf16 --precision $precision
     run float_$precision --mode leapfrog --stream float --precision $precision
 done
+exit $failed
