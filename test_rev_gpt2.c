@@ -735,7 +735,7 @@ static void test_policies(int bf16) {
     Shape shapes[] = {odd, deep, even, odd};
     if (!layers_bf16(bf16)) return;
     if (slow) shapes[1].chunk = 2;
-    if (twin) shapes[2] = tiles;
+    if (sizeof(act_t) == 2) shapes[2] = tiles;
     for (int s = 0; s < 4; s++)  // the last time with a teacher
         for (int mode = MIDPOINT; mode < NETWORKS; mode++) {
             param_t *reference = NULL;
