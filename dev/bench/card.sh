@@ -246,7 +246,7 @@ run() {
 twin_losses() {  # of the C twin, for part_twins
     local mode
     for mode in "${MODES[@]}"; do
-        ./train_rev_gpt2 -i "$BIN/text.txt" $TWINS --mode "$mode" |
+        OMP_WAIT_POLICY=passive ./train_rev_gpt2 -i "$BIN/text.txt" $TWINS --mode "$mode" |
             sed -n 's/^step .*| loss \([0-9.]*\) .*/\1/p' >"$BIN/loss_$mode.txt"
     done
 }
