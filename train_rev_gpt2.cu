@@ -1,12 +1,14 @@
 /*
-train_rev_gpt2.cu: the CUDA twin of train_rev_gpt2.c. That file is included whole, with its recurrence, memory policies, files and
-command line; here is what its layer functions become on a GPU. cuBLASLt multiplies matrices; everything else is a kernel below.
+train_rev_gpt2.cu: the CUDA twin of train_rev_gpt2.c. That file is included whole, with its recurrence, memory
+policies, files and command line; here is what its layer functions become on a GPU. cuBLASLt multiplies
+matrices; everything else is a kernel below.
 
-Activations are bf16, streams int32, gradients, weights and moments float32; matrix products take a bf16 copy of the weights,
-made when a forward pass begins. -DPRECISION_FP32 makes all of it float32.
+Activations are bf16, streams int32, gradients, weights and moments float32; matrix products take a bf16 copy
+of the weights, made when a forward pass begins. -DPRECISION_FP32 makes all of it float32.
 
-No sum depends on what finishes first: nothing is added by atomics, sums over tokens are cut into slices by their number alone, and a
-shape of matrix product uses one algorithm for the whole run. So what is evaluated again gives the same bits, and streams step back exactly.
+No sum depends on what finishes first: nothing is added by atomics, sums over tokens are cut into slices by
+their number alone, and a shape of matrix product uses one algorithm for the whole run. So what is evaluated
+again gives the same bits, and streams step back exactly.
 */
 #ifndef EMULATE  // dev/cuda/emulate.h brings all of these for a machine without a GPU
 #include <cublasLt.h>
@@ -32,25 +34,32 @@ shape of matrix product uses one algorithm for the whole run. So what is evaluat
 
 static void check_cuda(cudaError_t e, const char *call, int line) {
     if (e == cudaSuccess) return;
-    die(STATUS_NUMBERS, "CUDA: %s (%s) in %s, %s:%d", cudaGetErrorString(e), cudaGetErrorName(e), call, __FILE__, line);
+    die(STATUS_NUMBERS, "CUDA: %s (%s) in %s, %s:%d", cudaGetErrorString(e), cudaGetErrorName(e), call,
+        __FILE__, line);
 }
 #define CUDA(call) check_cuda(call, #call, __LINE__)
 static void check_cublas(cublasStatus_t e, const char *call, int line) {
-    if (e != CUBLAS_STATUS_SUCCESS) die(STATUS_NUMBERS, "cuBLASLt: %s in %s, %s:%d", cublasLtGetStatusString(e), call, __FILE__, line);
+    if (e != CUBLAS_STATUS_SUCCESS)
+        die(STATUS_NUMBERS, "cuBLASLt: %s in %s, %s:%d", cublasLtGetStatusString(e), call, __FILE__, line);
 }
 #define CUBLAS(call) check_cublas(call, #call, __LINE__)
 
 // LAUNCH(kernel, grid, block, bytes of shared memory, arguments...); SHARED(type, name) is that memory
 #ifdef EMULATE
-#define LAUNCH(kernel, grid, block, shared, ...) emulate::launch(#kernel, grid, block, shared, [&] { kernel(__VA_ARGS__); })
+#define LAUNCH(kernel, grid, block, shared, ...) \
+    emulate::launch(#kernel, grid, block, shared, [&] { kernel(__VA_ARGS__); })
 #define SHARED(type, name) type *name = (type *)emulate::shared_memory
 #else
-#define LAUNCH(kernel, grid, block, shared, ...) do { \
-        if ((shared) > (size_t)48 << 10) CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(shared))); \
+#define LAUNCH(kernel, grid, block, shared, ...) \
+    do { \
+        if ((shared) > (size_t)48 << 10) \
+            CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(shared))); \
         kernel<<<grid, block, shared>>>(__VA_ARGS__); \
         check_cuda(cudaGetLastError(), #kernel, __LINE__); \
     } while (0)
-#define SHARED(type, name) extern __shared__ __align__(256) char shared_memory[]; type *name = (type *)shared_memory
+#define SHARED(type, name) \
+    extern __shared__ __align__(256) char shared_memory[]; \
+    type *name = (type *)shared_memory
 #endif
 
 #ifndef LIBRARY_BYTES
@@ -93,7 +102,10 @@ void *device_alloc(size_t bytes) {
     size_t now, total;
     device_begin();
     cudaError_t e = cudaMalloc(&p, round256(bytes));
-    if (e == cudaErrorMemoryAllocation) return (void)cudaGetLastError(), (void *)NULL;  // which it also forgets
+    if (e == cudaErrorMemoryAllocation) {
+        cudaGetLastError();  // forgets it
+        return NULL;
+    }
     CUDA(e);
     CUDA(cudaMemset(p, 0, round256(bytes)));
     CUDA(cudaMemGetInfo(&now, &total));
@@ -109,21 +121,29 @@ void device_copy(void *dst, const void *src, size_t bytes) {
     profile("device_copy", 0, 2.0 * (double)bytes);
     CUDA(cudaMemcpy(dst, src, bytes, cudaMemcpyDeviceToDevice));
 }
-void to_device(void *dst, const void *src, size_t bytes) { CUDA(cudaMemcpy(dst, src, bytes, cudaMemcpyHostToDevice)); }
-void to_host(void *dst, const void *src, size_t bytes) { CUDA(cudaMemcpy(dst, src, bytes, cudaMemcpyDeviceToHost)); }
+void to_device(void *dst, const void *src, size_t bytes) {
+    CUDA(cudaMemcpy(dst, src, bytes, cudaMemcpyHostToDevice));
+}
+void to_host(void *dst, const void *src, size_t bytes) {
+    CUDA(cudaMemcpy(dst, src, bytes, cudaMemcpyDeviceToHost));
+}
 int layers_bf16(int on) { return (sizeof(act_t) == 2) == on; }
 
-// ---- elements: E may be float, bf16 or an element of a stream; kernels compute in float, N neighbours at a time
+// ---- elements: E may be float, bf16 or an element of a stream; kernels compute in float, N at a time
 
 static __host__ __device__ __forceinline__ float to_float(act_t x) { return (float)x; }
 static __device__ __forceinline__ void set(act_t *p, float x) { *p = (act_t)x; }
 template <class E, int N> struct alignas(sizeof(E) * N) Few { E e[N]; };
-template <int N, class E> static __device__ __forceinline__ Few<E, N> load(const E *p) { return *(const Few<E, N> *)p; }
-template <int N, class E> static __device__ __forceinline__ void store(E *p, const Few<E, N> &x) { *(Few<E, N> *)p = x; }
+template <int N, class E> static __device__ __forceinline__ Few<E, N> load(const E *p) {
+    return *(const Few<E, N> *)p;
+}
+template <int N, class E> static __device__ __forceinline__ void store(E *p, const Few<E, N> &x) {
+    *(Few<E, N> *)p = x;
+}
 
 static int aligned(const void *p, size_t to = 16) { return (uintptr_t)p % to == 0; }  // NULL too
 
-// ---- sums: within a warp by a butterfly, within a block by its first warp, the same tree whatever the values
+// ---- sums: within a warp by a butterfly, within a block by its first warp: the same tree for all values
 
 static __device__ __forceinline__ float warp_sum(float x) {
     for (int o = WARP / 2; o > 0; o /= 2) x += __shfl_xor_sync(0xFFFFFFFF, x, o);
@@ -154,8 +174,8 @@ static __device__ float2 block_max(float x, float y, float *room) {
     return most;
 }
 
-// Adds the sums over rows of partial (rows, all) to out (columns) and, if there are more, to other: a block for
-// 32 of them, a warp for every 32nd row
+// Adds the sums over rows of partial (rows, all) to out (columns) and, if there are more, to other: a block
+// for 32 of them, a warp for every 32nd row
 static __global__ void __launch_bounds__(WARP * WARP)
 add_rows(float *out, float *other, const float *partial, int rows, int columns, int all) {
     SHARED(float, room);
@@ -180,15 +200,20 @@ static void sum_of_rows(float *out, float *other, const float *partial, int rows
 static size_t query_bytes(size_t tokens) { return (2 * WARP + tokens) * sizeof(float); }
 
 // n things are cut into slices, about `each` of them in one: at the same places on every card
-static int slices_of(size_t n, size_t each) { return n < each ? 1 : n / each < SLICES ? (int)(n / each) : SLICES; }
-static __device__ __forceinline__ size_t slice_begin(size_t n, size_t slice) { return n / gridDim.x * slice + n % gridDim.x * slice / gridDim.x; }
+static int slices_of(size_t n, size_t each) {
+    return n < each ? 1 : n / each < SLICES ? (int)(n / each) : SLICES;
+}
+static __device__ __forceinline__ size_t slice_begin(size_t n, size_t slice) {
+    return n / gridDim.x * slice + n % gridDim.x * slice / gridDim.x;
+}
 
 // ---- scratch: first what the library may use, then partial sums
 
 static char *scratch;
 static float *partial_sums;
 size_t layers_scratch_bytes(int n, int C, int OC, int NH) {
-    size_t rows = (size_t)SLICES * 2 * (size_t)C, columns = (size_t)OC, deltas = 2 * (size_t)n * (size_t)NH, most = rows > columns ? rows : columns;
+    size_t rows = (size_t)SLICES * 2 * (size_t)C, columns = (size_t)OC, deltas = 2 * (size_t)n * (size_t)NH,
+           most = rows > columns ? rows : columns;
     return LIBRARY_BYTES + round256((most > deltas ? most : deltas) * sizeof(float));
 }
 void layers_begin(void *memory) {
@@ -208,13 +233,15 @@ int stream_take_fault(void) {
     return bad;
 }
 
-template <int N> static __global__ void embed_kernel(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe,
-                                                     size_t count, int T, int C, float per_unit, int *to) {
+template <int N> static __global__ void embed_kernel(stream_t *prev, stream_t *cur, const int *tokens,
+                                                     const param_t *wte, const param_t *wpe, size_t count,
+                                                     int T, int C, float per_unit, int *to) {
     int bad = 0;
     size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N;
     if (i < count) {
         size_t token = i / (size_t)C, c = i % (size_t)C;
-        Few<param_t, N> word = load<N>(wte + (size_t)tokens[token] * (size_t)C + c), place = load<N>(wpe + token % (size_t)T * (size_t)C + c);
+        Few<param_t, N> word = load<N>(wte + (size_t)tokens[token] * (size_t)C + c),
+                        place = load<N>(wpe + token % (size_t)T * (size_t)C + c);
         Few<stream_t, N> x;
         for (int j = 0; j < N; j++) x.e[j] = embed_element(word.e[j] + place.e[j], per_unit, &bad);
         store<N>(prev + i, x);
@@ -222,19 +249,23 @@ template <int N> static __global__ void embed_kernel(stream_t *prev, stream_t *c
     }
     report(bad, to);
 }
-void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe, int n, int T, int C, int grid) {
+void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe,
+                  int n, int T, int C, int grid) {
     profile("stream_embed", 0, (double)n * C * (sizeof(param_t) + 2 * sizeof(stream_t)));
     size_t count = (size_t)n * (size_t)C;
     float per_unit = grid ? ldexpf(1, grid) : 0;
     if (C % 4 == 0 && aligned(prev) && aligned(cur) && aligned(wte) && aligned(wpe))
-        LAUNCH(embed_kernel<4>, blocks_for(count, 4 * THREADS), THREADS, 0, prev, cur, tokens, wte, wpe, count, T, C, per_unit, fault);
+        LAUNCH(embed_kernel<4>, blocks_for(count, 4 * THREADS), THREADS, 0, prev, cur, tokens, wte, wpe,
+               count, T, C, per_unit, fault);
     else
-        LAUNCH(embed_kernel<1>, blocks_for(count, THREADS), THREADS, 0, prev, cur, tokens, wte, wpe, count, T, C, per_unit, fault);
+        LAUNCH(embed_kernel<1>, blocks_for(count, THREADS), THREADS, 0, prev, cur, tokens, wte, wpe, count, T,
+               C, per_unit, fault);
 }
 
 struct Step { Coefficients k; float scale, with, beta, gamma; int factor, add_factor, fixed, direction; };
-template <int N> static __global__ void step_kernel(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r, size_t count,
-                                                    Step k, int *to) {
+template <int N> static __global__ void step_kernel(stream_t *s, const stream_t *cur, const act_t *f,
+                                                    const act_t *f2, uint16_t *r, size_t count, Step k,
+                                                    int *to) {
     int bad = 0, sign = k.k.alpha < 0 ? -1 : 1;
     size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N;
     if (i < count) {
@@ -248,7 +279,8 @@ template <int N> static __global__ void step_kernel(stream_t *s, const stream_t 
             }
             int64_t add = increment(y.e[j].fixed, force, k.k, k.gamma, &bad), t;
             if (!r) t = k.factor * (int64_t)x.e[j].fixed + k.add_factor * add;
-            else if (k.direction > 0) t = sign * multiply_sixteenths(x.e[j].fixed, sign * k.k.alpha, r + i + j) + add;
+            else if (k.direction > 0)
+                t = sign * multiply_sixteenths(x.e[j].fixed, sign * k.k.alpha, r + i + j) + add;
             else t = unmultiply_sixteenths(sign * (x.e[j].fixed - add), sign * k.k.alpha, r + i + j);
             bad |= t != (int32_t)t;
             x.e[j].fixed = (int32_t)t;
@@ -257,46 +289,59 @@ template <int N> static __global__ void step_kernel(stream_t *s, const stream_t 
     }
     report(bad, to);
 }
-// The same where alpha is a fraction. A warp takes 32 elements; word b in low holds bit b of each. low: NULL if nothing will step back
-static __global__ void step_low_kernel(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint32_t *low, size_t count, Step k, int *to) {
+// The same where alpha is a fraction. A warp takes 32 elements; word b in low holds bit b of each. low: NULL
+// if nothing will step back
+static __global__ void step_low_kernel(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2,
+                                       uint32_t *low, size_t count, Step k, int *to) {
     size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
     int bad = 0, lane = threadIdx.x % WARP;
     uint32_t *words = low ? low + i / WARP * (size_t)k.k.shift : NULL, bits = 0;
     int64_t t = i < count ? s[i].fixed : 0;
     for (int b = 0; b < k.k.shift && low; b++) {
-        uint32_t word = k.direction > 0 ? __ballot_sync(0xFFFFFFFF, (int)(t >> b & 1)) : i < count ? words[b] : 0;
+        uint32_t word = i < count && k.direction < 0 ? words[b] : 0;
+        if (k.direction > 0) word = __ballot_sync(0xFFFFFFFF, (int)(t >> b & 1));
         if (k.direction > 0 && lane == b && i - lane < count) words[b] = word;
         bits |= (word >> lane & 1) << b;
     }
     if (i < count) {
-        int64_t add = increment(cur[i].fixed, to_float(f[i]) + (f2 ? to_float(f2[i]) : 0), k.k, k.gamma, &bad);
-        t = k.direction > 0 ? multiply(t, k.k.alpha, k.k.shift) + add : unmultiply(t - add, k.k.alpha, k.k.shift, bits);
+        int64_t add =
+            increment(cur[i].fixed, to_float(f[i]) + (f2 ? to_float(f2[i]) : 0), k.k, k.gamma, &bad);
+        t = k.direction > 0 ? multiply(t, k.k.alpha, k.k.shift) + add
+                            : unmultiply(t - add, k.k.alpha, k.k.shift, bits);
         bad |= t != (int32_t)t;
         s[i].fixed = (int32_t)t;
     }
     report(bad, to);
 }
-void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r, uint32_t *low, size_t count, Coefficients k, int grid,
-                 int direction) {
-    profile("stream_step", 0, (double)count * (3 * sizeof(stream_t) + (f2 ? 2 : 1) * sizeof(act_t) + (r ? 4 : low ? k.shift / 8.0 : 0)));
+void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r,
+                 uint32_t *low, size_t count, Coefficients k, int grid, int direction) {
+    double kept = low ? k.shift / 8.0 : 0;
+    if (r) kept = 4;
+    profile("stream_step", 0,
+            (double)count * (3 * sizeof(stream_t) + (f2 ? 2 : 1) * sizeof(act_t) + kept));
     float alpha = (float)ldexp(k.alpha, -k.shift), scale = direction > 0 ? alpha : alpha == 0 ? 1 : 1 / alpha;
-    int factor = direction < 0 && k.alpha == 0 ? 1 : k.alpha;
-    Step step = {k, scale, direction > 0 ? 1 : -scale, (float)ldexp(k.beta, -k.shift), (float)ldexp(k.gamma, grid), factor, direction > 0 ? 1 : -factor,
-                 grid != 0, direction};
+    int factor = direction < 0 && k.alpha == 0 ? 1 : k.alpha, onward = direction > 0;
+    Step step = {k, scale, onward ? 1 : -scale, (float)ldexp(k.beta, -k.shift), (float)ldexp(k.gamma, grid),
+                 factor, onward ? 1 : -factor, grid != 0, direction};
     if (grid && k.shift && !r)
-        LAUNCH(step_low_kernel, blocks_for(count, THREADS), THREADS, 0, s, cur, f, f2, low, count, step, fault);
+        LAUNCH(step_low_kernel, blocks_for(count, THREADS), THREADS, 0, s, cur, f, f2, low, count, step,
+               fault);
     else if (count % 4 == 0 && aligned(s) && aligned(cur) && aligned(f) && aligned(f2))
-        LAUNCH(step_kernel<4>, blocks_for(count, 4 * THREADS), THREADS, 0, s, cur, f, f2, r, count, step, fault);
+        LAUNCH(step_kernel<4>, blocks_for(count, 4 * THREADS), THREADS, 0, s, cur, f, f2, r, count, step,
+               fault);
     else
         LAUNCH(step_kernel<1>, blocks_for(count, THREADS), THREADS, 0, s, cur, f, f2, r, count, step, fault);
 }
 
 // partial (slices): of a slice of elements, the squared norm of x - y
-static __global__ void distance_kernel(float *partial, const stream_t *x, const stream_t *y, const uint16_t *r, size_t count, int fixed) {
+static __global__ void distance_kernel(float *partial, const stream_t *x, const stream_t *y,
+                                       const uint16_t *r, size_t count, int fixed) {
     SHARED(float, room);
     float sum = 0;
-    for (size_t i = slice_begin(count, blockIdx.x) + threadIdx.x; i < slice_begin(count, blockIdx.x + 1); i += blockDim.x) {
-        double d = fixed ? (double)x[i].fixed - (y ? y[i].fixed : 0) : (double)x[i].real - (y ? y[i].real : 0);
+    for (size_t i = slice_begin(count, blockIdx.x) + threadIdx.x; i < slice_begin(count, blockIdx.x + 1);
+         i += blockDim.x) {
+        double d =
+            fixed ? (double)x[i].fixed - (y ? y[i].fixed : 0) : (double)x[i].real - (y ? y[i].real : 0);
         sum += (float)(d * d) + (r ? r[i] : 0);
     }
     sum = block_sum(sum, 0, room).x;
@@ -307,7 +352,8 @@ double stream_distance(const stream_t *x, const stream_t *y, const uint16_t *r, 
     float partial[SLICES];
     double total = 0;
     int slices = slices_of(count, 1 << 14);
-    LAUNCH(distance_kernel, (unsigned)slices, THREADS, 2 * WARP * sizeof(float), partial_sums, x, y, r, count, grid);
+    LAUNCH(distance_kernel, (unsigned)slices, THREADS, 2 * WARP * sizeof(float), partial_sums, x, y, r, count,
+           grid);
     to_host(partial, partial_sums, sizeof(float) * (size_t)slices);
     for (int p = 0; p < slices; p++) total += partial[p];
     return sqrt(total);
@@ -348,11 +394,13 @@ static __global__ void embed_words_kernel(float *dwte, const float *d1, const fl
         dwte[(size_t)tokens[order[begin]] * (size_t)C + (size_t)c] += sum;
     }
 }
-static __global__ void embed_places_kernel(float *dwpe, const float *d1, const float *d2, int n, int T, int C) {
+static __global__ void embed_places_kernel(float *dwpe, const float *d1, const float *d2, int n, int T,
+                                           int C) {
     size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
     if (i >= (size_t)T * (size_t)C) return;
     float sum = 0;
-    for (size_t at = i; at < (size_t)n * (size_t)C; at += (size_t)T * (size_t)C) sum += d1[at] + (d2 ? d2[at] : 0);
+    for (size_t at = i; at < (size_t)n * (size_t)C; at += (size_t)T * (size_t)C)
+        sum += d1[at] + (d2 ? d2[at] : 0);
     dwpe[i] += sum;
 }
 void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens,
@@ -360,13 +408,15 @@ void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *
     profile("embed_backward", 0, (double)n * C * ((d2 ? 2 : 1) + 4) * sizeof(real_t));
     dim3 blocks((unsigned)smaller_of(n, 1 << 14), blocks_for((size_t)C, THREADS));
     LAUNCH(embed_words_kernel, blocks, THREADS, 0, dwte, d1, d2, tokens, (const int *)order, n, C);
-    LAUNCH(embed_places_kernel, blocks_for((size_t)smaller_of(n, T) * (size_t)C, THREADS), THREADS, 0, dwpe, d1, d2, n, T, C);
+    LAUNCH(embed_places_kernel, blocks_for((size_t)smaller_of(n, T) * (size_t)C, THREADS), THREADS, 0, dwpe,
+           d1, d2, n, T, C);
 }
 
 // ---- matrix products: cuBLASLt, which stores by columns, so a row-major (n, C) is its (C, n)
 
 const size_t weight_copy_bytes = sizeof(act_t) == sizeof(param_t) ? 0 : sizeof(act_t);
-static struct { const param_t *weights; act_t *copy; size_t count; } copies[2];  // the latest first: a network's, and its teacher's
+typedef struct { const param_t *weights; act_t *copy; size_t count; } WeightCopy;
+static WeightCopy copies[2];  // the latest first: a network's, and its teacher's
 static const act_t *copy_of(const param_t *w) {
     if (!w || !weight_copy_bytes) return (const act_t *)(const void *)w;
     int i = !(w >= copies[0].weights && w < copies[0].weights + copies[0].count);
@@ -425,16 +475,20 @@ typedef struct { int m, n, k, transpose_a, transpose_b, accumulate; cublasLtEpil
 
 // for shapes, places and types that the library does not take: a thread an element
 static __global__ void product_kernel(Product s, void *d, const act_t *a, const act_t *b, const act_t *bias) {
-    size_t at = blockIdx.x * (size_t)blockDim.x + threadIdx.x, m = (size_t)s.m, n = (size_t)s.n, k = (size_t)s.k, i = at % m, j = at / m;
+    size_t at = blockIdx.x * (size_t)blockDim.x + threadIdx.x, m = (size_t)s.m, n = (size_t)s.n,
+           k = (size_t)s.k, i = at % m, j = at / m;
     float sum = 0;
     if (j >= n) return;
-    for (size_t l = 0; l < k; l++) sum += to_float(a[s.transpose_a ? i*k + l : l*m + i]) * to_float(b[s.transpose_b ? l*n + j : j*k + l]);
+    for (size_t l = 0; l < k; l++)
+        sum += to_float(a[s.transpose_a ? i*k + l : l*m + i]) *
+               to_float(b[s.transpose_b ? l*n + j : j*k + l]);
     if (bias) sum += to_float(bias[i]);
     if (s.accumulate) ((float *)d)[at] += sum;
     else set((act_t *)d + at, sum);
 }
 
-// A product as the library computes it. The way is chosen once for a shape: what is computed again gives the same bits.
+// A product as the library computes it. The way is chosen once for a shape: what is computed again gives the
+// same bits.
 typedef struct {
     Product product;
     cublasLtMatmulDesc_t op;
@@ -443,41 +497,61 @@ typedef struct {
     int ways;  // that the library has: 0 or 1
 } Known;
 static void set_operands(Known *p, const act_t *bias, const void *aux) {
-    if (bias) CUBLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
-    if (aux) CUBLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &aux, sizeof aux));
+    if (bias)
+        CUBLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
+    if (aux)
+        CUBLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &aux,
+                                              sizeof aux));
 }
 static void choose(Known *p, Product s, const act_t *bias, const void *aux) {
     static int said;
     const cudaDataType_t type = sizeof(act_t) == 2 ? CUDA_R_16BF : CUDA_R_32F;
-    cublasOperation_t ta = s.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, tb = s.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
+    cublasOperation_t ta = s.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N,
+                      tb = s.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
     cublasLtMatmulPreference_t preference;
     cublasLtMatmulHeuristicResult_t found = {};
     int64_t ld = s.m;
     size_t room = LIBRARY_BYTES;
-    uint32_t unit = 16, schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;  // sums of split k through the workspace, in one order
+    // sums of split k go through the workspace, in one order
+    uint32_t unit = 16, schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     p->product = s;
     CUBLAS(cublasLtMatmulDescCreate(&p->op, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     CUBLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSA, &ta, sizeof ta));
     CUBLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSB, &tb, sizeof tb));
-    CUBLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE, &s.epilogue, sizeof s.epilogue));
-    if (bias) CUBLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type));
-    if (aux) CUBLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &ld, sizeof ld));
+    CUBLAS(
+        cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE, &s.epilogue, sizeof s.epilogue));
+    if (bias)
+        CUBLAS(
+            cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type));
+    if (aux)
+        CUBLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &ld, sizeof ld));
     set_operands(p, bias, aux);
-    CUBLAS(cublasLtMatrixLayoutCreate(&p->a, type, (uint64_t)(ta ? s.k : s.m), (uint64_t)(ta ? s.m : s.k), ta ? s.k : s.m));
-    CUBLAS(cublasLtMatrixLayoutCreate(&p->b, type, (uint64_t)(tb ? s.n : s.k), (uint64_t)(tb ? s.k : s.n), tb ? s.n : s.k));
-    CUBLAS(cublasLtMatrixLayoutCreate(&p->d, s.accumulate ? CUDA_R_32F : type, (uint64_t)s.m, (uint64_t)s.n, s.m));
+    CUBLAS(cublasLtMatrixLayoutCreate(&p->a, type, (uint64_t)(ta ? s.k : s.m), (uint64_t)(ta ? s.m : s.k),
+                                      ta ? s.k : s.m));
+    CUBLAS(cublasLtMatrixLayoutCreate(&p->b, type, (uint64_t)(tb ? s.n : s.k), (uint64_t)(tb ? s.k : s.n),
+                                      tb ? s.n : s.k));
+    CUBLAS(cublasLtMatrixLayoutCreate(&p->d, s.accumulate ? CUDA_R_32F : type, (uint64_t)s.m, (uint64_t)s.n,
+                                      s.m));
     CUBLAS(cublasLtMatmulPreferenceCreate(&preference));
-    CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room, sizeof room));
-    CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes, sizeof schemes));
-    CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &unit, sizeof unit));
-    CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &unit, sizeof unit));
-    CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &unit, sizeof unit));
-    CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &unit, sizeof unit));
-    cublasStatus_t e = cublasLtMatmulAlgoGetHeuristic(library, p->op, p->a, p->b, p->d, p->d, preference, 1, &found, &p->ways);
+    CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room,
+                                                sizeof room));
+    CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                                                &schemes, sizeof schemes));
+    CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &unit,
+                                                sizeof unit));
+    CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &unit,
+                                                sizeof unit));
+    CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &unit,
+                                                sizeof unit));
+    CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &unit,
+                                                sizeof unit));
+    cublasStatus_t e = cublasLtMatmulAlgoGetHeuristic(library, p->op, p->a, p->b, p->d, p->d, preference, 1,
+                                                      &found, &p->ways);
     if (e != CUBLAS_STATUS_SUCCESS || found.state != CUBLAS_STATUS_SUCCESS) p->ways = 0;
     // what ends with GELU has another way; the slow loops, if there is none, are worth a line in a run
     if (!p->ways && !aux && !said++)
-        fprintf(stderr, "train_rev_gpt2: cuBLASLt has no way to multiply (%d, %d) by (%d, %d): slow loops do it\n",
+        fprintf(stderr,
+                "train_rev_gpt2: cuBLASLt has no way to multiply (%d, %d) by (%d, %d): slow loops do it\n",
                 s.m, s.k, s.k, s.n);
     p->algo = found.algo;
     CUBLAS(cublasLtMatmulPreferenceDestroy(preference));
@@ -500,7 +574,8 @@ static void multiply_by(Known *p, void *d, const act_t *a, const act_t *b, const
     const void *aux) {
     float one = 1, beta = p->product.accumulate ? 1 : 0;
     set_operands(p, bias, aux);
-    CUBLAS(cublasLtMatmul(library, p->op, &one, a, p->a, b, p->b, &beta, d, p->d, d, p->d, &p->algo, scratch, LIBRARY_BYTES, 0));
+    CUBLAS(cublasLtMatmul(library, p->op, &one, a, p->a, b, p->b, &beta, d, p->d, d, p->d, &p->algo, scratch,
+                          LIBRARY_BYTES, 0));
 }
 // A product without GELU
 static void gemm(Product s, void *d, const act_t *a, const act_t *b, const act_t *bias) {
@@ -512,13 +587,16 @@ static void gemm(Product s, void *d, const act_t *a, const act_t *b, const act_t
 // take the hardware's tanh, which is good for bf16 alone.
 static int fuses_gelu(void) { return sizeof(act_t) == 2 && (device.major == 9 || device.major == 10); }
 
-void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C, int OC) {
+void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C,
+                    int OC) {
     profile("matmul_forward", 2.0 * n * C * OC, ((double)n * (C + OC) + (double)C * OC) * sizeof(act_t));
     Product s = {OC, n, C, 1, 0, 0, bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT};
     gemm(s, out, copy_of(weight), inp, copy_of(bias));
 }
-void matmul_gelu_forward(act_t *out, act_t *pre, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C, int OC) {
-    profile("matmul_gelu_forward", 2.0 * n * C * OC, ((double)n * (C + 2 * OC) + (double)C * OC) * sizeof(act_t));
+void matmul_gelu_forward(act_t *out, act_t *pre, const act_t *inp, const param_t *weight, const param_t *bias,
+                         int n, int C, int OC) {
+    profile("matmul_gelu_forward", 2.0 * n * C * OC,
+            ((double)n * (C + 2 * OC) + (double)C * OC) * sizeof(act_t));
     const act_t *w = copy_of(weight), *b = copy_of(bias);
     Product plain = {OC, n, C, 1, 0, 0, CUBLASLT_EPILOGUE_BIAS}, fused = plain;
     fused.epilogue = CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
@@ -531,8 +609,8 @@ void matmul_gelu_forward(act_t *out, act_t *pre, const act_t *inp, const param_t
     gelu_pass<0>(out, pre, (size_t)n * (size_t)OC);
 }
 
-// partial (slices, columns): sums over slices of the rows of x (n, columns). A warp has 32 N columns and every
-// 8th row, so that a lane reads 16 bytes at a time
+// partial (slices, columns): sums over slices of the rows of x (n, columns). A warp has 32 N columns and
+// every 8th row, so that a lane reads 16 bytes at a time
 template <int N> static __global__ void __launch_bounds__(THREADS)
 column_sums(float *partial, const act_t *x, int n, int columns) {
     // (warps, N, 33): sums of a warp's rows; a place more a line, so that neighbours lie in other banks
@@ -564,9 +642,10 @@ template <int N> static void column_sums_of(real_t *out, const act_t *x, int n, 
         n, columns);
     sum_of_rows(out, NULL, partial_sums, slices, columns);
 }
-void matmul_backward(act_t *dinp, real_t *dweight, real_t *dbias, const act_t *dout, const act_t *inp, const param_t *weight, const act_t *pre,
-                     int n, int C, int OC) {
-    profile("matmul_backward", 4.0 * n * C * OC, ((double)n * (2 * C + OC) + (double)C * OC) * sizeof(act_t) + 2.0 * C * OC * sizeof(real_t));
+void matmul_backward(act_t *dinp, real_t *dweight, real_t *dbias, const act_t *dout, const act_t *inp,
+                     const param_t *weight, const act_t *pre, int n, int C, int OC) {
+    profile("matmul_backward", 4.0 * n * C * OC,
+            ((double)n * (2 * C + OC) + (double)C * OC) * sizeof(act_t) + 2.0 * C * OC * sizeof(real_t));
     enum { N = 16 / sizeof(act_t) };
     const act_t *copy = copy_of(weight);
     Product w = {C, OC, n, 0, 1, 1, CUBLASLT_EPILOGUE_DEFAULT};
@@ -619,7 +698,8 @@ layernorm_token(float x[RUNS][N], const stream_t *s, const act_t *add, size_t at
     return statistics;
 }
 template <int N, int RUNS> static __global__ void __launch_bounds__(THREADS)
-layernorm_kernel(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, const param_t *bias, int n, int C, float unit) {
+layernorm_kernel(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, const param_t *bias,
+                 int n, int C, float unit) {
     const size_t i = blockIdx.x * (size_t)(blockDim.x / WARP) + threadIdx.x / WARP, at = i * (size_t)C;
     float x[RUNS][N];
     if (i >= (size_t)n) return;  // the whole warp
@@ -636,14 +716,15 @@ layernorm_kernel(act_t *out, const stream_t *s, const act_t *add, const param_t 
 }
 // A block for a slice of tokens; partial (slices, 2C): of dweight, then of dbias
 template <int N, int RUNS> static __global__ void __launch_bounds__(THREADS)
-layernorm_backward_kernel(float *ds, act_t *dadd, float *partial, const act_t *dout, const stream_t *s, const act_t *add, const param_t *weight,
-                          int n, int C, float unit) {
+layernorm_backward_kernel(float *ds, act_t *dadd, float *partial, const act_t *dout, const stream_t *s,
+                          const act_t *add, const param_t *weight, int n, int C, float unit) {
     // (2, N, RUNS, 32), of dweight and dbias: the first of all runs, then the second ones
     SHARED(float, room);
     enum { LINE = RUNS * WARP };
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     float x[RUNS][N], dw[RUNS][N] = {}, db[RUNS][N] = {};
-    for (size_t i = slice_begin((size_t)n, blockIdx.x) + (size_t)warp; i < slice_begin((size_t)n, blockIdx.x + 1); i += (size_t)warps) {
+    for (size_t i = slice_begin((size_t)n, blockIdx.x) + (size_t)warp;
+         i < slice_begin((size_t)n, blockIdx.x + 1); i += (size_t)warps) {
         const size_t at = i * (size_t)C;
         const float2 y = layernorm_token<N, RUNS>(x, s, add, at, C, unit);
         float sum = 0, sum_x = 0;
@@ -707,8 +788,8 @@ layernorm_backward_of(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias, c
                       const stream_t *s, const act_t *add, const param_t *weight, int n, int C, float unit) {
     int slices = slices_of((size_t)n, 64);
     size_t room = 2 * N * RUNS * WARP * sizeof(float);
-    LAUNCH((layernorm_backward_kernel<N, RUNS>), (unsigned)slices, THREADS, room, ds, dadd, partial_sums, dout,
-           s, add, weight, n, C, unit);
+    LAUNCH((layernorm_backward_kernel<N, RUNS>), (unsigned)slices, THREADS, room, ds, dadd, partial_sums,
+           dout, s, add, weight, n, C, unit);
     sum_of_rows(dweight, dbias, partial_sums, slices, C);
 }
 // f<N, RUNS> for C columns, of which GPT-2 has 768, 1024, 1280 or 1600; by_eight: may they be read by eights?
@@ -723,15 +804,18 @@ layernorm_backward_of(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias, c
         else f<8, 16>(__VA_ARGS__); \
     } while (0)
 template <class E> static int in_eights(const E *x, int C) { return C % 8 == 0 && aligned(x, 8 * sizeof(E)); }
-void layernorm_forward(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, const param_t *bias, int n, int C, int grid) {
+void layernorm_forward(act_t *out, const stream_t *s, const act_t *add, const param_t *weight,
+                       const param_t *bias, int n, int C, int grid) {
     profile("layernorm_forward", 0, (double)n * C * (sizeof(stream_t) + (add ? 2 : 1) * sizeof(act_t)));
     int by_eight = in_eights(out, C) && in_eights(s, C) && in_eights(add, C) && in_eights(weight, C) &&
         in_eights(bias, C);
     OF_WIDTH(layernorm_forward_of, by_eight, out, s, add, weight, bias, n, C, grid_unit(grid));
 }
-void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias, const act_t *dout, const stream_t *s, const act_t *add,
-                        const param_t *weight, int n, int C, int grid) {
-    profile("layernorm_backward", 0, (double)n * C * (sizeof(stream_t) + 2 * sizeof(real_t) + ((add ? 2 : 1) + (dadd ? 2 : 0)) * sizeof(act_t)));
+void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias, const act_t *dout,
+                        const stream_t *s, const act_t *add, const param_t *weight, int n, int C, int grid) {
+    profile("layernorm_backward", 0,
+            (double)n * C *
+                (sizeof(stream_t) + 2 * sizeof(real_t) + ((add ? 2 : 1) + (dadd ? 2 : 0)) * sizeof(act_t)));
     int by_eight = in_eights(ds, C) && in_eights(dadd, C) && in_eights(dout, C) && in_eights(s, C) &&
         in_eights(add, C) && in_eights(weight, C);
     OF_WIDTH(layernorm_backward_of, by_eight, ds, dadd, dweight, dbias, dout, s, add, weight, n, C,
@@ -750,7 +834,8 @@ static __device__ __forceinline__ size_t queries_of_head(int T) {
     return ((size_t)blockIdx.z * gridDim.y + blockIdx.y) * (size_t)T;
 }
 
-// rows (B, NH, T): lse in bits, and delta = sum_c out dout, which is sum_j p_j dp_j. Eight lanes share a query.
+// rows (B, NH, T): lse in bits, and delta = sum_c out dout, which is sum_j p_j dp_j. Eight lanes
+// share a query.
 static __global__ void delta_kernel(float2 *rows, const float *lse, const act_t *out, const act_t *dout,
                                     int n, int T, int C, int NH, int whole) {
     const size_t at = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) / 8;
@@ -1075,7 +1160,8 @@ static __device__ __forceinline__ void softmax_back(float p[M][N][4], float ds[M
 // Gradients of the block's queries (KEYS 0), or of its keys and values (KEYS 1): two passes, so that no two
 // blocks meet in a sum. Both see the same products, one transposed: with own rows x1, x2 = q, dout, or k, v;
 // and y1, y2 = k, v, or q, dout, tile by tile,
-//     p = exp(scale x1 y1^T - lse);  dp = x2 y2^T;  ds = p (dp - delta);  dx1 = scale sum ds y1;  dv = sum p dout
+//     p = exp(scale x1 y1^T - lse);  dp = x2 y2^T;  ds = p (dp - delta)
+//     dx1 = scale sum ds y1;  dv = sum p dout
 // Rows that do not exist are zeros, with lse and delta 0 as well, so they add nothing.
 template <int HS, int WHOLE, int M, int KEYS> static __global__ void __launch_bounds__(WARPS * WARP, 2)
 attention_backward_kernel(act_t *dqkv, const act_t *dout, const act_t *qkv, const float2 *rows, int T, int C,
@@ -1248,18 +1334,20 @@ void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, 
     (void)whole;  // float32 has one way
     OF_SIZE(attention_forward_of, out, lse, qkv, B, T, C, NH);
 }
-void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse, int B,
-                        int T, int C, int NH) {
+void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse,
+                        int B, int T, int C, int NH) {
     profile("attention_backward", 5.0 * B * T * T * C, 8.0 * B * T * C * sizeof(act_t));
-    const int hs = C / NH, whole = hs % 8 == 0 && aligned(qkv) && aligned(out) && aligned(dout) && aligned(dqkv);
+    const int hs = C / NH,
+              whole = hs % 8 == 0 && aligned(qkv) && aligned(out) && aligned(dout) && aligned(dqkv);
     float2 *rows = (float2 *)(void *)partial_sums;
-    LAUNCH(delta_kernel, blocks_for((size_t)B * (size_t)T * (size_t)NH, THREADS / 8), THREADS, 0, rows, lse, out, dout,
-           B * T, T, C, NH, whole);
+    LAUNCH(delta_kernel, blocks_for((size_t)B * (size_t)T * (size_t)NH, THREADS / 8), THREADS, 0, rows, lse,
+           out, dout, B * T, T, C, NH, whole);
     OF_SIZE(attention_backward_of, dqkv, dout, qkv, rows, B, T, C, NH);
 }
 
 // a block a head: the scores of a query in shared memory, then their exponentials
-static __global__ void attention_query_kernel(act_t *out, const act_t *qkv, int t, int C, int hs, float scale) {
+static __global__ void attention_query_kernel(act_t *out, const act_t *qkv, int t, int C, int hs,
+                                              float scale) {
     SHARED(float, room);  // 2 * 32 floats for sums, then the scores
     float *score = room + 2 * WARP, top = -1e30f, sum = 0;
     int h = (int)blockIdx.x, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
@@ -1277,7 +1365,8 @@ static __global__ void attention_query_kernel(act_t *out, const act_t *qkv, int 
     if (lane == 0) room[warp] = top;
     __syncthreads();
     top = warp_max(lane < warps ? room[lane] : -1e30f);
-    for (int j = (int)threadIdx.x; j <= t; j += (int)blockDim.x) sum += score[j] = exp2f((score[j] - top) * 1.44269504f);
+    for (int j = (int)threadIdx.x; j <= t; j += (int)blockDim.x)
+        sum += score[j] = exp2f((score[j] - top) * 1.44269504f);
     sum = block_sum(sum, 0, room).x;
     for (int c = (int)threadIdx.x; c < hs; c += (int)blockDim.x) {
         float x = 0;
@@ -1303,11 +1392,13 @@ template <int N> static __global__ void scale_kernel(act_t *out, const float *x,
 }
 void scale_cast(act_t *out, const real_t *x, double scale, size_t count) {
     profile("scale_cast", 0, (double)count * (sizeof(act_t) + sizeof(real_t)));
-    if (count % 4 == 0 && aligned(out) && aligned(x)) LAUNCH(scale_kernel<4>, blocks_for(count, 4 * THREADS), THREADS, 0, out, x, (float)scale, count);
+    if (count % 4 == 0 && aligned(out) && aligned(x))
+        LAUNCH(scale_kernel<4>, blocks_for(count, 4 * THREADS), THREADS, 0, out, x, (float)scale, count);
     else LAUNCH(scale_kernel<1>, blocks_for(count, THREADS), THREADS, 0, out, x, (float)scale, count);
 }
 
-template <int N> static __global__ void adjoint_kernel(float *A, float *B, float alpha, float beta, size_t count) {
+template <int N> static __global__ void
+adjoint_kernel(float *A, float *B, float alpha, float beta, size_t count) {
     size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N;
     if (i >= count) return;
     Few<float, N> a = load<N>(A + i), b = load<N>(B + i);
@@ -1319,7 +1410,8 @@ void adjoint_update(real_t *A, real_t *B, double alpha, double beta, size_t coun
     float a = (float)alpha, b = (float)beta;
     if (alpha == 1 && beta == 0) return;
     profile("adjoint_update", 0, (double)count * 4 * sizeof(real_t));
-    if (count % 4 == 0 && aligned(A) && aligned(B)) LAUNCH(adjoint_kernel<4>, blocks_for(count, 4 * THREADS), THREADS, 0, A, B, a, b, count);
+    if (count % 4 == 0 && aligned(A) && aligned(B))
+        LAUNCH(adjoint_kernel<4>, blocks_for(count, 4 * THREADS), THREADS, 0, A, B, a, b, count);
     else LAUNCH(adjoint_kernel<1>, blocks_for(count, THREADS), THREADS, 0, A, B, a, b, count);
 }
 
@@ -1349,7 +1441,9 @@ classifier_kernel(float *losses, act_t *logits, const int *targets, int V, int V
     float factor = scale / sum;
     for (int v = (int)threadIdx.x * N; v < Vp; v += (int)blockDim.x * N) {
         Few<act_t, N> y = load<N>(x + v);
-        for (int j = 0; j < N; j++) set(y.e + j, v + j < V ? __expf(to_float(y.e[j]) - highest) * factor - (v + j == target ? scale : 0) : 0);
+        for (int j = 0; j < N; j++)
+            set(y.e + j,
+                v + j < V ? __expf(to_float(y.e[j]) - highest) * factor - (v + j == target ? scale : 0) : 0);
         store<N>(x + v, y);
     }
 }
@@ -1357,24 +1451,31 @@ void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V,
     profile("classifier", 0, 2.0 * n * V * sizeof(act_t));
     enum { N = 16 / sizeof(act_t) };
     unsigned threads = (unsigned)smaller_of(1024, (V + N*WARP - 1) / (N*WARP) * WARP);
-    if (Vp % N == 0 && aligned(logits)) LAUNCH(classifier_kernel<N>, (unsigned)n, threads, 2 * WARP * sizeof(float), losses, logits, targets, V, Vp, (float)scale);
-    else LAUNCH(classifier_kernel<1>, (unsigned)n, 1024, 2 * WARP * sizeof(float), losses, logits, targets, V, Vp, (float)scale);
+    if (Vp % N == 0 && aligned(logits))
+        LAUNCH(classifier_kernel<N>, (unsigned)n, threads, 2 * WARP * sizeof(float), losses, logits, targets,
+               V, Vp, (float)scale);
+    else
+        LAUNCH(classifier_kernel<1>, (unsigned)n, 1024, 2 * WARP * sizeof(float), losses, logits, targets, V,
+               Vp, (float)scale);
 }
 
 // A block a token: the highest logits, the sums of exponentials with the divergence, the gradient
 static __global__ void __launch_bounds__(1024)
-distillation_kernel(float *out, size_t stride, act_t *logits, const act_t *teacher, const int *targets, int V, int Vp, int objective, float scale) {
+distillation_kernel(float *out, size_t stride, act_t *logits, const act_t *teacher, const int *targets,
+                    int V, int Vp, int objective, float scale) {
     SHARED(float, room);
     act_t *x = logits + blockIdx.x * (size_t)Vp;
     const act_t *y = teacher + blockIdx.x * (size_t)Vp;
     const float of_target = to_float(x[targets[blockIdx.x]]), of_target_y = to_float(y[targets[blockIdx.x]]);
     float top = -1e30f, top_y = -1e30f, sum = 0, sum_y = 0, cross = 0, first = -1e30f;
-    for (int v = (int)threadIdx.x; v < V; v += (int)blockDim.x) top = fmaxf(top, to_float(x[v])), top_y = fmaxf(top_y, to_float(y[v]));
+    for (int v = (int)threadIdx.x; v < V; v += (int)blockDim.x)
+        top = fmaxf(top, to_float(x[v])), top_y = fmaxf(top_y, to_float(y[v]));
     const float2 tops = block_max(top, top_y, room);
     const float apart = tops.x - tops.y;
     const bool of_teacher = objective == KL_TEACHER;
     for (int v = (int)threadIdx.x; v < V; v += (int)blockDim.x) {
-        float a = to_float(x[v]), b = to_float(y[v]), p = __expf(a - tops.x), q = __expf(b - tops.y), d = a - b - apart;
+        float a = to_float(x[v]), b = to_float(y[v]), p = __expf(a - tops.x), q = __expf(b - tops.y),
+              d = a - b - apart;
         sum += p, sum_y += q;
         cross += of_teacher ? -q * d : p * d;
         if (a == tops.x) first = fmaxf(first, -(float)v);
@@ -1391,20 +1492,24 @@ distillation_kernel(float *out, size_t stride, act_t *logits, const act_t *teach
     }
     for (int v = (int)threadIdx.x; v < Vp && scale != 0; v += (int)blockDim.x) {
         float a = to_float(x[v]), b = to_float(y[v]), p = __expf(a - tops.x) / sums.x;
-        set(x + v, v >= V ? 0 : scale * (of_teacher ? p - __expf(b - tops.y) / sums.y : p * (a - b - apart - mean)));
+        set(x + v,
+            v >= V ? 0 : scale * (of_teacher ? p - __expf(b - tops.y) / sums.y : p * (a - b - apart - mean)));
     }
 }
-void distillation(real_t *out, size_t stride, act_t *logits, const act_t *teacher, const int *targets, int n, int V, int Vp, int objective, double scale) {
+void distillation(real_t *out, size_t stride, act_t *logits, const act_t *teacher, const int *targets, int n,
+                  int V, int Vp, int objective, double scale) {
     profile("distillation", 0, 3.0 * n * V * sizeof(act_t));
-    LAUNCH(distillation_kernel, (unsigned)n, (unsigned)smaller_of(1024, (V + WARP - 1) / WARP * WARP), 2 * WARP * sizeof(float), out, stride, logits, teacher,
-           targets, V, Vp, objective, (float)scale);
+    LAUNCH(distillation_kernel, (unsigned)n, (unsigned)smaller_of(1024, (V + WARP - 1) / WARP * WARP),
+           2 * WARP * sizeof(float), out, stride, logits, teacher, targets, V, Vp, objective, (float)scale);
 }
 
 static __global__ void norm_kernel(float *partial, const float *x, size_t count) {
     SHARED(float, room);
     float sum = 0;
 #pragma unroll 8
-    for (size_t i = slice_begin(count, blockIdx.x) + threadIdx.x; i < slice_begin(count, blockIdx.x + 1); i += blockDim.x) sum += x[i] * x[i];
+    for (size_t i = slice_begin(count, blockIdx.x) + threadIdx.x; i < slice_begin(count, blockIdx.x + 1);
+         i += blockDim.x)
+        sum += x[i] * x[i];
     sum = block_sum(sum, 0, room).x;
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
@@ -1435,7 +1540,8 @@ template <int N> static __global__ void adamw_kernel(float *p, const float *g, f
     store<N>(v + i, v1);
     store<N>(p + i, w);
 }
-void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, double rate, double beta1, double beta2, double decay, double scale, int t) {
+void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, double rate, double beta1,
+           double beta2, double decay, double scale, int t) {
     profile("adamw", 0, (double)count * (2 * sizeof(param_t) + 5 * sizeof(real_t)));
     AdamW k = {(float)beta1, (float)beta2, (float)(1 - rate * decay), (float)(rate / (1 - pow(beta1, t))),
         (float)(1 / sqrt(1 - pow(beta2, t))), (float)scale};
@@ -1455,11 +1561,12 @@ void layers_check(int sequences, int C, int NH, int cached) {
     if (query_bytes((size_t)cached) <= always) return;
     device_begin();
     if (query_bytes((size_t)cached) > device.sharedMemPerBlockOptin)
-        die(STATUS_USAGE, "a sample of %d tokens: %s has shared memory for the scores of %zu", cached, device.name,
-            device.sharedMemPerBlockOptin / sizeof(float) - 2 * WARP);
+        die(STATUS_USAGE, "a sample of %d tokens: %s has shared memory for the scores of %zu", cached,
+            device.name, device.sharedMemPerBlockOptin / sizeof(float) - 2 * WARP);
 }
 
-static __global__ void spread_kernel(act_t *x, size_t count) {  // numbers without order, for multiplying zeros takes less power
+// Numbers without order, for multiplying zeros takes less power
+static __global__ void spread_kernel(act_t *x, size_t count) {
     size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
     if (i < count) set(x + i, (float)((uint32_t)i * 2654435761u >> 16) / 32768.0f - 1);
 }
@@ -1473,7 +1580,8 @@ double device_flops(void) {
         if ((void)cudaGetLastError(), n < 1024) return NAN;
     for (int i = 1; i < 3; i++) x[i] = (char *)x[0] + (size_t)i * bytes;
     scratch = (char *)x[0] + 3 * bytes;
-    LAUNCH(spread_kernel, blocks_for(2 * bytes / sizeof(act_t), THREADS), THREADS, 0, (act_t *)x[0], 2 * bytes / sizeof(act_t));
+    LAUNCH(spread_kernel, blocks_for(2 * bytes / sizeof(act_t), THREADS), THREADS, 0, (act_t *)x[0],
+           2 * bytes / sizeof(act_t));
     for (int attempt = 0; attempt < 8; attempt++) {
         Product s = {n, n, n, 1, 0, 0, CUBLASLT_EPILOGUE_DEFAULT};
         device_finish();
