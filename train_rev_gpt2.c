@@ -18,10 +18,10 @@ a grid 2^-n. What a step adds, beta*cur + gamma*F(cur), is rounded to one intege
 alone: subtracting it undoes adding it, bit for bit, at any depth, if F gives the same bits twice. So no
 sum in this file depends on the number of threads or on the memory policy.
 
-Reading order: what the layer functions promise; the network (recurrence, parameters, memory, force, forward,
-reverse and adjoint, head, optimizer); the layer functions for the CPU; random numbers, data, files, text,
-generating, command line, training. Shapes are in comments: B sequences of T tokens, N = B*T, C channels, NH heads, L layers, V
-vocabulary, Vp = V padded to a multiple of 128. Whatever fails ends the program with one line and a status.
+Reading order: what the layer functions promise; the network (recurrence, stream arithmetic, parameters, memory, force,
+forward, reverse and adjoint, head, optimizer); random numbers, data, files, text, generating, command line, training; last,
+the layer functions for the CPU. Shapes are in comments: B sequences of T tokens, N = B*T, C channels, NH heads, L layers,
+V vocabulary, Vp = V padded to a multiple of 128. Whatever fails ends the program with one line and a status.
 */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -2358,7 +2358,7 @@ int main(int argc, char **argv) { return rev_gpt2_main(argc, argv); }
 #endif
 
 #ifndef REV_GPT2_OTHER_LAYERS
-// ==== layers for the CPU: from here to the next such line ==========================================
+// ==== layers for the CPU: from here to the end ======================================================
 
 #ifdef __AVX512BF16__
 #include <immintrin.h>
