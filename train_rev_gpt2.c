@@ -2319,7 +2319,13 @@ int rev_gpt2_main(int argc, char **argv) {
         if (m.memory == AUTO) printf("the last %d of %d steps keep their internals\n", m.kept_steps, steps(&m.net));
         plan_print(&m);
     }
-    if (opt.plan) return finish();
+    if (opt.plan) {
+        data_close(&data);
+        data_close(&val);
+        tokenizer_close(&z);
+        free(prompt);
+        return finish();
+    }
     if (opt.train[0] && !opt.prompt) data_check(&data, opt.train, m.net.V, m.B, m.T, m.training && opt.shuffle);
     if (opt.val[0] && !opt.prompt) data_check(&val, opt.val, m.net.V, m.B, m.T, 0);
     int64_t epoch = opt.shuffle ? 0 : all_places(&data, m.B, m.T, 0) / accumulate;
