@@ -220,8 +220,8 @@ static void make_model(Model *m, Shape s, int network, int memory, int grid) {
     set_network(&m->net, network);
     m->net.grid = grid;
     if (m->net.mode == MIDPOINT_A) draw_coefficients(&m->net, 5);
-    m->taught = taught_by >= 0, m->objective = m->taught ? taught_by : CROSS_ENTROPY;
-    m->B = s.B, m->T = s.T, m->chunk = s.chunk, m->head_chunk = s.head_chunk, m->training = 1, m->cached = s.T + 2;
+    m->has_teacher = taught_by >= 0, m->objective = m->has_teacher ? taught_by : CROSS_ENTROPY;
+    m->B = s.B, m->T = s.T, m->chunk = s.chunk, m->head_chunk = s.head_chunk, m->training = 1, m->cache_tokens = s.T + 2;
     m->memory = smaller_of(memory, AUTO);  // AUTO, and one and two more: keeps one step, half of them, all
     m->kept_steps = memory == AUTO ? 1 : memory == AUTO + 1 ? steps(&m->net) / 2 : steps(&m->net);
     plan(m);
@@ -237,7 +237,7 @@ static void make_model(Model *m, Shape s, int network, int memory, int grid) {
             }
             to_device(m->params + at + i, staging, n * sizeof(param_t));
             for (size_t j = 0; j < n; j++) staging[j] *= (param_t)0.9;
-            if (m->taught) to_device(m->teacher + at + i, staging, n * sizeof(param_t));
+            if (m->has_teacher) to_device(m->teacher + at + i, staging, n * sizeof(param_t));
         }
     int N = s.B * s.T, *inputs = (int *)malloc(2 * (size_t)N * sizeof(int)), *targets = inputs + N;
     for (int i = 0; i < N; i++) {
@@ -600,11 +600,11 @@ static void test_distillation(void) {
         x[5] = 9, y[5] = 1, y[6] = 8;
         if (rounding > 0) round_to_bf16(x, N * Vp), round_to_bf16(y, N * Vp);
         act_t *logits = activations(x, N * Vp), *same = activations(x, N * Vp), *teacher = activations(y, N * Vp);
-        real_t *out = (real_t *)on_device(NULL, HELD * (N + 2) * sizeof(real_t));
+        real_t *out = (real_t *)on_device(NULL, METRICS * (N + 2) * sizeof(real_t));
         int *on = (int *)on_device(targets, sizeof targets);
         distillation(out, N + 2, same, teacher, on, N, V, Vp, objective, 0);
         distillation(out, N + 2, logits, teacher, on, N, V, Vp, objective, 0.5);
-        real_t *held = from_device(out, HELD * (N + 2)), *d = as_reals(logits, N * Vp), *kept = as_reals(same, N * Vp);
+        real_t *held = from_device(out, METRICS * (N + 2)), *d = as_reals(logits, N * Vp), *kept = as_reals(same, N * Vp);
         double worst = 0, worst_gradient = 0;
         check(memcmp(kept, x, sizeof x) == 0, "distillation without a scale changes the logits");
         for (int i = 0; i < N; i++) {
@@ -1574,10 +1574,10 @@ static void test_convert(void) {
           strstr(output, "--loss kl and another --distill"), "a run went on with another teacher: %s", output);
     check(trainer(0, 0, "%s -x 5 -o %s/cut_short -y 1 --stem 1", flags, dir) == STATUS_USAGE && strstr(output, "--coefficient 0.25 --stem 2"), "another --stem was taken on resuming: %s", output);
     // validation of a model beside its teacher: the log's last rows
-    double logged[HELD] = {0}, shown[HELD] = {-1, -1, -1, -1};
-    static const char *const rows[HELD] = {"\n4,val,", "\n4,val_teacher,", "\n4,val_kl,", "\n4,val_agreement,"};
+    double logged[METRICS] = {0}, shown[METRICS] = {-1, -1, -1, -1};
+    static const char *const rows[METRICS] = {"\n4,val,", "\n4,val_teacher,", "\n4,val_kl,", "\n4,val_agreement,"};
     read_file("taught/log.csv", &x);
-    for (int i = 0; i < HELD; i++) {
+    for (int i = 0; i < METRICS; i++) {
         char *at = x ? strstr(x, rows[i]) : NULL;
         if (at) logged[i] = atof(at + strlen(rows[i]));
     }

@@ -116,7 +116,7 @@ void layers_weights(const param_t *params, void *copy, size_t count);  // makes 
 size_t layers_scratch_bytes(int n, int C, int OC, int NH);
 void layers_begin(void *memory);     // as many bytes as the most of these
 // ends the program, and says why, where blocks of so many sequences or samples of so many tokens are too much
-void layers_check(int sequences, int C, int NH, int cached);
+void layers_check(int sequences, int C, int NH, int cache_tokens);
 size_t layers_order_bytes(int n);    // of what embed_backward wants to know of n tokens; 0: nothing
 void layers_order(void *order, const int *tokens, int n);  // makes that of tokens in host memory
 int stream_take_fault(void);         // has a value been NaN or out of the grid's range? Forgets it.
@@ -164,7 +164,7 @@ void adjoint_update(real_t *A, real_t *B, double alpha, double beta, size_t coun
 
 // losses (n) from logits (n, Vp), which are overwritten: by their gradient times scale, if scale is not 0
 void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V, int Vp, double scale);
-// beside a teacher's logits (n, Vp): to out (HELD, stride) go each token's losses and how near the two are (enum Held). Then logits are
+// beside a teacher's logits (n, Vp): to out (METRICS, stride) go each token's losses and how near the two are (enum Metric). Then logits are
 // overwritten by the gradient of KL times scale, if scale is not 0
 void distillation(real_t *out, size_t stride, act_t *logits, const act_t *teacher, const int *targets, int n, int V, int Vp,
                   int objective, double scale);
@@ -428,8 +428,8 @@ static const char *const row_names[ROWS] = {"parameters", "teacher", "gradients"
 // What training makes small: cross-entropy with the next token, or a divergence from a teacher, KL(Y_rev, Y_fe) (4.6) or KL(Y_fe, Y_rev)
 enum Objective { CROSS_ENTROPY, KL, KL_TEACHER };
 static const char *const objective_names[] = {"cross-entropy", "kl", "kl-teacher", NULL};
-// What is held of a batch's tokens: cross-entropy, and beside a teacher its own, the divergence, whether both find the same token likeliest
-enum Held { LOSS, TEACHER_LOSS, DIVERGENCE, AGREEMENT, HELD };
+// What a metric says of a token: cross-entropy, and beside a teacher its own, the divergence, whether both find the same token likeliest
+enum Metric { LOSS, TEACHER_LOSS, DIVERGENCE, AGREEMENT, METRICS };
 
 typedef struct { int row; void *at; size_t bytes; } Buffer;  // at: the pointer in Model that will hold it
 enum { MAX_BUFFERS = 32 };
@@ -442,15 +442,15 @@ typedef struct {
     int memory;      // enum Memory
     int kept_steps;  // the last steps, whose internals are kept: with STORE all, with AUTO as many as there is room for
     int training;    // whether there will be a backward pass
-    int cached;      // tokens that generating keeps keys and values of; 0: nothing is generated
-    int taught;      // whether there is a teacher, a baseline of the same shape
+    int cache_tokens;      // tokens that generating keeps keys and values of; 0: nothing is generated
+    int has_teacher;      // whether there is a teacher, a baseline of the same shape
     int objective;   // enum Objective
     param_t *params;        // all tensors
     void *weight_copy;      // what layers_weights makes of them
     real_t *grads, *m, *v;  // like them
     int *inputs, *targets;  // (B, T)
     void *order;            // what layers_order makes of the inputs
-    real_t *losses;         // (HELD, B, T), or (B, T) without a teacher
+    real_t *losses;         // (METRICS, B, T), or (B, T) without a teacher
     stream_t *prev, *cur;   // (B, T, C); baseline has no prev: one plane is both
     real_t *dprev, *dcur;   // (B, T, C), gradients in them
     uint16_t *remainders;   // (B, T, C), what midpoint-a's multiplications drop
@@ -463,7 +463,7 @@ typedef struct {
     act_t *dforce;          // (n, C)
     real_t *destimate;      // (n, C), a gradient in retrofit's estimate
     act_t *wide;            // (n, 4C), gradients inside the block
-    act_t *cache;           // (block_count, cached, 3C), qkv of the tokens so far; in training it lies in grads
+    act_t *cache;           // (block_count, cache_tokens, 3C), qkv of the tokens so far; in training it lies in grads
     char *scratch;          // the layer functions' own
     act_t *head_normed, *head_dnormed;  // (head_chunk, C)
     act_t *logits;                      // (head_chunk, Vp), then their gradients
@@ -475,7 +475,7 @@ typedef struct {
     int buffer_count;
 } Model;
 
-static void need(Model *m, int row, void *at, size_t count, size_t size) {
+static void add_buffer(Model *m, int row, void *at, size_t count, size_t size) {
     if (!count || !size) return;
     Buffer *b = &m->buffers[m->buffer_count++];
     b->row = row;
@@ -503,49 +503,49 @@ static void plan(Model *m) {
     const Config *net = &m->net;
     size_t C = (size_t)net->C, N = (size_t)m->B * (size_t)m->T, P = parameter_count(net);
     size_t n = (size_t)m->chunk * (size_t)m->T, H = (size_t)m->head_chunk, planes = net->mode == BASELINE ? 1 : 2;
-    size_t training = m->training != 0, taught = m->taught != 0;
+    size_t training = m->training != 0, has_teacher = m->has_teacher != 0;
     if (m->memory != AUTO || !training) m->kept_steps = training && m->memory == STORE ? steps(net) : 0;
     m->buffer_count = 0;
-    need(m, PARAMETERS, &m->params, P, sizeof(param_t));
-    need(m, PARAMETERS, &m->weight_copy, P, weight_copy_bytes);
-    need(m, TEACHER, &m->teacher, taught * P, sizeof(param_t));
-    need(m, TEACHER, &m->teacher_copy, taught * P, weight_copy_bytes);
-    need(m, GRADIENTS, &m->grads, training * P, sizeof(real_t));
-    need(m, OPTIMIZER, &m->m, training * P, sizeof(real_t));
-    need(m, OPTIMIZER, &m->v, training * P, sizeof(real_t));
-    need(m, DATA, &m->inputs, N, sizeof(int));
-    need(m, DATA, &m->targets, N, sizeof(int));
-    need(m, DATA, &m->order, training, layers_order_bytes((int)N));
-    need(m, DATA, &m->losses, taught ? HELD * N : N, sizeof(real_t));
-    need(m, STREAMS, &m->cur, N*C, sizeof(stream_t));
-    need(m, STREAMS, &m->dcur, training * N*C, sizeof(real_t));
-    need(m, STREAMS, &m->prev, (planes - 1) * N*C, sizeof(stream_t));
-    need(m, STREAMS, &m->dprev, training * (planes - 1) * N*C, sizeof(real_t));
-    need(m, STREAMS, &m->remainders, net->mode == MIDPOINT_A && net->grid ? N*C : 0, sizeof(uint16_t));
-    need(m, STREAMS, &m->teacher_cur, training && planes == 2 ? 0 : taught * N*C, sizeof(stream_t));
-    need(m, KEPT, &m->kept_inputs, training * (size_t)inputs_kept(m) * N*C, sizeof(stream_t));
-    need(m, KEPT, &m->low, training && steps_back(m) ? low_at(m, steps(net), 0) : 0, sizeof(uint32_t));
+    add_buffer(m, PARAMETERS, &m->params, P, sizeof(param_t));
+    add_buffer(m, PARAMETERS, &m->weight_copy, P, weight_copy_bytes);
+    add_buffer(m, TEACHER, &m->teacher, has_teacher * P, sizeof(param_t));
+    add_buffer(m, TEACHER, &m->teacher_copy, has_teacher * P, weight_copy_bytes);
+    add_buffer(m, GRADIENTS, &m->grads, training * P, sizeof(real_t));
+    add_buffer(m, OPTIMIZER, &m->m, training * P, sizeof(real_t));
+    add_buffer(m, OPTIMIZER, &m->v, training * P, sizeof(real_t));
+    add_buffer(m, DATA, &m->inputs, N, sizeof(int));
+    add_buffer(m, DATA, &m->targets, N, sizeof(int));
+    add_buffer(m, DATA, &m->order, training, layers_order_bytes((int)N));
+    add_buffer(m, DATA, &m->losses, has_teacher ? METRICS * N : N, sizeof(real_t));
+    add_buffer(m, STREAMS, &m->cur, N*C, sizeof(stream_t));
+    add_buffer(m, STREAMS, &m->dcur, training * N*C, sizeof(real_t));
+    add_buffer(m, STREAMS, &m->prev, (planes - 1) * N*C, sizeof(stream_t));
+    add_buffer(m, STREAMS, &m->dprev, training * (planes - 1) * N*C, sizeof(real_t));
+    add_buffer(m, STREAMS, &m->remainders, net->mode == MIDPOINT_A && net->grid ? N*C : 0, sizeof(uint16_t));
+    add_buffer(m, STREAMS, &m->teacher_cur, training && planes == 2 ? 0 : has_teacher * N*C, sizeof(stream_t));
+    add_buffer(m, KEPT, &m->kept_inputs, training * (size_t)inputs_kept(m) * N*C, sizeof(stream_t));
+    add_buffer(m, KEPT, &m->low, training && steps_back(m) ? low_at(m, steps(net), 0) : 0, sizeof(uint32_t));
     size_t kept = 0;
     for (int k = steps(net) - m->kept_steps; k < steps(net); k++) kept += kept_bytes(m, k);
-    need(m, KEPT, &m->kept_internals, kept, 1);
+    add_buffer(m, KEPT, &m->kept_internals, kept, 1);
     const Config teacher = baseline_of(net);
     int last = steps(net) - 1;  // its internals are the largest, where they differ; force 0 shares the place of force 1
     size_t inside = step_internals(net, last, n, 0) - (forces(net, last) > 1 ? internals_at(NULL, NULL, net, last, 0, n, 0) : 0);
-    size_t of_teacher = taught * step_internals(&teacher, 0, n, 0);
+    size_t of_teacher = has_teacher * step_internals(&teacher, 0, n, 0);
     if (m->kept_steps == steps(net)) inside = 0;
-    need(m, WORKSPACE, &m->internals, inside > of_teacher ? inside : of_teacher, 1);
-    need(m, WORKSPACE, &m->normed, n*C, sizeof(act_t));
-    need(m, WORKSPACE, &m->out, n*C, sizeof(act_t));
-    need(m, WORKSPACE, &m->dforce, training * n*C, sizeof(act_t));
-    need(m, WORKSPACE, &m->wide, training * n*4*C, sizeof(act_t));
-    need(m, WORKSPACE, &m->destimate, net->mode == RETROFIT ? training * n*C : 0, sizeof(real_t));
-    need(m, WORKSPACE, &m->cache, (1 - training) * (size_t)block_count(net) * (size_t)m->cached * 3*C, sizeof(act_t));
+    add_buffer(m, WORKSPACE, &m->internals, inside > of_teacher ? inside : of_teacher, 1);
+    add_buffer(m, WORKSPACE, &m->normed, n*C, sizeof(act_t));
+    add_buffer(m, WORKSPACE, &m->out, n*C, sizeof(act_t));
+    add_buffer(m, WORKSPACE, &m->dforce, training * n*C, sizeof(act_t));
+    add_buffer(m, WORKSPACE, &m->wide, training * n*4*C, sizeof(act_t));
+    add_buffer(m, WORKSPACE, &m->destimate, net->mode == RETROFIT ? training * n*C : 0, sizeof(real_t));
+    add_buffer(m, WORKSPACE, &m->cache, (1 - training) * (size_t)block_count(net) * (size_t)m->cache_tokens * 3*C, sizeof(act_t));
     size_t block = layers_scratch_bytes((int)n, net->C, 4 * net->C, net->NH), head = layers_scratch_bytes(m->head_chunk, net->C, net->Vp, 0);
-    need(m, WORKSPACE, &m->scratch, block > head ? block : head, 1);
-    need(m, HEAD, &m->head_normed, H*C, sizeof(act_t));
-    need(m, HEAD, &m->head_dnormed, training * H*C, sizeof(act_t));
-    need(m, HEAD, &m->logits, H*(size_t)net->Vp, sizeof(act_t));
-    need(m, HEAD, &m->teacher_logits, taught * H*(size_t)net->Vp, sizeof(act_t));
+    add_buffer(m, WORKSPACE, &m->scratch, block > head ? block : head, 1);
+    add_buffer(m, HEAD, &m->head_normed, H*C, sizeof(act_t));
+    add_buffer(m, HEAD, &m->head_dnormed, training * H*C, sizeof(act_t));
+    add_buffer(m, HEAD, &m->logits, H*(size_t)net->Vp, sizeof(act_t));
+    add_buffer(m, HEAD, &m->teacher_logits, has_teacher * H*(size_t)net->Vp, sizeof(act_t));
 }
 
 static void plan_rows(const Model *m, size_t rows[ROWS]) {
@@ -617,7 +617,7 @@ static void model_alloc(Model *m) {
 }
 
 // The most tokens that the cache can hold: in training, where samples are to need no memory, as many as fit in grads.
-static int most_cached(const Config *net, int training) {
+static int most_cache_tokens(const Config *net, int training) {
     size_t row = (size_t)block_count(net) * 3 * (size_t)net->C * sizeof(act_t), room = parameter_count(net) * sizeof(real_t);
     return !training || room / row > (size_t)net->maxT ? net->maxT : (int)(room / row);
 }
@@ -735,7 +735,7 @@ static void forward(Model *m, int B, int T, int past) {
             size_t at = (size_t)b * (size_t)T * C, count = (size_t)sequences * (size_t)T * C;
             for (int e = 0; e < forces(net, k); e++) {
                 Internals a = internals_of(m, k, e, b, sequences);
-                if (past >= 0) a.qkv = m->cache + ((size_t)block_index(net, k, e) * (size_t)m->cached + before) * 3*C;
+                if (past >= 0) a.qkv = m->cache + ((size_t)block_index(net, k, e) * (size_t)m->cache_tokens + before) * 3*C;
                 const stream_t *place = estimate_place(m, k, e, b, sequences, m->cur + at, a, count);
                 force_forward(m, k, e, place, a, sequences, T, (int)before);
                 move_stream(m, k, e, b, at, m->cur + at, a, count, +1);
@@ -822,12 +822,12 @@ static void head_logits(Model *m, int i, int n) {
 }
 
 // The mean over N tokens of what head holds of them.
-static double mean_of(const Model *m, enum Held held, int N) {
+static double mean_of(const Model *m, enum Metric metric, int N) {
     size_t bytes = (size_t)N * sizeof(real_t);
     double total = 0;
     real_t *values = (real_t *)malloc(bytes);
     if (!values) die(STATUS_NUMBERS, "out of memory for the losses of %d tokens", N);
-    to_host(values, m->losses + (size_t)held * (size_t)N, bytes);
+    to_host(values, m->losses + (size_t)metric * (size_t)N, bytes);
     for (int i = 0; i < N; i++) total += values[i];
     free(values);
     return total / N;
@@ -845,16 +845,16 @@ static void head(Model *m, int B, int T, double scale) {
     int N = B*T, C = net->C, divergence = m->objective != CROSS_ENTROPY;
     Tensors w = tensors_at(net, m->params, 0), d = tensors_at(net, m->grads, 0);
     Model teacher;
-    if (m->taught) {
+    if (m->has_teacher) {
         teacher = teacher_of(m);
         forward(&teacher, B, T, NO_CACHE);
     }
     for (int i = 0; i < N; i += m->head_chunk) {
         int n = smaller_of(m->head_chunk, N - i);
         const stream_t *cur = m->cur + (size_t)i * (size_t)C;
-        if (m->taught) head_logits(&teacher, i, n);
+        if (m->has_teacher) head_logits(&teacher, i, n);
         head_logits(m, i, n);
-        if (m->taught)
+        if (m->has_teacher)
             distillation(m->losses + i, (size_t)N, m->logits, m->teacher_logits, m->targets + i, n, net->V, net->Vp, m->objective, divergence ? scale : 0);
         if (!divergence) classifier(m->losses + i, m->logits, m->targets + i, n, net->V, net->Vp, scale);
         if (scale != 0) {
@@ -919,7 +919,7 @@ static double update(Model *m, double rate, double beta1, double beta2, double d
 // Model flops a token, forward and backward with the head; causal attention counted as what it computes, its
 // backward pass with five products.
 static double flops_per_token(const Model *m) {
-    double C = m->net.C, block = 24 * C * C + 2 * C * m->T, head = 2 * C * m->net.Vp, teacher = m->taught ? m->net.L * block + head : 0;
+    double C = m->net.C, block = 24 * C * C + 2 * C * m->T, head = 2 * C * m->net.Vp, teacher = m->has_teacher ? m->net.L * block + head : 0;
     return (3 * block + C * m->T) * block_count(&m->net) + 3 * head + teacher;
 }
 
@@ -1662,7 +1662,7 @@ static int draw_token(const float *logits, int V, double temperature, int top_k,
 typedef struct { double temperature; int top_k; uint64_t seed, series; } Sampler;  // another series, other draws
 
 // Prints up to `length` tokens after the `given` ones of `prompt` (at least 1), each drawn from the network's distribution
-// after all before it, until an end of text. Returns how many. given + length is at most m->cached + 1.
+// after all before it, until an end of text. Returns how many. given + length is at most m->cache_tokens + 1.
 static int generate(Model *m, const Tokenizer *z, const int *prompt, int given, int length, Sampler s) {
     static float logits[65536];
     Character u = {{0}, 0, 0};
@@ -1991,7 +1991,7 @@ static void check_numbers(const Model *m, int step, double loss, double drift) {
     if (stream_take_fault())
         die(STATUS_NUMBERS, "step %d: a stream is NaN or left the grid's range of +-%g; a smaller --grid has more range%s", step,
             ldexp(1, 31 - m->net.grid), step > 1 ? ", a lower -l may not need it" : "");
-    if (m->taught && !isfinite(mean_of(m, TEACHER_LOSS, m->B * m->T)))
+    if (m->has_teacher && !isfinite(mean_of(m, TEACHER_LOSS, m->B * m->T)))
         die(STATUS_NUMBERS, "step %d: the loss of the teacher, --distill %s, is not a finite number", step, opt.distill);
     if (!isfinite(loss)) die(STATUS_NUMBERS, "step %d: the loss is not a finite number; what was saved before stays", step);
     if (m->net.grid && drift > 0)
@@ -2005,22 +2005,22 @@ static int batches_to_validate(const Model *m, const Data *d) {
 }
 
 // The means over the validation batches; returns that of the cross-entropy.
-static double validate(Model *m, const Data *d, int batches, double means[HELD]) {
+static double validate(Model *m, const Data *d, int batches, double means[METRICS]) {
     int objective = m->objective;
     if (objective == KL_TEACHER) m->objective = KL;  // one divergence to compare runs by
-    memset(means, 0, HELD * sizeof *means);
+    memset(means, 0, METRICS * sizeof *means);
     for (int i = 0; i < batches; i++) {
         data_batch(d, m, (uint64_t)i, 0, 0);
         forward(m, m->B, m->T, NO_CACHE);
         head(m, m->B, m->T, 0);
-        for (int held = LOSS; held < (m->taught ? HELD : LOSS + 1); held++) means[held] += mean_of(m, (enum Held)held, m->B * m->T) / batches;
+        for (int metric = LOSS; metric < (m->has_teacher ? METRICS : LOSS + 1); metric++) means[metric] += mean_of(m, (enum Metric)metric, m->B * m->T) / batches;
     }
     m->objective = objective;
     return means[LOSS];
 }
 
-static void print_comparison(const Model *m, const double means[HELD]) {
-    if (m->taught)
+static void print_comparison(const Model *m, const double means[METRICS]) {
+    if (m->has_teacher)
         printf(" | teacher %.4f | KL %.3e | same top token %.2f%%", means[TEACHER_LOSS], means[DIVERGENCE], 100 * means[AGREEMENT]);
     printf("\n");
 }
@@ -2099,18 +2099,18 @@ static int train(Model *m, const Data *data, const Data *val, const Tokenizer *z
     for (int saved = resumed ? step : -1;; step++) {
         int end = step >= total, fresh = step > saved;
         if (val_batches && fresh && (end || step % opt.val_every == 0)) {
-            static const char *const splits[HELD] = {"val", "val_teacher", "val_kl", "val_agreement"};
-            double means[HELD], loss = validate(m, val, val_batches, means);
+            static const char *const splits[METRICS] = {"val", "val_teacher", "val_kl", "val_agreement"};
+            double means[METRICS], loss = validate(m, val, val_batches, means);
             check_numbers(m, step, loss, NAN);
             printf("step %5d/%d | validation loss %.4f", step, total, loss);
             print_comparison(m, means);
-            for (int held = LOSS; csv && held < (m->taught ? HELD : LOSS + 1); held++) fprintf(csv, "%d,%s,%.8g,,,,,,\n", step, splits[held], means[held]);
+            for (int metric = LOSS; csv && metric < (m->has_teacher ? METRICS : LOSS + 1); metric++) fprintf(csv, "%d,%s,%.8g,,,,,,\n", step, splits[metric], means[metric]);
         }
         if (opt.sample_every && fresh && (end || step % opt.sample_every == 0)) {
             int start = first_token(z);
             Sampler s = {opt.temperature, opt.top_k, (uint64_t)run->seed, (uint64_t)step};
             printf("--- sample after step %d\n", step);
-            generate(m, z, &start, 1, m->cached, s);
+            generate(m, z, &start, 1, m->cache_tokens, s);
             printf("\n---\n");
             check_numbers(m, step, 0, NAN);
         }
@@ -2146,7 +2146,7 @@ static int train(Model *m, const Data *data, const Data *val, const Tokenizer *z
 static int infer(Model *m, const Data *data, const Data *val, const Tokenizer *z, const int *prompt, int given) {
     if (opt.eval) {
         int batches = batches_to_validate(m, val);
-        double means[HELD], loss = validate(m, val, batches, means);
+        double means[METRICS], loss = validate(m, val, batches, means);
         check_numbers(m, 0, loss, NAN);
         printf("validation loss %.4f, perplexity %.2f, %d batches of -b %d times -t %d, %s", loss, exp(loss), batches, m->B, m->T, network_flags(&m->net));
         print_comparison(m, means);
@@ -2165,7 +2165,7 @@ static int infer(Model *m, const Data *data, const Data *val, const Tokenizer *z
     Character u = {{0}, 0, 0};
     for (const char *c = opt.prompt; *c; c++) print_byte(&u, (unsigned char)*c);
     print_byte(&u, -1);
-    int drawn = generate(m, z, prompt, given, m->cached + 1 - given, s);
+    int drawn = generate(m, z, prompt, given, m->cache_tokens + 1 - given, s);
     printf("\n");
     check_numbers(m, 0, 0, NAN);
     fprintf(stderr, "%d tokens after %d in %.2f s, %.1f tokens/s\n", drawn, given, seconds() - start, drawn / (seconds() - start));
@@ -2211,9 +2211,9 @@ static void check_options(void) {
 
 // The teacher must be what the network was before it was converted.
 static void choose_teacher(Model *m) {
-    m->taught = opt.distill[0] != 0;
-    m->objective = opt.objective >= 0 ? opt.objective : m->taught ? KL : CROSS_ENTROPY;
-    if (!m->taught) return;
+    m->has_teacher = opt.distill[0] != 0;
+    m->objective = opt.objective >= 0 ? opt.objective : m->has_teacher ? KL : CROSS_ENTROPY;
+    if (!m->has_teacher) return;
     Config t = load_model(opt.distill, NULL), net = m->net;
     if (t.mode != BASELINE) die(STATUS_USAGE, "--distill: %s is of a %s network; a baseline is meant", opt.distill, mode_names[t.mode]);
     if (t.maxT != net.maxT || t.V != net.V || t.L != net.L || t.NH != net.NH || t.C != net.C || t.Vp != net.Vp)
@@ -2233,7 +2233,7 @@ static int choose_shape(Model *m, int given) {
         die(STATUS_USAGE, "-b %d times -t %d is more than 2^30 tokens; use -d to accumulate", m->B, m->T);
     int samples = m->training ? opt.sample_every > 0 : given && !opt.logits[0];
     if (samples)  // the last token is not looked at again
-        m->cached = smaller_of(opt.sample_length + (given ? given : 1) - 1, most_cached(&m->net, m->training));
+        m->cache_tokens = smaller_of(opt.sample_length + (given ? given : 1) - 1, most_cache_tokens(&m->net, m->training));
     int tokens = m->B * m->T;
     if (opt.tokens % tokens != 0) die(STATUS_USAGE, "-d %d is no multiple of -b %d times -t %d", opt.tokens, m->B, m->T);
     m->memory = opt.memory >= 0 ? opt.memory : m->net.mode == BASELINE ? STORE : REVERSE;
@@ -2247,8 +2247,8 @@ static int choose_shape(Model *m, int given) {
         die(STATUS_USAGE, "-b %d times -t %d with %d layers of %d channels is more than any machine holds", m->B, m->T,
             m->net.L, m->net.C);
     m->chunk = smaller_of(opt.chunk ? opt.chunk : default_chunk(m->T), m->B);
-    m->head_chunk = smaller_of(opt.head_chunk ? opt.head_chunk : m->cached && !m->training ? 1 : head_chunk_tokens, tokens);
-    layers_check(m->chunk, m->net.C, m->net.NH, m->cached);
+    m->head_chunk = smaller_of(opt.head_chunk ? opt.head_chunk : m->cache_tokens && !m->training ? 1 : head_chunk_tokens, tokens);
+    layers_check(m->chunk, m->net.C, m->net.NH, m->cache_tokens);
     return opt.tokens ? opt.tokens / tokens : 1;
 }
 
@@ -2315,7 +2315,7 @@ int rev_gpt2_main(int argc, char **argv) {
         printf("%s: L %d, C %d, NH %d, V %d, context %d, %zu parameters\n", network_flags(&m.net), m.net.L, m.net.C, m.net.NH, m.net.V, m.net.maxT,
                parameter_count(&m.net));
         printf("B %d, T %d, chunk %d, head chunk %d, %lld tokens a step, --memory %s, --precision %s%s%s\n", m.B, m.T, m.chunk, m.head_chunk,
-               (long long)m.B * m.T * accumulate, memory_names[m.memory], precision_names[bf16], m.taught ? ", --loss " : "", m.taught ? objective_names[m.objective] : "");
+               (long long)m.B * m.T * accumulate, memory_names[m.memory], precision_names[bf16], m.has_teacher ? ", --loss " : "", m.has_teacher ? objective_names[m.objective] : "");
         if (m.memory == AUTO) printf("the last %d of %d steps keep their internals\n", m.kept_steps, steps(&m.net));
         plan_print(&m);
     }
@@ -2338,7 +2338,7 @@ int rev_gpt2_main(int argc, char **argv) {
     model_alloc(&m);
     if (path[0]) load_model(path, &m);
     else init_parameters(&m, (uint64_t)run.seed);
-    if (m.taught) {
+    if (m.has_teacher) {
         Model teacher = teacher_of(&m);
         load_model(opt.distill, &teacher);
         run.teacher = (int32_t)write_parameters(NULL, m.teacher, parameter_count(&m.net), 0, 0) | 1;  // its checksum; 0 is none
@@ -2373,8 +2373,8 @@ int main(int argc, char **argv) { return rev_gpt2_main(argc, argv); }
 const int chunk_tokens = 1024, head_chunk_tokens = 1024;
 const size_t weight_copy_bytes = 0;
 void layers_weights(const param_t *params, void *copy, size_t count) { (void)params, (void)copy, (void)count; }
-void layers_check(int sequences, int C, int NH, int cached) {
-    (void)sequences, (void)C, (void)NH, (void)cached;  // a CPU has no such limits
+void layers_check(int sequences, int C, int NH, int cache_tokens) {
+    (void)sequences, (void)C, (void)NH, (void)cache_tokens;  // a CPU has no such limits
 }
 
 void device_finish(void) {}
@@ -2726,7 +2726,7 @@ typedef struct {
     const real_t *bias;    // (N), added to it
     real_t *gelu;          // (M, N), GELU(c) goes there as well
     const real_t *slope;   // (M, N), it is multiplied with GELU' of this
-} Ending;
+} Epilogue;
 
 // sum (mr, NR) = panel a (K, MR) times panel b (K, NR); mr is constant, so that all sums lie in registers
 static inline __attribute__((always_inline)) void multiply_panels(vector_t tile[MR][NV], const int mr, int K, const real_t *a,
@@ -2747,7 +2747,7 @@ static inline __attribute__((always_inline)) void multiply_panels(vector_t tile[
         for (int v = 0; v < NV; v++) tile[i][v] = sum[i][v];
 }
 
-static inline __attribute__((always_inline)) void finish_row(real_t *c, real_t *t, int columns, Ending e) {
+static inline __attribute__((always_inline)) void finish_row(real_t *c, real_t *t, int columns, Epilogue e) {
     if (e.accumulate)
         for (int j = 0; j < columns; j++) t[j] += c[j];
     if (e.bias)
@@ -2760,7 +2760,7 @@ static inline __attribute__((always_inline)) void finish_row(real_t *c, real_t *
 }
 
 // A tile (rows, columns) of c, whose rows are `row` apart, from panels of K words
-static inline void multiply_tile(real_t *c, int64_t row, int rows, int columns, int K, const real_t *a, const real_t *b, Ending e) {
+static inline void multiply_tile(real_t *c, int64_t row, int rows, int columns, int K, const real_t *a, const real_t *b, Epilogue e) {
     vector_t tile[MR][NV];
     for (int i = 0; i < rows; i++)  // c is needed only at the end: have it come meanwhile
         for (int j = 0; j < columns; j += 64 / (int)sizeof(real_t)) __builtin_prefetch(c + i*row + j, 1);
@@ -2793,7 +2793,7 @@ size_t layers_scratch_bytes(int n, int C, int OC, int NH) {
     return most * sizeof(real_t);
 }
 
-static void gemm(real_t *c, int M, int N, int K, Matrix a, Matrix b, Ending e) {
+static void gemm(real_t *c, int M, int N, int K, Matrix a, Matrix b, Epilogue e) {
     const int word = in_pairs ? 2 : 1, passes = (words_of(K) + KC - 1) / KC, stretch = (words_of(K) + passes - 1) / passes * word;
     real_t *pack_b = scratch, *pack_a = scratch + (size_t)smaller_of(NC, (N + NR - 1) / NR * NR) * (size_t)smaller_of(KC, words_of(K));
     #pragma omp parallel if ((int64_t)M * N * K > 200000)  // less than that is done before the threads have met
@@ -2813,7 +2813,7 @@ static void gemm(real_t *c, int M, int N, int K, Matrix a, Matrix b, Ending e) {
                     for (int j = 0; j < n; j += NR)
                         for (int i = r; i < smaller_of(r + TASK, m); i += MR) {
                             size_t at = (size_t)(i0 + i)*(size_t)N + (size_t)(j0 + j);
-                            Ending here = {e.accumulate || k0 > 0, e.bias && k0 == 0 ? e.bias + j0 + j : NULL,
+                            Epilogue here = {e.accumulate || k0 > 0, e.bias && k0 == 0 ? e.bias + j0 + j : NULL,
                                            e.gelu && last ? e.gelu + at : NULL, e.slope && last ? e.slope + at : NULL};
                             multiply_tile(c + at, N, smaller_of(MR, m - i), smaller_of(NR, n - j), words,
                                           pack_a + (size_t)i*words, pack_b + (size_t)j*words, here);
@@ -2828,7 +2828,7 @@ static void gemm_tile(real_t *c, int64_t row, int M, int N, int K, Matrix a, Mat
     real_t packed_a[TILE_A * TILE], packed_b[TILE_B * TILE];
     for (int k0 = 0; k0 < K; k0 += TILE) {
         int k = smaller_of(TILE, K - k0), words = words_of(k);
-        Ending e = {accumulate || k0 > 0, NULL, NULL, NULL};
+        Epilogue e = {accumulate || k0 > 0, NULL, NULL, NULL};
         pack(packed_a, a.at + k0*a.col, a.row, a.col, M, k, MR);
         for (int j0 = 0; j0 < N; j0 += TILE) {
             int n = smaller_of(TILE, N - j0);
@@ -2842,7 +2842,7 @@ static void gemm_tile(real_t *c, int64_t row, int M, int N, int K, Matrix a, Mat
 }
 
 enum { FEW = 2 };  // rows, as in generating; they are not rounded to bf16
-static void few_rows(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C, int OC) {
+static void matvec(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C, int OC) {
     #pragma omp parallel for if ((int64_t)n * C * OC > 200000)
     for (int o = 0; o < OC; o++)  // packing would cost more than it saves: the weights are read once
         for (int i = 0; i < n; i++) {
@@ -2857,27 +2857,27 @@ static void few_rows(act_t *out, const act_t *inp, const param_t *weight, const 
 
 void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C, int OC) {
     profile("matmul_forward", 2.0 * n * C * OC, ((double)n * (C + OC) + (double)C * OC) * sizeof(act_t));
-    Ending e = {0, bias, NULL, NULL};
-    if (n <= FEW) few_rows(out, inp, weight, bias, n, C, OC);
+    Epilogue e = {0, bias, NULL, NULL};
+    if (n <= FEW) matvec(out, inp, weight, bias, n, C, OC);
     else gemm(out, n, OC, C, matrix(inp, C, 1), matrix(weight, 1, C), e);
 }
 
 void matmul_gelu_forward(act_t *out, act_t *pre, const act_t *inp, const param_t *weight, const param_t *bias,
                          int n, int C, int OC) {
     profile("matmul_gelu_forward", 2.0 * n * C * OC, ((double)n * (C + 2 * OC) + (double)C * OC) * sizeof(act_t));
-    Ending e = {0, bias, out, NULL};
+    Epilogue e = {0, bias, out, NULL};
     if (n > FEW) {
         gemm(pre, n, OC, C, matrix(inp, C, 1), matrix(weight, 1, C), e);
         return;
     }
-    few_rows(pre, inp, weight, bias, n, C, OC);
+    matvec(pre, inp, weight, bias, n, C, OC);
     for (size_t i = 0; i < (size_t)n * (size_t)OC; i++) out[i] = gelu(pre[i]);
 }
 
 void matmul_backward(act_t *dinp, real_t *dweight, real_t *dbias, const act_t *dout, const act_t *inp,
                      const param_t *weight, const act_t *pre, int n, int C, int OC) {
     profile("matmul_backward", 4.0 * n * C * OC, ((double)n * (2 * C + OC) + 3.0 * C * OC) * sizeof(act_t));
-    Ending add = {1, NULL, NULL, NULL}, set = {0, NULL, NULL, pre};
+    Epilogue add = {1, NULL, NULL, NULL}, set = {0, NULL, NULL, pre};
     gemm(dweight, OC, C, n, matrix(dout, 1, OC), matrix(inp, C, 1), add);
     enum { COLUMNS = 64 };  // a thread owns columns
     #pragma omp parallel for
@@ -3047,11 +3047,11 @@ void attention_query(act_t *out, const act_t *qkv, int t, int C, int NH) {
 
 // From the scores in p and dp in ds: p = exp(score - lse), ds = p (dp - sum_j p_j dp_j)
 static inline __attribute__((always_inline)) void softmax_backward(real_t *p, real_t *ds, const int n, real_t scale, real_t lse,
-                                                                   real_t along) {
+                                                                   real_t delta) {
     #pragma omp simd
     for (int j = 0; j < n; j++) {
         p[j] = real_exp(p[j] * scale - lse);
-        ds[j] = p[j] * (ds[j] - along) * scale;
+        ds[j] = p[j] * (ds[j] - delta) * scale;
     }
 }
 
@@ -3070,13 +3070,13 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
                 const act_t *q = qkv + first + (size_t)q0*3*C;
                 const act_t *o = out + ((size_t)b*T + q0)*C + h*hs, *d = dout + (o - out);
                 act_t *dq = dqkv + (q - qkv);
-                real_t p[TILE * TILE], ds[TILE * TILE], along[TILE];  // along: sum_j p_j dp_j, which is d . o
+                real_t p[TILE * TILE], ds[TILE * TILE], delta[TILE];  // delta: sum_j p_j dp_j, which is d . o
                 int queries = smaller_of(TILE, T - q0);
                 for (int i = 0; i < queries; i++) {
                     real_t dot = 0;
                     #pragma omp simd reduction(+:dot)
                     for (int c = 0; c < hs; c++) dot += d[(size_t)i*C + c] * o[(size_t)i*C + c];
-                    along[i] = dot;
+                    delta[i] = dot;
                 }
                 for (int t0 = 0; t0 <= q0; t0 += TILE) {
                     const act_t *k = qkv + first + (size_t)t0*3*C + C, *v = k + C;
@@ -3087,8 +3087,8 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
                     for (int i = 0; i < queries; i++) {
                         int seen = smaller_of(keys, q0 + i - t0 + 1);
                         real_t l = lse[((size_t)b*NH + h)*T + q0 + i];
-                        if (seen == TILE) softmax_backward(p + i*TILE, ds + i*TILE, TILE, scale, l, along[i]);
-                        else softmax_backward(p + i*TILE, ds + i*TILE, seen, scale, l, along[i]);
+                        if (seen == TILE) softmax_backward(p + i*TILE, ds + i*TILE, TILE, scale, l, delta[i]);
+                        else softmax_backward(p + i*TILE, ds + i*TILE, seen, scale, l, delta[i]);
                         for (int j = seen; j < keys; j++) p[i*TILE + j] = ds[i*TILE + j] = 0;
                     }
                     gemm_tile(dv, 3*C, keys, hs, queries, matrix(p, 1, TILE), matrix(d, C, 1), 1);

@@ -1552,16 +1552,16 @@ void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, doub
 
 // ---- the device's limits
 
-void layers_check(int sequences, int C, int NH, int cached) {
+void layers_check(int sequences, int C, int NH, int cache_tokens) {
     const size_t always = (size_t)48 << 10;  // bytes of shared memory that no card need be asked for
     if (C > 128*WARP) die(STATUS_USAGE, "%d channels: at most %d are meant on a GPU", C, 128*WARP);
     if (C / NH > 128) die(STATUS_USAGE, "heads of %d channels: at most 128 are meant on a GPU", C / NH);
     if (sequences > 65535)
         die(STATUS_USAGE, "--chunk %d: on a GPU at most 65535 sequences at a time are meant", sequences);
-    if (query_bytes((size_t)cached) <= always) return;
+    if (query_bytes((size_t)cache_tokens) <= always) return;
     device_begin();
-    if (query_bytes((size_t)cached) > device.sharedMemPerBlockOptin)
-        die(STATUS_USAGE, "a sample of %d tokens: %s has shared memory for the scores of %zu", cached,
+    if (query_bytes((size_t)cache_tokens) > device.sharedMemPerBlockOptin)
+        die(STATUS_USAGE, "a sample of %d tokens: %s has shared memory for the scores of %zu", cache_tokens,
             device.name, device.sharedMemPerBlockOptin / sizeof(float) - 2 * WARP);
 }
 

@@ -19,7 +19,7 @@ static void reference(int b, int h, double *o, double *l, double *d) {
     double *p = (double *)malloc(sizeof(double) * (size_t)T), scale = 1 / sqrt((double)hs);
     memset(d, 0, sizeof(double) * (size_t)T*3*hs);
     for (int t = 0; t < T; t++) {
-        double top = -INFINITY, sum = 0, along = 0;
+        double top = -INFINITY, sum = 0, delta = 0;
         for (int j = 0; j <= t; j++) {
             p[j] = 0;
             for (int c = 0; c < hs; c++) p[j] += (double)q[(size_t)t*3*C + c] * k[(size_t)j*3*C + c] * scale;
@@ -31,12 +31,12 @@ static void reference(int b, int h, double *o, double *l, double *d) {
             double x = 0;
             for (int j = 0; j <= t; j++) x += p[j] / sum * v[(size_t)j*3*C + c];
             o[t*hs + c] = x;
-            along += x * g[(size_t)t*C + c];
+            delta += x * g[(size_t)t*C + c];
         }
         for (int j = 0; j <= t; j++) {
             double dp = 0, pj = p[j] / sum;
             for (int c = 0; c < hs; c++) dp += (double)g[(size_t)t*C + c] * v[(size_t)j*3*C + c];
-            double ds = pj * (dp - along) * scale;
+            double ds = pj * (dp - delta) * scale;
             for (int c = 0; c < hs; c++) {
                 d[(t*3 + 0)*hs + c] += ds * k[(size_t)j*3*C + c];
                 d[(j*3 + 1)*hs + c] += ds * q[(size_t)t*3*C + c];
@@ -80,9 +80,9 @@ static void backward_matrix(int b, int h) {
             ds[(size_t)t*T + j] = dot(g + (size_t)t*C, v + (size_t)j*3*C);
         }
     for (int t = 0; t < T; t++) {
-        real_t along = 0;
-        for (int j = 0; j <= t; j++) along += p[(size_t)t*T + j] * ds[(size_t)t*T + j];
-        for (int j = 0; j <= t; j++) ds[(size_t)t*T + j] = p[(size_t)t*T + j] * (ds[(size_t)t*T + j] - along) * scale;
+        real_t delta = 0;
+        for (int j = 0; j <= t; j++) delta += p[(size_t)t*T + j] * ds[(size_t)t*T + j];
+        for (int j = 0; j <= t; j++) ds[(size_t)t*T + j] = p[(size_t)t*T + j] * (ds[(size_t)t*T + j] - delta) * scale;
     }
     for (int t = 0; t < T; t++)
         for (int j = 0; j <= t; j++)
@@ -132,10 +132,10 @@ static void backward_rows(int b, int h) {
     real_t scale = scale_of();
     for (int t = 0; t < T; t++) {
         const real_t *q = head_of(qkv, b, h, 0) + (size_t)t*3*C, *g = dout + ((size_t)b*T + t)*C + h*hs;
-        real_t *dq = dqkv + (q - qkv), along = dot_vectors(g, out + (g - dout)), l = lse[((size_t)b*NH + h)*T + t];
+        real_t *dq = dqkv + (q - qkv), delta = dot_vectors(g, out + (g - dout)), l = lse[((size_t)b*NH + h)*T + t];
         for (int j = 0; j <= t; j++) {
             const real_t *kj = k + (size_t)j*3*C, *vj = v + (size_t)j*3*C;
-            real_t p = expf(dot_vectors(q, kj) * scale - l), ds = p * (dot_vectors(g, vj) - along) * scale;
+            real_t p = expf(dot_vectors(q, kj) * scale - l), ds = p * (dot_vectors(g, vj) - delta) * scale;
             real_t *dk = dqkv + (kj - qkv), *dv = dk + C;
             #pragma omp simd
             for (int c = 0; c < hs; c++) {
@@ -211,11 +211,11 @@ static void backward_tiles(int b, int h) {
             turn(turned, v, 3*C, keys);
             add_product(ds, SIDE, queries, keys, hs, g, C, 1, turned, SIDE);
             for (int i = 0; i < queries; i++) {
-                real_t along = dot_vectors(g + (size_t)i*C, out + (g - dout) + (size_t)i*C), l = lse[((size_t)b*NH + h)*T + q0 + i];
+                real_t delta = dot_vectors(g + (size_t)i*C, out + (g - dout) + (size_t)i*C), l = lse[((size_t)b*NH + h)*T + q0 + i];
                 for (int j = 0; j < keys; j++) {
                     real_t pj = t0 + j <= q0 + i ? expf(p[i*SIDE + j] * scale - l) : 0;
                     p[i*SIDE + j] = pj;
-                    ds[i*SIDE + j] = pj * (ds[i*SIDE + j] - along) * scale;
+                    ds[i*SIDE + j] = pj * (ds[i*SIDE + j] - delta) * scale;
                 }
             }
             add_product(dv, 3*C, keys, hs, queries, p, 1, SIDE, g, C);

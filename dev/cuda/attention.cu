@@ -58,15 +58,15 @@ static void check_backward(int version) {
         int b = (int)(j / NH), h = (int)(j % NH);
         memset(d, 0, sizeof(double) * (size_t)T * 3 * (size_t)hs);
         for (int t = 0; t < T; t++) {
-            double along = 0;
+            double delta = 0;
             probabilities(p, b, h, t);
             for (int u = 0; u <= t; u++)
-                for (int c = 0; c < hs; c++) along += p[u] * x(b, u, 2, h, c) * g(b, t, h, c);
+                for (int c = 0; c < hs; c++) delta += p[u] * x(b, u, 2, h, c) * g(b, t, h, c);
             for (int u = 0; u <= t; u++) {
                 double dp = 0;
                 for (int c = 0; c < hs; c++) dp += x(b, u, 2, h, c) * g(b, t, h, c);
                 for (int c = 0; c < hs; c++) {
-                    double ds = p[u] * (dp - along) / sqrt(hs);
+                    double ds = p[u] * (dp - delta) / sqrt(hs);
                     d[t*3*hs + c] += ds * x(b, u, 1, h, c);
                     d[u*3*hs + hs + c] += ds * x(b, t, 0, h, c);
                     d[u*3*hs + 2*hs + c] += p[u] * g(b, t, h, c);
@@ -132,14 +132,14 @@ static __global__ void backward_atomics(float *d, const act_t *dout, const act_t
     size_t first = (size_t)b * T * 3*C + (size_t)(h*hs);
     if (t >= T) return;
     const act_t *q = qkv + first + (size_t)t * 3*C, *dy = dout + ((size_t)b * T + t) * C + h*hs, *y = out + ((size_t)b * T + t) * C + h*hs;
-    float along = 0;
-    for (int c = lane; c < hs; c += WARP) along += to_float(dy[c]) * to_float(y[c]);
-    along = warp_sum(along);
+    float delta = 0;
+    for (int c = lane; c < hs; c += WARP) delta += to_float(dy[c]) * to_float(y[c]);
+    delta = warp_sum(delta);
     for (int u = 0; u <= t; u++) {
         const act_t *k = qkv + first + (size_t)u * 3*C + C, *v = k + C;
         float s = 0, dp = 0;
         for (int c = lane; c < hs; c += WARP) s += to_float(q[c]) * to_float(k[c]), dp += to_float(dy[c]) * to_float(v[c]);
-        float p = __expf(warp_sum(s) * scale - lse[(size_t)blockIdx.y * T + t]), ds = p * (warp_sum(dp) - along) * scale;
+        float p = __expf(warp_sum(s) * scale - lse[(size_t)blockIdx.y * T + t]), ds = p * (warp_sum(dp) - delta) * scale;
         for (int c = lane; c < hs; c += WARP) {
             d[first + (size_t)t * 3*C + c] += ds * to_float(k[c]);
             atomicAdd(d + first + (size_t)u * 3*C + C + c, ds * to_float(q[c]));
