@@ -213,6 +213,15 @@ typedef struct { int L, C, NH, V, B, T, chunk, head_chunk; } Shape;
 static const Shape odd = {5, 60, 3, 65, 3, 37, 2, 50}, deep = {96, 16, 2, 32, 2, 8, 1, 16}, even = {2, 32, 4, 128, 4, 64, 4, 256};
 static const Shape tiles = {2, 64, 1, 65, 2, 150, 1, 100};  // several of a GPU's, and products as its library takes them
 
+static int evaluations_of(const Config *net, int k) { return has_estimate(net, k) ? net->K + 2 : 1; }
+
+// The first T tokens of the first sequence, as a batch of their own
+static Model one_sequence(const Model *m, int T) {
+    Model s = generator_of(m, T, 0);
+    s.cache = NULL;
+    return s;
+}
+
 // A planned and allocated model with weights large enough that the forces matter, and a batch.
 static void make_model(Model *m, Shape s, int network, int memory, int grid) {
     memset(m, 0, sizeof *m);
@@ -283,8 +292,8 @@ static void check_gradient(const char *what, double (*f)(void *), void *context,
 
 static double model_loss(void *context) {
     Model *m = (Model *)context;
-    forward(m, m->B, m->T, NO_CACHE);
-    head(m, m->B, m->T, 0);
+    forward(m);
+    head(m, 0);
     return objective_of(m);
 }
 
@@ -648,11 +657,10 @@ static double kl_of_conversion(int mode, int shift, int K, int stem, double proj
     }
     to_device(m.params, w, at * sizeof(param_t));
     to_device(m.teacher, w, at * sizeof(param_t));
-    forward(&m, m.B, m.T, NO_CACHE);
-    head(&m, m.B, m.T, 0);
-    int N = m.B * m.T;
-    double kl = objective_of(&m), apart = fabs(mean_of(&m, LOSS, N) - mean_of(&m, TEACHER_LOSS, N));
-    if (mode == BASELINE) check(fabs(kl) < 1e-6 && apart == 0 && mean_of(&m, AGREEMENT, N) == 1, "a copy of the teacher is %g and %g apart from it", kl, apart);
+    forward(&m);
+    head(&m, 0);
+    double kl = objective_of(&m), apart = fabs(mean_of(&m, LOSS) - mean_of(&m, TEACHER_LOSS));
+    if (mode == BASELINE) check(fabs(kl) < 1e-6 && apart == 0 && mean_of(&m, AGREEMENT) == 1, "a copy of the teacher is %g and %g apart from it", kl, apart);
     free(w);
     model_free(&m);
     return kl;
@@ -814,8 +822,8 @@ static void test_work(void) {
             profile(NULL, 0, 0);
             profiling = 0;
             for (int k = 0; k < steps(&m.net); k++)
-                if (parts_of(&m.net, k) & ATTN) expected += chunks * forces(&m.net, k) * (k < steps(&m.net) - m.kept_steps ? 2 : 1);
-            check(calls_of("attention_forward") == expected && calls_of("attention_backward") == chunks * block_count(&m.net) && calls_of("classifier") > 0,
+                if (halves_of(&m.net, k) & ATTN) expected += chunks * evaluations_of(&m.net, k) * (keeps_internals(&m, k) ? 1 : 2);
+            check(calls_of("attention_forward") == expected && calls_of("attention_backward") == chunks * evaluations(&m.net, steps(&m.net)) && calls_of("classifier") > 0,
                   "%s, %s, %d steps kept: attention is computed %d times, not %d", name_of(mode), memory_names[m.memory], m.kept_steps,
                   calls_of("attention_forward"), expected);
             model_free(&m);
@@ -860,8 +868,8 @@ static void test_flipped_bit(void) {
             Model m;
             double drift;
             make_model(&m, odd, mode, REVERSE, grid_of(mode));
-            forward(&m, m.B, m.T, NO_CACHE);
-            head(&m, m.B, m.T, 1.0 / (m.B * m.T));
+            forward(&m);
+            head(&m, 1.0 / (m.B * m.T));
             for (int k = steps(&m.net) - 1; k >= 0; k--) {
                 if (k == steps(&m.net) / 2) flip(m.prev + 1234, bit);
                 step_back(&m, k);
@@ -869,12 +877,27 @@ static void test_flipped_bit(void) {
             drift = drift_of(&m);
             check(drift > 0, "%s: bit %d flipped in mid-backward went unnoticed", name_of(mode), bit);
             stream_take_fault();
-            forward(&m, m.B, m.T, NO_CACHE);
+            forward(&m);
             flip(m.cur + 77, bit);
             backward(&m, 1, &drift);
             check(stream_take_fault() || drift > 0, "%s: bit %d flipped before the backward pass went unnoticed", name_of(mode), bit);
+            if (m.kept_planes) {  // steps with alpha = 0: what they made, what they overwrote, and what comes from there
+                forward(&m);
+                head(&m, 1.0 / (m.B * m.T));
+                m.lost = 0;
+                for (int k = steps(&m.net) - 1; k >= 0; k--) {
+                    if (k == 0) flip(m.cur + 1234, bit);
+                    step_back(&m, k);
+                }
+                check(drift_of(&m) > 0, "%s: bit %d flipped in the stem went unnoticed", name_of(mode), bit);
+                stream_take_fault();
+                forward(&m);
+                flip(m.kept_planes + (size_t)(m.net.stem - 1) * plane_size(&m) + 99, bit);
+                backward(&m, 1, &drift);
+                check(stream_take_fault() || drift > 0, "%s: bit %d flipped in a kept plane went unnoticed", name_of(mode), bit);
+            }
             if (m.low) {
-                forward(&m, m.B, m.T, NO_CACHE);
+                forward(&m);
                 flip((stream_t *)m.low + 5, bit);
                 backward(&m, 1, &drift);
                 check(drift > 0, "%s: bit %d flipped among the low bits went unnoticed", name_of(mode), bit);
@@ -888,7 +911,7 @@ static int flipped_bit_ends(void) {
     Model m;
     double drift;
     make_model(&m, odd, LEAPFROG, REVERSE, 20);
-    forward(&m, m.B, m.T, NO_CACHE);
+    forward(&m);
     flip(m.prev + 1234, 3);
     double loss = backward(&m, 1, &drift);
     check_numbers(&m, 1, loss, drift);
@@ -947,6 +970,7 @@ static void test_plan(void) {
     for (int mode = MIDPOINT; mode < NETWORKS; mode++) {
         size_t at12[ROWS], at96[ROWS], token_layers = (size_t)m.B * (size_t)m.T * 12;
         set_network(&m.net, mode), m.memory = REVERSE;
+        for (int k = 0; k < 96 && mode == MIDPOINT_A; k++) m.net.a[k] = 16;
         m.net.L = 96, plan(&m), plan_rows(&m, at96);
         m.net.L = 12, plan(&m), plan_rows(&m, at12);
         size_t plane = (size_t)m.B * (size_t)m.T * 768, stem = (size_t)m.net.stem, bits = plane / 8 * (size_t)m.net.shift * converted(m.net.mode);
@@ -955,13 +979,13 @@ static void test_plan(void) {
               at12[ACTIVATIONS], at96[ACTIVATIONS], at12[KEPT], at96[KEPT]);
         check(converted(m.net.mode) || (double)at12[ACTIVATIONS] <= ((mode == MIDPOINT_A ? 1.40 : 1.30) + (twin ? rounding > 0 ? 1 : 3 : 0)) * (1 << 30), "%s: %zu bytes of activations", name_of(mode), at12[ACTIVATIONS]);  // a GPU's chunks are larger
         m.memory = STORE, plan(&m), plan_rows(&m, at12);
-        check(at12[KEPT] <= (size_t)forces(&m.net, 11) * token_layers * 768 * (14*sizeof(act_t) + 2*sizeof(stream_t)), "%s: store keeps %zu bytes", name_of(mode), at12[KEPT]);
+        check(at12[KEPT] <= (size_t)evaluations_of(&m.net, 11) * token_layers * 768 * (14*sizeof(act_t) + 2*sizeof(stream_t)), "%s: store keeps %zu bytes", name_of(mode), at12[KEPT]);
         // a budget is used up to the last step that fits
         m.net.L = 96, m.memory = AUTO;
         for (int share = 0; share <= 8; share++) {
             double least = plan_keeping(&m, 0), most = plan_keeping(&m, steps(&m.net)), budget = least + (most - least) / 8 * share;
             int enough = plan_within(&m, budget), kept = m.kept_steps, more = kept < steps(&m.net) && plan_keeping(&m, kept + 1) <= budget;
-            check(enough && plan_keeping(&m, kept) <= budget && !more && (abs(kept - steps(&m.net) * share / 8) <= 1 || forces(&m.net, kept) > 1),
+            check(enough && plan_keeping(&m, kept) <= budget && !more && (abs(kept - steps(&m.net) * share / 8) <= 1 || evaluations_of(&m.net, kept) > 1),
                   "%s: a budget of %.0f bytes keeps %d steps", name_of(mode), budget, kept);
             check(!plan_within(&m, least - 1) && m.kept_steps == 0, "%s: a budget that is too small is enough", name_of(mode));
         }
@@ -1066,13 +1090,14 @@ static void test_causality(void) {
         Model m;
         size_t row = 60 * sizeof(stream_t);
         make_model(&m, odd, HAMILTONIAN, memory, 20);
-        forward(&m, m.B, m.T, NO_CACHE);
+        forward(&m);
         stream_t *whole = (stream_t *)malloc(row * (size_t)m.T), *some = (stream_t *)malloc(row * (size_t)m.T);
         to_host(whole, m.cur, row * (size_t)m.T);
         for (int t = 3; t <= m.T; t += 12) {  // one or two tokens take another path through the matrix product
             double worst = 0;
-            forward(&m, 1, t, NO_CACHE);
-            to_host(some, m.cur, row * (size_t)t);
+            Model shorter = one_sequence(&m, t);
+            forward(&shorter);
+            to_host(some, shorter.cur, row * (size_t)t);
             for (int i = 0; i < 60 * t; i++) worst = larger(worst, abs(whole[i].fixed - some[i].fixed) / 1048576.0);
             check(worst <= (twin ? 0.1 : 0), "the first %d tokens depend on what follows, by %g", t, worst);  // libraries choose by size
         }
@@ -1110,17 +1135,20 @@ static void test_cache(int bf16) {
             int *tokens = (int *)malloc((size_t)m.T * sizeof(int));
             double worst = 0, largest = 0;
             to_host(tokens, m.inputs, (size_t)m.T * sizeof(int));
-            forward(&m, 1, m.T, NO_CACHE);
+            Model g = one_sequence(&m, m.T);
+            forward(&g);
             for (int t = 0; t < m.T; t++) {
-                head_logits(&m, t, 1);
+                head_logits(&g, t, 1);
                 host_logits(&m, 0, whole + V * (size_t)t);
             }
             for (int first = 1; first < m.T; first += slow ? 13 : 5) {
-                forward(&m, 1, first, 0);
+                g = generator_of(&m, first, 0);
+                forward(&g);
                 for (int t = first; t < m.T; t++) {
                     to_device(m.inputs, tokens + t, sizeof(int));
-                    forward(&m, 1, 1, t);
-                    head_logits(&m, 0, 1);
+                    g = generator_of(&m, 1, t);
+                    forward(&g);
+                    head_logits(&g, 0, 1);
                     host_logits(&m, 0, one);
                     for (size_t v = 0; v < V; v++) {
                         worst = larger(worst, fabs(one[v] - whole[V * (size_t)t + v]));
@@ -1150,20 +1178,18 @@ static void test_generate(void) {
         float logits[65];
         double worst = 0;
         char *text = captured(&m, &z, prompt, given, length, greedy), *again, *next = text;
-        uint32_t *low = m.low;
-        m.T = beyond ? 9 : m.T, m.low = NULL;  // whole passes need as much; one sequence of 9 fits where chunks of two of 6 do
         for (int t = given; t < given + length; t++) {
             int best = 0;
             to_device(m.inputs, prompt, (size_t)t * sizeof(int));
-            forward(&m, 1, t, NO_CACHE);
-            head_logits(&m, t - 1, 1);
+            Model whole = one_sequence(&m, t);
+            forward(&whole);
+            head_logits(&whole, t - 1, 1);
             host_logits(&m, 0, logits);
             for (int v = 1; v < m.net.V; v++) best = logits[v] > logits[best] ? v : best;
             prompt[t] = (int)strtol(next, &next, 10);
             if (prompt[t] < 0 || prompt[t] >= m.net.V) prompt[t] = 0;
             worst = larger(worst, logits[best] - logits[prompt[t]]);
         }
-        m.T = shape.T, m.low = low;
         check(worst <= (twin ? 0.1 : 0) && strcmp(next, " ") == 0, "%s: greedy text is %s, by %g not the likeliest", name_of(mode), text, worst);
         z.eot = prompt[given];
         free(text);
@@ -1187,8 +1213,8 @@ static void test_embedding(void) {
     double drift, worst = 0, most = 0;
     make_model(&m, odd, MIDPOINT, REVERSE, 20);
     size_t P = parameter_count(&m.net), C = (size_t)m.net.C, words = (size_t)m.net.Vp;
-    forward(&m, m.B, m.T, NO_CACHE);
-    head(&m, m.B, m.T, 1.0 / (m.B * m.T));
+    forward(&m);
+    head(&m, 1.0 / (m.B * m.T));
     real_t *of_head = from_device(m.grads, P);
     device_zero(m.grads, P * sizeof(real_t));
     forward_backward(&m, 1, &drift);
@@ -1504,7 +1530,8 @@ static void test_use(void) {
     plan(&m), model_alloc(&m), load_model(path, &m);
     snprintf(path, sizeof path, "%s/train0.bin", dir);
     data_open(&d, path), data_batch(&d, &m, 0, 0, 0);
-    forward(&m, 2, 16, NO_CACHE), head_logits(&m, 0, 32);
+    m.B = 2, m.T = 16;
+    forward(&m), head_logits(&m, 0, 32);
     double worst = 0;
     for (int i = 0; i < 32 * 32 && n == 128 + 4 * 32 * 32; i++) {
         float got;

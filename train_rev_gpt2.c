@@ -10,18 +10,24 @@ two neighbouring states, as integrators of differential equations do:
     next = alpha_k * prev + beta_k * cur + gamma_k * F_k(cur);     prev = cur;     cur = next
 
 It can be solved for prev. The backward pass recomputes F_k(cur), steps the state back, and uses the
-internals of the same evaluation for the gradient: nothing is kept but the last two states. (Conversions of pretrained networks
-keep some bits a step besides.)
+internals of the same evaluation for the gradient: nothing is kept but the last two states.
 
 Exactly. Rounding would make the reconstructed state drift, so the streams (prev, cur) are integers on
 a grid 2^-n. What a step adds, beta*cur + gamma*F(cur), is rounded to one integer and depends on cur
 alone: subtracting it undoes adding it, bit for bit, at any depth, if F gives the same bits twice. So no
 sum in this file depends on the number of threads or on the memory policy.
 
-Reading order: what the layer functions promise; the network (recurrence, stream arithmetic, parameters, memory, force,
-forward, reverse and adjoint, head, optimizer); random numbers, data, files, text, generating, command line, training; last,
-the layer functions for the CPU. Shapes are in comments: B sequences of T tokens, N = B*T, C channels, NH heads, L layers,
-V vocabulary, Vp = V padded to a multiple of 128. Whatever fails ends the program with one line and a status.
+The file has six parts, each using those before it.
+
+    I    Reversal       the whole method: networks, streams, forward, step_back, GPT-2's block, the head
+    II   Memory         what each policy keeps, and the plan of every byte
+    III  Conversions    pretrained networks made reversible: estimates, low bits, the teacher
+    IV   Training       optimizer, random numbers, data, files, text, the loop
+    V    Command line
+    VI   Layers         for the CPU; train_rev_gpt2.cu has them for the GPU
+
+Shapes are in comments: B sequences of T tokens, N = B*T, C channels, NH heads, L layers, V vocabulary,
+Vp = V padded to a multiple of 128. Whatever fails ends the program with one line and a status.
 */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -47,7 +53,6 @@ V vocabulary, Vp = V padded to a multiple of 128. Whatever fails ends the progra
 #ifndef REAL
 #define REAL float  // -DREAL=double: for checking gradients, with float streams
 #endif
-typedef REAL real_t;     // gradients, moments of the optimizer, losses, statistics
 #ifndef ACT
 #define ACT REAL
 #endif
@@ -55,17 +60,12 @@ typedef REAL real_t;     // gradients, moments of the optimizer, losses, statist
 #define PARAM REAL
 #endif
 #ifndef DEVICE
-#define DEVICE  // functions that layer functions and others call; the CUDA twin marks them for its kernels
+#define DEVICE  // marks what the CUDA twin's kernels call as well
 #endif
-#ifndef DEFAULT_PRECISION
-#define DEFAULT_PRECISION "float32"
-#endif
-typedef ACT act_t;       // activations inside a block, and gradients there
-typedef PARAM param_t;   // weights
-typedef union { int32_t fixed; real_t real; } stream_t;  // an element of p, in units of 2^-grid, or as it is if grid = 0
-
-// alpha and beta of a step times 2^shift, so that they multiply integers exactly
-typedef struct { int alpha, beta, shift; double gamma; } Coefficients;
+typedef REAL real_t;    // gradients, moments of the optimizer, losses, statistics
+typedef ACT act_t;      // activations inside a block, and gradients there
+typedef PARAM param_t;  // weights
+typedef union { int32_t fixed; real_t real; } stream_t;  // an element of p: in units of 2^-grid, or as it is
 
 enum { STATUS_OK = 0, STATUS_DATA = 1, STATUS_USAGE = 2, STATUS_NUMBERS = 3, STATUS_INTERRUPTED = 130 };
 
@@ -82,54 +82,134 @@ __attribute__((format(printf, 2, 3), noreturn)) static void die(int status, cons
     exit(status);
 }
 
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static int smaller_of(int a, int b) { return a < b ? a : b; }
 static size_t round256(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 // -------------------------------------------------------------------------------------------------
-// The layer functions: all that touches device memory. The CUDA twin brings its own; the rest of this
-// file is the same for both. Here is what they promise; n counts tokens, and every output is the same
-// bits for the same input, whatever the number of threads.
+// Part I: reversal
 
-extern const int chunk_tokens, head_chunk_tokens;  // default sizes of chunks: enough to fill the machine
-static void profile(const char *name, double flops, double bytes);  // each says at its beginning what it needs, for --profile
-void device_finish(void);          // waits until all that was asked for is done
-void *device_alloc(size_t bytes);  // zeroed, 256-byte aligned; NULL if there is none
-void device_free(void *p);
+// ---- the networks: one recurrence, seven sets of coefficients
+
+enum Mode { BASELINE, MIDPOINT, MIDPOINT_A, LEAPFROG, HAMILTONIAN, RETROFIT, BDIA, MODES };
+enum { MAX_A = 240 };
+
+typedef struct {
+    int maxT, V, L, NH, C, Vp;
+    int mode;             // enum Mode
+    float h;              // step size
+    int grid;             // streams are integers on a grid 2^-grid; 0: floating point
+    int shift, a[MAX_A];  // midpoint-a: the a_k of (3.6) times 2^shift; conversions have one, a[0], odd
+    int K;                // retrofit: iterations of (4.7)
+    int stem;             // conversions: how many steps at first stay the baseline's
+} Config;
+
+// alpha and beta of a step times 2^shift, so that they multiply integers exactly
+typedef struct { int alpha, beta, shift; double gamma; } Coefficients;
+
+// The last two are conversions of a pretrained baseline, the same weights in another recurrence (Part III). They take the
+// true p_{k-1}, as (4.3) has it: with an estimate there, as (4.5) is printed, a step could not be undone. BDIA is Zhang,
+// Lewis & Kleijn, "On Exact Bit-level Reversible Transformers", 2024: (4.3) with f_k(p_k) for f_{k-1}(p_{k-1}).
+static Coefficients coefficients(const Config *net, int k) {
+    double h = net->h;
+    int one = 1 << net->shift, a = net->a[net->mode == MIDPOINT_A ? k : 0];
+    Coefficients c = {0, 1, 0, 1};  // baseline and stem (2.2): next = cur + F
+    switch (k < net->stem ? BASELINE : net->mode) {
+    case MIDPOINT:    c.alpha = 1;  c.beta = 0;                               c.gamma = 2 * h; break;  // (2.4)
+    case MIDPOINT_A:  c.alpha = a;  c.beta = one - a;  c.shift = net->shift;  c.gamma = h;     break;  // (3.6)
+    case LEAPFROG:    c.alpha = -1; c.beta = 2;                               c.gamma = h * h; break;  // (2.6)
+    case HAMILTONIAN: c.alpha = 1;  c.beta = 0;                               c.gamma = h;     break;  // (2.8)
+    case RETROFIT:    c.alpha = a;  c.beta = one - a;  c.shift = net->shift;                   break;  // (4.3)
+    case BDIA:        c.alpha = a;  c.beta = one - a;  c.shift = net->shift;
+                      c.gamma = 1 + ldexp(a, -c.shift); break;
+    }
+    return c;
+}
+
+// A step's force is the whole block (2.5), or in turn one of its halves: written out, the Hamiltonian network
+// q += Attn(LN1(p)), p += MLP(LN2(q)) (2.8), (2.9) is the midpoint recurrence at half a block a step.
+enum { ATTN = 1, MLP = 2, BLOCK = 3 };
+static int steps(const Config *net) { return net->mode == HAMILTONIAN ? 2 * net->L : net->L; }
+static int layer_of(const Config *net, int k) { return net->mode == HAMILTONIAN ? k / 2 : k; }
+static int halves_of(const Config *net, int k) {
+    if (net->mode != HAMILTONIAN) return BLOCK;
+    return k % 2 ? MLP : ATTN;
+}
+
+// ---- integer streams: the arithmetic that the layer functions of both twins share
+
+DEVICE static inline real_t real_rint(real_t x) { return (real_t)(sizeof x == 8 ? rint(x) : rintf((float)x)); }
+static inline real_t grid_unit(int grid) { return grid ? (real_t)ldexp(1, -grid) : 0; }  // 0: floating point
+DEVICE static inline real_t stream_value(stream_t s, real_t unit) {
+    return unit != 0 ? (real_t)s.fixed * unit : s.real;
+}
+
+// A real number as a whole number of grid units; *bad is set where it is NaN or has no place in 32 bits.
+DEVICE static inline int64_t to_grid(real_t x, real_t per_unit, int *bad) {
+    real_t v = real_rint(x * per_unit);
+    int inside = (v > (real_t)-2147483648.0) & (v < (real_t)2147483648.0);  // no branch, so loops become vectors
+    *bad |= !inside;
+    return (int32_t)(inside ? v : 0);
+}
+
+DEVICE static inline stream_t embed_element(real_t x, real_t per_unit, int *bad) {
+    stream_t s;
+    memset(&s, 0, sizeof s);
+    if (per_unit != 0) s.fixed = (int32_t)to_grid(x, per_unit, bad);
+    else s.real = x;
+    return s;
+}
+
+// s * n/2^shift, rounded half up; and back again, given the low bits of s that a shift drops. Dividing as real numbers is
+// exact here, and is what vector units can do. A flipped bit may leave what n does not divide: the remainder is added, so
+// that the drift shows it.
+DEVICE static inline int64_t multiply(int64_t s, int n, int shift) { return (n * s + (1 << shift >> 1)) >> shift; }
+DEVICE static inline int64_t unmultiply(int64_t t, int n, int shift, uint32_t low) {
+    int64_t high = t - multiply((int64_t)low, n, shift);  // n times the higher bits
+    int64_t quotient = (int64_t)((double)high / n);
+    return quotient * (1 << shift) + low + (high - quotient * n);
+}
+
+// s * n/16 for n > 0; the remainder goes on top of the stack of remainders *r, so nothing is lost
+// (Maclaurin, Duvenaud & Adams 2015, section 3).
+DEVICE static inline int64_t multiply_sixteenths(int64_t s, int n, uint16_t *r) {
+    uint32_t stack = *r * 16u + (uint32_t)(s & 15);
+    *r = (uint16_t)(stack / (uint32_t)n);
+    return (s >> 4) * n + stack % (uint32_t)n;
+}
+DEVICE static inline int64_t unmultiply_sixteenths(int64_t s, int n, uint16_t *r) {
+    int64_t quotient = s / n - (s % n < 0), digit = s - quotient * n;
+    uint32_t stack = *r * (uint32_t)n + (uint32_t)digit;
+    *r = (uint16_t)(stack >> 4);
+    return quotient * 16 + (stack & 15);
+}
+
+// beta*cur + gamma*F as one integer, a function of cur alone: added in one direction, subtracted in the other.
+DEVICE static inline int64_t increment(int32_t cur, real_t force, Coefficients k, real_t gamma, int *bad) {
+    return multiply(cur, k.beta, k.shift) + to_grid(force, gamma, bad);
+}
+
+// ---- the layer functions that this part calls: they alone touch device memory, for the CPU (Part VI) or a GPU (the twin).
+// n counts tokens; every output is the same bits for the same input, whatever the number of threads.
+
 void device_zero(void *p, size_t bytes);
 void device_copy(void *dst, const void *src, size_t bytes);
-void to_device(void *dst, const void *src, size_t bytes);
 void to_host(void *dst, const void *src, size_t bytes);
-size_t device_peak_bytes(void);      // the most this process has held
-size_t device_memory_bytes(void);    // what the device has in all, and this process may use
-double device_flops(void);           // measured limit, FLOP/s of all cores
-double device_bandwidth(real_t *x, size_t count);  // measured limit, bytes/s read and written; x is overwritten
-int layers_bf16(int on);             // matrix products of operands rounded to bf16 (a row or two may stay float32), or not; whether that can be had
-extern const size_t weight_copy_bytes;  // of a weight, for a copy as matrix products take it; 0: they take it as it is
-void layers_weights(const param_t *params, void *copy, size_t count);  // makes that copy; before products of params that have changed
-// what layernorms of n tokens, their attention with NH heads, and products from C to OC or back need, forward and backward
+// makes of weights that have changed a copy as products take them, where they take one
+void layers_weights(const param_t *params, void *copy, size_t count);
+// what a block's functions need for n tokens of C channels, products to OC or back, and attention with NH heads
 size_t layers_scratch_bytes(int n, int C, int OC, int NH);
-void layers_begin(void *memory);     // as many bytes as the most of these
-// ends the program, and says why, where blocks of so many sequences or samples of so many tokens are too much
-void layers_check(int sequences, int C, int NH, int cache_tokens);
-size_t layers_order_bytes(int n);    // of what embed_backward wants to know of n tokens; 0: nothing
-void layers_order(void *order, const int *tokens, int n);  // makes that of tokens in host memory
-int stream_take_fault(void);         // has a value been NaN or out of the grid's range? Forgets it.
 
 // both streams = wte[token] + wpe[t] (2.1); prev and cur (n, C), tokens (n)
 void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe,
                   int n, int T, int C, int grid);
-// s (n*C): prev becomes next (direction 1), or next becomes prev (-1); force = f + f2, f2 may be NULL. What multiplying by
-// alpha drops is kept in r (n*C), a stack of remainders for a whole pass, or else in low (low_words), a step's own; low may be NULL
-// if it need not be undone. With alpha = 0 it does not matter what s was, and -1 subtracts what the step added: 0 is left if all is well.
-void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r, uint32_t *low, size_t count,
-                 Coefficients k, int grid, int direction);
-// the norm of x - y (count), in units of the grid; y may be NULL, for 0. 0 exactly if not a bit differs, and r, if given, is zero
+// s (count): prev becomes next (direction 1), or next becomes prev (-1); the force is f, or f + f2 if f2 is given. What
+// multiplying by alpha drops is kept in r (count), a stack of remainders for a whole pass, or else in low (low_words), a
+// step's own; low may be NULL if it need not be undone. With alpha = 0 it does not matter what s was, and -1 subtracts
+// what the step added: 0 is left if all is well.
+void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r, uint32_t *low,
+                 size_t count, Coefficients k, int grid, int direction);
+// the norm of x - y (count), in units of the grid; y may be NULL, for 0. 0 exactly if not a bit differs, and r, if
+// given, is zero
 double stream_distance(const stream_t *x, const stream_t *y, const uint16_t *r, size_t count, int grid);
 // dwte (Vp, C), dwpe (maxT, C) += dx, the sum of d1 and d2 (n, C); d2 may be NULL; order: of the tokens
 void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens,
@@ -164,150 +244,213 @@ void adjoint_update(real_t *A, real_t *B, double alpha, double beta, size_t coun
 
 // losses (n) from logits (n, Vp), which are overwritten: by their gradient times scale, if scale is not 0
 void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V, int Vp, double scale);
-// beside a teacher's logits (n, Vp): to out (METRICS, stride) go each token's losses and how near the two are (enum Metric). Then logits are
-// overwritten by the gradient of KL times scale, if scale is not 0
-void distillation(real_t *out, size_t stride, act_t *logits, const act_t *teacher, const int *targets, int n, int V, int Vp,
-                  int objective, double scale);
 
-double norm_squared(const real_t *x, size_t count);
-// one step of AdamW (t = 1, 2, ...) with the gradient times scale
-void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, double rate, double beta1, double beta2,
-           double decay, double scale, int t);
+// ---- a model, and a part of its batch
 
-// -------------------------------------------------------------------------------------------------
-// The network: one recurrence, seven sets of coefficients
-
-enum Mode { BASELINE, MIDPOINT, MIDPOINT_A, LEAPFROG, HAMILTONIAN, RETROFIT, BDIA, MODES };
-enum Memory { STORE, CHECKPOINT, REVERSE, AUTO };
-static const char *const mode_names[] = {"baseline", "midpoint", "midpoint-a", "leapfrog", "hamiltonian", "retrofit", "bdia", NULL};
-static const char *const memory_names[] = {"store", "checkpoint", "reverse", "auto", NULL};
-static const char *const precision_names[] = {"float32", "bf16", NULL};
-enum { MAX_A = 240 };
+typedef struct { int row; void *at; size_t bytes; } Buffer;  // at: the pointer in Model that will hold it
+enum { MAX_BUFFERS = 32 };
 
 typedef struct {
-    int maxT, V, L, NH, C, Vp;
-    int mode;      // enum Mode
-    float h;       // step size
-    int grid;      // streams are integers on a grid 2^-grid; 0: floating point
-    int shift, a[MAX_A];  // a_k of (3.6) times 2^shift, midpoint-a only; conversions have one a, a[0], odd
-    int K;         // iterations of (4.7), retrofit only
-    int stem;      // conversions: how many steps at first stay those of the baseline
-} Config;
+    Config net;
+    int B, T;               // sequences of a batch, and tokens of each
+    int chunk, head_chunk;  // sequences a block, and tokens the head is evaluated for at a time
+    int training;           // whether there will be a backward pass
+    int memory;             // enum Memory: what is kept for it (Part II)
+    int kept_steps;         // the last steps, whose internals are kept
+    int has_teacher;        // whether there is a baseline of the same shape to come near (Part III)
+    int objective;          // enum Objective
 
-// A network made of a pretrained baseline, the same weights in another recurrence (section 4)
-static int converted(int mode) { return mode == RETROFIT || mode == BDIA; }
-static double default_step_size(int mode, int L) { return mode == MIDPOINT ? 0.25 : mode == LEAPFROG ? 1 / sqrt(L) : 1; }
-static int default_grid(int mode) { return mode == BASELINE ? 0 : mode == MIDPOINT_A ? 23 : converted(mode) ? 18 : 20; }
+    param_t *params;        // all tensors, one after the other
+    void *weight_copy;      // what layers_weights makes of them
+    real_t *grads, *m, *v;  // like params: gradients, and the moments of the optimizer
+    int *inputs, *targets;  // (B, T)
+    void *order;            // what layers_order makes of the inputs
+    real_t *losses;         // (B, T), or with a teacher (METRICS, B, T)
 
-// Makes net a network of this mode, with the mode's defaults.
-static void set_mode(Config *net, int mode) {
-    net->mode = mode;
-    net->h = (float)default_step_size(mode, net->L);
-    net->grid = default_grid(mode);
-    net->shift = mode == MIDPOINT_A || converted(mode) ? 4 : 0;
-    net->a[0] = converted(mode) ? -1 : 0;
-    net->K = mode == RETROFIT;
-    net->stem = converted(mode) ? smaller_of(2, net->L) : 0;
+    stream_t *prev, *cur;   // (B, T, C); baseline has one plane, which is both
+    real_t *dprev, *dcur;   // (B, T, C), gradients in them
+    uint16_t *remainders;   // (B, T, C), what midpoint-a's multiplications drop
+    uint32_t *low;          // low bits, what the conversions' multiplications drop
+    stream_t *kept_planes;  // (so many, B, T, C), those that steps overwrite for good
+    double lost;            // the norm of what was left where steps with alpha = 0 were undone
+
+    char *kept_internals;   // of the last steps, all chunks
+    char *internals;        // of one chunk of the others
+    act_t *normed;          // (n, C), a layernorm's output, n = chunk * T
+    act_t *out;             // (n, C), the force, or its MLP half, if it is not kept; going back, a gradient
+    act_t *dforce;          // (n, C), gamma * dloss/dnext
+    act_t *wide;            // (n, widest), gradients inside the block
+    real_t *destimate;      // (n, C), the gradient in an estimate
+    char *scratch;          // the layer functions' own
+
+    act_t *head_normed, *head_dnormed;  // (head_chunk, C)
+    act_t *logits;                      // (head_chunk, Vp), then their gradients
+    param_t *teacher;                   // its tensors
+    void *teacher_copy;
+    stream_t *teacher_cur;              // (B, T, C), its last state
+    act_t *teacher_logits;              // (head_chunk, Vp)
+
+    act_t *cache;           // generating: keys and values of the tokens so far, for each evaluation of a block
+    int cache_tokens;       // how many tokens it has room for
+    int past;               // how many it holds, which stand before the inputs
+    Buffer buffers[MAX_BUFFERS];  // every array above, as planned
+    int buffer_count;
+} Model;
+
+// Some sequences of a batch, and where the force of a step is evaluated for them
+typedef struct {
+    int b, sequences;  // the first, and how many
+    size_t at, count;  // their first element in a plane, and how many elements
+    act_t *A, *M;      // (n, C), the force is their sum: attention's half and the MLP's, NULL if the step has none
+    char *internals;   // what else the block's backward pass needs of it
+    act_t *cache;      // its place in the model's cache, or NULL
+    int fresh;         // whether it has just been evaluated, so that m->normed is what its last half began with
+} Chunk;
+
+// ---- what forward and step_back ask of the other parts
+
+// the block, below: how many parameters it has; its embedding makes both streams x (2.1), and takes the gradients in both
+static size_t parameter_count(const Config *net);
+static void embed(const Model *m, stream_t *prev, stream_t *cur);
+static void embed_adjoint(const Model *m);
+// a half of layer l's block at p (n, C); its adjoint adds J^T m->dforce to dp, and to the gradients of the weights
+static void attention_half_forward(Model *m, int l, const stream_t *p, Chunk c);
+static void attention_half_backward(Model *m, int l, const stream_t *p, real_t *dp, Chunk c);
+static void mlp_half_forward(Model *m, int l, const stream_t *p, Chunk c);
+static void mlp_half_backward(Model *m, int l, const stream_t *p, real_t *dp, Chunk c);
+
+// memory, Part II
+static int steps_back(const Model *m);                  // whether the policy undoes steps, or keeps every plane
+static int keeps_internals(const Model *m, int k);      // or else step k's force is evaluated again on the way back
+static stream_t *kept_plane(const Model *m, int k);     // a copy of the plane that step k overwrites, or NULL
+static void place_internals(const Model *m, int k, Chunk *c);  // sets A, M, internals and cache
+
+// conversions, Part III
+static int has_estimate(const Config *net, int k);      // whether step k's force has (4.7)'s term as well
+static void estimate_forward(Model *m, int k, Chunk c); // adds it to the stream
+static void estimate_back(Model *m, int k, Chunk c);    // takes it off again, and adds its adjoint
+static uint32_t *low_bits(const Model *m, int k, Chunk c);
+
+// ---- forward
+
+static size_t plane_size(const Model *m) { return (size_t)m->B * (size_t)m->T * (size_t)m->net.C; }
+
+static void swap_streams(Model *m) {
+    stream_t *s = m->prev;
+    m->prev = m->cur;
+    m->cur = s;
 }
-static Config baseline_of(const Config *net) {
-    Config b = *net;
-    set_mode(&b, BASELINE);
-    return b;
-}
 
-// Conversions take a p_{j-1}, the true one, as (4.3) has it; with an estimate there, as (4.5) is printed, a step could not be undone.
-// BDIA is Zhang, Lewis & Kleijn, "On Exact Bit-level Reversible Transformers", 2024: (4.3) with f_j(p_j) for f_{j-1}(p_{j-1}).
-static Coefficients coefficients(const Config *net, int k) {
-    double h = net->h;
-    int one = 1 << net->shift, a = net->a[net->mode == MIDPOINT_A ? k : 0];
-    Coefficients c = {0, 1, 0, 1};  // baseline and stem (2.2): next = cur + F
-    switch (k < net->stem ? BASELINE : net->mode) {
-    case MIDPOINT:    c.alpha = 1;  c.beta = 0;                               c.gamma = 2 * h; break;  // (2.4)
-    case MIDPOINT_A:  c.alpha = a;  c.beta = one - a;  c.shift = net->shift;  c.gamma = h;     break;  // (3.6)
-    case LEAPFROG:    c.alpha = -1; c.beta = 2;                               c.gamma = h * h; break;  // (2.6)
-    case HAMILTONIAN: c.alpha = 1;  c.beta = 0;                               c.gamma = h;     break;  // (2.8), (2.9)
-    case RETROFIT:    c.alpha = a;  c.beta = one - a;  c.shift = net->shift;                   break;  // (4.3)
-    case BDIA:        c.alpha = a;  c.beta = one - a;  c.shift = net->shift;  c.gamma = 1 + ldexp(a, -c.shift); break;
-    }
+// Step k's chunk from sequence b on; beyond the batch it has no sequences.
+static Chunk chunk_at(const Model *m, int k, int b) {
+    size_t sequence = (size_t)m->T * (size_t)m->net.C;
+    Chunk c;
+    memset(&c, 0, sizeof c);
+    c.b = b;
+    c.sequences = smaller_of(m->chunk, m->B - b);
+    c.at = (size_t)b * sequence;
+    c.count = (size_t)c.sequences * sequence;
+    if (c.sequences > 0) place_internals(m, k, &c);
     return c;
 }
 
-// A step's force is the whole block (2.5), or in turn one of its halves: written out, the Hamiltonian
-// network q += Attn(LN1(p)), p += MLP(LN2(q)) is the midpoint recurrence at half a block a step.
-enum { ATTN = 1, MLP = 2, BLOCK = 3 };
-static int steps(const Config *net) { return net->mode == HAMILTONIAN ? 2 * net->L : net->L; }
-static int parts_of(const Config *net, int k) { return net->mode != HAMILTONIAN ? BLOCK : k % 2 ? MLP : ATTN; }
+// F_k(p), into c.A and c.M
+static void force_forward(Model *m, int k, const stream_t *p, Chunk c) {
+    int l = layer_of(&m->net, k), halves = halves_of(&m->net, k);
+    if (halves & ATTN) attention_half_forward(m, l, p, c);
+    if (halves & MLP) mlp_half_forward(m, l, p, c);
+}
 
-// Retrofit's step takes more: beside force 0, F_k(p_k), the block before evaluated at p_k (1), which gives an estimate of
-// p_{k-1}, there (2), which gives a better one, and so on (4.7); the last, times a, is the second term of the step.
-static int forces(const Config *net, int k) { return net->mode == RETROFIT && k >= net->stem ? net->K + 2 : 1; }
-static int layer_of(const Config *net, int k, int e) { return net->mode == HAMILTONIAN ? k / 2 : k - (e > 0); }
-// Which evaluation of a block force e of step k is, counted from the first step on, and how many there are
-static int block_index(const Config *net, int k, int e) { return layer_of(net, k, 0) + e + (forces(net, k) > 1 ? (k - net->stem) * (net->K + 1) : 0); }
-static int block_count(const Config *net) { return block_index(net, steps(net) - 1, forces(net, steps(net) - 1) - 1) + 1; }
+// Makes prev next (direction 1), or next prev again (-1).
+static void move_stream(Model *m, int k, Chunk c, int direction) {
+    const act_t *f = c.A ? c.A : c.M, *f2 = c.A ? c.M : NULL;
+    uint16_t *remainders = m->remainders ? m->remainders + c.at : NULL;
+    stream_step(m->prev + c.at, m->cur + c.at, f, f2, remainders, low_bits(m, k, c), c.count,
+                coefficients(&m->net, k), m->net.grid, direction);
+}
 
-// The deepest stack of remainders that multiplying by a_0, a_1, ... can pile up in one element. It has
-// to fit 16 bits.
-static int remainders_fit(const Config *net) {
-    uint64_t bound = 0;
-    for (int k = 0; k < net->L; k++) {
-        if (net->a[k] == 0 || net->a[k] < -255 || net->a[k] > 255) return 0;
-        bound = (16 * bound + 15) / (uint64_t)abs(net->a[k]);
-        if (bound >= 65536) return 0;
+// From m->inputs to the last pair of streams
+static void forward(Model *m) {
+    size_t plane = plane_size(m);
+    if (!m->past) layers_weights(m->params, m->weight_copy, parameter_count(&m->net));
+    if (m->remainders) device_zero(m->remainders, plane * sizeof(uint16_t));
+    embed(m, m->prev, m->cur);                                  // p_{-1} = p_0 = x
+    for (int k = 0; k < steps(&m->net); k++) {
+        stream_t *kept = kept_plane(m, k);
+        if (kept) device_copy(kept, m->prev, plane * sizeof(stream_t));
+        for (Chunk c = chunk_at(m, k, 0); c.sequences > 0; c = chunk_at(m, k, c.b + c.sequences)) {
+            force_forward(m, k, m->cur + c.at, c);              // F_k(p_k)
+            move_stream(m, k, c, +1);                           // p_{k+1}, where p_{k-1} was
+            if (has_estimate(&m->net, k)) estimate_forward(m, k, c);
+        }
+        swap_streams(m);
     }
-    return 1;
 }
 
-// ---- the streams' arithmetic, for the layer functions of both twins
+// ---- reverse and adjoint
 
-DEVICE static inline real_t real_rint(real_t x) { return (real_t)(sizeof(real_t) == 8 ? rint(x) : rintf((float)x)); }
-static inline real_t grid_unit(int grid) { return grid ? (real_t)ldexp(1, -grid) : 0; }  // 0: floating point
-DEVICE static inline real_t stream_value(stream_t s, real_t unit) { return unit != 0 ? (real_t)s.fixed * unit : s.real; }
-
-// A real number as a whole number of grid units; *bad is set where it is NaN or has no place in 32 bits.
-DEVICE static inline int64_t to_grid(real_t x, real_t per_unit, int *bad) {
-    real_t v = real_rint(x * per_unit);
-    int inside = (v > (real_t)-2147483648.0) & (v < (real_t)2147483648.0);  // no branch, so loops become vectors
-    *bad |= !inside;
-    return (int32_t)(inside ? v : 0);
+// dp += J_F(p)^T m->dforce, and the gradients of the weights
+static void force_backward(Model *m, int k, const stream_t *p, real_t *dp, Chunk c) {
+    int l = layer_of(&m->net, k), halves = halves_of(&m->net, k);
+    if (halves & MLP) mlp_half_backward(m, l, p, dp, c);
+    if (halves == BLOCK) c.fresh = 0;  // m->normed was the MLP's
+    if (halves & ATTN) attention_half_backward(m, l, p, dp, c);
 }
 
-DEVICE static inline stream_t embed_element(real_t x, real_t per_unit, int *bad) {
-    stream_t s;
-    memset(&s, 0, sizeof s);
-    if (per_unit != 0) s.fixed = (int32_t)to_grid(x, per_unit, bad);
-    else s.real = x;
-    return s;
+// p_{k-1} = (p_{k+1} - beta p_k - gamma F(p_k)) / alpha. With alpha = 0 the step forgot it: subtracting must leave 0, and
+// the plane comes back from where it was kept.
+static void undo_step(Model *m, int k, Chunk c) {
+    stream_t *kept = kept_plane(m, k), *prev = m->prev + c.at;
+    move_stream(m, k, c, -1);
+    if (!kept) return;
+    m->lost = hypot(m->lost, stream_distance(prev, NULL, NULL, c.count, m->net.grid));
+    device_copy(prev, kept + c.at, c.count * sizeof(stream_t));
 }
 
-// s * n/16 for n > 0; the remainder goes on top of the stack of remainders *r, so nothing is lost
-// (Maclaurin, Duvenaud & Adams 2015, section 3).
-DEVICE static inline int64_t multiply_sixteenths(int64_t s, int n, uint16_t *r) {
-    uint32_t stack = *r * 16u + (uint32_t)(s & 15);
-    *r = (uint16_t)(stack / (uint32_t)n);
-    return (s >> 4) * n + stack % (uint32_t)n;
-}
-DEVICE static inline int64_t unmultiply_sixteenths(int64_t s, int n, uint16_t *r) {
-    int64_t quotient = s / n - (s % n < 0), digit = s - quotient * n;
-    uint32_t stack = *r * (uint32_t)n + (uint32_t)digit;
-    *r = (uint16_t)(stack >> 4);
-    return quotient * 16 + (stack & 15);
-}
-
-// s * n/2^shift, rounded half up; and back again, given the low bits of s that a shift drops. Dividing as real numbers is exact here, and
-// is what vector units can do. A flipped bit may leave what n does not divide: the remainder is added, so that the drift shows it.
-DEVICE static inline int64_t multiply(int64_t s, int n, int shift) { return (n * s + (1 << shift >> 1)) >> shift; }
-DEVICE static inline int64_t unmultiply(int64_t t, int n, int shift, uint32_t low) {
-    int64_t high = t - multiply((int64_t)low, n, shift), quotient = (int64_t)((double)high / n);  // high: n times the higher bits
-    return quotient * (1 << shift) + low + (high - quotient * n);
-}
-
-// beta*cur + gamma*F as one integer, a function of cur alone: added in one direction, subtracted in the other.
-DEVICE static inline int64_t increment(int32_t cur, real_t force, Coefficients k, real_t gamma, int *bad) {
-    return multiply(cur, k.beta, k.shift) + to_grid(force, gamma, bad);
+// One step back: cur, prev = p_{k+1}, p_k become p_k, p_{k-1}, and dcur = B = dloss/dp_{k+1}, dprev = A = what is known
+// so far of dloss/dp_k, become dloss/dp_k and what is known of dloss/dp_{k-1}. The F(p_k) that undoes the step, kept or
+// evaluated again, is the one whose adjoint is taken.
+static void step_back(Model *m, int k) {
+    Coefficients by = coefficients(&m->net, k);
+    double alpha = ldexp(by.alpha, -by.shift), beta = ldexp(by.beta, -by.shift);
+    stream_t *kept = kept_plane(m, k);
+    real_t *A = m->dprev, *B = m->dcur;
+    m->dcur = A;
+    m->dprev = B;
+    swap_streams(m);
+    if (kept && !steps_back(m)) device_copy(m->prev, kept, plane_size(m) * sizeof(stream_t));
+    for (Chunk c = chunk_at(m, k, 0); c.sequences > 0; c = chunk_at(m, k, c.b + c.sequences)) {
+        const stream_t *p = m->cur + c.at;
+        if (has_estimate(&m->net, k)) estimate_back(m, k, c);
+        c.fresh = !keeps_internals(m, k);
+        if (c.fresh) force_forward(m, k, p, c);                 // F_k(p_k)
+        if (steps_back(m)) undo_step(m, k, c);                  // p_{k-1}
+        scale_cast(m->dforce, B + c.at, by.gamma, c.count);
+        force_backward(m, k, p, A + c.at, c);                   // A += J_F(p_k)^T (gamma B)
+        if (A != B) adjoint_update(A + c.at, B + c.at, alpha, beta, c.count);  // A += beta B;  B *= alpha
+    }
 }
 
-// ---- parameters: sixteen tensors, in llm.c's order
+// How far the streams have come back from x, which is made again where gradients were, relative to it: 0 to the bit, if
+// they are integers. With it counts what undoing steps with alpha = 0 left over.
+static double drift_of(const Model *m) {
+    int grid = m->net.grid;
+    size_t count = plane_size(m);
+    stream_t *x = (stream_t *)m->dcur;
+    embed(m, x, x);
+    double cur = stream_distance(m->cur, x, m->remainders, count, grid);
+    double prev = stream_distance(m->prev, x, NULL, count, grid);
+    double off = hypot(hypot(cur, prev), m->lost);
+    if (off == 0) return 0;
+    return off / fmax(sqrt(2) * stream_distance(x, NULL, NULL, count, grid), 1e-30);
+}
+
+#ifdef REV_GPT2_BLOCK
+#include REV_GPT2_BLOCK
+#else
+// ==== GPT-2's block: all that knows of it, down to the line that ends it ================================
+
+// ---- sixteen tensors, in llm.c's order
 
 typedef struct {
     param_t *wte;       // (Vp, C)
@@ -335,18 +478,18 @@ typedef struct {
     int kind, stacked;  // stacked: over layers
 } TensorKind;
 static const TensorKind tensor_kinds[TENSORS] = {
-    {"wte", MATRIX, 0}, {"wpe", MATRIX, 0}, {"ln1w", GAIN, 1}, {"ln1b", BIAS, 1}, {"qkvw", MATRIX, 1}, {"qkvb", BIAS, 1},
-    {"attprojw", PROJECTION, 1}, {"attprojb", BIAS, 1}, {"ln2w", GAIN, 1}, {"ln2b", BIAS, 1}, {"fcw", MATRIX, 1},
-    {"fcb", BIAS, 1}, {"fcprojw", PROJECTION, 1}, {"fcprojb", BIAS, 1}, {"lnfw", GAIN, 0}, {"lnfb", BIAS, 0}};
+    {"wte", MATRIX, 0}, {"wpe", MATRIX, 0}, {"ln1w", GAIN, 1}, {"ln1b", BIAS, 1}, {"qkvw", MATRIX, 1},
+    {"qkvb", BIAS, 1}, {"attprojw", PROJECTION, 1}, {"attprojb", BIAS, 1}, {"ln2w", GAIN, 1}, {"ln2b", BIAS, 1},
+    {"fcw", MATRIX, 1}, {"fcb", BIAS, 1}, {"fcprojw", PROJECTION, 1}, {"fcprojb", BIAS, 1}, {"lnfw", GAIN, 0},
+    {"lnfb", BIAS, 0}};
 
 // The elements of each tensor in one layer, and in all that it is stacked over. Returns the number of parameters.
 static size_t tensor_sizes(const Config *net, size_t one[TENSORS], size_t all[TENSORS]) {
-    size_t C = (size_t)net->C, total = 0;
-    const size_t size[TENSORS] = {(size_t)net->Vp * C, (size_t)net->maxT * C, C, C, 3*C*C, 3*C, C*C, C,
-                                  C, C, 4*C*C, 4*C, 4*C*C, C, C, C};
+    size_t C = (size_t)net->C, Vp = (size_t)net->Vp, maxT = (size_t)net->maxT, total = 0;
+    const size_t size[TENSORS] = {Vp*C, maxT*C, C, C, 3*C*C, 3*C, C*C, C, C, C, 4*C*C, 4*C, 4*C*C, C, C, C};
     for (int i = 0; i < TENSORS; i++) {
-        one[i] = size[i];
-        all[i] = size[i] * (tensor_kinds[i].stacked ? (size_t)net->L : 1);
+        one[i] = all[i] = size[i];
+        if (tensor_kinds[i].stacked) all[i] *= (size_t)net->L;
         total += all[i];
     }
     return total;
@@ -365,115 +508,322 @@ static Tensors tensors_at(const Config *net, param_t *buffer, int l) {
                              &t.ln2w, &t.ln2b, &t.fcw, &t.fcb, &t.fcprojw, &t.fcprojb, &t.lnfw, &t.lnfb};
     tensor_sizes(net, one, all);
     for (int i = 0; i < TENSORS; i++) {
-        *at[i] = buffer + (tensor_kinds[i].stacked ? (size_t)l * one[i] : 0);
+        *at[i] = buffer;
+        if (tensor_kinds[i].stacked) *at[i] += (size_t)l * one[i];
         buffer += all[i];
     }
     return t;
 }
 
-// ---- memory
+// ---- the two halves, F(p) = A + M with A = Attn(LN1(p)), M = MLP(LN2(p + A)) (2.5)
 
-// What the backward pass of a force needs besides the step's input: 13 C values and the attention's lse a
-// token for a block. The layernorms' outputs are not here; they are computed again from the input.
+// What their backward pass needs besides p and A. The layernorms' outputs are not here: they come again from p.
 typedef struct {
     act_t *qkv;       // (n, 3C)
-    act_t *atty;      // (n, C)
+    act_t *atty;      // (n, C), what the heads have gathered
     real_t *lse;      // (sequences, NH, T)
-    act_t *attproj;   // (n, C), the attention's half of the force, where the MLP reads it
     act_t *fch;       // (n, 4C)
     act_t *fch_gelu;  // (n, 4C)
-    act_t *force;     // (n, C), the force, or its MLP half: for stepping back without evaluating it again
-    stream_t *estimate;  // (n, C), of p_{k-1} (4.7): where the force is taken, if not at p_k
 } Internals;
+enum { INTERNALS = 5 };
 
-// The bytes that the internals of force e of step k on n tokens take, itself among them if asked for; if base is not NULL, *a
-// is laid out there.
-static size_t internals_at(Internals *a, char *base, const Config *net, int k, int e, size_t n, int force) {
-    size_t C = (size_t)net->C, attn = (parts_of(net, k) & ATTN) != 0, mlp = (parts_of(net, k) & MLP) != 0, offset = 0;
-    const size_t row = n * C * sizeof(act_t);
-    const size_t bytes[] = {attn * 3*row, attn * row, attn * n * (size_t)net->NH * sizeof(real_t),
-                            attn * mlp * row, mlp * 4*row, mlp * 4*row, force ? row : 0, e > 1 ? n * C * sizeof(stream_t) : 0};
-    void *at[8];
-    for (int i = 0; i < 8; i++) {
-        at[i] = base && bytes[i] ? base + offset : NULL;
-        offset += round256(bytes[i]);
+// Their bytes one by one, for n tokens and the halves that a step has. Returns the sum.
+static size_t internals_bytes(const Config *net, int halves, size_t n, size_t bytes[INTERNALS]) {
+    size_t row = n * (size_t)net->C * sizeof(act_t), heads = n * (size_t)net->NH * sizeof(real_t);
+    size_t attention = (halves & ATTN) != 0, mlp = (halves & MLP) != 0, total = 0;
+    const size_t exact[INTERNALS] = {attention * 3*row, attention * row, attention * heads, mlp * 4*row, mlp * 4*row};
+    for (int i = 0; i < INTERNALS; i++) total += bytes[i] = round256(exact[i]);
+    return total;
+}
+
+static Internals internals_of(const Model *m, Chunk c) {
+    size_t bytes[INTERNALS], C = (size_t)m->net.C;
+    char *at = c.internals;
+    int halves = 0;
+    Internals a;
+    if (c.A) halves |= ATTN;
+    if (c.M) halves |= MLP;
+    internals_bytes(&m->net, halves, c.count / C, bytes);
+    a.qkv = (act_t *)at;
+    a.atty = (act_t *)(at += bytes[0]);
+    a.lse = (real_t *)(at += bytes[1]);
+    a.fch = (act_t *)(at += bytes[2]);
+    a.fch_gelu = (act_t *)(at += bytes[3]);
+    if (c.cache) a.qkv = c.cache + (size_t)m->past * 3*C;
+    return a;
+}
+
+static void attention_half_forward(Model *m, int l, const stream_t *p, Chunk c) {
+    const Config *net = &m->net;
+    const Tensors w = tensors_at(net, m->params, l);
+    const Internals a = internals_of(m, c);
+    int T = m->T, C = net->C, NH = net->NH, n = c.sequences * T;
+    layernorm_forward(m->normed, p, NULL, w.ln1w, w.ln1b, n, C, net->grid);
+    matmul_forward(a.qkv, m->normed, w.qkvw, w.qkvb, n, C, 3*C);
+    if (m->past) attention_query(a.atty, c.cache, m->past, C, NH);
+    else attention_forward(a.atty, a.lse, a.qkv, c.sequences, T, C, NH);
+    matmul_forward(c.A, a.atty, w.attprojw, w.attprojb, n, C, C);
+}
+
+static void attention_half_backward(Model *m, int l, const stream_t *p, real_t *dp, Chunk c) {
+    const Config *net = &m->net;
+    const Tensors w = tensors_at(net, m->params, l), d = tensors_at(net, m->grads, l);
+    const Internals a = internals_of(m, c);
+    int T = m->T, C = net->C, n = c.sequences * T;
+    act_t *datty = m->out, *dqkv = m->wide, *dnormed = m->out;
+    matmul_backward(datty, d.attprojw, d.attprojb, m->dforce, a.atty, w.attprojw, NULL, n, C, C);
+    attention_backward(dqkv, datty, a.qkv, a.atty, a.lse, c.sequences, T, C, net->NH);
+    if (!c.fresh) layernorm_forward(m->normed, p, NULL, w.ln1w, w.ln1b, n, C, net->grid);
+    matmul_backward(dnormed, d.qkvw, d.qkvb, dqkv, m->normed, w.qkvw, NULL, n, C, 3*C);
+    layernorm_backward(dp, NULL, d.ln1w, d.ln1b, dnormed, p, NULL, w.ln1w, n, C, net->grid);
+}
+
+static void mlp_half_forward(Model *m, int l, const stream_t *p, Chunk c) {
+    const Config *net = &m->net;
+    const Tensors w = tensors_at(net, m->params, l);
+    const Internals a = internals_of(m, c);
+    int C = net->C, n = c.sequences * m->T;
+    layernorm_forward(m->normed, p, c.A, w.ln2w, w.ln2b, n, C, net->grid);
+    matmul_gelu_forward(a.fch_gelu, a.fch, m->normed, w.fcw, w.fcb, n, C, 4*C);
+    matmul_forward(c.M, a.fch_gelu, w.fcprojw, w.fcprojb, n, 4*C, C);
+}
+
+// In a block, A is read by LN2 as well as being a part of the force: LN2's gradient is added to m->dforce.
+static void mlp_half_backward(Model *m, int l, const stream_t *p, real_t *dp, Chunk c) {
+    const Config *net = &m->net;
+    const Tensors w = tensors_at(net, m->params, l), d = tensors_at(net, m->grads, l);
+    const Internals a = internals_of(m, c);
+    int C = net->C, n = c.sequences * m->T;
+    act_t *dfch = m->wide, *dnormed = m->out, *dA = c.A ? m->dforce : NULL;
+    matmul_backward(dfch, d.fcprojw, d.fcprojb, m->dforce, a.fch_gelu, w.fcprojw, a.fch, n, 4*C, C);
+    if (!c.fresh) layernorm_forward(m->normed, p, c.A, w.ln2w, w.ln2b, n, C, net->grid);
+    matmul_backward(dnormed, d.fcw, d.fcb, dfch, m->normed, w.fcw, NULL, n, C, 4*C);
+    layernorm_backward(dp, dA, d.ln2w, d.ln2b, dnormed, p, c.A, w.ln2w, n, C, net->grid);
+}
+
+// ---- what stands before the first block, and behind the last
+
+static void embed(const Model *m, stream_t *prev, stream_t *cur) {
+    const Tensors w = tensors_at(&m->net, m->params, 0);
+    int C = m->net.C, N = m->B * m->T;
+    stream_embed(prev, cur, m->inputs, w.wte, w.wpe + (size_t)m->past * (size_t)C, N, m->T, C, m->net.grid);
+}
+
+static void embed_adjoint(const Model *m) {
+    const Tensors d = tensors_at(&m->net, m->grads, 0);
+    const real_t *other = m->dprev == m->dcur ? NULL : m->dprev;
+    embed_backward(d.wte, d.wpe, m->dcur, other, m->inputs, m->order, m->B * m->T, m->T, m->net.C);
+}
+
+// m->logits of n tokens from the i-th of the batch (2.3), W tied to the embedding; n is at most head_chunk.
+static void head_logits(Model *m, int i, int n) {
+    const Config *net = &m->net;
+    const Tensors w = tensors_at(net, m->params, 0);
+    const stream_t *p = m->cur + (size_t)i * (size_t)net->C;
+    layernorm_forward(m->head_normed, p, NULL, w.lnfw, w.lnfb, n, net->C, net->grid);
+    matmul_forward(m->logits, m->head_normed, w.wte, NULL, n, net->C, net->Vp);
+}
+
+// From the gradient in m->logits to m->dcur, and to the weights
+static void head_backward(Model *m, int i, int n) {
+    const Config *net = &m->net;
+    const Tensors w = tensors_at(net, m->params, 0), d = tensors_at(net, m->grads, 0);
+    size_t at = (size_t)i * (size_t)net->C;
+    matmul_backward(m->head_dnormed, d.wte, NULL, m->logits, m->head_normed, w.wte, NULL, n, net->C, net->Vp);
+    layernorm_backward(m->dcur + at, NULL, d.lnfw, d.lnfb, m->head_dnormed, m->cur + at, NULL, w.lnfw, n, net->C,
+                       net->grid);
+}
+
+// ---- what plans and figures ask
+
+static size_t widest(const Config *net) { return 4 * (size_t)net->C; }  // row of a gradient inside the block
+static size_t cache_width(const Config *net) { return 3 * (size_t)net->C; }  // of a token
+static size_t block_scratch_bytes(const Config *net, int n) {
+    return layers_scratch_bytes(n, net->C, 4 * net->C, net->NH);
+}
+
+// Flops a token of the halves given, forward or back: a causal product of attention is C T / 2 multiply-adds, of which
+// there are two forward and five back.
+static double block_flops(const Config *net, int T, int halves, int back) {
+    double C = net->C, products = 0, attention = 0;
+    if (halves & ATTN) {
+        products += 8 * C * C;
+        attention = C * T;
     }
-    if (!base) return offset;
-    a->qkv = (act_t *)at[0];
-    a->atty = (act_t *)at[1];
-    a->lse = (real_t *)at[2];
-    a->attproj = (act_t *)at[3];
-    a->fch = (act_t *)at[4];
-    a->fch_gelu = (act_t *)at[5];
-    a->force = (act_t *)at[6];
-    a->estimate = (stream_t *)at[7];
-    return offset;
+    if (halves & MLP) products += 16 * C * C;
+    return back ? 2 * products + 5 * attention : products + 2 * attention;
 }
+static double head_flops(const Config *net) { return 2.0 * net->C * net->Vp; }
 
-// Those of all forces of the step
-static size_t step_internals(const Config *net, int k, size_t n, int force) {
-    size_t sum = 0;
-    for (int e = 0; e < forces(net, k); e++) sum += internals_at(NULL, NULL, net, k, e, n, force);
-    return sum;
-}
+// ==== end of GPT-2's block ==============================================================================
+#endif
 
-// The words that keep the low bits of count elements: word b of 32 elements holds bit b of each
-static size_t low_words(const Config *net, size_t count) { return converted(net->mode) && net->grid ? (count + 31) / 32 * (size_t)net->shift : 0; }
+// ---- the head: loss, and the gradient at the end of the recurrence
 
-// The rows of --plan. The last two are sums: of the four before, and of all.
-enum { PARAMETERS, TEACHER, GRADIENTS, OPTIMIZER, DATA, STREAMS, KEPT, WORKSPACE, HEAD, ACTIVATIONS, TOTAL, ROWS };
-static const char *const row_names[ROWS] = {"parameters", "teacher", "gradients", "optimizer", "data", "streams", "kept", "workspace",
-                                            "head", "activations", "total"};
-
-// What training makes small: cross-entropy with the next token, or a divergence from a teacher, KL(Y_rev, Y_fe) (4.6) or KL(Y_fe, Y_rev)
+// What training makes small: cross-entropy with the next token, or a divergence from a teacher, KL(Y_rev, Y_fe) (4.6)
+// or KL(Y_fe, Y_rev)
 enum Objective { CROSS_ENTROPY, KL, KL_TEACHER };
-static const char *const objective_names[] = {"cross-entropy", "kl", "kl-teacher", NULL};
-// What a metric says of a token: cross-entropy, and beside a teacher its own, the divergence, whether both find the same token likeliest
+
+// What is measured of each token: cross-entropy, and beside a teacher its own, the divergence, and whether both find the
+// same token likeliest
 enum Metric { LOSS, TEACHER_LOSS, DIVERGENCE, AGREEMENT, METRICS };
 
-typedef struct { int row; void *at; size_t bytes; } Buffer;  // at: the pointer in Model that will hold it
-enum { MAX_BUFFERS = 32 };
+static void teacher_forward(const Model *m);                // Part III: to its last state
+static void distill(Model *m, int i, int n, double scale);  // Part III: in the place of cross_entropy
 
-typedef struct {
-    Config net;
-    int B, T;        // the largest batch
-    int chunk;       // sequences for which a block is evaluated at a time
-    int head_chunk;  // tokens for which the head is evaluated at a time
-    int memory;      // enum Memory
-    int kept_steps;  // the last steps, whose internals are kept: with STORE all, with AUTO as many as there is room for
-    int training;    // whether there will be a backward pass
-    int cache_tokens;      // tokens that generating keeps keys and values of; 0: nothing is generated
-    int has_teacher;      // whether there is a teacher, a baseline of the same shape
-    int objective;   // enum Objective
-    param_t *params;        // all tensors
-    void *weight_copy;      // what layers_weights makes of them
-    real_t *grads, *m, *v;  // like them
-    int *inputs, *targets;  // (B, T)
-    void *order;            // what layers_order makes of the inputs
-    real_t *losses;         // (METRICS, B, T), or (B, T) without a teacher
-    stream_t *prev, *cur;   // (B, T, C); baseline has no prev: one plane is both
-    real_t *dprev, *dcur;   // (B, T, C), gradients in them
-    uint16_t *remainders;   // (B, T, C), what midpoint-a's multiplications drop
-    stream_t *kept_inputs;  // (steps, B, T, C), or if the streams are stepped back (stem, B, T, C)
-    uint32_t *low;          // (steps - stem) times what low_words says for each chunk: what conversions' multiplications drop
-    char *kept_internals;   // of every chunk of the last steps
-    char *internals;        // of one chunk of the others
-    act_t *normed;          // (n, C), a layernorm's output, n = chunk * T
-    act_t *out;             // (n, C), the force, or its MLP half, if it is not kept; backward: a gradient (n, C)
-    act_t *dforce;          // (n, C)
-    real_t *destimate;      // (n, C), a gradient in retrofit's estimate
-    act_t *wide;            // (n, 4C), gradients inside the block
-    act_t *cache;           // (block_count, cache_tokens, 3C), qkv of the tokens so far; in training it lies in grads
-    char *scratch;          // the layer functions' own
-    act_t *head_normed, *head_dnormed;  // (head_chunk, C)
-    act_t *logits;                      // (head_chunk, Vp), then their gradients
-    param_t *teacher;                   // its tensors
-    void *teacher_copy;
-    stream_t *teacher_cur;              // (B, T, C), its last state; in training it lies in dprev, if there is one
-    act_t *teacher_logits;              // (head_chunk, Vp)
-    Buffer buffers[MAX_BUFFERS];
-    int buffer_count;
-} Model;
+// The losses of n tokens from the i-th on, and in m->logits the gradient of their sum times scale
+static void cross_entropy(Model *m, int i, int n, double scale) {
+    head_logits(m, i, n);
+    classifier(m->losses + i, m->logits, m->targets + i, n, m->net.V, m->net.Vp, scale);
+}
+
+// Leaves what is measured of (B, T) in m->losses. If scale is not 0, scale times the gradient of the objective's sum is
+// added to the gradients of the weights and to m->dcur. The teacher, if there is one, goes forward here, in the same
+// workspace.
+static void head(Model *m, double scale) {
+    int N = m->B * m->T;
+    if (m->has_teacher) teacher_forward(m);
+    for (int i = 0; i < N; i += m->head_chunk) {
+        int n = smaller_of(m->head_chunk, N - i);
+        if (m->has_teacher) distill(m, i, n, scale);
+        else cross_entropy(m, i, n, scale);
+        if (scale != 0) head_backward(m, i, n);
+    }
+}
+
+// The mean of a metric over the batch's tokens. Reading it waits for all that was asked for before: it is read last.
+static double mean_of(const Model *m, enum Metric metric) {
+    size_t N = (size_t)m->B * (size_t)m->T;
+    real_t *values = (real_t *)malloc(N * sizeof(real_t));
+    double total = 0;
+    if (!values) die(STATUS_NUMBERS, "out of memory for the losses of %zu tokens", N);
+    to_host(values, m->losses + (size_t)metric * N, N * sizeof(real_t));
+    for (size_t i = 0; i < N; i++) total += values[i];
+    free(values);
+    return total / (double)N;
+}
+
+static double objective_of(const Model *m) {
+    return mean_of(m, m->objective == CROSS_ENTROPY ? LOSS : DIVERGENCE);
+}
+
+// ---- back-propagation
+
+// From the last pair of streams to the gradients of all weights, times weight. *drift: as drift_of has it, or NAN if no
+// stream stepped back. Returns the objective's mean.
+static double backward(Model *m, double weight, double *drift) {
+    size_t bytes = plane_size(m) * sizeof(real_t);
+    device_zero(m->dcur, bytes);
+    head(m, weight / (m->B * m->T));
+    if (m->dprev != m->dcur) device_zero(m->dprev, bytes);
+    m->lost = 0;
+    for (int k = steps(&m->net) - 1; k >= 0; k--) step_back(m, k);
+    embed_adjoint(m);  // both streams began as x
+    *drift = steps_back(m) ? drift_of(m) : NAN;
+    return objective_of(m);
+}
+
+static double forward_backward(Model *m, double weight, double *drift) {
+    forward(m);
+    return backward(m, weight, drift);
+}
+
+// -------------------------------------------------------------------------------------------------
+// Part II: memory. Every buffer is planned first: what is printed and what is allocated both come from that list.
+
+enum Memory { STORE, CHECKPOINT, REVERSE, AUTO };
+static const char *const memory_names[] = {"store", "checkpoint", "reverse", "auto", NULL};
+
+// The rows of --plan. The last two are sums: of the five before, and of all.
+enum { PARAMETERS, TEACHER, GRADIENTS, OPTIMIZER, DATA, STREAMS, KEPT, WORKSPACE, HEAD, ACTIVATIONS, TOTAL, ROWS };
+static const char *const row_names[ROWS] = {"parameters", "teacher", "gradients", "optimizer", "data", "streams",
+                                            "kept", "workspace", "head", "activations", "total"};
+
+extern const int chunk_tokens, head_chunk_tokens;  // default sizes of chunks: enough to fill the machine
+extern const size_t weight_copy_bytes;  // of a weight, for layers_weights; 0: products take it as it is
+size_t layers_order_bytes(int n);       // of what embed_backward wants to know of n tokens; 0: nothing
+void *device_alloc(size_t bytes);       // zeroed, 256-byte aligned; NULL if there is none
+void device_free(void *p);
+size_t device_memory_bytes(void);       // what the device has in all, and this process may use
+void layers_begin(void *memory);        // scratch memory, as much as layers_scratch_bytes says at most
+
+// Part III: the bytes of a step's estimates, the words of all low bits, a forward pass's evaluations of blocks
+static size_t estimate_bytes(const Model *m, int k, size_t n, int kept);
+static size_t low_words(const Model *m);
+static int evaluations(const Config *net, int k);
+
+static int steps_back(const Model *m) { return m->memory >= REVERSE; }
+
+// ---- planes: a step that is undone gives back the one it overwrote; elsewhere a copy is kept
+
+static int keeps_plane(const Model *m, int k) { return !steps_back(m) || coefficients(&m->net, k).alpha == 0; }
+
+static size_t planes_before(const Model *m, int k) {  // how many of the first k steps keep theirs
+    size_t count = 0;
+    for (int j = 0; j < k; j++) count += (size_t)keeps_plane(m, j);
+    return count;
+}
+
+static stream_t *kept_plane(const Model *m, int k) {
+    if (!m->kept_planes || !keeps_plane(m, k)) return NULL;
+    return m->kept_planes + planes_before(m, k) * plane_size(m);
+}
+
+// ---- internals: of every chunk of the last steps, and of one chunk of the others at a time
+
+static int keeps_internals(const Model *m, int k) { return k >= steps(&m->net) - m->kept_steps; }
+
+// Of n tokens: the block's own; A, if the MLP reads it; and the last half's part of the force, where it is kept to undo
+// the step without evaluating it again
+static size_t evaluation_bytes(const Model *m, int halves, size_t n, int kept) {
+    size_t each[INTERNALS], row = round256(n * (size_t)m->net.C * sizeof(act_t));
+    size_t rows = (size_t)(halves == BLOCK) + (size_t)(kept && steps_back(m));
+    return internals_bytes(&m->net, halves, n, each) + rows * row;
+}
+
+// Lets the chunk's evaluation begin at `at`.
+static void place_evaluation(const Model *m, Chunk *c, char *at, int halves, int kept) {
+    size_t each[INTERNALS], C = (size_t)m->net.C, row = round256(c->count * sizeof(act_t));
+    act_t *last = m->out;
+    c->internals = at;
+    at += internals_bytes(&m->net, halves, c->count / C, each);
+    if (kept && steps_back(m)) last = (act_t *)(halves == BLOCK ? at + row : at);
+    c->A = halves == BLOCK ? (act_t *)at : last;
+    c->M = last;
+    if (halves == ATTN) c->M = NULL;
+    if (halves == MLP) c->A = NULL;
+}
+
+static size_t step_bytes(const Model *m, int k, size_t n, int kept) {
+    return evaluation_bytes(m, halves_of(&m->net, k), n, kept) + estimate_bytes(m, k, n, kept);
+}
+
+static size_t kept_bytes(const Model *m, int k) {  // internals of step k, all chunks
+    size_t whole = (size_t)(m->B / m->chunk), rest = (size_t)(m->B % m->chunk), T = (size_t)m->T;
+    return whole * step_bytes(m, k, (size_t)m->chunk * T, 1) + step_bytes(m, k, rest * T, 1);
+}
+
+static void place_internals(const Model *m, int k, Chunk *c) {
+    const Config *net = &m->net;
+    int kept = keeps_internals(m, k);
+    char *at = m->internals;
+    if (kept) {
+        at = m->kept_internals;
+        for (int j = steps(net) - m->kept_steps; j < k; j++) at += kept_bytes(m, j);
+        at += (size_t)(c->b / m->chunk) * step_bytes(m, k, (size_t)m->chunk * (size_t)m->T, 1);
+    }
+    place_evaluation(m, c, at, halves_of(net, k), kept);
+    if (m->cache) c->cache = m->cache + (size_t)evaluations(net, k) * (size_t)m->cache_tokens * cache_width(net);
+}
+
+// The most tokens that the cache can hold: in training, where samples are to need no memory, as many as fit in grads.
+static int most_cache_tokens(const Config *net, int training) {
+    size_t row = (size_t)evaluations(net, steps(net)) * cache_width(net) * sizeof(act_t);
+    size_t room = parameter_count(net) * sizeof(real_t) / row;
+    return !training || room > (size_t)net->maxT ? net->maxT : (int)room;
+}
+
+// ---- the plan
 
 static void add_buffer(Model *m, int row, void *at, size_t count, size_t size) {
     if (!count || !size) return;
@@ -483,69 +833,57 @@ static void add_buffer(Model *m, int row, void *at, size_t count, size_t size) {
     b->bytes = round256(count * size);
 }
 
-static int steps_back(const Model *m) { return m->memory >= REVERSE; }  // or else the input of every step is kept
-static int inputs_kept(const Model *m) { return steps_back(m) ? m->net.stem : steps(&m->net); }  // of the first steps
+static size_t larger_of(size_t a, size_t b) { return a > b ? a : b; }
 
-static size_t kept_bytes(const Model *m, int k) {  // internals of step k, all chunks
-    size_t whole = (size_t)(m->B / m->chunk), rest = (size_t)(m->B % m->chunk), T = (size_t)m->T;
-    return whole * step_internals(&m->net, k, (size_t)m->chunk * T, steps_back(m)) + step_internals(&m->net, k, rest * T, steps_back(m));
-}
-
-// Where the low bits of step k, for the chunk from sequence b on, begin; for k = steps: how many words there are in all
-static size_t low_at(const Model *m, int k, int b) {
-    size_t token = (size_t)m->T * (size_t)m->net.C, whole = low_words(&m->net, (size_t)m->chunk * token);
-    size_t step = (size_t)(m->B / m->chunk) * whole + low_words(&m->net, (size_t)(m->B % m->chunk) * token);
-    return (size_t)(k - m->net.stem) * step + (size_t)(b / m->chunk) * whole;
-}
-
-// Writes down every buffer there will be. What is printed and what is allocated both come from this list.
+// Writes down every buffer there will be.
 static void plan(Model *m) {
     const Config *net = &m->net;
-    size_t C = (size_t)net->C, N = (size_t)m->B * (size_t)m->T, P = parameter_count(net);
-    size_t n = (size_t)m->chunk * (size_t)m->T, H = (size_t)m->head_chunk, planes = net->mode == BASELINE ? 1 : 2;
-    size_t training = m->training != 0, has_teacher = m->has_teacher != 0;
+    size_t C = (size_t)net->C, N = (size_t)m->B * (size_t)m->T, P = parameter_count(net), Vp = (size_t)net->Vp;
+    size_t n = (size_t)m->chunk * (size_t)m->T, H = (size_t)m->head_chunk, two = net->mode != BASELINE;
+    size_t training = m->training != 0, teacher = m->has_teacher != 0, back = training && steps_back(m);
+    int last = steps(net) - 1;  // its internals are the largest, where they differ
     if (m->memory != AUTO || !training) m->kept_steps = training && m->memory == STORE ? steps(net) : 0;
     m->buffer_count = 0;
     add_buffer(m, PARAMETERS, &m->params, P, sizeof(param_t));
     add_buffer(m, PARAMETERS, &m->weight_copy, P, weight_copy_bytes);
-    add_buffer(m, TEACHER, &m->teacher, has_teacher * P, sizeof(param_t));
-    add_buffer(m, TEACHER, &m->teacher_copy, has_teacher * P, weight_copy_bytes);
+    add_buffer(m, TEACHER, &m->teacher, teacher * P, sizeof(param_t));
+    add_buffer(m, TEACHER, &m->teacher_copy, teacher * P, weight_copy_bytes);
     add_buffer(m, GRADIENTS, &m->grads, training * P, sizeof(real_t));
     add_buffer(m, OPTIMIZER, &m->m, training * P, sizeof(real_t));
     add_buffer(m, OPTIMIZER, &m->v, training * P, sizeof(real_t));
     add_buffer(m, DATA, &m->inputs, N, sizeof(int));
     add_buffer(m, DATA, &m->targets, N, sizeof(int));
     add_buffer(m, DATA, &m->order, training, layers_order_bytes((int)N));
-    add_buffer(m, DATA, &m->losses, has_teacher ? METRICS * N : N, sizeof(real_t));
+    add_buffer(m, DATA, &m->losses, teacher ? METRICS * N : N, sizeof(real_t));
     add_buffer(m, STREAMS, &m->cur, N*C, sizeof(stream_t));
     add_buffer(m, STREAMS, &m->dcur, training * N*C, sizeof(real_t));
-    add_buffer(m, STREAMS, &m->prev, (planes - 1) * N*C, sizeof(stream_t));
-    add_buffer(m, STREAMS, &m->dprev, training * (planes - 1) * N*C, sizeof(real_t));
-    add_buffer(m, STREAMS, &m->remainders, net->mode == MIDPOINT_A && net->grid ? N*C : 0, sizeof(uint16_t));
-    add_buffer(m, STREAMS, &m->teacher_cur, training && planes == 2 ? 0 : has_teacher * N*C, sizeof(stream_t));
-    add_buffer(m, KEPT, &m->kept_inputs, training * (size_t)inputs_kept(m) * N*C, sizeof(stream_t));
-    add_buffer(m, KEPT, &m->low, training && steps_back(m) ? low_at(m, steps(net), 0) : 0, sizeof(uint32_t));
-    size_t kept = 0;
-    for (int k = steps(net) - m->kept_steps; k < steps(net); k++) kept += kept_bytes(m, k);
+    add_buffer(m, STREAMS, &m->prev, two * N*C, sizeof(stream_t));
+    add_buffer(m, STREAMS, &m->dprev, two * training * N*C, sizeof(real_t));
+    if (net->mode == MIDPOINT_A && net->grid) add_buffer(m, STREAMS, &m->remainders, N*C, sizeof(uint16_t));
+    if (!training || !two) add_buffer(m, STREAMS, &m->teacher_cur, teacher * N*C, sizeof(stream_t));
+    add_buffer(m, KEPT, &m->kept_planes, training * planes_before(m, steps(net)) * N*C, sizeof(stream_t));
+    add_buffer(m, KEPT, &m->low, back * low_words(m), sizeof(uint32_t));
+    size_t kept = 0, inside = 0;
+    for (int k = steps(net) - m->kept_steps; k <= last; k++) kept += kept_bytes(m, k);
     add_buffer(m, KEPT, &m->kept_internals, kept, 1);
-    const Config teacher = baseline_of(net);
-    int last = steps(net) - 1;  // its internals are the largest, where they differ; force 0 shares the place of force 1
-    size_t inside = step_internals(net, last, n, 0) - (forces(net, last) > 1 ? internals_at(NULL, NULL, net, last, 0, n, 0) : 0);
-    size_t of_teacher = has_teacher * step_internals(&teacher, 0, n, 0);
-    if (m->kept_steps == steps(net)) inside = 0;
-    add_buffer(m, WORKSPACE, &m->internals, inside > of_teacher ? inside : of_teacher, 1);
+    // estimates are done with before the step's own evaluation, or begin after it: they share a place
+    if (m->kept_steps <= last)
+        inside = larger_of(evaluation_bytes(m, halves_of(net, last), n, 0), estimate_bytes(m, last, n, 0));
+    if (teacher) inside = larger_of(inside, evaluation_bytes(m, BLOCK, n, 0));
+    add_buffer(m, WORKSPACE, &m->internals, inside, 1);
     add_buffer(m, WORKSPACE, &m->normed, n*C, sizeof(act_t));
     add_buffer(m, WORKSPACE, &m->out, n*C, sizeof(act_t));
     add_buffer(m, WORKSPACE, &m->dforce, training * n*C, sizeof(act_t));
-    add_buffer(m, WORKSPACE, &m->wide, training * n*4*C, sizeof(act_t));
-    add_buffer(m, WORKSPACE, &m->destimate, net->mode == RETROFIT ? training * n*C : 0, sizeof(real_t));
-    add_buffer(m, WORKSPACE, &m->cache, (1 - training) * (size_t)block_count(net) * (size_t)m->cache_tokens * 3*C, sizeof(act_t));
-    size_t block = layers_scratch_bytes((int)n, net->C, 4 * net->C, net->NH), head = layers_scratch_bytes(m->head_chunk, net->C, net->Vp, 0);
-    add_buffer(m, WORKSPACE, &m->scratch, block > head ? block : head, 1);
+    add_buffer(m, WORKSPACE, &m->wide, training * n*widest(net), sizeof(act_t));
+    if (net->mode == RETROFIT) add_buffer(m, WORKSPACE, &m->destimate, training * n*C, sizeof(real_t));
+    size_t cached = (size_t)evaluations(net, steps(net)) * (size_t)m->cache_tokens;
+    if (!training) add_buffer(m, WORKSPACE, &m->cache, cached * cache_width(net), sizeof(act_t));
+    size_t scratch = layers_scratch_bytes(m->head_chunk, net->C, net->Vp, 0);
+    add_buffer(m, WORKSPACE, &m->scratch, larger_of(scratch, block_scratch_bytes(net, (int)n)), 1);
     add_buffer(m, HEAD, &m->head_normed, H*C, sizeof(act_t));
     add_buffer(m, HEAD, &m->head_dnormed, training * H*C, sizeof(act_t));
-    add_buffer(m, HEAD, &m->logits, H*(size_t)net->Vp, sizeof(act_t));
-    add_buffer(m, HEAD, &m->teacher_logits, has_teacher * H*(size_t)net->Vp, sizeof(act_t));
+    add_buffer(m, HEAD, &m->logits, H*Vp, sizeof(act_t));
+    add_buffer(m, HEAD, &m->teacher_logits, teacher * H*Vp, sizeof(act_t));
 }
 
 static void plan_rows(const Model *m, size_t rows[ROWS]) {
@@ -567,8 +905,8 @@ static double plan_keeping(Model *m, int kept_steps) {
     return (double)rows[TOTAL];
 }
 
-// The plan under AUTO: keeps the internals of as many of the last steps as `budget` bytes in all have room for. Returns 0 if
-// they have not even room for none, which is planned then.
+// The plan under AUTO: keeps the internals of as many of the last steps as `budget` bytes in all have room for. Returns
+// 0 if they have not even room for none, which is planned then.
 static int plan_within(Model *m, double budget) {
     int fits = 0, too_many = steps(&m->net);
     if (plan_keeping(m, too_many) <= budget) return 1;
@@ -605,302 +943,211 @@ static void model_alloc(Model *m) {
         enough = p != NULL;
     }
     if (!enough)
-        die(STATUS_NUMBERS, "out of memory: %.3f GiB are needed, the machine has %.3f; --plan shows for what, and a smaller %s "
-            "or -t needs less", (double)rows[TOTAL] / (1 << 30), (double)device_memory_bytes() / (1 << 30), m->memory == AUTO ? "--budget, -b" : "-b");
+        die(STATUS_NUMBERS, "out of memory: %.3f GiB are needed, the machine has %.3f; --plan shows for what, and a "
+            "smaller %s or -t needs less", (double)rows[TOTAL] / (1 << 30),
+            (double)device_memory_bytes() / (1 << 30), m->memory == AUTO ? "--budget, -b" : "-b");
     if (m->net.mode == BASELINE) {
         m->prev = m->cur;
         m->dprev = m->dcur;
     }
-    if (m->training) m->cache = (act_t *)m->grads;  // between two steps nothing is there
     if (m->training && m->net.mode != BASELINE) m->teacher_cur = (stream_t *)m->dprev;  // idle until the head is done
     layers_begin(m->scratch);
-}
-
-// The most tokens that the cache can hold: in training, where samples are to need no memory, as many as fit in grads.
-static int most_cache_tokens(const Config *net, int training) {
-    size_t row = (size_t)block_count(net) * 3 * (size_t)net->C * sizeof(act_t), room = parameter_count(net) * sizeof(real_t);
-    return !training || room / row > (size_t)net->maxT ? net->maxT : (int)(room / row);
 }
 
 // Sequences that make a chunk worth its while; depends on the shape alone, so every policy cuts at the same places.
 static int default_chunk(int T) { return (chunk_tokens + T - 1) / T; }
 
-// ---- the force F_k (2.5) and its adjoint
+// -------------------------------------------------------------------------------------------------
+// Part III: conversions. A pretrained baseline's weights in a recurrence near the one they were trained in
 
-// Force e of step k at cur, for `sequences` sequences of T tokens. It is a.force, plus a.attproj for a block.
-// past: 0, or the tokens before cur's one, whose qkv lie in front of a.qkv.
-static void force_forward(Model *m, int k, int e, const stream_t *cur, Internals a, int sequences, int T, int past) {
+static int converted(int mode) { return mode == RETROFIT || mode == BDIA; }
+
+static double default_step_size(int mode, int L) {
+    if (mode == MIDPOINT) return 0.25;
+    return mode == LEAPFROG ? 1 / sqrt(L) : 1;
+}
+static int default_grid(int mode) {
+    if (mode == BASELINE) return 0;
+    if (mode == MIDPOINT_A) return 23;
+    return converted(mode) ? 18 : 20;
+}
+
+// Makes net a network of this mode, with the mode's defaults.
+static void set_mode(Config *net, int mode) {
+    net->mode = mode;
+    net->h = (float)default_step_size(mode, net->L);
+    net->grid = default_grid(mode);
+    net->shift = mode == MIDPOINT_A || converted(mode) ? 4 : 0;
+    net->a[0] = converted(mode) ? -1 : 0;
+    net->K = mode == RETROFIT;
+    net->stem = converted(mode) ? smaller_of(2, net->L) : 0;
+}
+
+// ---- retrofit's estimates. Its force is F_k(p_k), and a times block k-1 at the last of p^_1 = p_k and
+// p^_{e+1} = p_k - f_{k-1}(p^_e) (4.7), e = 1 .. K+1. The step takes both terms one after the other.
+
+static int has_estimate(const Config *net, int k) { return net->mode == RETROFIT && k >= net->stem; }
+
+// How many times blocks are evaluated before step k's own force
+static int evaluations(const Config *net, int k) {
+    int with_estimates = k - net->stem;
+    if (net->mode != RETROFIT || with_estimates < 0) with_estimates = 0;
+    return layer_of(net, k) + with_estimates * (net->K + 1);
+}
+
+static size_t estimate_bytes(const Model *m, int k, size_t n, int kept) {
+    size_t K = (size_t)m->net.K, plane = round256(n * (size_t)m->net.C * sizeof(stream_t));
+    if (!has_estimate(&m->net, k)) return 0;
+    return (K + 1) * evaluation_bytes(m, BLOCK, n, kept) + K * plane;
+}
+
+// The e-th evaluation for step k's estimates of chunk c lies behind the step's own, if that is kept, or in its place. *p
+// is where it is taken; behind the last one are the estimates.
+static Chunk estimate_chunk(const Model *m, int k, int e, Chunk c, stream_t **p) {
     const Config *net = &m->net;
-    int C = net->C, n = sequences * T, parts = parts_of(net, k);
-    Tensors w = tensors_at(net, m->params, layer_of(net, k, e));
-    if (parts & ATTN) {  // A = Attn(LN1(p))
-        layernorm_forward(m->normed, cur, NULL, w.ln1w, w.ln1b, n, C, net->grid);
-        matmul_forward(a.qkv, m->normed, w.qkvw, w.qkvb, n, C, 3*C);
-        if (past) attention_query(a.atty, a.qkv - (size_t)past * 3 * (size_t)C, past, C, net->NH);
-        else attention_forward(a.atty, a.lse, a.qkv, sequences, T, C, net->NH);
-        matmul_forward(parts == BLOCK ? a.attproj : a.force, a.atty, w.attprojw, w.attprojb, n, C, C);
-    }
-    if (parts & MLP) {  // MLP(LN2(p + A)), or MLP(LN2(p))
-        layernorm_forward(m->normed, cur, a.attproj, w.ln2w, w.ln2b, n, C, net->grid);
-        matmul_gelu_forward(a.fch_gelu, a.fch, m->normed, w.fcw, w.fcb, n, C, 4*C);
-        matmul_forward(a.force, a.fch_gelu, w.fcprojw, w.fcprojb, n, 4*C, C);
-    }
+    int kept = keeps_internals(m, k);
+    size_t bytes = evaluation_bytes(m, BLOCK, c.count / (size_t)net->C, kept), plane = round256(c.count * sizeof **p);
+    char *first = c.internals + (size_t)kept * bytes;
+    *p = m->cur + c.at;
+    if (e > 1) *p = (stream_t *)(first + (size_t)(net->K + 1) * bytes + (size_t)(e - 2) * plane);
+    place_evaluation(m, &c, first + (size_t)(e - 1) * bytes, BLOCK, kept);
+    if (c.cache) c.cache += (size_t)e * (size_t)m->cache_tokens * cache_width(net);
+    return c;
 }
 
-// dcur += J_F(cur)^T dforce, and the gradients of the weights; m->dforce holds gamma * dloss/dnext.
-static void force_backward(Model *m, int k, int e, const stream_t *cur, Internals a, real_t *dcur, int sequences, int T) {
-    const Config *net = &m->net;
-    int C = net->C, n = sequences * T, parts = parts_of(net, k);
-    Tensors w = tensors_at(net, m->params, layer_of(net, k, e)), d = tensors_at(net, m->grads, layer_of(net, k, e));
-    if (parts & MLP) {
-        matmul_backward(m->wide, d.fcprojw, d.fcprojb, m->dforce, a.fch_gelu, w.fcprojw, a.fch, n, 4*C, C);
-        layernorm_forward(m->normed, cur, a.attproj, w.ln2w, w.ln2b, n, C, net->grid);
-        matmul_backward(m->out, d.fcw, d.fcb, m->wide, m->normed, w.fcw, NULL, n, C, 4*C);
-        // p + A feeds LN2: its gradient belongs to p and, in a block, to A, whose other use is the force itself
-        layernorm_backward(dcur, parts == BLOCK ? m->dforce : NULL, d.ln2w, d.ln2b, m->out, cur, a.attproj, w.ln2w,
-                           n, C, net->grid);
-    }
-    if (parts & ATTN) {
-        matmul_backward(m->out, d.attprojw, d.attprojb, m->dforce, a.atty, w.attprojw, NULL, n, C, C);
-        attention_backward(m->wide, m->out, a.qkv, a.atty, a.lse, sequences, T, C, net->NH);
-        layernorm_forward(m->normed, cur, NULL, w.ln1w, w.ln1b, n, C, net->grid);
-        matmul_backward(m->out, d.qkvw, d.qkvb, m->wide, m->normed, w.qkvw, NULL, n, C, 3*C);
-        layernorm_backward(dcur, NULL, d.ln1w, d.ln1b, m->out, cur, NULL, w.ln1w, n, C, net->grid);
-    }
-}
-
-// ---- forward: the recurrence
-
-static void swap_streams(Model *m) {
-    stream_t *s = m->prev;
-    m->prev = m->cur;
-    m->cur = s;
-}
-
-// The internals of force e of step k for the chunk of sequences from b: kept, or in the workspace.
-static Internals internals_of(Model *m, int k, int e, int b, int sequences) {
-    Internals a;
-    char *at = m->internals;
-    const Config *net = &m->net;
-    size_t n = (size_t)sequences * (size_t)m->T;
-    int first = steps(net) - m->kept_steps, kept = k >= first, force = kept && steps_back(m);
-    if (kept) {
-        at = m->kept_internals;
-        for (int j = first; j < k; j++) at += kept_bytes(m, j);
-        at += (size_t)(b / m->chunk) * step_internals(net, k, (size_t)m->chunk * (size_t)m->T, force);
-    }
-    for (int i = kept ? 0 : 1; i < e; i++) at += internals_at(NULL, NULL, net, k, i, n, force);
-    internals_at(&a, at, net, k, e, n, force);
-    if (!force) a.force = m->out;
-    return a;
-}
-
-// Where force e of step k is taken: at its input, or at an estimate of the one before. That is made here, p^ = p_k - f_{k-1}(p^) (4.7),
-// from force e - 1, the last that was evaluated.
-static const stream_t *estimate_place(Model *m, int k, int e, int b, int sequences, const stream_t *cur, Internals a, size_t count) {
+static void estimate_evaluate(Model *m, int k, Chunk c) {
     const Coefficients minus = {0, 1, 0, -1};
-    if (!a.estimate) return cur;
-    Internals before = internals_of(m, k, e - 1, b, sequences);
-    stream_step(a.estimate, cur, before.force, before.attproj, NULL, NULL, count, minus, m->net.grid, +1);
-    return a.estimate;
-}
-
-// What force e of step k does to next: force 0 comes with the recurrence's other terms, the last of more with the factor a.
-static Coefficients coefficients_of(const Config *net, int k, int e) {
-    Coefficients all = coefficients(net, k), last = {1, 0, 0, ldexp(all.alpha, -all.shift)};
-    return e ? last : all;
-}
-
-// Steps the chunk of sequences from b, count elements from `at`, on or back; forces between the first and the last make estimates alone.
-static void move_stream(Model *m, int k, int e, int b, size_t at, const stream_t *cur, Internals a, size_t count, int direction) {
-    if (e > 0 && e + 1 < forces(&m->net, k)) return;
-    stream_step(m->prev + at, cur, a.force, parts_of(&m->net, k) == BLOCK ? a.attproj : NULL, m->remainders ? m->remainders + at : NULL,
-                m->low && e == 0 && k >= m->net.stem ? m->low + low_at(m, k, b) : NULL, count, coefficients_of(&m->net, k, e), m->net.grid, direction);
-}
-
-// From m->inputs (B, T) to the last pair of streams. B and T may be smaller than the model's if no backward pass follows.
-// To generate, past is the number of tokens before, whose qkv the cache has; B is 1 then, and T is 1 if there are any.
-enum { NO_CACHE = -1 };
-static void forward(Model *m, int B, int T, int past) {
-    const Config *net = &m->net;
-    Tensors w = tensors_at(net, m->params, 0);
-    size_t C = (size_t)net->C, plane = (size_t)B * (size_t)T * C, before = past > 0 ? (size_t)past : 0;
-    if (past <= 0) layers_weights(m->params, m->weight_copy, parameter_count(net));
-    if (m->remainders) device_zero(m->remainders, plane * sizeof(uint16_t));
-    stream_embed(m->prev, m->cur, m->inputs, w.wte, w.wpe + before * C, B*T, T, net->C, net->grid);
-    for (int k = 0; k < steps(net); k++) {
-        if (m->kept_inputs && k < inputs_kept(m) && past < 0) device_copy(m->kept_inputs + (size_t)k * plane, m->cur, plane * sizeof(stream_t));
-        for (int b = 0; b < B; b += m->chunk) {
-            int sequences = smaller_of(m->chunk, B - b);
-            size_t at = (size_t)b * (size_t)T * C, count = (size_t)sequences * (size_t)T * C;
-            for (int e = 0; e < forces(net, k); e++) {
-                Internals a = internals_of(m, k, e, b, sequences);
-                if (past >= 0) a.qkv = m->cache + ((size_t)block_index(net, k, e) * (size_t)m->cache_tokens + before) * 3*C;
-                const stream_t *place = estimate_place(m, k, e, b, sequences, m->cur + at, a, count);
-                force_forward(m, k, e, place, a, sequences, T, (int)before);
-                move_stream(m, k, e, b, at, m->cur + at, a, count, +1);
-            }
-        }
-        swap_streams(m);
+    Chunk before = c;
+    for (int e = 1; e <= m->net.K + 1; e++) {
+        stream_t *p;
+        Chunk here = estimate_chunk(m, k, e, c, &p);
+        if (e > 1)
+            stream_step(p, m->cur + c.at, before.A, before.M, NULL, NULL, c.count, minus, m->net.grid, +1);
+        force_forward(m, k - 1, p, here);
+        before = here;
     }
 }
 
-// ---- reverse and adjoint
+// Adds the second term to the stream, or takes it off again.
+static void estimate_move(Model *m, int k, Chunk c, int direction) {
+    Coefficients by = coefficients(&m->net, k), add = {1, 0, 0, ldexp(by.alpha, -by.shift)};
+    stream_t *p;
+    Chunk last = estimate_chunk(m, k, m->net.K + 1, c, &p);
+    stream_step(m->prev + c.at, m->cur + c.at, last.A, last.M, NULL, NULL, c.count, add, m->net.grid, direction);
+}
 
-// Retrofit's further forces go back before force 0. With v_e = dloss/dp^ of the place where force e was taken,
-//     v_last = J^T (a B);     v_e = -J^T v_{e+1}, since p^_{e+1} = p_k - f_{k-1}(p^_e) (4.7);     A += every v
-static void estimates_back(Model *m, int k, int b, size_t at, const stream_t *cur, real_t *A, const real_t *B, int sequences, int again, int back) {
-    const Config *net = &m->net;
-    int last = forces(net, k) - 1;
-    size_t count = (size_t)sequences * (size_t)m->T * (size_t)net->C;
-    for (int e = 1; e <= last; e++) {
-        Internals a = internals_of(m, k, e, b, sequences);
-        if (again) {
-            const stream_t *place = estimate_place(m, k, e, b, sequences, cur, a, count);
-            force_forward(m, k, e, place, a, sequences, m->T, 0);
-        }
-        if (back) move_stream(m, k, e, b, at, cur, a, count, -1);
-    }
-    for (int e = last; e >= 1; e--) {
-        Internals a = internals_of(m, k, e, b, sequences);
-        scale_cast(m->dforce, e == last ? B : m->destimate, e == last ? coefficients_of(net, k, e).gamma : -1, count);
-        device_zero(m->destimate, count * sizeof(real_t));
-        force_backward(m, k, e, a.estimate ? a.estimate : cur, a, m->destimate, sequences, m->T);
-        adjoint_update(A, m->destimate, 1, 1, count);
+static void estimate_forward(Model *m, int k, Chunk c) {
+    estimate_evaluate(m, k, c);
+    estimate_move(m, k, c, +1);
+}
+
+// The second term goes back before F_k(p_k). With v_e = dloss/dp^_e,
+//     v_{K+1} = J^T (a B);     v_e = -J^T v_{e+1};     A += every v
+static void estimate_back(Model *m, int k, Chunk c) {
+    Coefficients by = coefficients(&m->net, k);
+    if (!keeps_internals(m, k)) estimate_evaluate(m, k, c);
+    if (steps_back(m)) estimate_move(m, k, c, -1);
+    scale_cast(m->dforce, m->dprev + c.at, ldexp(by.alpha, -by.shift), c.count);
+    for (int e = m->net.K + 1; e >= 1; e--) {
+        stream_t *p;
+        Chunk here = estimate_chunk(m, k, e, c, &p);
+        device_zero(m->destimate, c.count * sizeof(real_t));
+        force_backward(m, k - 1, p, m->destimate, here);
+        adjoint_update(m->dcur + c.at, m->destimate, 1, 1, c.count);
+        scale_cast(m->dforce, m->destimate, -1, c.count);
     }
 }
 
-// One step back: cur, prev = p_{k+1}, p_k become p_k, p_{k-1}, and dcur = dloss/dp_{k+1}, dprev = what is known so
-// far of dloss/dp_k likewise. With B = dloss/dp_{k+1} and A the other,
-//     p_{k-1} = (p_{k+1} - beta p_k - gamma F(p_k)) / alpha
-//     A += beta B + J_F(p_k)^T (gamma B);     B *= alpha
-// The F(p_k) of the first line, kept or computed again, is the one whose adjoint the second takes.
-static void step_back(Model *m, int k) {
-    const Config *net = &m->net;
-    int T = m->T, back = steps_back(m) && k + 1 >= net->stem, again = k < steps(net) - m->kept_steps;
-    size_t C = (size_t)net->C, plane = (size_t)m->B * (size_t)T * C;
-    Coefficients c = coefficients(net, k);
-    if (back) swap_streams(m);
-    real_t *A = m->dprev, *B = m->dcur;
-    m->dcur = A;
-    m->dprev = B;
-    for (int b = 0; b < m->B; b += m->chunk) {
-        int sequences = smaller_of(m->chunk, m->B - b);
-        size_t at = (size_t)b * (size_t)T * C, count = (size_t)sequences * (size_t)T * C;
-        const stream_t *cur = k < inputs_kept(m) ? m->kept_inputs + (size_t)k * plane + at : m->cur + at;
-        estimates_back(m, k, b, at, cur, A + at, B + at, sequences, again, back);
-        Internals a = internals_of(m, k, 0, b, sequences);
-        if (again) force_forward(m, k, 0, cur, a, sequences, T, 0);
-        if (back) move_stream(m, k, 0, b, at, cur, a, count, -1);
-        scale_cast(m->dforce, B + at, c.gamma, count);
-        force_backward(m, k, 0, cur, a, A + at, sequences, T);
-        // baseline's one plane is both A and B, so it already holds the term with beta = 1
-        if (net->mode != BASELINE) adjoint_update(A + at, B + at, ldexp(c.alpha, -c.shift), ldexp(c.beta, -c.shift), count);
-    }
+// ---- low bits: word b of 32 elements holds bit b of each, for every step with a factor n/2^m
+
+static size_t words_of_step(const Model *m, size_t sequences) {  // for so many sequences in one chunk
+    size_t count = sequences * (size_t)m->T * (size_t)m->net.C;
+    return (count + 31) / 32 * (size_t)m->net.shift;
 }
 
-// ---- head: loss, and the gradient at the end of the recurrence
+// How many words there are before step k's, for the chunk from sequence b on
+static size_t words_before(const Model *m, int k, int b) {
+    size_t whole = words_of_step(m, (size_t)m->chunk), rest = words_of_step(m, (size_t)(m->B % m->chunk));
+    size_t step = (size_t)(m->B / m->chunk) * whole + rest;
+    return (size_t)(k - m->net.stem) * step + (size_t)(b / m->chunk) * whole;
+}
+static size_t low_words(const Model *m) {
+    return converted(m->net.mode) && m->net.grid ? words_before(m, steps(&m->net), 0) : 0;
+}
+static uint32_t *low_bits(const Model *m, int k, Chunk c) {
+    if (!m->low || k < m->net.stem) return NULL;
+    return m->low + words_before(m, k, c.b);
+}
 
-// The teacher, its forward pass and its head, as another model in the same memory
+// ---- the teacher: what the network was before, another model in the same memory
+
+// beside a teacher's logits (n, Vp): to out (METRICS, stride) go each token's metrics. Then logits are overwritten by the
+// gradient of the divergence times scale, if scale is not 0
+void distillation(real_t *out, size_t stride, act_t *logits, const act_t *teacher, const int *targets, int n, int V,
+                  int Vp, int objective, double scale);
+
 static Model teacher_of(const Model *m) {
     Model t = *m;
-    t.net = baseline_of(&m->net);
-    t.memory = CHECKPOINT, t.kept_steps = 0;
-    t.kept_inputs = NULL, t.low = NULL, t.remainders = NULL;
-    t.params = m->teacher, t.weight_copy = m->teacher_copy;
+    set_mode(&t.net, BASELINE);
+    t.memory = CHECKPOINT;
+    t.kept_steps = 0;
+    t.kept_planes = NULL;
+    t.remainders = NULL;
+    t.low = NULL;
+    t.params = m->teacher;
+    t.weight_copy = m->teacher_copy;
     t.prev = t.cur = m->teacher_cur;
     t.logits = m->teacher_logits;
     return t;
 }
 
-// m->logits of n tokens from the i-th of the batch; n is at most head_chunk.
-static void head_logits(Model *m, int i, int n) {
-    const Config *net = &m->net;
-    Tensors w = tensors_at(net, m->params, 0);
-    layernorm_forward(m->head_normed, m->cur + (size_t)i * (size_t)net->C, NULL, w.lnfw, w.lnfb, n, net->C, net->grid);
-    matmul_forward(m->logits, m->head_normed, w.wte, NULL, n, net->C, net->Vp);  // (2.3), W tied to the embedding
+static void teacher_forward(const Model *m) {
+    Model teacher = teacher_of(m);
+    forward(&teacher);
 }
 
-// The mean over N tokens of what head holds of them.
-static double mean_of(const Model *m, enum Metric metric, int N) {
-    size_t bytes = (size_t)N * sizeof(real_t);
-    double total = 0;
-    real_t *values = (real_t *)malloc(bytes);
-    if (!values) die(STATUS_NUMBERS, "out of memory for the losses of %d tokens", N);
-    to_host(values, m->losses + (size_t)metric * (size_t)N, bytes);
-    for (int i = 0; i < N; i++) total += values[i];
-    free(values);
-    return total / N;
-}
-// The mean of what training makes small. Reading it waits for all that was asked for before: it is read last.
-static double objective_of(const Model *m) {
-    return mean_of(m, m->objective == CROSS_ENTROPY ? LOSS : DIVERGENCE, m->B * m->T);
+static void distill(Model *m, int i, int n, double scale) {
+    Model teacher = teacher_of(m);
+    double of_divergence = m->objective == CROSS_ENTROPY ? 0 : scale;
+    head_logits(&teacher, i, n);  // before ours, which is to be left in head_normed
+    head_logits(m, i, n);
+    distillation(m->losses + i, (size_t)m->B * (size_t)m->T, m->logits, m->teacher_logits, m->targets + i, n,
+                 m->net.V, m->net.Vp, m->objective, of_divergence);
+    if (m->objective == CROSS_ENTROPY)
+        classifier(m->losses + i, m->logits, m->targets + i, n, m->net.V, m->net.Vp, scale);
 }
 
-// Leaves the losses of (B, T) in m->losses. If scale is not 0, scale times the gradient of the objective's
-// sum is added to the gradients of the weights and to m->dcur. The teacher, if there is one, goes forward here,
-// in the same workspace.
-static void head(Model *m, int B, int T, double scale) {
-    const Config *net = &m->net;
-    int N = B*T, C = net->C, divergence = m->objective != CROSS_ENTROPY;
-    Tensors w = tensors_at(net, m->params, 0), d = tensors_at(net, m->grads, 0);
-    Model teacher;
-    if (m->has_teacher) {
-        teacher = teacher_of(m);
-        forward(&teacher, B, T, NO_CACHE);
-    }
-    for (int i = 0; i < N; i += m->head_chunk) {
-        int n = smaller_of(m->head_chunk, N - i);
-        const stream_t *cur = m->cur + (size_t)i * (size_t)C;
-        if (m->has_teacher) head_logits(&teacher, i, n);
-        head_logits(m, i, n);
-        if (m->has_teacher)
-            distillation(m->losses + i, (size_t)N, m->logits, m->teacher_logits, m->targets + i, n, net->V, net->Vp, m->objective, divergence ? scale : 0);
-        if (!divergence) classifier(m->losses + i, m->logits, m->targets + i, n, net->V, net->Vp, scale);
-        if (scale != 0) {
-            matmul_backward(m->head_dnormed, d.wte, NULL, m->logits, m->head_normed, w.wte, NULL, n, C, net->Vp);
-            layernorm_backward(m->dcur + (size_t)i * (size_t)C, NULL, d.lnfw, d.lnfb, m->head_dnormed, cur, NULL, w.lnfw,
-                               n, C, net->grid);
-        }
-    }
-}
+// -------------------------------------------------------------------------------------------------
+// Part IV: training
 
-// ---- back-propagation
+#ifndef DEFAULT_PRECISION
+#define DEFAULT_PRECISION "float32"
+#endif
+static const char *const mode_names[] = {"baseline", "midpoint", "midpoint-a", "leapfrog", "hamiltonian", "retrofit",
+                                         "bdia", NULL};
+static const char *const objective_names[] = {"cross-entropy", "kl", "kl-teacher", NULL};
+static const char *const precision_names[] = {"float32", "bf16", NULL};
 
-// How far the streams that have stepped back are from where they began, relative: both from the embedding, which is made again where
-// gradients were; or the first from the stem's last input, and the second from what the stem's last step makes of it.
-static double drift_of(Model *m) {
-    const Config *net = &m->net;
-    size_t N = (size_t)m->B * (size_t)m->T, count = N * (size_t)net->C;
-    Tensors w = tensors_at(net, m->params, 0);
-    stream_t *x = (stream_t *)m->dcur, *other = (stream_t *)m->dprev;
-    if (net->stem) x = m->kept_inputs + (size_t)(net->stem - 1) * count, other = NULL;
-    else stream_embed(x, other, m->inputs, w.wte, w.wpe, (int)N, m->T, net->C, net->grid);
-    double off = hypot(stream_distance(m->cur, x, m->remainders, count, net->grid), stream_distance(m->prev, other, NULL, count, net->grid));
-    return off == 0 ? 0 : off / fmax(sqrt(2) * stream_distance(x, NULL, NULL, count, net->grid), 1e-30);
-}
+void device_finish(void);          // waits until all that was asked for is done
+void to_device(void *dst, const void *src, size_t bytes);
+size_t device_peak_bytes(void);    // the most this process has held
+double device_flops(void);         // measured limit, FLOP/s of all cores
+double device_bandwidth(real_t *x, size_t count);  // measured limit, bytes/s read and written; x is overwritten
+int stream_take_fault(void);       // has a value been NaN or out of the grid's range? Forgets it.
+// matrix products of operands rounded to bf16 (a row or two may stay float32), or not; whether that can be had
+int layers_bf16(int on);
+// ends the program, and says why, where blocks of so many sequences or samples of so many tokens are too much
+void layers_check(int sequences, int C, int NH, int cache_tokens);
+void layers_order(void *order, const int *tokens, int n);  // makes what embed_backward asks of tokens in host memory
+double norm_squared(const real_t *x, size_t count);
+// one step of AdamW (t = 1, 2, ...) with the gradient times scale
+void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, double rate, double beta1, double beta2,
+           double decay, double scale, int t);
 
-// From the last pair of streams to the gradients of all weights, times weight. *drift: as drift_of has it, or NAN if no stream
-// stepped back. Returns the objective's mean.
-static double backward(Model *m, double weight, double *drift) {
-    const Config *net = &m->net;
-    int N = m->B * m->T;
-    size_t bytes = (size_t)N * (size_t)net->C * sizeof(real_t);
-    Tensors d = tensors_at(net, m->grads, 0);
-    device_zero(m->dcur, bytes);
-    head(m, m->B, m->T, weight / N);
-    if (net->mode != BASELINE) device_zero(m->dprev, bytes);
-    for (int k = steps(net) - 1; k >= 0; k--) step_back(m, k);
-    // both streams began as x: dx = dloss/dp_0 + what reached the step before it
-    embed_backward(d.wte, d.wpe, m->dcur, net->mode == BASELINE ? NULL : m->dprev, m->inputs, m->order,
-                   N, m->T, net->C);
-    *drift = steps_back(m) ? drift_of(m) : NAN;
-    return objective_of(m);
-}
-
-static double forward_backward(Model *m, double weight, double *drift) {
-    forward(m, m->B, m->T, NO_CACHE);
-    return backward(m, weight, drift);
+static double seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 // ---- optimizer
@@ -910,25 +1157,27 @@ static double forward_backward(Model *m, double weight, double *drift) {
 static double update(Model *m, double rate, double beta1, double beta2, double decay, int t) {
     size_t one[TENSORS], all[TENSORS], at = 0;
     double norm = sqrt(norm_squared(m->grads, tensor_sizes(&m->net, one, all)));
-    for (int i = 0; i < TENSORS && isfinite(norm); at += all[i++])
+    if (!isfinite(norm)) return norm;
+    for (int i = 0; i < TENSORS; at += all[i++])
         adamw(m->params + at, m->grads + at, m->m + at, m->v + at, all[i], rate, beta1, beta2,
               tensor_kinds[i].kind >= MATRIX ? decay : 0, norm > 1 ? 1 / norm : 1, t);
     return norm;
 }
 
-// Model flops a token, forward and backward with the head; causal attention counted as what it computes, its
-// backward pass with five products.
+// Model flops a token, forward and backward with the head
 static double flops_per_token(const Model *m) {
-    double C = m->net.C, block = 24 * C * C + 2 * C * m->T, head = 2 * C * m->net.Vp, teacher = m->has_teacher ? m->net.L * block + head : 0;
-    return (3 * block + C * m->T) * block_count(&m->net) + 3 * head + teacher;
+    const Config *net = &m->net;
+    double forward = block_flops(net, m->T, BLOCK, 0), back = block_flops(net, m->T, BLOCK, 1), head = head_flops(net);
+    double teacher = m->has_teacher ? net->L * forward + head : 0;
+    return (forward + back) * evaluations(net, steps(net)) + 3 * head + teacher;
 }
 
-// What running the blocks forward again adds, for those steps whose internals are not kept.
+// What evaluating blocks again adds, for those steps whose internals are not kept
 static double flops_again(const Model *m) {
-    double C = m->net.C, flops = 0;
+    double flops = 0;
     for (int k = 0; k < steps(&m->net) - m->kept_steps; k++) {
-        if (parts_of(&m->net, k) & ATTN) flops += forces(&m->net, k) * (8 * C * C + 2 * C * m->T);
-        if (parts_of(&m->net, k) & MLP) flops += forces(&m->net, k) * 16 * C * C;
+        int times = has_estimate(&m->net, k) ? m->net.K + 2 : 1;
+        flops += times * block_flops(&m->net, m->T, halves_of(&m->net, k), 0);
     }
     return flops;
 }
@@ -953,6 +1202,17 @@ static double random_uniform(uint64_t seed, uint64_t purpose, uint64_t i) {  // 
 static double random_normal(uint64_t seed, uint64_t purpose, uint64_t i) {  // Box-Muller
     double r = sqrt(-2 * log(1 - random_uniform(seed, purpose, 2*i)));
     return r * cos(6.283185307179586 * random_uniform(seed, purpose, 2*i + 1));
+}
+
+// Whether 16 bits hold the deepest stack of remainders that multiplying by a_0, a_1, ... can pile up in one element
+static int remainders_fit(const Config *net) {
+    uint64_t bound = 0;
+    for (int k = 0; k < net->L; k++) {
+        if (net->a[k] == 0 || net->a[k] < -255 || net->a[k] > 255) return 0;
+        bound = (16 * bound + 15) / (uint64_t)abs(net->a[k]);
+        if (bound >= 65536) return 0;
+    }
+    return 1;
 }
 
 // The a_k of midpoint-a (3.7), rounded to sixteenths, redrawn as a whole until their remainders fit.
@@ -1661,6 +1921,19 @@ static int draw_token(const float *logits, int V, double temperature, int top_k,
 
 typedef struct { double temperature; int top_k; uint64_t seed, series; } Sampler;  // another series, other draws
 
+// m for one sequence of T tokens after `past` others. In training the cache lies in the gradients: between two steps
+// nothing is there.
+static Model generator_of(const Model *m, int T, int past) {
+    Model g = *m;
+    g.B = 1;
+    g.T = T;
+    g.past = past;
+    g.kept_planes = NULL;
+    g.low = NULL;
+    if (m->training) g.cache = (act_t *)m->grads;
+    return g;
+}
+
 // Prints up to `length` tokens after the `given` ones of `prompt` (at least 1), each drawn from the network's distribution
 // after all before it, until an end of text. Returns how many. given + length is at most m->cache_tokens + 1.
 static int generate(Model *m, const Tokenizer *z, const int *prompt, int given, int length, Sampler s) {
@@ -1668,9 +1941,10 @@ static int generate(Model *m, const Tokenizer *z, const int *prompt, int given, 
     Character u = {{0}, 0, 0};
     int drawn = 0, token;
     to_device(m->inputs, prompt, (size_t)given * sizeof(int));
-    forward(m, 1, given, 0);
+    Model g = generator_of(m, given, 0);
+    forward(&g);
     for (; drawn < length; drawn++) {
-        head_logits(m, drawn ? 0 : given - 1, 1);
+        head_logits(&g, g.T - 1, 1);
         host_logits(m, 0, logits);
         double draw = random_uniform(s.seed, RANDOM_SAMPLES, s.series << 32 | (uint64_t)drawn);
         token = draw_token(logits, m->net.V, s.temperature, s.top_k, draw);
@@ -1678,7 +1952,8 @@ static int generate(Model *m, const Tokenizer *z, const int *prompt, int given, 
         print_token(z, &u, token);
         if (drawn + 1 == length) continue;
         to_device(m->inputs, &token, sizeof token);
-        forward(m, 1, 1, given + drawn);
+        g = generator_of(m, 1, given + drawn);
+        forward(&g);
     }
     print_byte(&u, -1);
     return drawn;
@@ -1991,7 +2266,7 @@ static void check_numbers(const Model *m, int step, double loss, double drift) {
     if (stream_take_fault())
         die(STATUS_NUMBERS, "step %d: a stream is NaN or left the grid's range of +-%g; a smaller --grid has more range%s", step,
             ldexp(1, 31 - m->net.grid), step > 1 ? ", a lower -l may not need it" : "");
-    if (m->has_teacher && !isfinite(mean_of(m, TEACHER_LOSS, m->B * m->T)))
+    if (m->has_teacher && !isfinite(mean_of(m, TEACHER_LOSS)))
         die(STATUS_NUMBERS, "step %d: the loss of the teacher, --distill %s, is not a finite number", step, opt.distill);
     if (!isfinite(loss)) die(STATUS_NUMBERS, "step %d: the loss is not a finite number; what was saved before stays", step);
     if (m->net.grid && drift > 0)
@@ -2011,9 +2286,9 @@ static double validate(Model *m, const Data *d, int batches, double means[METRIC
     memset(means, 0, METRICS * sizeof *means);
     for (int i = 0; i < batches; i++) {
         data_batch(d, m, (uint64_t)i, 0, 0);
-        forward(m, m->B, m->T, NO_CACHE);
-        head(m, m->B, m->T, 0);
-        for (int metric = LOSS; metric < (m->has_teacher ? METRICS : LOSS + 1); metric++) means[metric] += mean_of(m, (enum Metric)metric, m->B * m->T) / batches;
+        forward(m);
+        head(m, 0);
+        for (int metric = LOSS; metric < (m->has_teacher ? METRICS : LOSS + 1); metric++) means[metric] += mean_of(m, (enum Metric)metric) / batches;
     }
     m->objective = objective;
     return means[LOSS];
@@ -2119,8 +2394,8 @@ static int train(Model *m, const Data *data, const Data *val, const Tokenizer *z
         if (csv && fresh && (end || (opt.save_every && step > 0 && step % opt.save_every == 0))) {
             fsync(fileno(csv));  // the log must not be behind its checkpoint
             if (step > 0) {      // what does not compute is not worth a checkpoint, let alone an older one's place
-                forward(m, m->B, m->T, NO_CACHE);
-                head(m, m->B, m->T, 0);
+                forward(m);
+                head(m, 0);
                 check_numbers(m, step, objective_of(m), NAN);
             }
             save_checkpoint(m, opt.out, step, run, opt.keep);
@@ -2155,7 +2430,7 @@ static int infer(Model *m, const Data *data, const Data *val, const Tokenizer *z
     if (opt.logits[0]) {
         if (given) to_device(m->inputs, prompt, (size_t)given * sizeof(int));
         else data_batch(data, m, 0, 0, 0);
-        forward(m, m->B, m->T, NO_CACHE);
+        forward(m);
         check_numbers(m, 0, 0, NAN);
         save_logits(m, opt.logits);
         return finish();
@@ -2243,7 +2518,7 @@ static int choose_shape(Model *m, int given) {
     if (small && m->training && !m->net.grid && steps_back(m) && m->net.stem < m->net.L)
         die(STATUS_USAGE, "--stream float with --memory %s: a step back multiplies every rounding by %g; --stream fixed is exact, store and checkpoint take no steps back",
             memory_names[m->memory], ldexp(1, m->net.shift) / abs(m->net.a[0]));
-    if ((double)m->B * m->T * m->net.C * block_count(&m->net) > 0x1p55)  // with up to 64 bytes each the plan still fits 64 bits
+    if ((double)m->B * m->T * m->net.C * evaluations(&m->net, steps(&m->net)) > 0x1p55)  // with up to 64 bytes each the plan still fits 64 bits
         die(STATUS_USAGE, "-b %d times -t %d with %d layers of %d channels is more than any machine holds", m->B, m->T,
             m->net.L, m->net.C);
     m->chunk = smaller_of(opt.chunk ? opt.chunk : default_chunk(m->T), m->B);

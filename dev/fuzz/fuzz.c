@@ -425,7 +425,7 @@ static void fuzz_flags(const uint8_t *bytes, size_t size) {
     choose_teacher(&m);
     int accumulate = choose_shape(&m, given);
     may_end_with = STATUS_OK;
-    double N = (double)m.B * m.T, C = m.net.C, kept = m.training ? 4 * C * N * inputs_kept(&m) : 0;
+    double N = (double)m.B * m.T, C = m.net.C, kept = m.training ? 4 * C * N * (double)planes_before(&m, steps(&m.net)) : 0;
     if (m.T < 1 || m.T > m.net.maxT || N > 1 << 30 || m.chunk < 1 || m.chunk > m.B || m.head_chunk < 1 || m.head_chunk > N ||
         accumulate < 1 || m.cache_tokens > m.net.maxT || m.net.C % m.net.NH || (m.net.mode == BASELINE && m.net.grid)) fail("an impossible shape");
     if (m.memory == STORE && m.training) kept += N * steps(&m.net) * 4 * (m.net.mode == HAMILTONIAN ? 4 : 13) * C;
