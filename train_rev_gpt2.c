@@ -104,25 +104,29 @@ typedef struct {
 } Config;
 
 // alpha and beta of a step times 2^shift, so that they multiply integers exactly
-typedef struct { int alpha, beta, shift; double gamma; } Coefficients;
+typedef struct {
+    int alpha, beta, shift;
+    double gamma;
+} Coefficients;
 
-// The last two are conversions of a pretrained baseline, the same weights in another recurrence (Part III). They take the
-// true p_{k-1}, as (4.3) has it: with an estimate there, as (4.5) is printed, a step could not be undone. BDIA is Zhang,
-// Lewis & Kleijn, "On Exact Bit-level Reversible Transformers", 2024: (4.3) with f_k(p_k) for f_{k-1}(p_{k-1}).
+// The last two are conversions of a pretrained baseline, the same weights in another recurrence (Part III).
+// They take the true p_{k-1}, as (4.3) has it: with an estimate there, as (4.5) is printed, a step could not
+// be undone. BDIA is Zhang, Lewis & Kleijn, "On Exact Bit-level Reversible Transformers", 2024: (4.3) with
+// f_k for f_{k-1}.
 static Coefficients coefficients(const Config *net, int k) {
-    double h = net->h;
-    int one = 1 << net->shift, a = net->a[net->mode == MIDPOINT_A ? k : 0];
-    Coefficients c = {0, 1, 0, 1};  // baseline and stem (2.2): next = cur + F
-    switch (k < net->stem ? BASELINE : net->mode) {
-    case MIDPOINT:    c.alpha = 1;  c.beta = 0;                               c.gamma = 2 * h; break;  // (2.4)
-    case MIDPOINT_A:  c.alpha = a;  c.beta = one - a;  c.shift = net->shift;  c.gamma = h;     break;  // (3.6)
-    case LEAPFROG:    c.alpha = -1; c.beta = 2;                               c.gamma = h * h; break;  // (2.6)
-    case HAMILTONIAN: c.alpha = 1;  c.beta = 0;                               c.gamma = h;     break;  // (2.8)
-    case RETROFIT:    c.alpha = a;  c.beta = one - a;  c.shift = net->shift;                   break;  // (4.3)
-    case BDIA:        c.alpha = a;  c.beta = one - a;  c.shift = net->shift;
-                      c.gamma = 1 + ldexp(a, -c.shift); break;
-    }
-    return c;
+    double h = net->h, bdia = 1 + ldexp(net->a[0], -net->shift);
+    int shift = net->shift, one = 1 << shift, a = net->a[net->mode == MIDPOINT_A ? k : 0];
+    const Coefficients table[MODES] = {
+        // alpha   beta  shift  gamma
+        {      0,       1,     0,     1},  // baseline     (2.2)
+        {      1,       0,     0, 2 * h},  // midpoint     (2.4)
+        {      a, one - a, shift,     h},  // midpoint-a   (3.6)
+        {     -1,       2,     0, h * h},  // leapfrog     (2.6)
+        {      1,       0,     0,     h},  // hamiltonian  (2.8), (2.9)
+        {      a, one - a, shift,     1},  // retrofit     (4.3)
+        {      a, one - a, shift,  bdia},  // bdia
+    };
+    return table[k < net->stem ? BASELINE : net->mode];
 }
 
 // A step's force is the whole block (2.5), or in turn one of its halves: written out, the Hamiltonian network
@@ -135,38 +139,19 @@ static int halves_of(const Config *net, int k) {
     return k % 2 ? MLP : ATTN;
 }
 
-// ---- integer streams: the arithmetic that the layer functions of both twins share
-
-DEVICE static inline real_t real_rint(real_t x) { return (real_t)(sizeof x == 8 ? rint(x) : rintf((float)x)); }
-static inline real_t grid_unit(int grid) { return grid ? (real_t)ldexp(1, -grid) : 0; }  // 0: floating point
-DEVICE static inline real_t stream_value(stream_t s, real_t unit) {
-    return unit != 0 ? (real_t)s.fixed * unit : s.real;
-}
+// ---- integer streams: what the layer functions of both twins do to one element
 
 // A real number as a whole number of grid units; *bad is set where it is NaN or has no place in 32 bits.
 DEVICE static inline int64_t to_grid(real_t x, real_t per_unit, int *bad) {
-    real_t v = real_rint(x * per_unit);
-    int inside = (v > (real_t)-2147483648.0) & (v < (real_t)2147483648.0);  // no branch, so loops become vectors
+    real_t v = (real_t)(sizeof x == 8 ? rint(x * per_unit) : rintf((float)(x * per_unit)));
+    int inside = (v > (real_t)-0x1p31) & (v < (real_t)0x1p31);  // no branch, so that loops become vectors
     *bad |= !inside;
     return (int32_t)(inside ? v : 0);
 }
 
-DEVICE static inline stream_t embed_element(real_t x, real_t per_unit, int *bad) {
-    stream_t s;
-    memset(&s, 0, sizeof s);
-    if (per_unit != 0) s.fixed = (int32_t)to_grid(x, per_unit, bad);
-    else s.real = x;
-    return s;
-}
-
-// s * n/2^shift, rounded half up; and back again, given the low bits of s that a shift drops. Dividing as real numbers is
-// exact here, and is what vector units can do. A flipped bit may leave what n does not divide: the remainder is added, so
-// that the drift shows it.
-DEVICE static inline int64_t multiply(int64_t s, int n, int shift) { return (n * s + (1 << shift >> 1)) >> shift; }
-DEVICE static inline int64_t unmultiply(int64_t t, int n, int shift, uint32_t low) {
-    int64_t high = t - multiply((int64_t)low, n, shift);  // n times the higher bits
-    int64_t quotient = (int64_t)((double)high / n);
-    return quotient * (1 << shift) + low + (high - quotient * n);
+// s * n/2^shift, rounded half up
+DEVICE static inline int64_t multiply(int64_t s, int n, int shift) {
+    return (n * s + (1 << shift >> 1)) >> shift;
 }
 
 // s * n/16 for n > 0; the remainder goes on top of the stack of remainders *r, so nothing is lost
@@ -183,55 +168,54 @@ DEVICE static inline int64_t unmultiply_sixteenths(int64_t s, int n, uint16_t *r
     return quotient * 16 + (stack & 15);
 }
 
-// beta*cur + gamma*F as one integer, a function of cur alone: added in one direction, subtracted in the other.
+// beta*cur + gamma*F as one integer, a function of cur alone: added in one direction, subtracted in the
+// other.
 DEVICE static inline int64_t increment(int32_t cur, real_t force, Coefficients k, real_t gamma, int *bad) {
     return multiply(cur, k.beta, k.shift) + to_grid(force, gamma, bad);
 }
 
-// ---- the layer functions that this part calls: they alone touch device memory, for the CPU (Part VI) or a GPU (the twin).
-// n counts tokens; every output is the same bits for the same input, whatever the number of threads.
+// ---- the layer functions of this part, which alone touch device memory: a CPU's (Part VI), in the twin a GPU's.
+// n counts tokens. The same input gives the same bits, whatever the number of threads.
 
 void device_zero(void *p, size_t bytes);
 void device_copy(void *dst, const void *src, size_t bytes);
 void to_host(void *dst, const void *src, size_t bytes);
-// makes of weights that have changed a copy as products take them, where they take one
-void layers_weights(const param_t *params, void *copy, size_t count);
-// what a block's functions need for n tokens of C channels, products to OC or back, and attention with NH heads
-size_t layers_scratch_bytes(int n, int C, int OC, int NH);
+void layers_weights(const param_t *params, void *copy, size_t count);  // as products take them, if not so
+size_t layers_scratch_bytes(int n, int C, int OC, int NH);  // for products C to OC and back, and attention
 
 // both streams = wte[token] + wpe[t] (2.1); prev and cur (n, C), tokens (n)
 void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe,
                   int n, int T, int C, int grid);
-// s (count): prev becomes next (direction 1), or next becomes prev (-1); the force is f, or f + f2 if f2 is given. What
-// multiplying by alpha drops is kept in r (count), a stack of remainders for a whole pass, or else in low (low_words), a
-// step's own; low may be NULL if it need not be undone. With alpha = 0 it does not matter what s was, and -1 subtracts
-// what the step added: 0 is left if all is well.
-void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r, uint32_t *low,
-                 size_t count, Coefficients k, int grid, int direction);
-// the norm of x - y (count), in units of the grid; y may be NULL, for 0. 0 exactly if not a bit differs, and r, if
-// given, is zero
+// s (count): prev becomes next (direction 1), or next becomes prev (-1); the force is f, or f + f2 if f2 is
+// given. What multiplying by alpha drops is kept in r (count), a stack of remainders for a whole pass, or
+// else in low, a step's own; both NULL: it need not be undone. With alpha = 0, -1 leaves 0 if all is well.
+void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r,
+                 uint32_t *low, size_t count, Coefficients k, int grid, int direction);
+// the norm of x - y (count), or of x if y is NULL: 0 exactly if not a bit differs, and r, if given, is zero
 double stream_distance(const stream_t *x, const stream_t *y, const uint16_t *r, size_t count, int grid);
 // dwte (Vp, C), dwpe (maxT, C) += dx, the sum of d1 and d2 (n, C); d2 may be NULL; order: of the tokens
 void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens,
                     const void *order, int n, int T, int C);
 
 // out (n, OC) = inp (n, C) weight (OC, C)^T + bias (OC); bias may be NULL
-void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C, int OC);
+void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias,
+                    int n, int C, int OC);
 // the same into pre, and out = GELU(pre)
 void matmul_gelu_forward(act_t *out, act_t *pre, const act_t *inp, const param_t *weight, const param_t *bias,
                          int n, int C, int OC);
-// dinp (n, C) = dout (n, OC) weight, times GELU'(pre) if pre (n, C) is given; dweight, dbias += ; dbias may be NULL
+// dinp (n, C) = dout (n, OC) weight, times GELU'(pre) if pre is given; dweight, dbias += ; dbias may be NULL
 void matmul_backward(act_t *dinp, real_t *dweight, real_t *dbias, const act_t *dout, const act_t *inp,
                      const param_t *weight, const act_t *pre, int n, int C, int OC);
 
 // out (n, C) = LN(s + add) * weight + bias, straight from a stream; add may be NULL
-void layernorm_forward(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, const param_t *bias,
-                       int n, int C, int grid);
+void layernorm_forward(act_t *out, const stream_t *s, const act_t *add, const param_t *weight,
+                       const param_t *bias, int n, int C, int grid);
 // the gradient in s + add is added to ds (n, C), and to dadd if given; dweight, dbias (C) +=
-void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias, const act_t *dout, const stream_t *s,
-                        const act_t *add, const param_t *weight, int n, int C, int grid);
+void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias, const act_t *dout,
+                        const stream_t *s, const act_t *add, const param_t *weight, int n, int C, int grid);
 
-// causal attention in linear memory: out (B, T, C), qkv (B, T, 3C), lse (B, NH, T) = log of the softmax's denominator
+// causal attention in linear memory: out (B, T, C), qkv (B, T, 3C), lse (B, NH, T) = log of the softmax's
+// denominator
 void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH);
 void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse,
                         int B, int T, int C, int NH);
@@ -259,7 +243,6 @@ typedef struct {
     int kept_steps;         // the last steps, whose internals are kept
     int has_teacher;        // whether there is a baseline of the same shape to come near (Part III)
     int objective;          // enum Objective
-
     param_t *params;        // all tensors, one after the other
     void *weight_copy;      // what layers_weights makes of them
     real_t *grads, *m, *v;  // like params: gradients, and the moments of the optimizer
@@ -277,7 +260,7 @@ typedef struct {
     char *kept_internals;   // of the last steps, all chunks
     char *internals;        // of one chunk of the others
     act_t *normed;          // (n, C), a layernorm's output, n = chunk * T
-    act_t *out;             // (n, C), the force, or its MLP half, if it is not kept; going back, a gradient
+    act_t *out;             // (n, C), the last half's part of the force; going back, a gradient
     act_t *dforce;          // (n, C), gamma * dloss/dnext
     act_t *wide;            // (n, widest), gradients inside the block
     real_t *destimate;      // (n, C), the gradient in an estimate
@@ -285,51 +268,52 @@ typedef struct {
 
     act_t *head_normed, *head_dnormed;  // (head_chunk, C)
     act_t *logits;                      // (head_chunk, Vp), then their gradients
-    param_t *teacher;                   // its tensors
+    param_t *teacher;                   // like params
     void *teacher_copy;
     stream_t *teacher_cur;              // (B, T, C), its last state
     act_t *teacher_logits;              // (head_chunk, Vp)
 
-    act_t *cache;           // generating: keys and values of the tokens so far, for each evaluation of a block
-    int cache_tokens;       // how many tokens it has room for
+    act_t *cache;           // generating: (evaluations, cache_tokens, 3C), the tokens so far
+    int cache_tokens;       // how many it has room for
     int past;               // how many it holds, which stand before the inputs
     Buffer buffers[MAX_BUFFERS];  // every array above, as planned
     int buffer_count;
 } Model;
 
-// Some sequences of a batch, and where the force of a step is evaluated for them
+// Some sequences of a batch, and where a force is evaluated for them
 typedef struct {
     int b, sequences;  // the first, and how many
     size_t at, count;  // their first element in a plane, and how many elements
-    act_t *A, *M;      // (n, C), the force is their sum: attention's half and the MLP's, NULL if the step has none
-    char *internals;   // what else the block's backward pass needs of it
-    act_t *cache;      // its place in the model's cache, or NULL
-    int fresh;         // whether it has just been evaluated, so that m->normed is what its last half began with
+    act_t *A, *M;      // (n, C), attention's half of the force and the MLP's: their sum, or the one there is
+    char *internals;   // what else the block's backward pass needs
+    act_t *cache;      // their place in the model's cache, or NULL
+    int fresh;         // whether just evaluated: m->normed still is what the last half began with
 } Chunk;
 
-// ---- what forward and step_back ask of the other parts
+// ---- what the recurrence asks of other parts
 
-// the block, below: how many parameters it has; its embedding makes both streams x (2.1), and takes the gradients in both
+// The block, below. Its embedding makes both streams x (2.1), and takes the gradients in both.
 static size_t parameter_count(const Config *net);
 static void embed(const Model *m, stream_t *prev, stream_t *cur);
 static void embed_adjoint(const Model *m);
-// a half of layer l's block at p (n, C); its adjoint adds J^T m->dforce to dp, and to the gradients of the weights
+// A half of layer l's block at p (n, C); back, J^T m->dforce is added to dp, and to the gradients of the
+// weights.
 static void attention_half_forward(Model *m, int l, const stream_t *p, Chunk c);
 static void attention_half_backward(Model *m, int l, const stream_t *p, real_t *dp, Chunk c);
 static void mlp_half_forward(Model *m, int l, const stream_t *p, Chunk c);
 static void mlp_half_backward(Model *m, int l, const stream_t *p, real_t *dp, Chunk c);
 
-// memory, Part II
-static int steps_back(const Model *m);                  // whether the policy undoes steps, or keeps every plane
-static int keeps_internals(const Model *m, int k);      // or else step k's force is evaluated again on the way back
-static stream_t *kept_plane(const Model *m, int k);     // a copy of the plane that step k overwrites, or NULL
+// Memory, Part II
+static int steps_back(const Model *m);                // whether steps are undone; or else every plane is kept
+static stream_t *kept_plane(const Model *m, int k);   // the copy of what step k overwrites, NULL if none is
+static int keeps_internals(const Model *m, int k);    // or else step k's force is evaluated again, going back
 static void place_internals(const Model *m, int k, Chunk *c);  // sets A, M, internals and cache
 
-// conversions, Part III
-static int has_estimate(const Config *net, int k);      // whether step k's force has (4.7)'s term as well
-static void estimate_forward(Model *m, int k, Chunk c); // adds it to the stream
-static void estimate_back(Model *m, int k, Chunk c);    // takes it off again, and adds its adjoint
-static uint32_t *low_bits(const Model *m, int k, Chunk c);
+// Conversions, Part III
+static uint32_t *low_bits(const Model *m, int k, Chunk c);  // where step k's go, or NULL
+static int has_estimate(const Config *net, int k);          // whether F_k has a second term, (4.7)'s
+static void estimate_forward(Model *m, int k, Chunk c);     // adds it to the stream
+static void estimate_back(Model *m, int k, Chunk c);        // takes it off again, and adds its adjoint
 
 // ---- forward
 
@@ -354,7 +338,7 @@ static Chunk chunk_at(const Model *m, int k, int b) {
     return c;
 }
 
-// F_k(p), into c.A and c.M
+// F_k(p), to c.A and c.M
 static void force_forward(Model *m, int k, const stream_t *p, Chunk c) {
     int l = layer_of(&m->net, k), halves = halves_of(&m->net, k);
     if (halves & ATTN) attention_half_forward(m, l, p, c);
@@ -363,8 +347,12 @@ static void force_forward(Model *m, int k, const stream_t *p, Chunk c) {
 
 // Makes prev next (direction 1), or next prev again (-1).
 static void move_stream(Model *m, int k, Chunk c, int direction) {
-    const act_t *f = c.A ? c.A : c.M, *f2 = c.A ? c.M : NULL;
+    const act_t *f = c.A, *f2 = c.M;
     uint16_t *remainders = m->remainders ? m->remainders + c.at : NULL;
+    if (!f) {
+        f = c.M;
+        f2 = NULL;
+    }
     stream_step(m->prev + c.at, m->cur + c.at, f, f2, remainders, low_bits(m, k, c), c.count,
                 coefficients(&m->net, k), m->net.grid, direction);
 }
@@ -374,13 +362,13 @@ static void forward(Model *m) {
     size_t plane = plane_size(m);
     if (!m->past) layers_weights(m->params, m->weight_copy, parameter_count(&m->net));
     if (m->remainders) device_zero(m->remainders, plane * sizeof(uint16_t));
-    embed(m, m->prev, m->cur);                                  // p_{-1} = p_0 = x
+    embed(m, m->prev, m->cur);                                    // p_{-1} = p_0 = x
     for (int k = 0; k < steps(&m->net); k++) {
         stream_t *kept = kept_plane(m, k);
         if (kept) device_copy(kept, m->prev, plane * sizeof(stream_t));
         for (Chunk c = chunk_at(m, k, 0); c.sequences > 0; c = chunk_at(m, k, c.b + c.sequences)) {
-            force_forward(m, k, m->cur + c.at, c);              // F_k(p_k)
-            move_stream(m, k, c, +1);                           // p_{k+1}, where p_{k-1} was
+            force_forward(m, k, m->cur + c.at, c);                // F_k(p_k)
+            move_stream(m, k, c, +1);                             // p_{k+1}, where p_{k-1} was
             if (has_estimate(&m->net, k)) estimate_forward(m, k, c);
         }
         swap_streams(m);
@@ -393,12 +381,12 @@ static void forward(Model *m) {
 static void force_backward(Model *m, int k, const stream_t *p, real_t *dp, Chunk c) {
     int l = layer_of(&m->net, k), halves = halves_of(&m->net, k);
     if (halves & MLP) mlp_half_backward(m, l, p, dp, c);
-    if (halves == BLOCK) c.fresh = 0;  // m->normed was the MLP's
+    if (halves == BLOCK) c.fresh = 0;  // m->normed is the MLP's
     if (halves & ATTN) attention_half_backward(m, l, p, dp, c);
 }
 
-// p_{k-1} = (p_{k+1} - beta p_k - gamma F(p_k)) / alpha. With alpha = 0 the step forgot it: subtracting must leave 0, and
-// the plane comes back from where it was kept.
+// p_{k-1} = (p_{k+1} - beta p_k - gamma F(p_k)) / alpha. With alpha = 0 the step forgot it: subtracting must
+// leave 0, and the plane comes from where it was kept.
 static void undo_step(Model *m, int k, Chunk c) {
     stream_t *kept = kept_plane(m, k), *prev = m->prev + c.at;
     move_stream(m, k, c, -1);
@@ -407,14 +395,14 @@ static void undo_step(Model *m, int k, Chunk c) {
     device_copy(prev, kept + c.at, c.count * sizeof(stream_t));
 }
 
-// One step back: cur, prev = p_{k+1}, p_k become p_k, p_{k-1}, and dcur = B = dloss/dp_{k+1}, dprev = A = what is known
-// so far of dloss/dp_k, become dloss/dp_k and what is known of dloss/dp_{k-1}. The F(p_k) that undoes the step, kept or
-// evaluated again, is the one whose adjoint is taken.
+// One step back: cur, prev = p_{k+1}, p_k become p_k, p_{k-1}. With B = dloss/dp_{k+1} in dcur, and A = what
+// is known so far of dloss/dp_k in dprev, these become dloss/dp_k and what is known of dloss/dp_{k-1}. The
+// F(p_k) that undoes the step, kept or evaluated again, is the one whose adjoint is taken.
 static void step_back(Model *m, int k) {
     Coefficients by = coefficients(&m->net, k);
     double alpha = ldexp(by.alpha, -by.shift), beta = ldexp(by.beta, -by.shift);
-    stream_t *kept = kept_plane(m, k);
     real_t *A = m->dprev, *B = m->dcur;
+    stream_t *kept = kept_plane(m, k);
     m->dcur = A;
     m->dprev = B;
     swap_streams(m);
@@ -423,16 +411,16 @@ static void step_back(Model *m, int k) {
         const stream_t *p = m->cur + c.at;
         if (has_estimate(&m->net, k)) estimate_back(m, k, c);
         c.fresh = !keeps_internals(m, k);
-        if (c.fresh) force_forward(m, k, p, c);                 // F_k(p_k)
-        if (steps_back(m)) undo_step(m, k, c);                  // p_{k-1}
+        if (c.fresh) force_forward(m, k, p, c);                   // F_k(p_k)
+        if (steps_back(m)) undo_step(m, k, c);                    // p_{k-1}, where p_{k+1} was
         scale_cast(m->dforce, B + c.at, by.gamma, c.count);
-        force_backward(m, k, p, A + c.at, c);                   // A += J_F(p_k)^T (gamma B)
+        force_backward(m, k, p, A + c.at, c);                     // A += J_F(p_k)^T (gamma B)
         if (A != B) adjoint_update(A + c.at, B + c.at, alpha, beta, c.count);  // A += beta B;  B *= alpha
     }
 }
 
-// How far the streams have come back from x, which is made again where gradients were, relative to it: 0 to the bit, if
-// they are integers. With it counts what undoing steps with alpha = 0 left over.
+// How far the streams are from x, which is made again where gradients were, relative to it; and what was lost
+// of it where steps with alpha = 0 were undone. 0 to the bit, if they are integers.
 static double drift_of(const Model *m) {
     int grid = m->net.grid;
     size_t count = plane_size(m);
@@ -473,17 +461,14 @@ typedef struct {
 
 enum { TENSORS = 16 };
 enum { GAIN, BIAS, MATRIX, PROJECTION };  // a projection is a matrix that writes into the streams
-typedef struct {
-    const char *name;
-    int kind, stacked;  // stacked: over layers
-} TensorKind;
-static const TensorKind tensor_kinds[TENSORS] = {
+static const struct { const char *name; int kind, stacked; } tensor_kinds[TENSORS] = {  // stacked over layers
     {"wte", MATRIX, 0}, {"wpe", MATRIX, 0}, {"ln1w", GAIN, 1}, {"ln1b", BIAS, 1}, {"qkvw", MATRIX, 1},
-    {"qkvb", BIAS, 1}, {"attprojw", PROJECTION, 1}, {"attprojb", BIAS, 1}, {"ln2w", GAIN, 1}, {"ln2b", BIAS, 1},
-    {"fcw", MATRIX, 1}, {"fcb", BIAS, 1}, {"fcprojw", PROJECTION, 1}, {"fcprojb", BIAS, 1}, {"lnfw", GAIN, 0},
-    {"lnfb", BIAS, 0}};
+    {"qkvb", BIAS, 1}, {"attprojw", PROJECTION, 1}, {"attprojb", BIAS, 1}, {"ln2w", GAIN, 1},
+    {"ln2b", BIAS, 1}, {"fcw", MATRIX, 1}, {"fcb", BIAS, 1}, {"fcprojw", PROJECTION, 1}, {"fcprojb", BIAS, 1},
+    {"lnfw", GAIN, 0}, {"lnfb", BIAS, 0}};
 
-// The elements of each tensor in one layer, and in all that it is stacked over. Returns the number of parameters.
+// The elements of each tensor in one layer, and in all that it is stacked over. Returns the number of
+// parameters.
 static size_t tensor_sizes(const Config *net, size_t one[TENSORS], size_t all[TENSORS]) {
     size_t C = (size_t)net->C, Vp = (size_t)net->Vp, maxT = (size_t)net->maxT, total = 0;
     const size_t size[TENSORS] = {Vp*C, maxT*C, C, C, 3*C*C, 3*C, C*C, C, C, C, 4*C*C, 4*C, 4*C*C, C, C, C};
@@ -517,7 +502,8 @@ static Tensors tensors_at(const Config *net, param_t *buffer, int l) {
 
 // ---- the two halves, F(p) = A + M with A = Attn(LN1(p)), M = MLP(LN2(p + A)) (2.5)
 
-// What their backward pass needs besides p and A. The layernorms' outputs are not here: they come again from p.
+// What their backward pass needs besides p and A. The layernorms' outputs are not here: they come again from
+// p.
 typedef struct {
     act_t *qkv;       // (n, 3C)
     act_t *atty;      // (n, C), what the heads have gathered
@@ -530,8 +516,8 @@ enum { INTERNALS = 5 };
 // Their bytes one by one, for n tokens and the halves that a step has. Returns the sum.
 static size_t internals_bytes(const Config *net, int halves, size_t n, size_t bytes[INTERNALS]) {
     size_t row = n * (size_t)net->C * sizeof(act_t), heads = n * (size_t)net->NH * sizeof(real_t);
-    size_t attention = (halves & ATTN) != 0, mlp = (halves & MLP) != 0, total = 0;
-    const size_t exact[INTERNALS] = {attention * 3*row, attention * row, attention * heads, mlp * 4*row, mlp * 4*row};
+    size_t attn = (halves & ATTN) != 0, mlp = (halves & MLP) != 0, total = 0;
+    const size_t exact[INTERNALS] = {attn * 3*row, attn * row, attn * heads, mlp * 4*row, mlp * 4*row};
     for (int i = 0; i < INTERNALS; i++) total += bytes[i] = round256(exact[i]);
     return total;
 }
@@ -630,8 +616,8 @@ static void head_backward(Model *m, int i, int n) {
     const Tensors w = tensors_at(net, m->params, 0), d = tensors_at(net, m->grads, 0);
     size_t at = (size_t)i * (size_t)net->C;
     matmul_backward(m->head_dnormed, d.wte, NULL, m->logits, m->head_normed, w.wte, NULL, n, net->C, net->Vp);
-    layernorm_backward(m->dcur + at, NULL, d.lnfw, d.lnfb, m->head_dnormed, m->cur + at, NULL, w.lnfw, n, net->C,
-                       net->grid);
+    layernorm_backward(m->dcur + at, NULL, d.lnfw, d.lnfb, m->head_dnormed, m->cur + at, NULL, w.lnfw,
+                       n, net->C, net->grid);
 }
 
 // ---- what plans and figures ask
@@ -642,8 +628,8 @@ static size_t block_scratch_bytes(const Config *net, int n) {
     return layers_scratch_bytes(n, net->C, 4 * net->C, net->NH);
 }
 
-// Flops a token of the halves given, forward or back: a causal product of attention is C T / 2 multiply-adds, of which
-// there are two forward and five back.
+// Flops a token of the halves given, forward or back: a causal product of attention is C T / 2 multiply-adds,
+// of which there are two forward and five back.
 static double block_flops(const Config *net, int T, int halves, int back) {
     double C = net->C, products = 0, attention = 0;
     if (halves & ATTN) {
@@ -660,16 +646,17 @@ static double head_flops(const Config *net) { return 2.0 * net->C * net->Vp; }
 
 // ---- the head: loss, and the gradient at the end of the recurrence
 
-// What training makes small: cross-entropy with the next token, or a divergence from a teacher, KL(Y_rev, Y_fe) (4.6)
-// or KL(Y_fe, Y_rev)
+// What training makes small: cross-entropy with the next token, or a divergence from a teacher, KL(Y_rev,
+// Y_fe) (4.6) or KL(Y_fe, Y_rev)
 enum Objective { CROSS_ENTROPY, KL, KL_TEACHER };
 
-// What is measured of each token: cross-entropy, and beside a teacher its own, the divergence, and whether both find the
-// same token likeliest
+// What is measured of each token: cross-entropy, and beside a teacher its own, the divergence, and whether
+// both find the same token likeliest
 enum Metric { LOSS, TEACHER_LOSS, DIVERGENCE, AGREEMENT, METRICS };
 
 static void teacher_forward(const Model *m);                // Part III: to its last state
 static void distill(Model *m, int i, int n, double scale);  // Part III: in the place of cross_entropy
+static double objective_of(const Model *m);                 // Part IV: its mean over the batch
 
 // The losses of n tokens from the i-th on, and in m->logits the gradient of their sum times scale
 static void cross_entropy(Model *m, int i, int n, double scale) {
@@ -677,9 +664,9 @@ static void cross_entropy(Model *m, int i, int n, double scale) {
     classifier(m->losses + i, m->logits, m->targets + i, n, m->net.V, m->net.Vp, scale);
 }
 
-// Leaves what is measured of (B, T) in m->losses. If scale is not 0, scale times the gradient of the objective's sum is
-// added to the gradients of the weights and to m->dcur. The teacher, if there is one, goes forward here, in the same
-// workspace.
+// Leaves what is measured of (B, T) in m->losses. If scale is not 0, scale times the gradient of the
+// objective's sum is added to the gradients of the weights and to m->dcur. The teacher, if there is one, goes
+// forward here, in the same workspace.
 static void head(Model *m, double scale) {
     int N = m->B * m->T;
     if (m->has_teacher) teacher_forward(m);
@@ -691,26 +678,10 @@ static void head(Model *m, double scale) {
     }
 }
 
-// The mean of a metric over the batch's tokens. Reading it waits for all that was asked for before: it is read last.
-static double mean_of(const Model *m, enum Metric metric) {
-    size_t N = (size_t)m->B * (size_t)m->T;
-    real_t *values = (real_t *)malloc(N * sizeof(real_t));
-    double total = 0;
-    if (!values) die(STATUS_NUMBERS, "out of memory for the losses of %zu tokens", N);
-    to_host(values, m->losses + (size_t)metric * N, N * sizeof(real_t));
-    for (size_t i = 0; i < N; i++) total += values[i];
-    free(values);
-    return total / (double)N;
-}
-
-static double objective_of(const Model *m) {
-    return mean_of(m, m->objective == CROSS_ENTROPY ? LOSS : DIVERGENCE);
-}
-
 // ---- back-propagation
 
-// From the last pair of streams to the gradients of all weights, times weight. *drift: as drift_of has it, or NAN if no
-// stream stepped back. Returns the objective's mean.
+// From the last pair of streams to the gradients of all weights, times weight. *drift: as drift_of has it, or
+// NAN if no stream stepped back. Returns the objective's mean.
 static double backward(Model *m, double weight, double *drift) {
     size_t bytes = plane_size(m) * sizeof(real_t);
     device_zero(m->dcur, bytes);
@@ -729,15 +700,18 @@ static double forward_backward(Model *m, double weight, double *drift) {
 }
 
 // -------------------------------------------------------------------------------------------------
-// Part II: memory. Every buffer is planned first: what is printed and what is allocated both come from that list.
+// Part II: memory. Every buffer is planned first: what is printed and what is allocated both come from that
+// list.
 
 enum Memory { STORE, CHECKPOINT, REVERSE, AUTO };
-static const char *const memory_names[] = {"store", "checkpoint", "reverse", "auto", NULL};
 
 // The rows of --plan. The last two are sums: of the five before, and of all.
-enum { PARAMETERS, TEACHER, GRADIENTS, OPTIMIZER, DATA, STREAMS, KEPT, WORKSPACE, HEAD, ACTIVATIONS, TOTAL, ROWS };
-static const char *const row_names[ROWS] = {"parameters", "teacher", "gradients", "optimizer", "data", "streams",
-                                            "kept", "workspace", "head", "activations", "total"};
+enum {
+    PARAMETERS, TEACHER, GRADIENTS, OPTIMIZER, DATA, STREAMS, KEPT, WORKSPACE, HEAD, ACTIVATIONS, TOTAL, ROWS
+};
+static const char *const row_names[ROWS] = {
+    "parameters", "teacher", "gradients", "optimizer", "data", "streams", "kept", "workspace", "head",
+    "activations", "total"};
 
 extern const int chunk_tokens, head_chunk_tokens;  // default sizes of chunks: enough to fill the machine
 extern const size_t weight_copy_bytes;  // of a weight, for layers_weights; 0: products take it as it is
@@ -747,7 +721,8 @@ void device_free(void *p);
 size_t device_memory_bytes(void);       // what the device has in all, and this process may use
 void layers_begin(void *memory);        // scratch memory, as much as layers_scratch_bytes says at most
 
-// Part III: the bytes of a step's estimates, the words of all low bits, a forward pass's evaluations of blocks
+// Part III: the bytes of a step's estimates, the words of all low bits, a forward pass's evaluations of
+// blocks
 static size_t estimate_bytes(const Model *m, int k, size_t n, int kept);
 static size_t low_words(const Model *m);
 static int evaluations(const Config *net, int k);
@@ -756,7 +731,9 @@ static int steps_back(const Model *m) { return m->memory >= REVERSE; }
 
 // ---- planes: a step that is undone gives back the one it overwrote; elsewhere a copy is kept
 
-static int keeps_plane(const Model *m, int k) { return !steps_back(m) || coefficients(&m->net, k).alpha == 0; }
+static int keeps_plane(const Model *m, int k) {
+    return !steps_back(m) || coefficients(&m->net, k).alpha == 0;
+}
 
 static size_t planes_before(const Model *m, int k) {  // how many of the first k steps keep theirs
     size_t count = 0;
@@ -773,8 +750,8 @@ static stream_t *kept_plane(const Model *m, int k) {
 
 static int keeps_internals(const Model *m, int k) { return k >= steps(&m->net) - m->kept_steps; }
 
-// Of n tokens: the block's own; A, if the MLP reads it; and the last half's part of the force, where it is kept to undo
-// the step without evaluating it again
+// Of n tokens: the block's own; A, if the MLP reads it; and the last half's part of the force, where it is
+// kept to undo the step without evaluating it again
 static size_t evaluation_bytes(const Model *m, int halves, size_t n, int kept) {
     size_t each[INTERNALS], row = round256(n * (size_t)m->net.C * sizeof(act_t));
     size_t rows = (size_t)(halves == BLOCK) + (size_t)(kept && steps_back(m));
@@ -783,16 +760,19 @@ static size_t evaluation_bytes(const Model *m, int halves, size_t n, int kept) {
 
 // Lets the chunk's evaluation begin at `at`.
 static void place_evaluation(const Model *m, Chunk *c, char *at, int halves, int kept) {
-    size_t each[INTERNALS], C = (size_t)m->net.C, row = round256(c->count * sizeof(act_t));
-    act_t *last = m->out;
+    size_t each[INTERNALS], n = c->count / (size_t)m->net.C;
     c->internals = at;
-    at += internals_bytes(&m->net, halves, c->count / C, each);
-    if (kept && steps_back(m)) last = (act_t *)(halves == BLOCK ? at + row : at);
-    c->A = halves == BLOCK ? (act_t *)at : last;
-    c->M = last;
-    if (halves == ATTN) c->M = NULL;
+    at += internals_bytes(&m->net, halves, n, each);
+    c->A = (act_t *)at;
+    if (halves == BLOCK) at += round256(c->count * sizeof(act_t));
+    c->M = kept && steps_back(m) ? (act_t *)at : m->out;
     if (halves == MLP) c->A = NULL;
+    if (halves != ATTN) return;
+    c->A = c->M;
+    c->M = NULL;
 }
+
+static size_t cache_size(const Model *m) { return (size_t)m->cache_tokens * cache_width(&m->net); }
 
 static size_t step_bytes(const Model *m, int k, size_t n, int kept) {
     return evaluation_bytes(m, halves_of(&m->net, k), n, kept) + estimate_bytes(m, k, n, kept);
@@ -813,14 +793,7 @@ static void place_internals(const Model *m, int k, Chunk *c) {
         at += (size_t)(c->b / m->chunk) * step_bytes(m, k, (size_t)m->chunk * (size_t)m->T, 1);
     }
     place_evaluation(m, c, at, halves_of(net, k), kept);
-    if (m->cache) c->cache = m->cache + (size_t)evaluations(net, k) * (size_t)m->cache_tokens * cache_width(net);
-}
-
-// The most tokens that the cache can hold: in training, where samples are to need no memory, as many as fit in grads.
-static int most_cache_tokens(const Config *net, int training) {
-    size_t row = (size_t)evaluations(net, steps(net)) * cache_width(net) * sizeof(act_t);
-    size_t room = parameter_count(net) * sizeof(real_t) / row;
-    return !training || room > (size_t)net->maxT ? net->maxT : (int)room;
+    if (m->cache) c->cache = m->cache + (size_t)evaluations(net, k) * cache_size(m);
 }
 
 // ---- the plan
@@ -838,7 +811,7 @@ static size_t larger_of(size_t a, size_t b) { return a > b ? a : b; }
 // Writes down every buffer there will be.
 static void plan(Model *m) {
     const Config *net = &m->net;
-    size_t C = (size_t)net->C, N = (size_t)m->B * (size_t)m->T, P = parameter_count(net), Vp = (size_t)net->Vp;
+    size_t C = (size_t)net->C, Vp = (size_t)net->Vp, N = (size_t)m->B * (size_t)m->T, P = parameter_count(net);
     size_t n = (size_t)m->chunk * (size_t)m->T, H = (size_t)m->head_chunk, two = net->mode != BASELINE;
     size_t training = m->training != 0, teacher = m->has_teacher != 0, back = training && steps_back(m);
     int last = steps(net) - 1;  // its internals are the largest, where they differ
@@ -876,8 +849,8 @@ static void plan(Model *m) {
     add_buffer(m, WORKSPACE, &m->dforce, training * n*C, sizeof(act_t));
     add_buffer(m, WORKSPACE, &m->wide, training * n*widest(net), sizeof(act_t));
     if (net->mode == RETROFIT) add_buffer(m, WORKSPACE, &m->destimate, training * n*C, sizeof(real_t));
-    size_t cached = (size_t)evaluations(net, steps(net)) * (size_t)m->cache_tokens;
-    if (!training) add_buffer(m, WORKSPACE, &m->cache, cached * cache_width(net), sizeof(act_t));
+    size_t cached = (size_t)evaluations(net, steps(net)) * cache_size(m);
+    if (!training) add_buffer(m, WORKSPACE, &m->cache, cached, sizeof(act_t));
     size_t scratch = layers_scratch_bytes(m->head_chunk, net->C, net->Vp, 0);
     add_buffer(m, WORKSPACE, &m->scratch, larger_of(scratch, block_scratch_bytes(net, (int)n)), 1);
     add_buffer(m, HEAD, &m->head_normed, H*C, sizeof(act_t));
@@ -905,8 +878,8 @@ static double plan_keeping(Model *m, int kept_steps) {
     return (double)rows[TOTAL];
 }
 
-// The plan under AUTO: keeps the internals of as many of the last steps as `budget` bytes in all have room for. Returns
-// 0 if they have not even room for none, which is planned then.
+// The plan under AUTO: keeps the internals of as many of the last steps as `budget` bytes in all have room
+// for. Returns 0 if they have not even room for none, which is planned then.
 static int plan_within(Model *m, double budget) {
     int fits = 0, too_many = steps(&m->net);
     if (plan_keeping(m, too_many) <= budget) return 1;
@@ -943,19 +916,18 @@ static void model_alloc(Model *m) {
         enough = p != NULL;
     }
     if (!enough)
-        die(STATUS_NUMBERS, "out of memory: %.3f GiB are needed, the machine has %.3f; --plan shows for what, and a "
-            "smaller %s or -t needs less", (double)rows[TOTAL] / (1 << 30),
+        die(STATUS_NUMBERS, "out of memory: %.3f GiB are needed, the machine has %.3f; --plan shows for what, "
+            "and a smaller %s or -t needs less", (double)rows[TOTAL] / (1 << 30),
             (double)device_memory_bytes() / (1 << 30), m->memory == AUTO ? "--budget, -b" : "-b");
     if (m->net.mode == BASELINE) {
         m->prev = m->cur;
         m->dprev = m->dcur;
     }
-    if (m->training && m->net.mode != BASELINE) m->teacher_cur = (stream_t *)m->dprev;  // idle until the head is done
+    // dprev is idle until the head is done
+    if (m->training && m->net.mode != BASELINE) m->teacher_cur = (stream_t *)m->dprev;
     layers_begin(m->scratch);
 }
 
-// Sequences that make a chunk worth its while; depends on the shape alone, so every policy cuts at the same places.
-static int default_chunk(int T) { return (chunk_tokens + T - 1) / T; }
 
 // -------------------------------------------------------------------------------------------------
 // Part III: conversions. A pretrained baseline's weights in a recurrence near the one they were trained in
@@ -1001,17 +973,18 @@ static size_t estimate_bytes(const Model *m, int k, size_t n, int kept) {
     return (K + 1) * evaluation_bytes(m, BLOCK, n, kept) + K * plane;
 }
 
-// The e-th evaluation for step k's estimates of chunk c lies behind the step's own, if that is kept, or in its place. *p
-// is where it is taken; behind the last one are the estimates.
+// The e-th evaluation for step k's estimates of chunk c lies behind the step's own, if that is kept, or in
+// its place. *p is where it is taken; behind the last one are the estimates.
 static Chunk estimate_chunk(const Model *m, int k, int e, Chunk c, stream_t **p) {
     const Config *net = &m->net;
     int kept = keeps_internals(m, k);
-    size_t bytes = evaluation_bytes(m, BLOCK, c.count / (size_t)net->C, kept), plane = round256(c.count * sizeof **p);
+    size_t bytes = evaluation_bytes(m, BLOCK, c.count / (size_t)net->C, kept);
+    size_t plane = round256(c.count * sizeof(stream_t));
     char *first = c.internals + (size_t)kept * bytes;
     *p = m->cur + c.at;
     if (e > 1) *p = (stream_t *)(first + (size_t)(net->K + 1) * bytes + (size_t)(e - 2) * plane);
     place_evaluation(m, &c, first + (size_t)(e - 1) * bytes, BLOCK, kept);
-    if (c.cache) c.cache += (size_t)e * (size_t)m->cache_tokens * cache_width(net);
+    if (c.cache) c.cache += (size_t)e * cache_size(m);
     return c;
 }
 
@@ -1033,7 +1006,8 @@ static void estimate_move(Model *m, int k, Chunk c, int direction) {
     Coefficients by = coefficients(&m->net, k), add = {1, 0, 0, ldexp(by.alpha, -by.shift)};
     stream_t *p;
     Chunk last = estimate_chunk(m, k, m->net.K + 1, c, &p);
-    stream_step(m->prev + c.at, m->cur + c.at, last.A, last.M, NULL, NULL, c.count, add, m->net.grid, direction);
+    stream_step(m->prev + c.at, m->cur + c.at, last.A, last.M, NULL, NULL, c.count, add, m->net.grid,
+                direction);
 }
 
 static void estimate_forward(Model *m, int k, Chunk c) {
@@ -1058,7 +1032,15 @@ static void estimate_back(Model *m, int k, Chunk c) {
     }
 }
 
-// ---- low bits: word b of 32 elements holds bit b of each, for every step with a factor n/2^m
+// ---- low bits: what a step with alpha = n/2^shift drops; word b of 32 elements holds bit b of each
+
+// What multiply made t of, given its low bits. Dividing as real numbers is exact here, and is what vector units
+// can do. A flipped bit may leave what n does not divide: the remainder is added, so that the drift shows it.
+DEVICE static inline int64_t unmultiply(int64_t t, int n, int shift, uint32_t low) {
+    int64_t high = t - multiply((int64_t)low, n, shift);  // n times the higher bits
+    int64_t quotient = (int64_t)((double)high / n);
+    return quotient * (1 << shift) + low + (high - quotient * n);
+}
 
 static size_t words_of_step(const Model *m, size_t sequences) {  // for so many sequences in one chunk
     size_t count = sequences * (size_t)m->T * (size_t)m->net.C;
@@ -1081,10 +1063,10 @@ static uint32_t *low_bits(const Model *m, int k, Chunk c) {
 
 // ---- the teacher: what the network was before, another model in the same memory
 
-// beside a teacher's logits (n, Vp): to out (METRICS, stride) go each token's metrics. Then logits are overwritten by the
-// gradient of the divergence times scale, if scale is not 0
-void distillation(real_t *out, size_t stride, act_t *logits, const act_t *teacher, const int *targets, int n, int V,
-                  int Vp, int objective, double scale);
+// beside a teacher's logits (n, Vp): to out (METRICS, stride) go each token's metrics. Then logits are
+// overwritten by the gradient of the divergence times scale, if scale is not 0
+void distillation(real_t *out, size_t stride, act_t *logits, const act_t *teacher, const int *targets,
+                  int n, int V, int Vp, int objective, double scale);
 
 static Model teacher_of(const Model *m) {
     Model t = *m;
@@ -1123,8 +1105,9 @@ static void distill(Model *m, int i, int n, double scale) {
 #ifndef DEFAULT_PRECISION
 #define DEFAULT_PRECISION "float32"
 #endif
-static const char *const mode_names[] = {"baseline", "midpoint", "midpoint-a", "leapfrog", "hamiltonian", "retrofit",
-                                         "bdia", NULL};
+static const char *const mode_names[] = {
+    "baseline", "midpoint", "midpoint-a", "leapfrog", "hamiltonian", "retrofit", "bdia", NULL};
+static const char *const memory_names[] = {"store", "checkpoint", "reverse", "auto", NULL};
 static const char *const objective_names[] = {"cross-entropy", "kl", "kl-teacher", NULL};
 static const char *const precision_names[] = {"float32", "bf16", NULL};
 
@@ -1132,17 +1115,18 @@ void device_finish(void);          // waits until all that was asked for is done
 void to_device(void *dst, const void *src, size_t bytes);
 size_t device_peak_bytes(void);    // the most this process has held
 double device_flops(void);         // measured limit, FLOP/s of all cores
-double device_bandwidth(real_t *x, size_t count);  // measured limit, bytes/s read and written; x is overwritten
+double device_bandwidth(real_t *x, size_t count);  // measured limit, bytes/s read and written; x is changed
 int stream_take_fault(void);       // has a value been NaN or out of the grid's range? Forgets it.
-// matrix products of operands rounded to bf16 (a row or two may stay float32), or not; whether that can be had
+// matrix products of operands rounded to bf16 (a row or two may stay float32), or not; whether that can be
+// had
 int layers_bf16(int on);
 // ends the program, and says why, where blocks of so many sequences or samples of so many tokens are too much
 void layers_check(int sequences, int C, int NH, int cache_tokens);
-void layers_order(void *order, const int *tokens, int n);  // makes what embed_backward asks of tokens in host memory
+void layers_order(void *order, const int *tokens, int n);  // for embed_backward; tokens are in host memory
 double norm_squared(const real_t *x, size_t count);
 // one step of AdamW (t = 1, 2, ...) with the gradient times scale
-void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, double rate, double beta1, double beta2,
-           double decay, double scale, int t);
+void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, double rate, double beta1,
+           double beta2, double decay, double scale, int t);
 
 static double seconds(void) {
     struct timespec t;
@@ -1150,10 +1134,29 @@ static double seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+// ---- losses
+
+// The mean of a metric over the batch's tokens. Reading it waits for all that was asked for before: it is
+// read last.
+static double mean_of(const Model *m, enum Metric metric) {
+    size_t N = (size_t)m->B * (size_t)m->T;
+    real_t *values = (real_t *)malloc(N * sizeof(real_t));
+    double total = 0;
+    if (!values) die(STATUS_NUMBERS, "out of memory for the losses of %zu tokens", N);
+    to_host(values, m->losses + (size_t)metric * N, N * sizeof(real_t));
+    for (size_t i = 0; i < N; i++) total += values[i];
+    free(values);
+    return total / (double)N;
+}
+
+static double objective_of(const Model *m) {
+    return mean_of(m, m->objective == CROSS_ENTROPY ? LOSS : DIVERGENCE);
+}
+
 // ---- optimizer
 
-// Clips the gradient at norm 1 and takes one step of AdamW; matrices and embeddings decay, gains and biases do not.
-// Returns the norm before clipping; if that is not finite, nothing has been changed.
+// Clips the gradient at norm 1 and takes one step of AdamW; matrices and embeddings decay, gains and biases
+// do not. Returns the norm before clipping; if that is not finite, nothing has been changed.
 static double update(Model *m, double rate, double beta1, double beta2, double decay, int t) {
     size_t one[TENSORS], all[TENSORS], at = 0;
     double norm = sqrt(norm_squared(m->grads, tensor_sizes(&m->net, one, all)));
@@ -1167,8 +1170,8 @@ static double update(Model *m, double rate, double beta1, double beta2, double d
 // Model flops a token, forward and backward with the head
 static double flops_per_token(const Model *m) {
     const Config *net = &m->net;
-    double forward = block_flops(net, m->T, BLOCK, 0), back = block_flops(net, m->T, BLOCK, 1), head = head_flops(net);
-    double teacher = m->has_teacher ? net->L * forward + head : 0;
+    double forward = block_flops(net, m->T, BLOCK, 0), back = block_flops(net, m->T, BLOCK, 1);
+    double head = head_flops(net), teacher = m->has_teacher ? net->L * forward + head : 0;
     return (forward + back) * evaluations(net, steps(net)) + 3 * head + teacher;
 }
 
@@ -1921,6 +1924,14 @@ static int draw_token(const float *logits, int V, double temperature, int top_k,
 
 typedef struct { double temperature; int top_k; uint64_t seed, series; } Sampler;  // another series, other draws
 
+// The most tokens that the cache can hold: in training, where samples are to need no memory, as many as fit
+// in grads.
+static int most_cache_tokens(const Config *net, int training) {
+    size_t row = (size_t)evaluations(net, steps(net)) * cache_width(net) * sizeof(act_t);
+    size_t room = parameter_count(net) * sizeof(real_t) / row;
+    return !training || room > (size_t)net->maxT ? net->maxT : (int)room;
+}
+
 // m for one sequence of T tokens after `past` others. In training the cache lies in the gradients: between two steps
 // nothing is there.
 static Model generator_of(const Model *m, int T, int past) {
@@ -2496,6 +2507,10 @@ static void choose_teacher(Model *m) {
             opt.distill, t.maxT, t.V, t.Vp, t.L, t.NH, t.C, net.maxT, net.V, net.Vp, net.L, net.NH, net.C);
 }
 
+// Sequences that make a chunk worth its while; depends on the shape alone, so every policy cuts at the same
+// places.
+static int default_chunk(int T) { return (chunk_tokens + T - 1) / T; }
+
 // The sizes of a batch and its parts, from the flags; given: tokens of a prompt, or 0. Returns micro-batches a step.
 static int choose_shape(Model *m, int given) {
     int context = m->net.maxT;
@@ -2637,6 +2652,21 @@ int rev_gpt2_main(int argc, char **argv) {
 #ifndef REV_GPT2_NO_MAIN
 int main(int argc, char **argv) { return rev_gpt2_main(argc, argv); }
 #endif
+
+// ---- an element of a stream, as the layers of both twins read and make it
+
+static inline real_t grid_unit(int grid) { return grid ? (real_t)ldexp(1, -grid) : 0; }  // 0: floating point
+DEVICE static inline real_t stream_value(stream_t s, real_t unit) {
+    return unit != 0 ? (real_t)s.fixed * unit : s.real;
+}
+
+DEVICE static inline stream_t embed_element(real_t x, real_t per_unit, int *bad) {
+    stream_t s;
+    memset(&s, 0, sizeof s);
+    if (per_unit != 0) s.fixed = (int32_t)to_grid(x, per_unit, bad);
+    else s.real = x;
+    return s;
+}
 
 #ifndef REV_GPT2_OTHER_LAYERS
 // ==== layers for the CPU: from here to the end ======================================================
