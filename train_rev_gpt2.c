@@ -111,8 +111,7 @@ typedef struct {
 
 // The last two are conversions of a pretrained baseline, the same weights in another recurrence (Part III).
 // They take the true p_{k-1}, as (4.3) has it: with an estimate there, as (4.5) is printed, a step could not
-// be undone. BDIA is Zhang, Lewis & Kleijn, "On Exact Bit-level Reversible Transformers", 2024: (4.3) with
-// f_k for f_{k-1}.
+// be undone. BDIA: Zhang, Lewis & Kleijn, "On Exact Bit-level Reversible Transformers", 2024.
 static Coefficients coefficients(const Config *net, int k) {
     double h = net->h, bdia = 1 + ldexp(net->a[0], -net->shift);
     int shift = net->shift, one = 1 << shift, a = net->a[net->mode == MIDPOINT_A ? k : 0];
@@ -168,14 +167,13 @@ DEVICE static inline int64_t unmultiply_sixteenths(int64_t s, int n, uint16_t *r
     return quotient * 16 + (stack & 15);
 }
 
-// beta*cur + gamma*F as one integer, a function of cur alone: added in one direction, subtracted in the
-// other.
+// beta*cur + gamma*F as one integer, a function of cur alone: added going forward, subtracted going back
 DEVICE static inline int64_t increment(int32_t cur, real_t force, Coefficients k, real_t gamma, int *bad) {
     return multiply(cur, k.beta, k.shift) + to_grid(force, gamma, bad);
 }
 
-// ---- the layer functions of this part, which alone touch device memory: a CPU's (Part VI), in the twin a GPU's.
-// n counts tokens. The same input gives the same bits, whatever the number of threads.
+// ---- the layer functions of this part, which alone touch device memory: a CPU's (Part VI) or, in the twin, a
+// GPU's. n counts tokens. The same input gives the same bits, whatever the number of threads.
 
 void device_zero(void *p, size_t bytes);
 void device_copy(void *dst, const void *src, size_t bytes);
@@ -214,8 +212,7 @@ void layernorm_forward(act_t *out, const stream_t *s, const act_t *add, const pa
 void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias, const act_t *dout,
                         const stream_t *s, const act_t *add, const param_t *weight, int n, int C, int grid);
 
-// causal attention in linear memory: out (B, T, C), qkv (B, T, 3C), lse (B, NH, T) = log of the softmax's
-// denominator
+// causal attention in linear memory: out (B, T, C), qkv (B, T, 3C), lse (B, NH, T): log softmax's denominator
 void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH);
 void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse,
                         int B, int T, int C, int NH);
@@ -280,14 +277,14 @@ typedef struct {
     int buffer_count;
 } Model;
 
-// Some sequences of a batch, and where a force is evaluated for them
+// Some sequences of a batch, and where a force is evaluated for them: the sum of its halves, or the one it has
 typedef struct {
-    int b, sequences;  // the first, and how many
-    size_t at, count;  // their first element in a plane, and how many elements
-    act_t *A, *M;      // (n, C), attention's half of the force and the MLP's: their sum, or the one there is
-    char *internals;   // what else the block's backward pass needs
-    act_t *cache;      // their place in the model's cache, or NULL
-    int fresh;         // whether just evaluated: m->normed still is what the last half began with
+    int b, sequences;   // the first, and how many
+    size_t at, count;   // their first element in a plane, and how many elements
+    act_t *attn, *mlp;  // (n, C), the halves; NULL where the step has none
+    char *internals;    // what else the block's backward pass needs
+    act_t *cache;       // their place in the model's cache, or NULL
+    int fresh;          // whether just evaluated: m->normed still is what the last half began with
 } Chunk;
 
 // ---- what the recurrence asks of other parts
@@ -296,8 +293,7 @@ typedef struct {
 static size_t parameter_count(const Config *net);
 static void embed(const Model *m, stream_t *prev, stream_t *cur);
 static void embed_adjoint(const Model *m);
-// A half of layer l's block at p (n, C); back, J^T m->dforce is added to dp, and to the gradients of the
-// weights.
+// A half of layer l's block at p (n, C). Going back, J^T m->dforce is added to dp and the weights' gradients.
 static void attention_half_forward(Model *m, int l, const stream_t *p, Chunk c);
 static void attention_half_backward(Model *m, int l, const stream_t *p, real_t *dp, Chunk c);
 static void mlp_half_forward(Model *m, int l, const stream_t *p, Chunk c);
@@ -307,7 +303,7 @@ static void mlp_half_backward(Model *m, int l, const stream_t *p, real_t *dp, Ch
 static int steps_back(const Model *m);                // whether steps are undone; or else every plane is kept
 static stream_t *kept_plane(const Model *m, int k);   // the copy of what step k overwrites, NULL if none is
 static int keeps_internals(const Model *m, int k);    // or else step k's force is evaluated again, going back
-static void place_internals(const Model *m, int k, Chunk *c);  // sets A, M, internals and cache
+static void place_internals(const Model *m, int k, Chunk *c);  // sets attn, mlp, internals and cache
 
 // Conversions, Part III
 static uint32_t *low_bits(const Model *m, int k, Chunk c);  // where step k's go, or NULL
@@ -338,7 +334,7 @@ static Chunk chunk_at(const Model *m, int k, int b) {
     return c;
 }
 
-// F_k(p), to c.A and c.M
+// F_k(p), to c.attn and c.mlp
 static void force_forward(Model *m, int k, const stream_t *p, Chunk c) {
     int l = layer_of(&m->net, k), halves = halves_of(&m->net, k);
     if (halves & ATTN) attention_half_forward(m, l, p, c);
@@ -347,10 +343,10 @@ static void force_forward(Model *m, int k, const stream_t *p, Chunk c) {
 
 // Makes prev next (direction 1), or next prev again (-1).
 static void move_stream(Model *m, int k, Chunk c, int direction) {
-    const act_t *f = c.A, *f2 = c.M;
+    const act_t *f = c.attn, *f2 = c.mlp;
     uint16_t *remainders = m->remainders ? m->remainders + c.at : NULL;
     if (!f) {
-        f = c.M;
+        f = c.mlp;
         f2 = NULL;
     }
     stream_step(m->prev + c.at, m->cur + c.at, f, f2, remainders, low_bits(m, k, c), c.count,
@@ -399,8 +395,8 @@ static void undo_step(Model *m, int k, Chunk c) {
 // is known so far of dloss/dp_k in dprev, these become dloss/dp_k and what is known of dloss/dp_{k-1}. The
 // F(p_k) that undoes the step, kept or evaluated again, is the one whose adjoint is taken.
 static void step_back(Model *m, int k) {
-    Coefficients by = coefficients(&m->net, k);
-    double alpha = ldexp(by.alpha, -by.shift), beta = ldexp(by.beta, -by.shift);
+    Coefficients step = coefficients(&m->net, k);
+    double alpha = ldexp(step.alpha, -step.shift), beta = ldexp(step.beta, -step.shift);
     real_t *A = m->dprev, *B = m->dcur;
     stream_t *kept = kept_plane(m, k);
     m->dcur = A;
@@ -413,7 +409,7 @@ static void step_back(Model *m, int k) {
         c.fresh = !keeps_internals(m, k);
         if (c.fresh) force_forward(m, k, p, c);                   // F_k(p_k)
         if (steps_back(m)) undo_step(m, k, c);                    // p_{k-1}, where p_{k+1} was
-        scale_cast(m->dforce, B + c.at, by.gamma, c.count);
+        scale_cast(m->dforce, B + c.at, step.gamma, c.count);
         force_backward(m, k, p, A + c.at, c);                     // A += J_F(p_k)^T (gamma B)
         if (A != B) adjoint_update(A + c.at, B + c.at, alpha, beta, c.count);  // A += beta B;  B *= alpha
     }
@@ -527,8 +523,8 @@ static Internals internals_of(const Model *m, Chunk c) {
     char *at = c.internals;
     int halves = 0;
     Internals a;
-    if (c.A) halves |= ATTN;
-    if (c.M) halves |= MLP;
+    if (c.attn) halves |= ATTN;
+    if (c.mlp) halves |= MLP;
     internals_bytes(&m->net, halves, c.count / C, bytes);
     a.qkv = (act_t *)at;
     a.atty = (act_t *)(at += bytes[0]);
@@ -548,7 +544,7 @@ static void attention_half_forward(Model *m, int l, const stream_t *p, Chunk c) 
     matmul_forward(a.qkv, m->normed, w.qkvw, w.qkvb, n, C, 3*C);
     if (m->past) attention_query(a.atty, c.cache, m->past, C, NH);
     else attention_forward(a.atty, a.lse, a.qkv, c.sequences, T, C, NH);
-    matmul_forward(c.A, a.atty, w.attprojw, w.attprojb, n, C, C);
+    matmul_forward(c.attn, a.atty, w.attprojw, w.attprojb, n, C, C);
 }
 
 static void attention_half_backward(Model *m, int l, const stream_t *p, real_t *dp, Chunk c) {
@@ -569,9 +565,9 @@ static void mlp_half_forward(Model *m, int l, const stream_t *p, Chunk c) {
     const Tensors w = tensors_at(net, m->params, l);
     const Internals a = internals_of(m, c);
     int C = net->C, n = c.sequences * m->T;
-    layernorm_forward(m->normed, p, c.A, w.ln2w, w.ln2b, n, C, net->grid);
+    layernorm_forward(m->normed, p, c.attn, w.ln2w, w.ln2b, n, C, net->grid);
     matmul_gelu_forward(a.fch_gelu, a.fch, m->normed, w.fcw, w.fcb, n, C, 4*C);
-    matmul_forward(c.M, a.fch_gelu, w.fcprojw, w.fcprojb, n, 4*C, C);
+    matmul_forward(c.mlp, a.fch_gelu, w.fcprojw, w.fcprojb, n, 4*C, C);
 }
 
 // In a block, A is read by LN2 as well as being a part of the force: LN2's gradient is added to m->dforce.
@@ -580,11 +576,11 @@ static void mlp_half_backward(Model *m, int l, const stream_t *p, real_t *dp, Ch
     const Tensors w = tensors_at(net, m->params, l), d = tensors_at(net, m->grads, l);
     const Internals a = internals_of(m, c);
     int C = net->C, n = c.sequences * m->T;
-    act_t *dfch = m->wide, *dnormed = m->out, *dA = c.A ? m->dforce : NULL;
+    act_t *dfch = m->wide, *dnormed = m->out, *dA = c.attn ? m->dforce : NULL;
     matmul_backward(dfch, d.fcprojw, d.fcprojb, m->dforce, a.fch_gelu, w.fcprojw, a.fch, n, 4*C, C);
-    if (!c.fresh) layernorm_forward(m->normed, p, c.A, w.ln2w, w.ln2b, n, C, net->grid);
+    if (!c.fresh) layernorm_forward(m->normed, p, c.attn, w.ln2w, w.ln2b, n, C, net->grid);
     matmul_backward(dnormed, d.fcw, d.fcb, dfch, m->normed, w.fcw, NULL, n, C, 4*C);
-    layernorm_backward(dp, dA, d.ln2w, d.ln2b, dnormed, p, c.A, w.ln2w, n, C, net->grid);
+    layernorm_backward(dp, dA, d.ln2w, d.ln2b, dnormed, p, c.attn, w.ln2w, n, C, net->grid);
 }
 
 // ---- what stands before the first block, and behind the last
@@ -763,13 +759,13 @@ static void place_evaluation(const Model *m, Chunk *c, char *at, int halves, int
     size_t each[INTERNALS], n = c->count / (size_t)m->net.C;
     c->internals = at;
     at += internals_bytes(&m->net, halves, n, each);
-    c->A = (act_t *)at;
+    c->attn = (act_t *)at;
     if (halves == BLOCK) at += round256(c->count * sizeof(act_t));
-    c->M = kept && steps_back(m) ? (act_t *)at : m->out;
-    if (halves == MLP) c->A = NULL;
+    c->mlp = kept && steps_back(m) ? (act_t *)at : m->out;
+    if (halves == MLP) c->attn = NULL;
     if (halves != ATTN) return;
-    c->A = c->M;
-    c->M = NULL;
+    c->attn = c->mlp;
+    c->mlp = NULL;
 }
 
 static size_t cache_size(const Model *m) { return (size_t)m->cache_tokens * cache_width(&m->net); }
@@ -811,7 +807,7 @@ static size_t larger_of(size_t a, size_t b) { return a > b ? a : b; }
 // Writes down every buffer there will be.
 static void plan(Model *m) {
     const Config *net = &m->net;
-    size_t C = (size_t)net->C, Vp = (size_t)net->Vp, N = (size_t)m->B * (size_t)m->T, P = parameter_count(net);
+    size_t C = (size_t)net->C, N = (size_t)m->B * (size_t)m->T, P = parameter_count(net);
     size_t n = (size_t)m->chunk * (size_t)m->T, H = (size_t)m->head_chunk, two = net->mode != BASELINE;
     size_t training = m->training != 0, teacher = m->has_teacher != 0, back = training && steps_back(m);
     int last = steps(net) - 1;  // its internals are the largest, where they differ
@@ -855,8 +851,8 @@ static void plan(Model *m) {
     add_buffer(m, WORKSPACE, &m->scratch, larger_of(scratch, block_scratch_bytes(net, (int)n)), 1);
     add_buffer(m, HEAD, &m->head_normed, H*C, sizeof(act_t));
     add_buffer(m, HEAD, &m->head_dnormed, training * H*C, sizeof(act_t));
-    add_buffer(m, HEAD, &m->logits, H*Vp, sizeof(act_t));
-    add_buffer(m, HEAD, &m->teacher_logits, teacher * H*Vp, sizeof(act_t));
+    add_buffer(m, HEAD, &m->logits, H*(size_t)net->Vp, sizeof(act_t));
+    add_buffer(m, HEAD, &m->teacher_logits, teacher * H*(size_t)net->Vp, sizeof(act_t));
 }
 
 static void plan_rows(const Model *m, size_t rows[ROWS]) {
@@ -916,8 +912,8 @@ static void model_alloc(Model *m) {
         enough = p != NULL;
     }
     if (!enough)
-        die(STATUS_NUMBERS, "out of memory: %.3f GiB are needed, the machine has %.3f; --plan shows for what, "
-            "and a smaller %s or -t needs less", (double)rows[TOTAL] / (1 << 30),
+        die(STATUS_NUMBERS, "out of memory: %.3f GiB are needed, the machine has %.3f; --plan shows for "
+            "what, and a smaller %s or -t needs less", (double)rows[TOTAL] / (1 << 30),
             (double)device_memory_bytes() / (1 << 30), m->memory == AUTO ? "--budget, -b" : "-b");
     if (m->net.mode == BASELINE) {
         m->prev = m->cur;
@@ -990,12 +986,13 @@ static Chunk estimate_chunk(const Model *m, int k, int e, Chunk c, stream_t **p)
 
 static void estimate_evaluate(Model *m, int k, Chunk c) {
     const Coefficients minus = {0, 1, 0, -1};
+    int grid = m->net.grid;
     Chunk before = c;
     for (int e = 1; e <= m->net.K + 1; e++) {
         stream_t *p;
         Chunk here = estimate_chunk(m, k, e, c, &p);
         if (e > 1)
-            stream_step(p, m->cur + c.at, before.A, before.M, NULL, NULL, c.count, minus, m->net.grid, +1);
+            stream_step(p, m->cur + c.at, before.attn, before.mlp, NULL, NULL, c.count, minus, grid, +1);
         force_forward(m, k - 1, p, here);
         before = here;
     }
@@ -1003,10 +1000,10 @@ static void estimate_evaluate(Model *m, int k, Chunk c) {
 
 // Adds the second term to the stream, or takes it off again.
 static void estimate_move(Model *m, int k, Chunk c, int direction) {
-    Coefficients by = coefficients(&m->net, k), add = {1, 0, 0, ldexp(by.alpha, -by.shift)};
+    Coefficients step = coefficients(&m->net, k), add = {1, 0, 0, ldexp(step.alpha, -step.shift)};
     stream_t *p;
     Chunk last = estimate_chunk(m, k, m->net.K + 1, c, &p);
-    stream_step(m->prev + c.at, m->cur + c.at, last.A, last.M, NULL, NULL, c.count, add, m->net.grid,
+    stream_step(m->prev + c.at, m->cur + c.at, last.attn, last.mlp, NULL, NULL, c.count, add, m->net.grid,
                 direction);
 }
 
@@ -1018,10 +1015,10 @@ static void estimate_forward(Model *m, int k, Chunk c) {
 // The second term goes back before F_k(p_k). With v_e = dloss/dp^_e,
 //     v_{K+1} = J^T (a B);     v_e = -J^T v_{e+1};     A += every v
 static void estimate_back(Model *m, int k, Chunk c) {
-    Coefficients by = coefficients(&m->net, k);
+    Coefficients step = coefficients(&m->net, k);
     if (!keeps_internals(m, k)) estimate_evaluate(m, k, c);
     if (steps_back(m)) estimate_move(m, k, c, -1);
-    scale_cast(m->dforce, m->dprev + c.at, ldexp(by.alpha, -by.shift), c.count);
+    scale_cast(m->dforce, m->dprev + c.at, ldexp(step.alpha, -step.shift), c.count);
     for (int e = m->net.K + 1; e >= 1; e--) {
         stream_t *p;
         Chunk here = estimate_chunk(m, k, e, c, &p);
@@ -1034,8 +1031,8 @@ static void estimate_back(Model *m, int k, Chunk c) {
 
 // ---- low bits: what a step with alpha = n/2^shift drops; word b of 32 elements holds bit b of each
 
-// What multiply made t of, given its low bits. Dividing as real numbers is exact here, and is what vector units
-// can do. A flipped bit may leave what n does not divide: the remainder is added, so that the drift shows it.
+// What multiply made t of, given its low bits. Dividing as real numbers is exact here, and vectors can do it.
+// A flipped bit may leave what n does not divide: the remainder is added, so that the drift shows it.
 DEVICE static inline int64_t unmultiply(int64_t t, int n, int shift, uint32_t low) {
     int64_t high = t - multiply((int64_t)low, n, shift);  // n times the higher bits
     int64_t quotient = (int64_t)((double)high / n);
