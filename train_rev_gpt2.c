@@ -172,7 +172,7 @@ DEVICE static inline int64_t increment(int32_t cur, real_t force, Coefficients k
     return multiply(cur, k.beta, k.shift) + to_grid(force, gamma, bad);
 }
 
-// ---- the layer functions of this part, which alone touch device memory: a CPU's (Part VI) or, in the twin, a
+// ---- the layer functions of this part, which alone touch device memory: a CPU's (Part VI), or in the twin a
 // GPU's. n counts tokens. The same input gives the same bits, whatever the number of threads.
 
 void device_zero(void *p, size_t bytes);
@@ -277,7 +277,7 @@ typedef struct {
     int buffer_count;
 } Model;
 
-// Some sequences of a batch, and where a force is evaluated for them: the sum of its halves, or the one it has
+// Some sequences of a batch, and where a force is evaluated for them: it is the sum of its halves, or one
 typedef struct {
     int b, sequences;   // the first, and how many
     size_t at, count;   // their first element in a plane, and how many elements
