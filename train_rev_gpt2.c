@@ -280,6 +280,7 @@ typedef struct {
 // Some sequences of a batch, and where a force is evaluated for them: it is the sum of its halves, or one
 typedef struct {
     int b, sequences;   // the first, and how many
+    int n;              // their tokens
     size_t at, count;   // their first element in a plane, and how many elements
     act_t *attn, *mlp;  // (n, C), the halves; NULL where the step has none
     char *internals;    // what else the block's backward pass needs
@@ -330,6 +331,7 @@ static Chunk chunk_at(const Model *m, int k, int b) {
     c.sequences = smaller_of(m->chunk, m->B - b);
     c.at = (size_t)b * sequence;
     c.count = (size_t)c.sequences * sequence;
+    c.n = c.sequences * m->T;
     if (c.sequences > 0) place_internals(m, k, &c);
     return c;
 }
@@ -509,29 +511,34 @@ typedef struct {
 } Internals;
 enum { INTERNALS = 5 };
 
-// Their bytes one by one, for n tokens and the halves that a step has. Returns the sum.
+// Their bytes one by one, for n tokens and the halves that a step has. Returns the sum; bytes may be NULL.
 static size_t internals_bytes(const Config *net, int halves, size_t n, size_t bytes[INTERNALS]) {
     size_t row = n * (size_t)net->C * sizeof(act_t), heads = n * (size_t)net->NH * sizeof(real_t);
     size_t attn = (halves & ATTN) != 0, mlp = (halves & MLP) != 0, total = 0;
     const size_t exact[INTERNALS] = {attn * 3*row, attn * row, attn * heads, mlp * 4*row, mlp * 4*row};
-    for (int i = 0; i < INTERNALS; i++) total += bytes[i] = round256(exact[i]);
+    for (int i = 0; i < INTERNALS; i++) {
+        if (bytes) bytes[i] = round256(exact[i]);
+        total += round256(exact[i]);
+    }
     return total;
 }
 
+static size_t cache_width(const Config *net) { return 3 * (size_t)net->C; }  // qkv of a token
+
 static Internals internals_of(const Model *m, Chunk c) {
-    size_t bytes[INTERNALS], C = (size_t)m->net.C;
+    size_t bytes[INTERNALS];
     char *at = c.internals;
     int halves = 0;
     Internals a;
     if (c.attn) halves |= ATTN;
     if (c.mlp) halves |= MLP;
-    internals_bytes(&m->net, halves, c.count / C, bytes);
+    internals_bytes(&m->net, halves, (size_t)c.n, bytes);
     a.qkv = (act_t *)at;
     a.atty = (act_t *)(at += bytes[0]);
     a.lse = (real_t *)(at += bytes[1]);
     a.fch = (act_t *)(at += bytes[2]);
     a.fch_gelu = (act_t *)(at += bytes[3]);
-    if (c.cache) a.qkv = c.cache + (size_t)m->past * 3*C;
+    if (c.cache) a.qkv = c.cache + (size_t)m->past * cache_width(&m->net);
     return a;
 }
 
@@ -539,11 +546,11 @@ static void attention_half_forward(Model *m, int l, const stream_t *p, Chunk c) 
     const Config *net = &m->net;
     const Tensors w = tensors_at(net, m->params, l);
     const Internals a = internals_of(m, c);
-    int T = m->T, C = net->C, NH = net->NH, n = c.sequences * T;
+    int C = net->C, NH = net->NH, n = c.n;
     layernorm_forward(m->normed, p, NULL, w.ln1w, w.ln1b, n, C, net->grid);
     matmul_forward(a.qkv, m->normed, w.qkvw, w.qkvb, n, C, 3*C);
     if (m->past) attention_query(a.atty, c.cache, m->past, C, NH);
-    else attention_forward(a.atty, a.lse, a.qkv, c.sequences, T, C, NH);
+    else attention_forward(a.atty, a.lse, a.qkv, c.sequences, m->T, C, NH);
     matmul_forward(c.attn, a.atty, w.attprojw, w.attprojb, n, C, C);
 }
 
@@ -551,10 +558,10 @@ static void attention_half_backward(Model *m, int l, const stream_t *p, real_t *
     const Config *net = &m->net;
     const Tensors w = tensors_at(net, m->params, l), d = tensors_at(net, m->grads, l);
     const Internals a = internals_of(m, c);
-    int T = m->T, C = net->C, n = c.sequences * T;
+    int C = net->C, n = c.n;
     act_t *datty = m->out, *dqkv = m->wide, *dnormed = m->out;
     matmul_backward(datty, d.attprojw, d.attprojb, m->dforce, a.atty, w.attprojw, NULL, n, C, C);
-    attention_backward(dqkv, datty, a.qkv, a.atty, a.lse, c.sequences, T, C, net->NH);
+    attention_backward(dqkv, datty, a.qkv, a.atty, a.lse, c.sequences, m->T, C, net->NH);
     if (!c.fresh) layernorm_forward(m->normed, p, NULL, w.ln1w, w.ln1b, n, C, net->grid);
     matmul_backward(dnormed, d.qkvw, d.qkvb, dqkv, m->normed, w.qkvw, NULL, n, C, 3*C);
     layernorm_backward(dp, NULL, d.ln1w, d.ln1b, dnormed, p, NULL, w.ln1w, n, C, net->grid);
@@ -564,7 +571,7 @@ static void mlp_half_forward(Model *m, int l, const stream_t *p, Chunk c) {
     const Config *net = &m->net;
     const Tensors w = tensors_at(net, m->params, l);
     const Internals a = internals_of(m, c);
-    int C = net->C, n = c.sequences * m->T;
+    int C = net->C, n = c.n;
     layernorm_forward(m->normed, p, c.attn, w.ln2w, w.ln2b, n, C, net->grid);
     matmul_gelu_forward(a.fch_gelu, a.fch, m->normed, w.fcw, w.fcb, n, C, 4*C);
     matmul_forward(c.mlp, a.fch_gelu, w.fcprojw, w.fcprojb, n, 4*C, C);
@@ -575,7 +582,7 @@ static void mlp_half_backward(Model *m, int l, const stream_t *p, real_t *dp, Ch
     const Config *net = &m->net;
     const Tensors w = tensors_at(net, m->params, l), d = tensors_at(net, m->grads, l);
     const Internals a = internals_of(m, c);
-    int C = net->C, n = c.sequences * m->T;
+    int C = net->C, n = c.n;
     act_t *dfch = m->wide, *dnormed = m->out, *dA = c.attn ? m->dforce : NULL;
     matmul_backward(dfch, d.fcprojw, d.fcprojb, m->dforce, a.fch_gelu, w.fcprojw, a.fch, n, 4*C, C);
     if (!c.fresh) layernorm_forward(m->normed, p, c.attn, w.ln2w, w.ln2b, n, C, net->grid);
@@ -619,7 +626,6 @@ static void head_backward(Model *m, int i, int n) {
 // ---- what plans and figures ask
 
 static size_t widest(const Config *net) { return 4 * (size_t)net->C; }  // row of a gradient inside the block
-static size_t cache_width(const Config *net) { return 3 * (size_t)net->C; }  // of a token
 static size_t block_scratch_bytes(const Config *net, int n) {
     return layers_scratch_bytes(n, net->C, 4 * net->C, net->NH);
 }
@@ -696,8 +702,7 @@ static double forward_backward(Model *m, double weight, double *drift) {
 }
 
 // -------------------------------------------------------------------------------------------------
-// Part II: memory. Every buffer is planned first: what is printed and what is allocated both come from that
-// list.
+// Part II: memory. Every buffer is planned first: what is printed and what is allocated come from one list.
 
 enum Memory { STORE, CHECKPOINT, REVERSE, AUTO };
 
@@ -717,8 +722,7 @@ void device_free(void *p);
 size_t device_memory_bytes(void);       // what the device has in all, and this process may use
 void layers_begin(void *memory);        // scratch memory, as much as layers_scratch_bytes says at most
 
-// Part III: the bytes of a step's estimates, the words of all low bits, a forward pass's evaluations of
-// blocks
+// Part III: a step's estimates, all low bits, and how many blocks are evaluated before step k's own
 static size_t estimate_bytes(const Model *m, int k, size_t n, int kept);
 static size_t low_words(const Model *m);
 static int evaluations(const Config *net, int k);
@@ -749,16 +753,14 @@ static int keeps_internals(const Model *m, int k) { return k >= steps(&m->net) -
 // Of n tokens: the block's own; A, if the MLP reads it; and the last half's part of the force, where it is
 // kept to undo the step without evaluating it again
 static size_t evaluation_bytes(const Model *m, int halves, size_t n, int kept) {
-    size_t each[INTERNALS], row = round256(n * (size_t)m->net.C * sizeof(act_t));
     size_t rows = (size_t)(halves == BLOCK) + (size_t)(kept && steps_back(m));
-    return internals_bytes(&m->net, halves, n, each) + rows * row;
+    return internals_bytes(&m->net, halves, n, NULL) + rows * round256(n * (size_t)m->net.C * sizeof(act_t));
 }
 
 // Lets the chunk's evaluation begin at `at`.
 static void place_evaluation(const Model *m, Chunk *c, char *at, int halves, int kept) {
-    size_t each[INTERNALS], n = c->count / (size_t)m->net.C;
     c->internals = at;
-    at += internals_bytes(&m->net, halves, n, each);
+    at += internals_bytes(&m->net, halves, (size_t)c->n, NULL);
     c->attn = (act_t *)at;
     if (halves == BLOCK) at += round256(c->count * sizeof(act_t));
     c->mlp = kept && steps_back(m) ? (act_t *)at : m->out;
@@ -956,7 +958,6 @@ static void set_mode(Config *net, int mode) {
 
 static int has_estimate(const Config *net, int k) { return net->mode == RETROFIT && k >= net->stem; }
 
-// How many times blocks are evaluated before step k's own force
 static int evaluations(const Config *net, int k) {
     int with_estimates = k - net->stem;
     if (net->mode != RETROFIT || with_estimates < 0) with_estimates = 0;
@@ -974,7 +975,7 @@ static size_t estimate_bytes(const Model *m, int k, size_t n, int kept) {
 static Chunk estimate_chunk(const Model *m, int k, int e, Chunk c, stream_t **p) {
     const Config *net = &m->net;
     int kept = keeps_internals(m, k);
-    size_t bytes = evaluation_bytes(m, BLOCK, c.count / (size_t)net->C, kept);
+    size_t bytes = evaluation_bytes(m, BLOCK, (size_t)c.n, kept);
     size_t plane = round256(c.count * sizeof(stream_t));
     char *first = c.internals + (size_t)kept * bytes;
     *p = m->cur + c.at;
