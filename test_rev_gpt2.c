@@ -884,7 +884,7 @@ static void test_flipped_bit(void) {
             if (m.kept_planes) {  // steps with alpha = 0: what they made, what they overwrote, and what comes from there
                 forward(&m);
                 head(&m, 1.0 / (m.B * m.T));
-                m.lost = 0;
+                m.uncancelled = 0;
                 for (int k = steps(&m.net) - 1; k >= 0; k--) {
                     if (k == 0) flip(m.cur + 1234, bit);
                     step_back(&m, k);

@@ -9,13 +9,16 @@ two neighbouring states, as integrators of differential equations do:
 
     next = alpha_k * prev + beta_k * cur + gamma_k * F_k(cur);     prev = cur;     cur = next
 
-It can be solved for prev. The backward pass recomputes F_k(cur), steps the state back, and uses the
-internals of the same evaluation for the gradient: nothing is kept but the last two states.
+It can be solved for prev. The backward pass evaluates F_k(cur) again, steps the state back, and uses the
+internals of the same evaluation for the gradient: nothing is kept but the last two states, and it costs
+one more forward pass of the blocks.
 
 Exactly. Rounding would make the reconstructed state drift, so the streams (prev, cur) are integers on
-a grid 2^-n. What a step adds, beta*cur + gamma*F(cur), is rounded to one integer and depends on cur
-alone: subtracting it undoes adding it, bit for bit, at any depth, if F gives the same bits twice. So no
-sum in this file depends on the number of threads or on the memory policy.
+a grid 2^-n. What a step adds, beta*cur + gamma*F(cur), is made an integer and depends on cur alone:
+subtracting it undoes adding it, if F gives the same bits twice. So no sum in this file depends on the
+number of threads or on the memory policy. What is left is alpha*prev: where alpha is 1 or -1, a sign
+undoes it; where it is a fraction, the bits that the product drops are kept; where it is 0, as in the
+ordinary network, prev is forgotten, and a copy is kept. That way back is exact to the bit, at any depth.
 
 The file has six parts, each using those before it.
 
@@ -27,7 +30,8 @@ The file has six parts, each using those before it.
     VI   Layers         for the CPU; train_rev_gpt2.cu has them for the GPU
 
 Shapes are in comments: B sequences of T tokens, N = B*T, C channels, NH heads, L layers, V vocabulary,
-Vp = V padded to a multiple of 128. Whatever fails ends the program with one line and a status.
+Vp = V padded to a multiple of 128. A plane is one state of the whole batch, (B, T, C). Whatever fails
+ends the program with one line and a status.
 */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -51,7 +55,7 @@ Vp = V padded to a multiple of 128. Whatever fails ends the program with one lin
 #include <unistd.h>
 
 #ifndef REAL
-#define REAL float  // -DREAL=double: for checking gradients, with float streams
+#define REAL float  // -DREAL=double: for checking gradients, with floating-point streams
 #endif
 #ifndef ACT
 #define ACT REAL
@@ -90,6 +94,7 @@ static size_t round256(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 // ---- the networks: one recurrence, seven sets of coefficients
 
+// The order is that of mode_names (Part IV), and of model files: another network comes last.
 enum Mode { BASELINE, MIDPOINT, MIDPOINT_A, LEAPFROG, HAMILTONIAN, RETROFIT, BDIA, MODES };
 enum { MAX_A = 240 };
 
@@ -98,20 +103,15 @@ typedef struct {
     int mode;             // enum Mode
     float h;              // step size
     int grid;             // streams are integers on a grid 2^-grid; 0: floating point
-    int shift, a[MAX_A];  // midpoint-a: the a_k of (3.6) times 2^shift; conversions have one, a[0], odd
+    int shift, a[MAX_A];  // midpoint-a: the a_k of (3.6) times 2^shift; conversions: one a, in a[0]
     int K;                // retrofit: iterations of (4.7)
     int stem;             // conversions: how many steps at first stay the baseline's
 } Config;
 
-// alpha and beta of a step times 2^shift, so that they multiply integers exactly
-typedef struct {
-    int alpha, beta, shift;
-    double gamma;
-} Coefficients;
+// alpha and beta times 2^shift, so that integers are enough to multiply by them
+typedef struct { int alpha, beta, shift; double gamma; } Coefficients;
 
-// The last two are conversions of a pretrained baseline, the same weights in another recurrence (Part III).
-// They take the true p_{k-1}, as (4.3) has it: with an estimate there, as (4.5) is printed, a step could not
-// be undone. BDIA: Zhang, Lewis & Kleijn, "On Exact Bit-level Reversible Transformers", 2024.
+// Those of step k. The last two networks, and the stem, are conversions of a pretrained baseline (Part III).
 static Coefficients coefficients(const Config *net, int k) {
     double h = net->h, bdia = 1 + ldexp(net->a[0], -net->shift);
     int shift = net->shift, one = 1 << shift, a = net->a[net->mode == MIDPOINT_A ? k : 0];
@@ -129,7 +129,8 @@ static Coefficients coefficients(const Config *net, int k) {
 }
 
 // A step's force is the whole block (2.5), or in turn one of its halves: written out, the Hamiltonian network
-// q += Attn(LN1(p)), p += MLP(LN2(q)) (2.8), (2.9) is the midpoint recurrence at half a block a step.
+// q += h Attn(LN1(p)), p += h MLP(LN2(q)) (2.8), (2.9) is the midpoint recurrence at half a block a step,
+// with q and p in turn as prev and cur.
 enum { ATTN = 1, MLP = 2, BLOCK = 3 };
 static int steps(const Config *net) { return net->mode == HAMILTONIAN ? 2 * net->L : net->L; }
 static int layer_of(const Config *net, int k) { return net->mode == HAMILTONIAN ? k / 2 : k; }
@@ -140,9 +141,9 @@ static int halves_of(const Config *net, int k) {
 
 // ---- integer streams: what the layer functions of both twins do to one element
 
-// A real number as a whole number of grid units; *bad is set where it is NaN or has no place in 32 bits.
-DEVICE static inline int64_t to_grid(real_t x, real_t per_unit, int *bad) {
-    real_t v = (real_t)(sizeof x == 8 ? rint(x * per_unit) : rintf((float)(x * per_unit)));
+// x * scale as a whole number; *bad is set where it is NaN or has no place in 32 bits.
+DEVICE static inline int64_t to_grid(real_t x, real_t scale, int *bad) {
+    real_t v = (real_t)(sizeof x == 8 ? rint(x * scale) : rintf((float)(x * scale)));
     int inside = (v > (real_t)-0x1p31) & (v < (real_t)0x1p31);  // no branch, so that loops become vectors
     *bad |= !inside;
     return (int32_t)(inside ? v : 0);
@@ -153,23 +154,16 @@ DEVICE static inline int64_t multiply(int64_t s, int n, int shift) {
     return (n * s + (1 << shift >> 1)) >> shift;
 }
 
-// s * n/16 for n > 0; the remainder goes on top of the stack of remainders *r, so nothing is lost
-// (Maclaurin, Duvenaud & Adams 2015, section 3).
-DEVICE static inline int64_t multiply_sixteenths(int64_t s, int n, uint16_t *r) {
-    uint32_t stack = *r * 16u + (uint32_t)(s & 15);
-    *r = (uint16_t)(stack / (uint32_t)n);
-    return (s >> 4) * n + stack % (uint32_t)n;
-}
-DEVICE static inline int64_t unmultiply_sixteenths(int64_t s, int n, uint16_t *r) {
-    int64_t quotient = s / n - (s % n < 0), digit = s - quotient * n;
-    uint32_t stack = *r * (uint32_t)n + (uint32_t)digit;
-    *r = (uint16_t)(stack >> 4);
-    return quotient * 16 + (stack & 15);
+// beta*cur + gamma*F in units of the grid, a function of cur alone; gamma comes with the factor 2^grid.
+DEVICE static inline int64_t increment(int32_t cur, real_t force, Coefficients step, real_t gamma, int *bad) {
+    return multiply(cur, step.beta, step.shift) + to_grid(force, gamma, bad);
 }
 
-// beta*cur + gamma*F as one integer, a function of cur alone: added going forward, subtracted going back
-DEVICE static inline int64_t increment(int32_t cur, real_t force, Coefficients k, real_t gamma, int *bad) {
-    return multiply(cur, k.beta, k.shift) + to_grid(force, gamma, bad);
+// One element of a step with alpha = 1 or -1: s = alpha*s + add going forward (direction 1), and back (-1)
+// s = alpha*(s - add), the same s. With alpha = 0 the way back leaves s - add, which must be 0.
+DEVICE static inline int64_t step_element(int64_t s, int64_t add, int alpha, int direction) {
+    if (direction > 0) return alpha * s + add;
+    return alpha == -1 ? add - s : s - add;
 }
 
 // ---- the layer functions of this part, which alone touch device memory: a CPU's (Part VI), or in the twin a
@@ -178,20 +172,20 @@ DEVICE static inline int64_t increment(int32_t cur, real_t force, Coefficients k
 void device_zero(void *p, size_t bytes);
 void device_copy(void *dst, const void *src, size_t bytes);
 void to_host(void *dst, const void *src, size_t bytes);
-void layers_weights(const param_t *params, void *copy, size_t count);  // as products take them, if not so
+void layers_weights(const param_t *params, void *copy, size_t count);  // a copy for products, if wanted
 size_t layers_scratch_bytes(int n, int C, int OC, int NH);  // for products C to OC and back, and attention
 
 // both streams = wte[token] + wpe[t] (2.1); prev and cur (n, C), tokens (n)
 void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe,
                   int n, int T, int C, int grid);
-// s (count): prev becomes next (direction 1), or next becomes prev (-1); the force is f, or f + f2 if f2 is
-// given. What multiplying by alpha drops is kept in r (count), a stack of remainders for a whole pass, or
-// else in low, a step's own; both NULL: it need not be undone. With alpha = 0, -1 leaves 0 if all is well.
+// s (count): prev becomes next (direction 1), or next prev (-1); the force is f, or f + f2 if f2 is given.
+// What a fraction alpha drops goes to r (count), a stack for a whole pass, or to low, a step's own; both are
+// NULL where alpha is 1, 0 or -1, or where it will not be undone. To leave 32 bits is a fault.
 void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r,
                  uint32_t *low, size_t count, Coefficients k, int grid, int direction);
-// the norm of x - y (count), or of x if y is NULL: 0 exactly if not a bit differs, and r, if given, is zero
+// the norm of x - y (count), or of x if y is NULL; and of r, if given: 0 exactly if not a bit is set
 double stream_distance(const stream_t *x, const stream_t *y, const uint16_t *r, size_t count, int grid);
-// dwte (Vp, C), dwpe (maxT, C) += dx, the sum of d1 and d2 (n, C); d2 may be NULL; order: of the tokens
+// dwte (Vp, C), dwpe (maxT, C) += dx, the sum of d1 and d2 (n, C); d2 may be NULL; order: layers_order's
 void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens,
                     const void *order, int n, int T, int C);
 
@@ -212,7 +206,7 @@ void layernorm_forward(act_t *out, const stream_t *s, const act_t *add, const pa
 void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias, const act_t *dout,
                         const stream_t *s, const act_t *add, const param_t *weight, int n, int C, int grid);
 
-// causal attention in linear memory: out (B, T, C), qkv (B, T, 3C), lse (B, NH, T): log softmax's denominator
+// causal attention in linear memory: out (B, T, C), qkv (B, T, 3C), lse (B, NH, T): log of softmax's sum
 void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH);
 void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse,
                         int B, int T, int C, int NH);
@@ -220,13 +214,21 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
 void attention_query(act_t *out, const act_t *qkv, int t, int C, int NH);
 
 void scale_cast(act_t *out, const real_t *x, double scale, size_t count);  // out = scale * x
-// A += beta*B; B *= alpha: the linear part of the adjoint (count elements)
-void adjoint_update(real_t *A, real_t *B, double alpha, double beta, size_t count);
+// dp += beta * dnext; dnext *= alpha (count): what the adjoint of a step is besides the force's
+void adjoint_update(real_t *dp, real_t *dnext, double alpha, double beta, size_t count);
 
 // losses (n) from logits (n, Vp), which are overwritten: by their gradient times scale, if scale is not 0
 void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V, int Vp, double scale);
 
 // ---- a model, and a part of its batch
+
+// What is kept for the backward pass. Kept planes are copied back; where none is kept, the step is undone.
+enum Memory {
+    STORE,       // every plane, and the internals of every block: what its backward pass needs besides p
+    CHECKPOINT,  // every plane; blocks are evaluated again
+    REVERSE,     // the planes that steps with alpha = 0 overwrite; blocks are evaluated again
+    AUTO         // the same planes, and the internals of as many of the last steps as a budget allows
+};
 
 typedef struct { int row; void *at; size_t bytes; } Buffer;  // at: the pointer in Model that will hold it
 enum { MAX_BUFFERS = 32 };
@@ -234,9 +236,9 @@ enum { MAX_BUFFERS = 32 };
 typedef struct {
     Config net;
     int B, T;               // sequences of a batch, and tokens of each
-    int chunk, head_chunk;  // sequences a block, and tokens the head is evaluated for at a time
+    int chunk, head_chunk;  // sequences that a force, and tokens that the head is evaluated for at a time
     int training;           // whether there will be a backward pass
-    int memory;             // enum Memory: what is kept for it (Part II)
+    int memory;             // enum Memory
     int kept_steps;         // the last steps, whose internals are kept
     int has_teacher;        // whether there is a baseline of the same shape to come near (Part III)
     int objective;          // enum Objective
@@ -247,14 +249,14 @@ typedef struct {
     void *order;            // what layers_order makes of the inputs
     real_t *losses;         // (B, T), or with a teacher (METRICS, B, T)
 
-    stream_t *prev, *cur;   // (B, T, C); baseline has one plane, which is both
-    real_t *dprev, *dcur;   // (B, T, C), gradients in them
+    stream_t *prev, *cur;   // (B, T, C); baseline has one plane for both
+    real_t *dprev, *dcur;   // (B, T, C), gradients in them, likewise
     uint16_t *remainders;   // (B, T, C), what midpoint-a's multiplications drop
     uint32_t *low;          // low bits, what the conversions' multiplications drop
-    stream_t *kept_planes;  // (so many, B, T, C), those that steps overwrite for good
-    double lost;            // the norm of what was left where steps with alpha = 0 were undone
+    stream_t *kept_planes;  // (so many, B, T, C)
+    double uncancelled;     // the norm of what was left where steps with alpha = 0 were undone
 
-    char *kept_internals;   // of the last steps, all chunks
+    char *kept_internals;   // of the last steps, all chunks; with the force, if it is needed to undo them
     char *internals;        // of one chunk of the others
     act_t *normed;          // (n, C), a layernorm's output, n = chunk * T
     act_t *out;             // (n, C), the last half's part of the force; going back, a gradient
@@ -285,30 +287,32 @@ typedef struct {
     act_t *attn, *mlp;  // (n, C), the halves; NULL where the step has none
     char *internals;    // what else the block's backward pass needs
     act_t *cache;       // their place in the model's cache, or NULL
-    int fresh;          // whether just evaluated: m->normed still is what the last half began with
+    int fresh;          // whether just evaluated: m->normed still is the layernorm of the last half
 } Chunk;
 
 // ---- what the recurrence asks of other parts
 
-// The block, below. Its embedding makes both streams x (2.1), and takes the gradients in both.
+// The block, below. Both streams begin as its embedding x (2.1), to which both gradients go back.
 static size_t parameter_count(const Config *net);
 static void embed(const Model *m, stream_t *prev, stream_t *cur);
 static void embed_adjoint(const Model *m);
-// A half of layer l's block at p (n, C). Going back, J^T m->dforce is added to dp and the weights' gradients.
+// A half of layer l's block at p (n, C). Going back, J^T m->dforce is added to dp and the weights' gradients;
+// the MLP's half goes first, and adds to m->dforce what it knows of the other.
 static void attention_half_forward(Model *m, int l, const stream_t *p, Chunk c);
 static void attention_half_backward(Model *m, int l, const stream_t *p, real_t *dp, Chunk c);
 static void mlp_half_forward(Model *m, int l, const stream_t *p, Chunk c);
 static void mlp_half_backward(Model *m, int l, const stream_t *p, real_t *dp, Chunk c);
 
 // Memory, Part II
-static int steps_back(const Model *m);                // whether steps are undone; or else every plane is kept
-static stream_t *kept_plane(const Model *m, int k);   // the copy of what step k overwrites, NULL if none is
-static int keeps_internals(const Model *m, int k);    // or else step k's force is evaluated again, going back
+static int undoes_steps(const Model *m);             // REVERSE and AUTO: or else every plane is kept
+static stream_t *kept_plane(const Model *m, int k);  // the copy of what step k overwrites; NULL: none is kept
+static int keeps_internals(const Model *m, int k);   // or else step k's force is evaluated again, going back
 static void place_internals(const Model *m, int k, Chunk *c);  // sets attn, mlp, internals and cache
 
-// Conversions, Part III
-static uint32_t *low_bits(const Model *m, int k, Chunk c);  // where step k's go, or NULL
-static int has_estimate(const Config *net, int k);          // whether F_k has a second term, (4.7)'s
+// Conversions, Part III. Retrofit's force has a second term, a block at an estimate of p_{k-1} that is itself
+// made from p_k alone (4.7), so that it can be added and taken off like the first.
+static uint32_t *low_bits(const Model *m, int k, Chunk c);  // where step k keeps them, or NULL
+static int has_estimate(const Config *net, int k);          // whether step k's force has the second term
 static void estimate_forward(Model *m, int k, Chunk c);     // adds it to the stream
 static void estimate_back(Model *m, int k, Chunk c);        // takes it off again, and adds its adjoint
 
@@ -345,12 +349,9 @@ static void force_forward(Model *m, int k, const stream_t *p, Chunk c) {
 
 // Makes prev next (direction 1), or next prev again (-1).
 static void move_stream(Model *m, int k, Chunk c, int direction) {
-    const act_t *f = c.attn, *f2 = c.mlp;
+    const act_t *f = c.attn ? c.attn : c.mlp;
+    const act_t *f2 = c.attn ? c.mlp : NULL;
     uint16_t *remainders = m->remainders ? m->remainders + c.at : NULL;
-    if (!f) {
-        f = c.mlp;
-        f2 = NULL;
-    }
     stream_step(m->prev + c.at, m->cur + c.at, f, f2, remainders, low_bits(m, k, c), c.count,
                 coefficients(&m->net, k), m->net.grid, direction);
 }
@@ -383,42 +384,49 @@ static void force_backward(Model *m, int k, const stream_t *p, real_t *dp, Chunk
     if (halves & ATTN) attention_half_backward(m, l, p, dp, c);
 }
 
-// p_{k-1} = (p_{k+1} - beta p_k - gamma F(p_k)) / alpha. With alpha = 0 the step forgot it: subtracting must
-// leave 0, and the plane comes from where it was kept.
+// p_{k-1} = (p_{k+1} - beta p_k - gamma F(p_k)) / alpha. Where alpha = 0 this leaves p_{k+1} less what the
+// step added: it must cancel, and the plane that the step forgot is copied back.
 static void undo_step(Model *m, int k, Chunk c) {
     stream_t *kept = kept_plane(m, k), *prev = m->prev + c.at;
     move_stream(m, k, c, -1);
     if (!kept) return;
-    m->lost = hypot(m->lost, stream_distance(prev, NULL, NULL, c.count, m->net.grid));
+    m->uncancelled = hypot(m->uncancelled, stream_distance(prev, NULL, NULL, c.count, m->net.grid));
     device_copy(prev, kept + c.at, c.count * sizeof(stream_t));
 }
 
-// One step back: cur, prev = p_{k+1}, p_k become p_k, p_{k-1}. With B = dloss/dp_{k+1} in dcur, and A = what
-// is known so far of dloss/dp_k in dprev, these become dloss/dp_k and what is known of dloss/dp_{k-1}. The
-// F(p_k) that undoes the step, kept or evaluated again, is the one whose adjoint is taken.
+// One step back. From p_{k+1} = alpha p_{k-1} + beta p_k + gamma F(p_k), with dp_{k+1} for dloss/dp_{k+1},
+//
+//     dp_k += beta dp_{k+1} + J_F(p_k)^T (gamma dp_{k+1});    dp_{k-1}, as far as it is known = alpha dp_{k+1}
+//
+//     before:  cur = p_{k+1}, prev = p_k;    dcur = dp_{k+1}, dprev = as far as known dp_k
+//     after:   cur = p_k, prev = p_{k-1};    dcur = dp_k, dprev = as far as known dp_{k-1}
+//
+// The F(p_k) that undoes the step, kept or evaluated again, is the one whose adjoint is taken.
 static void step_back(Model *m, int k) {
     Coefficients step = coefficients(&m->net, k);
     double alpha = ldexp(step.alpha, -step.shift), beta = ldexp(step.beta, -step.shift);
-    real_t *A = m->dprev, *B = m->dcur;
+    real_t *dp = m->dprev, *dnext = m->dcur;
     stream_t *kept = kept_plane(m, k);
-    m->dcur = A;
-    m->dprev = B;
+    m->dcur = dp;
+    m->dprev = dnext;
     swap_streams(m);
-    if (kept && !steps_back(m)) device_copy(m->prev, kept, plane_size(m) * sizeof(stream_t));
+    if (kept && !undoes_steps(m)) device_copy(m->prev, kept, plane_size(m) * sizeof(stream_t));
     for (Chunk c = chunk_at(m, k, 0); c.sequences > 0; c = chunk_at(m, k, c.b + c.sequences)) {
         const stream_t *p = m->cur + c.at;
         if (has_estimate(&m->net, k)) estimate_back(m, k, c);
         c.fresh = !keeps_internals(m, k);
-        if (c.fresh) force_forward(m, k, p, c);                   // F_k(p_k)
-        if (steps_back(m)) undo_step(m, k, c);                    // p_{k-1}, where p_{k+1} was
-        scale_cast(m->dforce, B + c.at, step.gamma, c.count);
-        force_backward(m, k, p, A + c.at, c);                     // A += J_F(p_k)^T (gamma B)
-        if (A != B) adjoint_update(A + c.at, B + c.at, alpha, beta, c.count);  // A += beta B;  B *= alpha
+        if (c.fresh) force_forward(m, k, p, c);                   // F(p_k)
+        if (undoes_steps(m)) undo_step(m, k, c);                  // p_{k-1}; then gradients may overwrite F
+        scale_cast(m->dforce, dnext + c.at, step.gamma, c.count);
+        force_backward(m, k, p, dp + c.at, c);                    // dp += J_F(p)^T (gamma dnext)
+        if (dp == dnext) continue;                                // baseline: this is it, with beta = 1
+        adjoint_update(dp + c.at, dnext + c.at, alpha, beta, c.count);  // dp += beta dnext; dnext *= alpha
     }
 }
 
-// How far the streams are from x, which is made again where gradients were, relative to it; and what was lost
-// of it where steps with alpha = 0 were undone. 0 to the bit, if they are integers.
+// 0 exactly, for integers, if the way back has ended where the way forward began: both streams are x again,
+// no remainder is left, and every step with alpha = 0 cancelled. Or else the norm of all that is off,
+// relative to x, which is made again where gradients were.
 static double drift_of(const Model *m) {
     int grid = m->net.grid;
     size_t count = plane_size(m);
@@ -426,13 +434,13 @@ static double drift_of(const Model *m) {
     embed(m, x, x);
     double cur = stream_distance(m->cur, x, m->remainders, count, grid);
     double prev = stream_distance(m->prev, x, NULL, count, grid);
-    double off = hypot(hypot(cur, prev), m->lost);
+    double off = hypot(hypot(cur, prev), m->uncancelled);
     if (off == 0) return 0;
     return off / fmax(sqrt(2) * stream_distance(x, NULL, NULL, count, grid), 1e-30);
 }
 
 #ifdef REV_GPT2_BLOCK
-#include REV_GPT2_BLOCK
+#include REV_GPT2_BLOCK  // another block
 #else
 // ==== GPT-2's block: all that knows of it, down to the line that ends it ================================
 
@@ -465,8 +473,7 @@ static const struct { const char *name; int kind, stacked; } tensor_kinds[TENSOR
     {"ln2b", BIAS, 1}, {"fcw", MATRIX, 1}, {"fcb", BIAS, 1}, {"fcprojw", PROJECTION, 1}, {"fcprojb", BIAS, 1},
     {"lnfw", GAIN, 0}, {"lnfb", BIAS, 0}};
 
-// The elements of each tensor in one layer, and in all that it is stacked over. Returns the number of
-// parameters.
+// The elements of each tensor in one layer, and in all that it is stacked over. Returns their sum.
 static size_t tensor_sizes(const Config *net, size_t one[TENSORS], size_t all[TENSORS]) {
     size_t C = (size_t)net->C, Vp = (size_t)net->Vp, maxT = (size_t)net->maxT, total = 0;
     const size_t size[TENSORS] = {Vp*C, maxT*C, C, C, 3*C*C, 3*C, C*C, C, C, C, 4*C*C, 4*C, 4*C*C, C, C, C};
@@ -498,10 +505,9 @@ static Tensors tensors_at(const Config *net, param_t *buffer, int l) {
     return t;
 }
 
-// ---- the two halves, F(p) = A + M with A = Attn(LN1(p)), M = MLP(LN2(p + A)) (2.5)
+// ---- the two halves, F(p) = attn + mlp with attn = Attn(LN1(p)), mlp = MLP(LN2(p + attn)) (2.5)
 
-// What their backward pass needs besides p and A. The layernorms' outputs are not here: they come again from
-// p.
+// What their backward pass needs besides p and attn. The layernorms are not here: they come again from p.
 typedef struct {
     act_t *qkv;       // (n, 3C)
     act_t *atty;      // (n, C), what the heads have gathered
@@ -515,10 +521,10 @@ enum { INTERNALS = 5 };
 static size_t internals_bytes(const Config *net, int halves, size_t n, size_t bytes[INTERNALS]) {
     size_t row = n * (size_t)net->C * sizeof(act_t), heads = n * (size_t)net->NH * sizeof(real_t);
     size_t attn = (halves & ATTN) != 0, mlp = (halves & MLP) != 0, total = 0;
-    const size_t exact[INTERNALS] = {attn * 3*row, attn * row, attn * heads, mlp * 4*row, mlp * 4*row};
+    const size_t unpadded[INTERNALS] = {attn * 3*row, attn * row, attn * heads, mlp * 4*row, mlp * 4*row};
     for (int i = 0; i < INTERNALS; i++) {
-        if (bytes) bytes[i] = round256(exact[i]);
-        total += round256(exact[i]);
+        if (bytes) bytes[i] = round256(unpadded[i]);
+        total += round256(unpadded[i]);
     }
     return total;
 }
@@ -577,17 +583,17 @@ static void mlp_half_forward(Model *m, int l, const stream_t *p, Chunk c) {
     matmul_forward(c.mlp, a.fch_gelu, w.fcprojw, w.fcprojb, n, 4*C, C);
 }
 
-// In a block, A is read by LN2 as well as being a part of the force: LN2's gradient is added to m->dforce.
+// In a block, attn is a part of the force, and LN2 reads it as well: that gradient is added to m->dforce.
 static void mlp_half_backward(Model *m, int l, const stream_t *p, real_t *dp, Chunk c) {
     const Config *net = &m->net;
     const Tensors w = tensors_at(net, m->params, l), d = tensors_at(net, m->grads, l);
     const Internals a = internals_of(m, c);
     int C = net->C, n = c.n;
-    act_t *dfch = m->wide, *dnormed = m->out, *dA = c.attn ? m->dforce : NULL;
+    act_t *dfch = m->wide, *dnormed = m->out, *dattn = c.attn ? m->dforce : NULL;
     matmul_backward(dfch, d.fcprojw, d.fcprojb, m->dforce, a.fch_gelu, w.fcprojw, a.fch, n, 4*C, C);
     if (!c.fresh) layernorm_forward(m->normed, p, c.attn, w.ln2w, w.ln2b, n, C, net->grid);
     matmul_backward(dnormed, d.fcw, d.fcb, dfch, m->normed, w.fcw, NULL, n, C, 4*C);
-    layernorm_backward(dp, dA, d.ln2w, d.ln2b, dnormed, p, c.attn, w.ln2w, n, C, net->grid);
+    layernorm_backward(dp, dattn, d.ln2w, d.ln2b, dnormed, p, c.attn, w.ln2w, n, C, net->grid);
 }
 
 // ---- what stands before the first block, and behind the last
@@ -648,14 +654,6 @@ static double head_flops(const Config *net) { return 2.0 * net->C * net->Vp; }
 
 // ---- the head: loss, and the gradient at the end of the recurrence
 
-// What training makes small: cross-entropy with the next token, or a divergence from a teacher, KL(Y_rev,
-// Y_fe) (4.6) or KL(Y_fe, Y_rev)
-enum Objective { CROSS_ENTROPY, KL, KL_TEACHER };
-
-// What is measured of each token: cross-entropy, and beside a teacher its own, the divergence, and whether
-// both find the same token likeliest
-enum Metric { LOSS, TEACHER_LOSS, DIVERGENCE, AGREEMENT, METRICS };
-
 static void teacher_forward(const Model *m);                // Part III: to its last state
 static void distill(Model *m, int i, int n, double scale);  // Part III: in the place of cross_entropy
 static double objective_of(const Model *m);                 // Part IV: its mean over the batch
@@ -682,29 +680,36 @@ static void head(Model *m, double scale) {
 
 // ---- back-propagation
 
-// From the last pair of streams to the gradients of all weights, times weight. *drift: as drift_of has it, or
-// NAN if no stream stepped back. Returns the objective's mean.
-static double backward(Model *m, double weight, double *drift) {
+// From the last pair of streams to the gradients of all weights; scale is 1 / (micro-batches a step). *drift
+// is NAN if no step is undone. Returns the objective's mean.
+static double backward(Model *m, double scale, double *drift) {
     size_t bytes = plane_size(m) * sizeof(real_t);
     device_zero(m->dcur, bytes);
-    head(m, weight / (m->B * m->T));
-    if (m->dprev != m->dcur) device_zero(m->dprev, bytes);
-    m->lost = 0;
+    head(m, scale / (m->B * m->T));
+    if (m->dprev != m->dcur) device_zero(m->dprev, bytes);  // the teacher's last state may have been there
+    m->uncancelled = 0;
     for (int k = steps(&m->net) - 1; k >= 0; k--) step_back(m, k);
-    embed_adjoint(m);  // both streams began as x
-    *drift = steps_back(m) ? drift_of(m) : NAN;
+    embed_adjoint(m);
+    *drift = undoes_steps(m) ? drift_of(m) : NAN;
     return objective_of(m);
 }
 
-static double forward_backward(Model *m, double weight, double *drift) {
+static double forward_backward(Model *m, double scale, double *drift) {
     forward(m);
-    return backward(m, weight, drift);
+    return backward(m, scale, drift);
 }
 
 // -------------------------------------------------------------------------------------------------
 // Part II: memory. Every buffer is planned first: what is printed and what is allocated come from one list.
 
-enum Memory { STORE, CHECKPOINT, REVERSE, AUTO };
+
+// What training makes small: cross-entropy with the next token, or a divergence from a teacher, KL(ours,
+// teacher's) (4.6) or KL(teacher's, ours)
+enum Objective { CROSS_ENTROPY, KL, KL_TEACHER };
+
+// What is measured of each token: cross-entropy, and beside a teacher its own, the divergence, and whether
+// both find the same token likeliest
+enum Metric { LOSS, TEACHER_LOSS, DIVERGENCE, AGREEMENT, METRICS };
 
 // The rows of --plan. The last two are sums: of the five before, and of all.
 enum {
@@ -727,12 +732,12 @@ static size_t estimate_bytes(const Model *m, int k, size_t n, int kept);
 static size_t low_words(const Model *m);
 static int evaluations(const Config *net, int k);
 
-static int steps_back(const Model *m) { return m->memory >= REVERSE; }
+static int undoes_steps(const Model *m) { return m->memory >= REVERSE; }
 
 // ---- planes: a step that is undone gives back the one it overwrote; elsewhere a copy is kept
 
 static int keeps_plane(const Model *m, int k) {
-    return !steps_back(m) || coefficients(&m->net, k).alpha == 0;
+    return !undoes_steps(m) || coefficients(&m->net, k).alpha == 0;
 }
 
 static size_t planes_before(const Model *m, int k) {  // how many of the first k steps keep theirs
@@ -753,7 +758,7 @@ static int keeps_internals(const Model *m, int k) { return k >= steps(&m->net) -
 // Of n tokens: the block's own; A, if the MLP reads it; and the last half's part of the force, where it is
 // kept to undo the step without evaluating it again
 static size_t evaluation_bytes(const Model *m, int halves, size_t n, int kept) {
-    size_t rows = (size_t)(halves == BLOCK) + (size_t)(kept && steps_back(m));
+    size_t rows = (size_t)(halves == BLOCK) + (size_t)(kept && undoes_steps(m));
     return internals_bytes(&m->net, halves, n, NULL) + rows * round256(n * (size_t)m->net.C * sizeof(act_t));
 }
 
@@ -763,7 +768,7 @@ static void place_evaluation(const Model *m, Chunk *c, char *at, int halves, int
     at += internals_bytes(&m->net, halves, (size_t)c->n, NULL);
     c->attn = (act_t *)at;
     if (halves == BLOCK) at += round256(c->count * sizeof(act_t));
-    c->mlp = kept && steps_back(m) ? (act_t *)at : m->out;
+    c->mlp = kept && undoes_steps(m) ? (act_t *)at : m->out;
     if (halves == MLP) c->attn = NULL;
     if (halves != ATTN) return;
     c->attn = c->mlp;
@@ -811,7 +816,7 @@ static void plan(Model *m) {
     const Config *net = &m->net;
     size_t C = (size_t)net->C, N = (size_t)m->B * (size_t)m->T, P = parameter_count(net);
     size_t n = (size_t)m->chunk * (size_t)m->T, H = (size_t)m->head_chunk, two = net->mode != BASELINE;
-    size_t training = m->training != 0, teacher = m->has_teacher != 0, back = training && steps_back(m);
+    size_t training = m->training != 0, teacher = m->has_teacher != 0, back = training && undoes_steps(m);
     int last = steps(net) - 1;  // its internals are the largest, where they differ
     if (m->memory != AUTO || !training) m->kept_steps = training && m->memory == STORE ? steps(net) : 0;
     m->buffer_count = 0;
@@ -928,7 +933,10 @@ static void model_alloc(Model *m) {
 
 
 // -------------------------------------------------------------------------------------------------
-// Part III: conversions. A pretrained baseline's weights in a recurrence near the one they were trained in
+// Part III: conversions. A pretrained baseline's weights in a recurrence near the one they were trained in:
+// BDIA of Zhang, Lewis & Kleijn, "On Exact Bit-level Reversible Transformers", 2024; and the paper's
+// retrofit. Both take the true p_{k-1}, as (4.3) has it: with an estimate there, as (4.5) is printed, a step
+// could not be undone.
 
 static int converted(int mode) { return mode == RETROFIT || mode == BDIA; }
 
@@ -1018,7 +1026,7 @@ static void estimate_forward(Model *m, int k, Chunk c) {
 static void estimate_back(Model *m, int k, Chunk c) {
     Coefficients step = coefficients(&m->net, k);
     if (!keeps_internals(m, k)) estimate_evaluate(m, k, c);
-    if (steps_back(m)) estimate_move(m, k, c, -1);
+    if (undoes_steps(m)) estimate_move(m, k, c, -1);
     scale_cast(m->dforce, m->dprev + c.at, ldexp(step.alpha, -step.shift), c.count);
     for (int e = m->net.K + 1; e >= 1; e--) {
         stream_t *p;
@@ -1030,7 +1038,22 @@ static void estimate_back(Model *m, int k, Chunk c) {
     }
 }
 
-// ---- low bits: what a step with alpha = n/2^shift drops; word b of 32 elements holds bit b of each
+// ---- what multiplying by another alpha drops. Conversions have one a = n/2^shift, n odd, and keep the low
+// bits of each step: word b of 32 elements holds bit b of each. midpoint-a has one stack of remainders.
+
+// s * n/16 for n > 0; the remainder goes on top of the stack *r, so nothing is lost (Maclaurin, Duvenaud &
+// Adams 2015, section 3). remainders_fit (Part IV) sees to it that 16 bits are enough.
+DEVICE static inline int64_t multiply_sixteenths(int64_t s, int n, uint16_t *r) {
+    uint32_t stack = *r * 16u + (uint32_t)(s & 15);
+    *r = (uint16_t)(stack / (uint32_t)n);
+    return (s >> 4) * n + stack % (uint32_t)n;
+}
+DEVICE static inline int64_t unmultiply_sixteenths(int64_t s, int n, uint16_t *r) {
+    int64_t quotient = s / n - (s % n < 0), digit = s - quotient * n;
+    uint32_t stack = *r * (uint32_t)n + (uint32_t)digit;
+    *r = (uint16_t)(stack >> 4);
+    return quotient * 16 + (stack & 15);
+}
 
 // What multiply made t of, given its low bits. Dividing as real numbers is exact here, and vectors can do it.
 // A flipped bit may leave what n does not divide: the remainder is added, so that the drift shows it.
@@ -1134,8 +1157,7 @@ static double seconds(void) {
 
 // ---- losses
 
-// The mean of a metric over the batch's tokens. Reading it waits for all that was asked for before: it is
-// read last.
+// The mean of a metric over the batch. Reading it waits for all that was asked for before: it is read last.
 static double mean_of(const Model *m, enum Metric metric) {
     size_t N = (size_t)m->B * (size_t)m->T;
     real_t *values = (real_t *)malloc(N * sizeof(real_t));
@@ -2525,10 +2547,10 @@ static int choose_shape(Model *m, int given) {
     int tokens = m->B * m->T;
     if (opt.tokens % tokens != 0) die(STATUS_USAGE, "-d %d is no multiple of -b %d times -t %d", opt.tokens, m->B, m->T);
     m->memory = opt.memory >= 0 ? opt.memory : m->net.mode == BASELINE ? STORE : REVERSE;
-    if (m->net.mode == BASELINE && steps_back(m))
+    if (m->net.mode == BASELINE && undoes_steps(m))
         die(STATUS_USAGE, "--memory %s: baseline cannot be reversed; store or checkpoint is meant, or another --mode", memory_names[m->memory]);
     int small = converted(m->net.mode) && 2 * abs(m->net.a[0]) < 1 << m->net.shift;  // a float stream may lose a factor of two a step, not more
-    if (small && m->training && !m->net.grid && steps_back(m) && m->net.stem < m->net.L)
+    if (small && m->training && !m->net.grid && undoes_steps(m) && m->net.stem < m->net.L)
         die(STATUS_USAGE, "--stream float with --memory %s: a step back multiplies every rounding by %g; --stream fixed is exact, store and checkpoint take no steps back",
             memory_names[m->memory], ldexp(1, m->net.shift) / abs(m->net.a[0]));
     if ((double)m->B * m->T * m->net.C * evaluations(&m->net, steps(&m->net)) > 0x1p55)  // with up to 64 bytes each the plan still fits 64 bits
