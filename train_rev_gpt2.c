@@ -2790,62 +2790,106 @@ void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_
     fault |= bad;
 }
 
-void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r, uint32_t *low, size_t count,
-                 Coefficients k, int grid, int direction) {
-    profile("stream_step", 0, (double)count * (3 * sizeof(stream_t) + (f2 ? 2 : 1) * sizeof(act_t) + (r ? 4 : low ? k.shift / 8.0 : 0)));
-    double alpha = ldexp(k.alpha, -k.shift);
-    real_t beta = (real_t)ldexp(k.beta, -k.shift), gamma = (real_t)ldexp(k.gamma, grid);  // in units of the grid
+// Each way to multiply by alpha has a function of its own, so that a loop holds only what it needs and becomes
+// vector code. They get k.gamma in units of the grid; f and f2 in a struct would keep compilers from vectors.
+static inline real_t force_at(const act_t *f, const act_t *f2, size_t i) { return f2 ? f[i] + f2[i] : f[i]; }
+static inline int32_t narrowed(int64_t x, int *bad) {
+    *bad |= x != (int32_t)x;
+    return (int32_t)x;
+}
+
+// The paper's networks have alpha = 1, 0 or -1, which loses nothing, so nothing has to be kept. With alpha = 0 a
+// step back multiplies s by 1, lest what a flipped bit has changed there disappear.
+static void step_unit(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, size_t count,
+                      Coefficients k, int direction) {
+    real_t gamma = (real_t)k.gamma;
+    int64_t factor = direction < 0 && k.alpha == 0 ? 1 : k.alpha;
+    int add_factor = direction > 0 ? 1 : -(int)factor, bad = 0;
+    #pragma omp parallel for simd reduction(|:bad)
+    for (size_t i = 0; i < count; i++) {
+        int64_t add = increment(cur[i].fixed, force_at(f, f2, i), k, gamma, &bad);
+        s[i].fixed = narrowed(factor * s[i].fixed + add_factor * add, &bad);
+    }
+    fault |= bad;
+}
+
+// In floating point a step back is rounded: next = alpha prev + add, and prev = next / alpha - add / alpha. A
+// step with alpha = 0 takes nothing from s, which may hold a NaN.
+static void step_float(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, size_t count,
+                       Coefficients k, int direction) {
+    double alpha = ldexp(k.alpha, -k.shift), inverse = alpha == 0 ? 1 : 1 / alpha;
+    real_t beta = (real_t)ldexp(k.beta, -k.shift), gamma = (real_t)k.gamma;
+    real_t scale = (real_t)(direction > 0 ? alpha : inverse), with = direction > 0 ? 1 : -scale;
+    #pragma omp parallel for schedule(static, PIECE)
+    for (size_t i = 0; i < count; i++) {
+        real_t add = with * (beta * cur[i].real + gamma * force_at(f, f2, i));
+        s[i].real = scale != 0 ? scale * s[i].real + add : add;
+    }
+}
+
+// midpoint-a multiplies by sixteenths. A step puts the remainders on the stack r and a step back takes them
+// off, for without them the division would not be exact.
+static void step_remainders(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r,
+                            size_t count, Coefficients k, int direction) {
+    real_t gamma = (real_t)k.gamma;
     int bad = 0, sign = k.alpha < 0 ? -1 : 1, n = abs(k.alpha);
-    if (!grid) {  // next = alpha prev + add, and prev = next / alpha - add / alpha
-        real_t scale = (real_t)(direction > 0 ? alpha : alpha == 0 ? 1 : 1 / alpha), with = direction > 0 ? 1 : -scale;
-        #pragma omp parallel for schedule(static, PIECE)
-        for (size_t i = 0; i < count; i++) {
-            real_t add = with * (beta * cur[i].real + gamma * (f2 ? f[i] + f2[i] : f[i]));
-            s[i].real = scale != 0 ? scale * s[i].real + add : add;
-        }
-    } else if (r) {
-        #pragma omp parallel for reduction(|:bad)
-        for (size_t i = 0; i < count; i++) {
-            int64_t add = increment(cur[i].fixed, f2 ? f[i] + f2[i] : f[i], k, gamma, &bad), t;
-            if (direction > 0) t = sign * multiply_sixteenths(s[i].fixed, n, r + i) + add;
-            else t = unmultiply_sixteenths(sign * (s[i].fixed - add), n, r + i);
-            bad |= t != (int32_t)t;
-            s[i].fixed = (int32_t)t;
-        }
-    } else if (k.shift == 0) {  // alpha = 1, 0 or -1
-        int64_t factor = direction < 0 && k.alpha == 0 ? 1 : k.alpha;
-        int add_factor = direction > 0 ? 1 : -(int)factor;
-        #pragma omp parallel for simd reduction(|:bad)
-        for (size_t i = 0; i < count; i++) {
-            int64_t add = increment(cur[i].fixed, f2 ? f[i] + f2[i] : f[i], k, gamma, &bad);
-            int64_t t = factor * s[i].fixed + add_factor * add;
-            bad |= t != (int32_t)t;
-            s[i].fixed = (int32_t)t;
-        }
-    } else {
-        #pragma omp parallel for reduction(|:bad)
-        for (size_t g = 0; g < count; g += 32) {  // word b of a group holds bit b of its elements
-            uint32_t bits[32] = {0}, *words = low ? low + g / 32 * (size_t)k.shift : NULL;
-            int width = count - g < 32 ? (int)(count - g) : 32;
-            for (int j = 0; j < width && direction > 0; j++) bits[j] = (uint32_t)s[g + j].fixed;
-            for (int b = 0; b < k.shift && direction > 0 && words; b++) {
-                uint32_t word = 0;
-                #pragma omp simd reduction(|:word)
-                for (int j = 0; j < 32; j++) word |= (bits[j] >> b & 1) << j;
-                words[b] = word;
-            }
-            for (int b = 0; b < k.shift && direction < 0; b++)
-                for (int j = 0; j < 32; j++) bits[j] |= (words[b] >> j & 1) << b;
-            #pragma omp simd reduction(|:bad)
-            for (int j = 0; j < width; j++) {
-                int64_t add = increment(cur[g + j].fixed, f2 ? f[g + j] + f2[g + j] : f[g + j], k, gamma, &bad), was = s[g + j].fixed;
-                int64_t t = direction > 0 ? multiply(was, k.alpha, k.shift) + add : unmultiply(was - add, k.alpha, k.shift, bits[j]);
-                bad |= t != (int32_t)t;
-                s[g + j].fixed = (int32_t)t;
-            }
+    #pragma omp parallel for reduction(|:bad)
+    for (size_t i = 0; i < count; i++) {
+        int64_t add = increment(cur[i].fixed, force_at(f, f2, i), k, gamma, &bad), t;
+        if (direction > 0) t = sign * multiply_sixteenths(s[i].fixed, n, r + i) + add;
+        else t = unmultiply_sixteenths(sign * (s[i].fixed - add), n, r + i);
+        s[i].fixed = narrowed(t, &bad);
+    }
+    fault |= bad;
+}
+
+// Word b of a group of 32 elements holds bit b of each.
+static inline void keep_bits(uint32_t *words, const uint32_t bits[32], int shift) {
+    for (int b = 0; b < shift; b++) {
+        uint32_t word = 0;
+        #pragma omp simd reduction(|:word)
+        for (int j = 0; j < 32; j++) word |= (bits[j] >> b & 1) << j;
+        words[b] = word;
+    }
+}
+static inline void recall_bits(uint32_t bits[32], const uint32_t *words, int shift) {
+    for (int b = 0; b < shift; b++)
+        for (int j = 0; j < 32; j++) bits[j] |= (words[b] >> j & 1) << b;
+}
+
+// Conversions multiply by alpha = n/2^shift, which drops the low bits of s: low keeps them, unless it is NULL
+// because nothing will step back.
+static void step_bits(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint32_t *low,
+                      size_t count, Coefficients k, int direction) {
+    real_t gamma = (real_t)k.gamma;
+    int bad = 0;
+    #pragma omp parallel for reduction(|:bad)
+    for (size_t g = 0; g < count; g += 32) {
+        uint32_t bits[32] = {0}, *words = low ? low + g / 32 * (size_t)k.shift : NULL;
+        int width = count - g < 32 ? (int)(count - g) : 32;
+        if (direction < 0) recall_bits(bits, words, k.shift);
+        for (int j = 0; j < width && direction > 0; j++) bits[j] = (uint32_t)s[g + j].fixed;
+        if (direction > 0 && words) keep_bits(words, bits, k.shift);
+        #pragma omp simd reduction(|:bad)
+        for (int j = 0; j < width; j++) {
+            int64_t add = increment(cur[g + j].fixed, force_at(f, f2, g + j), k, gamma, &bad), t = s[g + j].fixed;
+            if (direction > 0) t = multiply(t, k.alpha, k.shift) + add;
+            else t = unmultiply(t - add, k.alpha, k.shift, bits[j]);
+            s[g + j].fixed = narrowed(t, &bad);
         }
     }
     fault |= bad;
+}
+
+void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r, uint32_t *low,
+                 size_t count, Coefficients k, int grid, int direction) {
+    double kept = low ? k.shift / 8.0 : 0, read = (f2 ? 2 : 1) * sizeof(act_t);
+    profile("stream_step", 0, (double)count * (3 * sizeof(stream_t) + read + (r ? 4 : kept)));
+    k.gamma = ldexp(k.gamma, grid);
+    if (!grid) step_float(s, cur, f, f2, count, k, direction);
+    else if (r) step_remainders(s, cur, f, f2, r, count, k, direction);
+    else if (k.shift == 0) step_unit(s, cur, f, f2, count, k, direction);
+    else step_bits(s, cur, f, f2, low, count, k, direction);
 }
 
 // Sums over n things are cut at the same places for any number of threads: slice p of SLICES.

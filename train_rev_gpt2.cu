@@ -262,11 +262,28 @@ void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_
                C, per_unit, fault);
 }
 
+// One kernel serves three ways to multiply by alpha: it waits for memory, so asking at each element which
+// one is meant costs nothing. The fourth keeps low bits: its kernel is another, where a warp works as one.
 struct Step { Coefficients k; float scale, with, beta, gamma; int factor, add_factor, fixed, direction; };
+
+// in floating point
+static __device__ __forceinline__ float step_float(float s, float cur, float force, const Step &k) {
+    return k.scale * s + k.with * (k.beta * cur + k.gamma * force);
+}
+// alpha = 1, 0 or -1: nothing is lost
+static __device__ __forceinline__ int64_t step_unit(int64_t s, int64_t add, const Step &k) {
+    return k.factor * s + k.add_factor * add;
+}
+// midpoint-a: remainders go on the stack *r, and come back from it
+static __device__ __forceinline__ int64_t step_remainder(int64_t s, int64_t add, uint16_t *r, const Step &k) {
+    const int sign = k.k.alpha < 0 ? -1 : 1, n = sign * k.k.alpha;
+    if (k.direction > 0) return sign * multiply_sixteenths(s, n, r) + add;
+    return unmultiply_sixteenths(sign * (s - add), n, r);
+}
 template <int N> static __global__ void step_kernel(stream_t *s, const stream_t *cur, const act_t *f,
                                                     const act_t *f2, uint16_t *r, size_t count, Step k,
                                                     int *to) {
-    int bad = 0, sign = k.k.alpha < 0 ? -1 : 1;
+    int bad = 0;
     size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N;
     if (i < count) {
         Few<stream_t, N> y = load<N>(cur + i), x = k.k.alpha || k.direction < 0 ? load<N>(s + i) : y;
@@ -274,14 +291,12 @@ template <int N> static __global__ void step_kernel(stream_t *s, const stream_t 
         for (int j = 0; j < N; j++) {
             float force = to_float(a.e[j]) + (f2 ? to_float(b.e[j]) : 0);
             if (!k.fixed) {
-                x.e[j].real = k.scale * x.e[j].real + k.with * (k.beta * y.e[j].real + k.gamma * force);
+                x.e[j].real = step_float(x.e[j].real, y.e[j].real, force, k);
                 continue;
             }
             int64_t add = increment(y.e[j].fixed, force, k.k, k.gamma, &bad), t;
-            if (!r) t = k.factor * (int64_t)x.e[j].fixed + k.add_factor * add;
-            else if (k.direction > 0)
-                t = sign * multiply_sixteenths(x.e[j].fixed, sign * k.k.alpha, r + i + j) + add;
-            else t = unmultiply_sixteenths(sign * (x.e[j].fixed - add), sign * k.k.alpha, r + i + j);
+            if (r) t = step_remainder(x.e[j].fixed, add, r + i + j, k);
+            else t = step_unit(x.e[j].fixed, add, k);
             bad |= t != (int32_t)t;
             x.e[j].fixed = (int32_t)t;
         }
@@ -289,8 +304,8 @@ template <int N> static __global__ void step_kernel(stream_t *s, const stream_t 
     }
     report(bad, to);
 }
-// The same where alpha is a fraction. A warp takes 32 elements; word b in low holds bit b of each. low: NULL
-// if nothing will step back
+// Where alpha is a fraction, a warp takes 32 elements; word b in low holds bit b of each. low: NULL if
+// nothing will step back
 static __global__ void step_low_kernel(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2,
                                        uint32_t *low, size_t count, Step k, int *to) {
     size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
