@@ -321,7 +321,7 @@ static void test_network_gradients(int objective) {
 
 // One layer on its own: y = f(x, w, b), loss = y . weights.
 typedef struct {
-    int kind, n, C, OC, T, NH;
+    int kind, n, C, OC, T, NH, NKV;
     real_t *x, *w, *b, *y, *y2, *probe;  // probe: dloss/dy
     stream_t *s;
     int *tokens;
@@ -336,7 +336,7 @@ static double layer_loss(void *context) {
     case MATMUL: matmul_forward(l->y, l->x, l->w, l->b, l->n, l->C, l->OC); break;
     case MATMUL_GELU: matmul_gelu_forward(l->y, l->y2, l->x, l->w, l->b, l->n, l->C, l->OC); break;
     case LAYERNORM: layernorm_forward(l->y, l->s, l->x, l->w, l->b, l->n, l->C, 0); break;
-    case ATTENTION: attention_forward(l->y, l->y2, l->x, l->n / l->T, l->T, l->OC, l->NH); break;
+    case ATTENTION: attention_forward(l->y, l->y2, l->x, l->n / l->T, l->T, l->OC, l->NH, l->NKV); break;
     case CLASSIFIER:
         memcpy(l->y2, l->x, sizeof(real_t) * (size_t)l->n * (size_t)l->C);
         classifier(l->y, l->y2, l->tokens, l->n, l->C - 3, l->C, 0);
@@ -356,8 +356,8 @@ static double layer_loss(void *context) {
 }
 
 static void test_layer_gradients(void) {
-    enum { N = 2 * 70, C = 24, OC = 40, T = 70, NH = 3 };  // T crosses a tile of attention
-    Layer l = {0, N, C, OC, T, NH, random_reals(N * 3*C, 1), random_reals(OC * 100, 1), random_reals(200 * OC, 1),
+    enum { N = 2 * 70, C = 24, OC = 40, T = 70, NH = 6 };  // T crosses a tile of attention
+    Layer l = {0, N, C, OC, T, NH, NH, random_reals(N * 3*C, 1), random_reals(OC * 100, 1), random_reals(200 * OC, 1),
                random_reals(N * 100, 0), random_reals(N * 100, 0), random_reals(N * 100, 1),
                (stream_t *)calloc(2 * N * 100, sizeof(stream_t)), (int *)calloc(N, sizeof(int))};
     real_t *dx = random_reals(N * 100, 0), *dw = random_reals(OC * 100, 0), *db = random_reals(200 * OC, 0), *dy = random_reals(N * 100, 0);
@@ -395,9 +395,14 @@ static void test_layer_gradients(void) {
     check_gradient("layernorm bias", layer_loss, &l, l.b, db, C);
 
     l.kind = ATTENTION;
-    layer_loss(&l);
-    attention_backward(dx, l.probe, l.x, l.y, l.y2, N / T, T, C, NH);
-    check_gradient("attention", layer_loss, &l, l.x, dx, N * 3*C);
+    for (int i = 0; i < 3; i++) {
+        static const int key_heads[] = {NH, 2, 1};
+        static const char *const what[] = {"attention", "attention, three heads a key", "attention, one head of keys"};
+        l.NKV = key_heads[i];
+        layer_loss(&l);
+        attention_backward(dx, l.probe, l.x, l.y, l.y2, N / T, T, C, NH, l.NKV);
+        check_gradient(what[i], layer_loss, &l, l.x, dx, (size_t)(N * (C + 2 * l.NKV * (C / NH))));
+    }
 
     l.kind = CLASSIFIER;
     l.OC = 1;
@@ -513,54 +518,64 @@ static void test_matmul(int bf16) {
 
 // Scores up to about `spread`, so that later tiles have the higher ones.
 static void test_attention(int bf16, double spread) {
-    static const int shapes[][4] = {{2, 131, 40, 2}, {1, 65, 128, 2}, {1, 70, 128, 1}, {1, 130, 20, 5}};  // B, T, C, NH
+    static const int shapes[][5] = {{2, 131, 40, 2, 2}, {1, 65, 128, 2, 2}, {1, 70, 128, 1, 1}, {1, 130, 20, 5, 5},  // B, T, C, NH, NKV
+                                    {2, 131, 48, 6, 2}, {1, 70, 96, 6, 1}, {1, 129, 30, 6, 2}, {2, 66, 256, 4, 2}};  // fewer heads of keys
     if (!layers_bf16(bf16)) return;
-    for (int i = 0; i < 4; i++) {
-        int B = shapes[i][0], T = shapes[i][1], C = shapes[i][2], NH = shapes[i][3], HS = C / NH, S = 3*C;
+    for (int i = 0; i < 8; i++) {
+        int B = shapes[i][0], T = shapes[i][1], C = shapes[i][2], NH = shapes[i][3], NKV = shapes[i][4];
+        int HS = C / NH, KV = NKV * HS, S = C + 2*KV;
         size_t N = (size_t)B * (size_t)T;
         real_t *qkv = random_reals(N * (size_t)S, sqrt(spread)), *dy = random_reals(N * (size_t)C, 1);
         double *p = (double *)calloc((size_t)T, sizeof(double)), *d = (double *)calloc(N * (size_t)S, sizeof(double));
-        double worst = 0, worst_lse = 0, difference = 0, norm = 0;
+        double worst = 0, worst_lse = 0, worst_query = 0, difference = 0, norm = 0;
         if (bf16) round_to_bf16(qkv, N * (size_t)S), round_to_bf16(dy, N * (size_t)C);  // what remains is the rounding of p, and of what is stored
         act_t *in = activations(qkv, N * (size_t)S), *out = activations(NULL, N * (size_t)C), *din = activations(NULL, N * (size_t)S);
+        act_t *alone = activations(NULL, N * (size_t)C);  // a query at a time; not of all tokens
         real_t *lse = (real_t *)on_device(NULL, N * (size_t)NH * sizeof(real_t));
         layers_begin(on_device(NULL, layers_scratch_bytes((int)N, C, 4*C, NH)));
-        attention_forward(out, lse, in, B, T, C, NH);
-        attention_backward(din, activations(dy, N * (size_t)C), in, out, lse, B, T, C, NH);
+        attention_forward(out, lse, in, B, T, C, NH, NKV);
+        attention_backward(din, activations(dy, N * (size_t)C), in, out, lse, B, T, C, NH, NKV);
+        for (size_t token = 0; token < N; token += 13)
+            attention_query(alone + token * (size_t)C, in + token / (size_t)T * (size_t)T * (size_t)S, (int)(token % (size_t)T), C, NH, NKV);
         real_t *got = as_reals(out, N * (size_t)C), *got_lse = from_device(lse, N * (size_t)NH), *got_d = as_reals(din, N * (size_t)S);
+        real_t *got_alone = as_reals(alone, N * (size_t)C);
         for (int b = 0; b < B; b++)
             for (int h = 0; h < NH; h++)
                 for (int t = 0; t < T; t++) {
                     double sum = 0, highest = -1e30, along = 0;
-                    int at = (b*T + t)*S + h*HS;  // of the query; key and value of token u are (t - u)*S before it, and C or 2C on
+                    int at = (b*T + t)*S + h*HS, kt = (b*T + t)*S + C + h / (NH / NKV) * HS, row = (b*T + t)*C + h*HS;  // of query and key in qkv, and in out
                     for (int u = 0; u <= t; u++) {
                         double dot = 0;
-                        for (int c = 0; c < HS; c++) dot += (double)qkv[at + c] * qkv[at - (t - u)*S + C + c];
+                        for (int c = 0; c < HS; c++) dot += (double)qkv[at + c] * qkv[kt - (t - u)*S + c];
                         p[u] = dot / sqrt(HS);
                         highest = larger(highest, p[u]);
                     }
                     for (int u = 0; u <= t; u++) sum += p[u] = exp(p[u] - highest);
                     worst_lse = larger(worst_lse, fabs(highest + log(sum) - got_lse[(b*NH + h)*T + t]) / spread);
                     for (int c = 0; c < HS; c++) {
-                        double o = 0, g = dy[(b*T + t)*C + h*HS + c];
+                        double o = 0, g = dy[row + c];
                         for (int u = 0; u <= t; u++) {
-                            o += p[u] / sum * qkv[at - (t - u)*S + 2*C + c];
-                            d[at - (t - u)*S + 2*C + c] += p[u] / sum * g;
+                            o += p[u] / sum * qkv[kt - (t - u)*S + KV + c];
+                            d[kt - (t - u)*S + KV + c] += p[u] / sum * g;
                         }
                         along += o * g;
-                        worst = larger(worst, off(o, got[(b*T + t)*C + h*HS + c]) / sqrt(spread));
+                        worst = larger(worst, off(o, got[row + c]) / sqrt(spread));
+                        if ((b*T + t) % 13 == 0) worst_query = larger(worst_query, off(o, got_alone[row + c]) / sqrt(spread));
                     }
                     for (int u = 0; u <= t; u++) {
                         double dp = 0;
-                        for (int c = 0; c < HS; c++) dp += (double)dy[(b*T + t)*C + h*HS + c] * qkv[at - (t - u)*S + 2*C + c];
+                        int ku = kt - (t - u)*S;
+                        for (int c = 0; c < HS; c++) dp += (double)dy[row + c] * qkv[ku + KV + c];
                         double ds = p[u] / sum * (dp - along) / sqrt(HS);
-                        for (int c = 0; c < HS; c++) d[at + c] += ds * qkv[at - (t - u)*S + C + c], d[at - (t - u)*S + C + c] += ds * qkv[at + c];
+                        for (int c = 0; c < HS; c++) d[at + c] += ds * qkv[ku + c], d[ku + c] += ds * qkv[at + c];
                     }
                 }
         for (size_t j = 0; j < N * (size_t)S; j++) difference += pow(d[j] - got_d[j], 2), norm += d[j] * d[j];
-        check(worst < (bf16 ? 4e-3 : 1e-5 * fmax(1, spread / 100)) && worst_lse < 1e-5, "attention %d is off by %g, its log-sum-exp by %g", i, worst, worst_lse);
+        double most = bf16 ? 4e-3 : 1e-5 * fmax(1, spread / 100);
+        check(worst < most && worst_lse < 1e-5, "attention %d is off by %g, its log-sum-exp by %g", i, worst, worst_lse);
+        check(worst_query < most, "attention %d: a query alone is off by %g", i, worst_query);
         check(sqrt(difference / norm) < (bf16 ? 1e-2 : 1e-5 * fmax(1, spread / 10)), "attention %d: the gradient is off by %g", i, sqrt(difference / norm));
-        free(qkv), free(dy), free(p), free(d), free(got), free(got_lse), free(got_d);
+        free(qkv), free(dy), free(p), free(d), free(got), free(got_lse), free(got_d), free(got_alone);
         release();
     }
     layers_bf16(0);

@@ -206,12 +206,14 @@ void layernorm_forward(act_t *out, const stream_t *s, const act_t *add, const pa
 void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias, const act_t *dout,
                         const stream_t *s, const act_t *add, const param_t *weight, int n, int C, int grid);
 
-// causal attention in linear memory: out (B, T, C), qkv (B, T, 3C), lse (B, NH, T): log of softmax's sum
-void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH);
+// causal attention in linear memory: out (B, T, C), lse (B, NH, T): log of softmax's sum. A row of qkv
+// (B, T, C + 2 NKV C/NH) holds NH heads of queries, then NKV of keys, then NKV of values: head h reads those of
+// h / (NH/NKV); NH is a multiple of NKV.
+void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH, int NKV);
 void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse,
-                        int B, int T, int C, int NH);
-// row t of it alone, for generating: out (C), qkv (t + 1, 3C), which begins at any element
-void attention_query(act_t *out, const act_t *qkv, int t, int C, int NH);
+                        int B, int T, int C, int NH, int NKV);
+// row t of it alone, for generating: out (C), qkv of t + 1 tokens, which begins at any element
+void attention_query(act_t *out, const act_t *qkv, int t, int C, int NH, int NKV);
 
 void scale_cast(act_t *out, const real_t *x, double scale, size_t count);  // out = scale * x
 // dp += beta * dnext; dnext *= alpha (count): what the adjoint of a step is besides the force's
@@ -555,8 +557,8 @@ static void attention_half_forward(Model *m, int l, const stream_t *p, Chunk c) 
     int C = net->C, NH = net->NH, n = c.n;
     layernorm_forward(m->normed, p, NULL, w.ln1w, w.ln1b, n, C, net->grid);
     matmul_forward(a.qkv, m->normed, w.qkvw, w.qkvb, n, C, 3*C);
-    if (m->past) attention_query(a.atty, c.cache, m->past, C, NH);
-    else attention_forward(a.atty, a.lse, a.qkv, c.sequences, m->T, C, NH);
+    if (m->past) attention_query(a.atty, c.cache, m->past, C, NH, NH);
+    else attention_forward(a.atty, a.lse, a.qkv, c.sequences, m->T, C, NH, NH);
     matmul_forward(c.attn, a.atty, w.attprojw, w.attprojb, n, C, C);
 }
 
@@ -564,10 +566,10 @@ static void attention_half_backward(Model *m, int l, const stream_t *p, real_t *
     const Config *net = &m->net;
     const Tensors w = tensors_at(net, m->params, l), d = tensors_at(net, m->grads, l);
     const Internals a = internals_of(m, c);
-    int C = net->C, n = c.n;
+    int C = net->C, NH = net->NH, n = c.n;
     act_t *datty = m->out, *dqkv = m->wide, *dnormed = m->out;
     matmul_backward(datty, d.attprojw, d.attprojb, m->dforce, a.atty, w.attprojw, NULL, n, C, C);
-    attention_backward(dqkv, datty, a.qkv, a.atty, a.lse, c.sequences, m->T, C, net->NH);
+    attention_backward(dqkv, datty, a.qkv, a.atty, a.lse, c.sequences, m->T, C, NH, NH);
     if (!c.fresh) layernorm_forward(m->normed, p, NULL, w.ln1w, w.ln1b, n, C, net->grid);
     matmul_backward(dnormed, d.qkvw, d.qkvb, dqkv, m->normed, w.qkvw, NULL, n, C, 3*C);
     layernorm_backward(dp, NULL, d.ln1w, d.ln1b, dnormed, p, NULL, w.ln1w, n, C, net->grid);
@@ -3358,29 +3360,31 @@ static inline __attribute__((always_inline)) void softmax_tile(real_t *score, So
     }
 }
 
-void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH) {
-    profile("attention_forward", 2.0 * B * T * T * C, 4.0 * B * T * C * sizeof(act_t));
-    int hs = C / NH;
-    real_t scale = (real_t)(1 / sqrt((double)hs));
+void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH, int NKV) {
+    const int hs = C / NH, group = NH / NKV;
+    const size_t KV = (size_t)(NKV * hs), S = (size_t)C + 2*KV;
+    const real_t scale = (real_t)(1 / sqrt((double)hs));
+    profile("attention_forward", 2.0 * B * T * T * C, (double)B * T * (double)(S + (size_t)C) * sizeof(act_t));
     #pragma omp parallel for collapse(3) schedule(dynamic)
     for (int b = 0; b < B; b++)
         for (int h = 0; h < NH; h++)
             for (int q0 = 0; q0 < T; q0 += TILE) {
-                const act_t *q = qkv + ((size_t)b*T + q0)*3*C + h*hs, *k0 = qkv + (size_t)b*T*3*C + C + h*hs;
-                act_t *o = out + ((size_t)b*T + q0)*C + h*hs;
+                const size_t first = (size_t)b*T + q0;
+                const act_t *q = qkv + first*S + h*hs, *k0 = qkv + (size_t)b*T*S + C + h / group * hs;
+                act_t *o = out + first*C + h*hs;
                 real_t score[TILE * TILE];
                 Softmax x;
                 int queries = smaller_of(TILE, T - q0);
                 for (int i = 0; i < TILE; i++) x.highest[i] = (real_t)-1e30, x.sum[i] = 0;
                 for (int t0 = 0; t0 <= q0; t0 += TILE) {
-                    const act_t *k = k0 + (size_t)t0*3*C, *v = k + C;
+                    const act_t *k = k0 + t0*S, *v = k + KV;
                     int keys = smaller_of(TILE, T - t0);
-                    gemm_tile(score, TILE, keys, queries, hs, matrix(k, 3*C, 1), matrix(q, 1, 3*C), 0);
+                    gemm_tile(score, TILE, keys, queries, hs, matrix(k, S, 1), matrix(q, 1, S), 0);
                     if (queries == TILE) softmax_tile(score, &x, keys, TILE, q0 - t0, scale);
                     else softmax_tile(score, &x, keys, queries, q0 - t0, scale);
                     for (int i = 0; i < queries && t0; i++)
                         for (int c = 0; c < hs; c++) o[(size_t)i*C + c] *= x.shrink[i];
-                    gemm_tile(o, C, queries, hs, keys, matrix(score, 1, TILE), matrix(v, 3*C, 1), t0 > 0);
+                    gemm_tile(o, C, queries, hs, keys, matrix(score, 1, TILE), matrix(v, S, 1), t0 > 0);
                 }
                 for (int i = 0; i < queries; i++) {
                     for (int c = 0; c < hs; c++) o[(size_t)i*C + c] /= x.sum[i];
@@ -3389,18 +3393,19 @@ void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, 
             }
 }
 
-void attention_query(act_t *out, const act_t *qkv, int t, int C, int NH) {
-    profile("attention_query", 4.0 * t * C, 2.0 * t * C * sizeof(act_t));
-    int hs = C / NH;
-    real_t scale = (real_t)(1 / sqrt((double)hs));
+void attention_query(act_t *out, const act_t *qkv, int t, int C, int NH, int NKV) {
+    const int hs = C / NH, group = NH / NKV;
+    const size_t KV = (size_t)(NKV * hs), S = (size_t)C + 2*KV;
+    const real_t scale = (real_t)(1 / sqrt((double)hs));
+    profile("attention_query", 4.0 * t * C, 2.0 * t * (double)KV * sizeof(act_t));
     #pragma omp parallel for
     for (int h = 0; h < NH; h++) {
-        const act_t *q = qkv + (size_t)t*3*C + h*hs;
+        const act_t *q = qkv + t*S + h*hs, *k0 = qkv + C + h / group * hs;
         act_t *o = out + h*hs;
         real_t top = (real_t)-1e30, sum = 0;
         for (int c = 0; c < hs; c++) o[c] = 0;
         for (int j = 0; j <= t; j++) {
-            const act_t *k = qkv + (size_t)j*3*C + C + h*hs, *v = k + C;
+            const act_t *k = k0 + j*S, *v = k + KV;
             real_t score = 0;
             #pragma omp simd reduction(+:score)
             for (int c = 0; c < hs; c++) score += q[c] * k[c];
@@ -3424,47 +3429,54 @@ static inline __attribute__((always_inline)) void softmax_backward(real_t *p, re
     }
 }
 
+// A task owns a head of keys with all the heads of queries that read it, so that no two tasks meet in a gradient.
 void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse,
-                        int B, int T, int C, int NH) {
-    profile("attention_backward", 5.0 * B * T * T * C, 8.0 * B * T * C * sizeof(act_t));
-    int hs = C / NH;
-    real_t scale = (real_t)(1 / sqrt((double)hs));
+                        int B, int T, int C, int NH, int NKV) {
+    const int hs = C / NH, group = NH / NKV;
+    const size_t KV = (size_t)(NKV * hs), S = (size_t)C + 2*KV, bytes = sizeof(act_t) * (size_t)hs;
+    const real_t scale = (real_t)(1 / sqrt((double)hs));
+    profile("attention_backward", 5.0 * B * T * T * C, 2.0 * B * T * (double)(S + (size_t)C) * sizeof(act_t));
     #pragma omp parallel for collapse(2) schedule(dynamic)
     for (int b = 0; b < B; b++)
-        for (int h = 0; h < NH; h++) {
-            size_t first = (size_t)b*T*3*C + (size_t)h*hs;
-            for (int t = 0; t < T; t++)
-                for (int x = 0; x < 3; x++) memset(dqkv + first + (size_t)t*3*C + x*C, 0, sizeof(act_t) * (size_t)hs);
-            for (int q0 = 0; q0 < T; q0 += TILE) {
-                const act_t *q = qkv + first + (size_t)q0*3*C;
-                const act_t *o = out + ((size_t)b*T + q0)*C + h*hs, *d = dout + (o - out);
-                act_t *dq = dqkv + (q - qkv);
-                real_t p[TILE * TILE], ds[TILE * TILE], delta[TILE];  // delta: sum_j p_j dp_j, which is d . o
-                int queries = smaller_of(TILE, T - q0);
-                for (int i = 0; i < queries; i++) {
-                    real_t dot = 0;
-                    #pragma omp simd reduction(+:dot)
-                    for (int c = 0; c < hs; c++) dot += d[(size_t)i*C + c] * o[(size_t)i*C + c];
-                    delta[i] = dot;
-                }
-                for (int t0 = 0; t0 <= q0; t0 += TILE) {
-                    const act_t *k = qkv + first + (size_t)t0*3*C + C, *v = k + C;
-                    act_t *dk = dqkv + (k - qkv), *dv = dk + C;
-                    int keys = smaller_of(TILE, T - t0);
-                    gemm_tile(p, TILE, queries, keys, hs, matrix(q, 3*C, 1), matrix(k, 1, 3*C), 0);
-                    gemm_tile(ds, TILE, queries, keys, hs, matrix(d, C, 1), matrix(v, 1, 3*C), 0);
-                    for (int i = 0; i < queries; i++) {
-                        int seen = smaller_of(keys, q0 + i - t0 + 1);
-                        real_t l = lse[((size_t)b*NH + h)*T + q0 + i];
-                        if (seen == TILE) softmax_backward(p + i*TILE, ds + i*TILE, TILE, scale, l, delta[i]);
-                        else softmax_backward(p + i*TILE, ds + i*TILE, seen, scale, l, delta[i]);
-                        for (int j = seen; j < keys; j++) p[i*TILE + j] = ds[i*TILE + j] = 0;
-                    }
-                    gemm_tile(dv, 3*C, keys, hs, queries, matrix(p, 1, TILE), matrix(d, C, 1), 1);
-                    gemm_tile(dk, 3*C, keys, hs, queries, matrix(ds, 1, TILE), matrix(q, 3*C, 1), 1);
-                    gemm_tile(dq, 3*C, queries, hs, keys, matrix(ds, TILE, 1), matrix(k, 3*C, 1), 1);
-                }
+        for (int g = 0; g < NKV; g++) {
+            const size_t of_keys = (size_t)b*T*S + C + g*hs;
+            for (int t = 0; t < T; t++) {
+                memset(dqkv + ((size_t)b*T + t)*S + g*group*hs, 0, bytes * (size_t)group);
+                memset(dqkv + of_keys + t*S, 0, bytes);
+                memset(dqkv + of_keys + t*S + KV, 0, bytes);
             }
+            for (int h = g * group; h < (g + 1) * group; h++)
+                for (int q0 = 0; q0 < T; q0 += TILE) {
+                    const size_t first = (size_t)b*T + q0;
+                    const act_t *q = qkv + first*S + h*hs, *o = out + first*C + h*hs, *d = dout + (o - out);
+                    const real_t *l = lse + ((size_t)b*NH + h)*T + q0;
+                    act_t *dq = dqkv + (q - qkv);
+                    real_t p[TILE * TILE], ds[TILE * TILE], delta[TILE];  // delta: sum_j p_j dp_j, which is d . o
+                    int queries = smaller_of(TILE, T - q0);
+                    for (int i = 0; i < queries; i++) {
+                        real_t dot = 0;
+                        #pragma omp simd reduction(+:dot)
+                        for (int c = 0; c < hs; c++) dot += d[(size_t)i*C + c] * o[(size_t)i*C + c];
+                        delta[i] = dot;
+                    }
+                    for (int t0 = 0; t0 <= q0; t0 += TILE) {
+                        const act_t *k = qkv + of_keys + t0*S, *v = k + KV;
+                        act_t *dk = dqkv + (k - qkv), *dv = dk + KV;
+                        int keys = smaller_of(TILE, T - t0);
+                        gemm_tile(p, TILE, queries, keys, hs, matrix(q, S, 1), matrix(k, 1, S), 0);
+                        gemm_tile(ds, TILE, queries, keys, hs, matrix(d, C, 1), matrix(v, 1, S), 0);
+                        for (int i = 0; i < queries; i++) {
+                            real_t *pi = p + i*TILE, *dsi = ds + i*TILE;
+                            int seen = smaller_of(keys, q0 + i - t0 + 1);
+                            if (seen == TILE) softmax_backward(pi, dsi, TILE, scale, l[i], delta[i]);
+                            else softmax_backward(pi, dsi, seen, scale, l[i], delta[i]);
+                            for (int j = seen; j < keys; j++) pi[j] = dsi[j] = 0;
+                        }
+                        gemm_tile(dv, S, keys, hs, queries, matrix(p, 1, TILE), matrix(d, C, 1), 1);
+                        gemm_tile(dk, S, keys, hs, queries, matrix(ds, 1, TILE), matrix(q, S, 1), 1);
+                        gemm_tile(dq, S, queries, hs, keys, matrix(ds, TILE, 1), matrix(k, S, 1), 1);
+                    }
+                }
         }
 }
 

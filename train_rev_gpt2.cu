@@ -840,13 +840,24 @@ void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias,
 // ---- attention in tiles, the softmax carried along from tile to tile. Grids are (tiles, heads, sequences):
 // blocks that run at the same time share a few heads' keys and values, which stay in the cache.
 
-// where the block's head begins in x, whose T rows a sequence are `stride` apart
-template <class E> static __device__ __forceinline__ E *of_head(E *x, int T, int stride, int hs) {
-    return x + (size_t)blockIdx.z * (size_t)T * (size_t)stride + blockIdx.y * (size_t)hs;
+// A row of qkv is `stride` wide: heads of hs channels, C of queries, then KV each of keys and values. A group
+// of heads of queries reads the same keys.
+struct Heads { int NH, C, KV, stride, hs, group; };
+static Heads heads_of(int C, int NH, int NKV) {
+    const int hs = C / NH, KV = NKV * hs;
+    return {NH, C, KV, C + 2*KV, hs, NH / NKV};
+}
+// where head h of the block's sequence begins in x, whose T rows a sequence are `stride` apart
+template <class E> static __device__ __forceinline__ E *of_head(E *x, int h, int T, int stride, int hs) {
+    return x + (size_t)blockIdx.z * (size_t)T * (size_t)stride + (size_t)h * (size_t)hs;
 }
 // where it begins in what has one value a query, (B, NH, T)
-static __device__ __forceinline__ size_t queries_of_head(int T) {
-    return ((size_t)blockIdx.z * gridDim.y + blockIdx.y) * (size_t)T;
+static __device__ __forceinline__ size_t queries_of_head(int h, int T, int NH) {
+    return ((size_t)blockIdx.z * (size_t)NH + (size_t)h) * (size_t)T;
+}
+// how far behind the queries of head h lie the keys that they read
+static __device__ __forceinline__ int to_keys(int h, const Heads &x) {
+    return x.C + (h / x.group - h) * x.hs;
 }
 
 // rows (B, NH, T): lse in bits, and delta = sum_c out dout, which is sum_j p_j dp_j. Eight lanes
@@ -1096,14 +1107,16 @@ static __device__ __forceinline__ void softmax_step(float s[M][N][4], float o[M]
 // A block has WARPS times M times 16 queries of a head; the keys and values they see come by, TILE at a time,
 // the next ones on their way meanwhile.
 template <int HS, int WHOLE, int M> static __global__ void __launch_bounds__(WARPS * WARP, 2)
-attention_forward_kernel(act_t *out, float *lse, const act_t *qkv, int T, int C, int hs, float scale) {
+attention_forward_kernel(act_t *out, float *lse, const act_t *qkv, int T, Heads heads, float scale) {
     enum { ROWS = 16 * M, OWN = WARPS * ROWS, BYTES = 2*HS * TILE, SPAN = HS <= 64 ? TILE : HALF };
     SHARED(act_t, tiles);  // the queries, then twice: keys, values
     const int own = (int)(gridDim.x - 1 - blockIdx.x) * OWN;  // the longest rows begin first
-    const int first = own + ROWS * (int)(threadIdx.x / WARP), stride = 3*C;
+    const int first = own + ROWS * (int)(threadIdx.x / WARP), h = (int)blockIdx.y;
+    const int C = heads.C, KV = heads.KV, hs = heads.hs;
+    const int stride = C + 2*KV;  // not heads.stride: for that nvcc needs a tenth more to make addresses
     const int keys = T < own + OWN ? T : own + OWN;
     const Part<HS> part = part_of_thread<HS>();
-    const act_t *q = in_part(part, of_head(qkv, T, stride, hs), stride), *k = q + C;
+    const act_t *q = in_part(part, of_head(qkv, h, T, stride, hs), stride), *k = q + to_keys(h, heads);
     const uint32_t base = shared_address(tiles), both = 2 * (base + 2*HS * OWN) + 2*BYTES;
     const uint32_t of_a = lane_of_a<HS>(), of_b = lane_of_b<HS>(), mine = base + 2*HS * (first - own) + of_a;
     float o[M][HS / 8][4] = {}, s[M][SPAN / 8][4], highest[M][2], sum[M][2] = {};
@@ -1112,7 +1125,7 @@ attention_forward_kernel(act_t *out, float *lse, const act_t *qkv, int T, int C,
     for (int j = 0; j < 2 * M; j++) highest[j / 2][j % 2] = -1e30f;
     load_tile<OWN, WHOLE>(part, base, q + (int64_t)own * stride, stride, T - own, hs);
     load_tile<TILE, WHOLE>(part, now, k, stride, T, hs);
-    load_tile<TILE, WHOLE>(part, now + BYTES, k + C, stride, T, hs);
+    load_tile<TILE, WHOLE>(part, now + BYTES, k + KV, stride, T, hs);
     copy_async_commit();
     for (int key = 0; key < keys; key += TILE, now = both - now) {
         copy_async_wait<0>();
@@ -1120,7 +1133,7 @@ attention_forward_kernel(act_t *out, float *lse, const act_t *qkv, int T, int C,
         if (key + TILE < keys) {
             k += TILE * stride;
             load_tile<TILE, WHOLE>(part, both - now, k, stride, T - key - TILE, hs);
-            load_tile<TILE, WHOLE>(part, both - now + BYTES, k + C, stride, T - key - TILE, hs);
+            load_tile<TILE, WHOLE>(part, both - now + BYTES, k + KV, stride, T - key - TILE, hs);
             copy_async_commit();
         }
 #pragma unroll
@@ -1144,9 +1157,9 @@ attention_forward_kernel(act_t *out, float *lse, const act_t *qkv, int T, int C,
             inverse[i] = 1 / all;
             const float bits = highest[m][i] * scale + log2f(all);
             if (threadIdx.x % 4 == 0 && row + g + 8*i < T)
-                lse[queries_of_head(T) + row + g + 8*i] = bits * 0.69314718f;
+                lse[queries_of_head(h, T, heads.NH) + row + g + 8*i] = bits * 0.69314718f;
         }
-        store_rows<HS, WHOLE>(of_head(out, T, C, hs) + (int64_t)row * C, C, T - row, hs, o[m], inverse);
+        store_rows<HS, WHOLE>(of_head(out, h, T, C, hs) + (int64_t)row * C, C, T - row, hs, o[m], inverse);
     }
 }
 
@@ -1172,27 +1185,29 @@ static __device__ __forceinline__ void softmax_back(float p[M][N][4], float ds[M
     }
 }
 
-// Gradients of the block's queries (KEYS 0), or of its keys and values (KEYS 1): two passes, so that no two
-// blocks meet in a sum. Both see the same products, one transposed: with own rows x1, x2 = q, dout, or k, v;
-// and y1, y2 = k, v, or q, dout, tile by tile,
+// Gradients of the block's queries (KEYS 0), or of its keys and values (KEYS 1), which the group's heads of
+// queries go by in turn: two passes, so that no two blocks meet in a sum. Both see the same products, one
+// transposed: with own rows x1, x2 = q, dout, or k, v; and y1, y2 = k, v, or q, dout, tile by tile,
 //     p = exp(scale x1 y1^T - lse);  dp = x2 y2^T;  ds = p (dp - delta)
 //     dx1 = scale sum ds y1;  dv = sum p dout
 // Rows that do not exist are zeros, with lse and delta 0 as well, so they add nothing.
 template <int HS, int WHOLE, int M, int KEYS> static __global__ void __launch_bounds__(WARPS * WARP, 2)
-attention_backward_kernel(act_t *dqkv, const act_t *dout, const act_t *qkv, const float2 *rows, int T, int C,
-                          int hs, float scale) {
+attention_backward_kernel(act_t *dqkv, const act_t *dout, const act_t *qkv, const float2 *rows, int T,
+                          Heads heads, float scale) {
     enum { ROWS = 16 * M, OWN = WARPS * ROWS, OWN_BYTES = 2*HS * OWN, BYTES = 2*HS * TILE, N = HALF / 8 };
     enum { SPAN = 2*BYTES + KEYS * TILE * sizeof(float2) };
     SHARED(act_t, tiles);  // x1, x2, then twice: y1, y2, and lse and delta of the queries that go by
     const int own = (int)(KEYS ? blockIdx.x : gridDim.x - 1 - blockIdx.x) * OWN;  // the longest begin first
     const int first = own + ROWS * (int)(threadIdx.x / WARP), g = threadIdx.x % WARP / 4;
     const int begin = KEYS ? own : 0, end = KEYS || T < own + OWN ? T : own + OWN;
-    const int stride = 3*C, stride_x2 = KEYS ? stride : C, stride_y2 = KEYS ? C : stride;
+    const int C = heads.C, KV = heads.KV, stride = heads.stride, hs = heads.hs;
+    const int stride_x2 = KEYS ? stride : C, stride_y2 = KEYS ? C : stride;
+    const int group = KEYS ? heads.group : 1, h = (int)blockIdx.y * group;  // the first head of queries
     const Part<HS> part = part_of_thread<HS>();
-    const act_t *q = in_part(part, of_head(qkv, T, stride, hs), stride), *k = q + C;
-    const act_t *d = in_part(part, of_head(dout, T, C, hs), C);
+    const act_t *q = in_part(part, of_head(qkv, h, T, stride, hs), stride), *k = q + to_keys(h, heads);
+    const act_t *d = in_part(part, of_head(dout, h, T, C, hs), C);
     const act_t *x1 = (KEYS ? k : q) + (int64_t)own * stride;
-    const act_t *x2 = (KEYS ? k + C : d) + (int64_t)own * stride_x2;
+    const act_t *x2 = (KEYS ? k + KV : d) + (int64_t)own * stride_x2;
     const act_t *y1 = (KEYS ? q : k) + (int64_t)begin * stride, *y2 = d + (int64_t)begin * stride_y2;
     const uint32_t base = shared_address(tiles), both = 2 * (base + 2*OWN_BYTES) + SPAN;
     const uint32_t of_a = lane_of_a<HS>(), of_b = lane_of_b<HS>(), mine = base + 2*HS * (first - own) + of_a;
@@ -1200,73 +1215,80 @@ attention_backward_kernel(act_t *dqkv, const act_t *dout, const act_t *qkv, cons
     float dx1[M][HS / 8][4] = {}, dx2[M][HS / 8][4] = {};
     float2 of_row[M][2] = {};
     uint32_t now = base + 2*OWN_BYTES + SPAN;  // where this turn's tiles lie; the next turn's at both - now
-    rows += queries_of_head(T);
+    rows += queries_of_head(h, T, heads.NH);
 #pragma unroll
     for (int j = 0; j < 2 * M && !KEYS; j++)
         if (first + g + 8*j < T) of_row[j / 2][j % 2] = rows[first + g + 8*j];
     load_tile<OWN, WHOLE>(part, base, x1, stride, T - own, hs);
     load_tile<OWN, WHOLE>(part, base + OWN_BYTES, x2, stride_x2, T - own, hs);
-    for (int at = begin - TILE; at < end; at += TILE, now = both - now) {  // the first turn only loads
-        copy_async_wait<0>();
-        __syncthreads();
-        if (at + TILE < end) {
-            const int left = end - at - TILE, i = (int)threadIdx.x;
-            load_tile<TILE, WHOLE>(part, both - now, y1, stride, left, hs);
-            load_tile<TILE, WHOLE>(part, both - now + BYTES, KEYS ? y2 : y1 + C, stride_y2, left, hs);
-            if (KEYS && i < TILE)
-                copy_async<8>(both - now + 2*BYTES + 8*i, rows + at + TILE + i, i < left ? 8 : 0);
-            copy_async_commit();
-            y1 += TILE * stride, y2 += TILE * stride_y2;
-        }
+    for (int left = group; left > 0; left--) {
+        int at = begin - TILE;
+        for (; at < end; at += TILE, now = both - now) {  // the first turn only loads
+            copy_async_wait<0>();
+            __syncthreads();
+            if (at + TILE < end) {
+                const int left = end - at - TILE, i = (int)threadIdx.x;
+                load_tile<TILE, WHOLE>(part, both - now, y1, stride, left, hs);
+                load_tile<TILE, WHOLE>(part, both - now + BYTES, KEYS ? y2 : y1 + KV, stride_y2, left, hs);
+                if (KEYS && i < TILE)
+                    copy_async<8>(both - now + 2*BYTES + 8*i, rows + at + TILE + i, i < left ? 8 : 0);
+                copy_async_commit();
+                y1 += TILE * stride, y2 += TILE * stride_y2;
+            }
 #pragma unroll
-        for (int c = 0; c < TILE && at >= begin; c += HALF) {
-            const int other = at + c;
-            const uint32_t y = now + 2*HS*c;
-            float p[M][N][4], ds[M][N][4];
-            if (KEYS ? other + HALF <= first : other >= first + ROWS) continue;  // the warp's rows meet none
-            multiply_rows<HS, M, N>(p, mine, y + of_b);
-            multiply_rows<HS, M, N>(ds, mine + OWN_BYTES, y + BYTES + of_b);
-            if (KEYS ? other < first + ROWS - 1 : other + HALF > first + 1)
-                mask_scores<M, N, KEYS>(p, first, other);
-            softmax_back<M, N, KEYS>(p, ds, of_row, now + 2*BYTES + 8*c, bits);
-            add_product<HS, M, N>(dx1, ds, y + of_a);
-            if (KEYS) add_product<HS, M, N>(dx2, p, y + BYTES + of_a);
+            for (int c = 0; c < TILE && at >= begin; c += HALF) {
+                const int other = at + c;
+                const uint32_t y = now + 2*HS*c;
+                float p[M][N][4], ds[M][N][4];
+                if (KEYS ? other + HALF <= first : other >= first + ROWS) continue;  // the warp meets none
+                multiply_rows<HS, M, N>(p, mine, y + of_b);
+                multiply_rows<HS, M, N>(ds, mine + OWN_BYTES, y + BYTES + of_b);
+                if (KEYS ? other < first + ROWS - 1 : other + HALF > first + 1)
+                    mask_scores<M, N, KEYS>(p, first, other);
+                softmax_back<M, N, KEYS>(p, ds, of_row, now + 2*BYTES + 8*c, bits);
+                add_product<HS, M, N>(dx1, ds, y + of_a);
+                if (KEYS) add_product<HS, M, N>(dx2, p, y + BYTES + of_a);
+            }
         }
+        y1 += hs - (int64_t)(at - begin) * stride;  // to the first tile of the next head
+        y2 += hs - (int64_t)(at - begin) * stride_y2;
+        rows += T;
     }
     const float scales[2] = {scale, scale}, ones[2] = {1, 1};
 #pragma unroll
     for (int m = 0; m < M; m++) {
         const int row = first + 16*m;
-        act_t *to = of_head(dqkv, T, stride, hs) + (int64_t)row * stride;
-        store_rows<HS, WHOLE>(to + KEYS * C, stride, T - row, hs, dx1[m], scales);
-        if (KEYS) store_rows<HS, WHOLE>(to + 2*C, stride, T - row, hs, dx2[m], ones);
+        act_t *to = of_head(dqkv, h, T, stride, hs) + (int64_t)row * stride + (KEYS ? to_keys(h, heads) : 0);
+        store_rows<HS, WHOLE>(to, stride, T - row, hs, dx1[m], scales);
+        if (KEYS) store_rows<HS, WHOLE>(to + KV, stride, T - row, hs, dx2[m], ones);
     }
 }
 
 template <int HS, int WHOLE, int M = 2>
-static void attention_forward_of(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH) {
+static void attention_forward_of(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH,
+                                 int NKV) {
     enum { OWN = WARPS * 16 * M };
     const dim3 grid(blocks_for((size_t)T, OWN), (unsigned)NH, (unsigned)B);
     const size_t shared = (OWN + 4 * TILE) * HS * sizeof(act_t);
     const float bits = (float)(1.44269504 / sqrt((double)(C / NH)));
-    LAUNCH((attention_forward_kernel<HS, WHOLE, M>), grid, WARPS * WARP, shared, out, lse, qkv, T, C, C / NH,
-           bits);
+    LAUNCH((attention_forward_kernel<HS, WHOLE, M>), grid, WARPS * WARP, shared, out, lse, qkv, T,
+           heads_of(C, NH, NKV), bits);
 }
 template <int HS, int WHOLE, int M, int KEYS>
 static void attention_backward_pass(act_t *dqkv, const act_t *dout, const act_t *qkv, const float2 *rows,
-                                    int B, int T, int C, int NH) {
+                                    int B, int T, int C, int NH, int NKV) {
     enum { OWN = WARPS * 16 * M };
-    const dim3 grid(blocks_for((size_t)T, OWN), (unsigned)NH, (unsigned)B);
+    const dim3 grid(blocks_for((size_t)T, OWN), (unsigned)(KEYS ? NKV : NH), (unsigned)B);
     const size_t shared = (2 * OWN + 4 * TILE) * HS * sizeof(act_t) + KEYS * 2 * TILE * sizeof(float2);
     const float scale = (float)(1 / sqrt((double)(C / NH)));
     LAUNCH((attention_backward_kernel<HS, WHOLE, M, KEYS>), grid, WARPS * WARP, shared, dqkv, dout, qkv, rows,
-           T, C, C / NH, scale);
+           T, heads_of(C, NH, NKV), scale);
 }
 template <int HS, int WHOLE, int M = HS <= 64 ? 2 : 1>  // what registers can hold of dx1 and dx2
 static void attention_backward_of(act_t *dqkv, const act_t *dout, const act_t *qkv, const float2 *rows, int B,
-                                  int T, int C, int NH) {
-    attention_backward_pass<HS, WHOLE, M, 1>(dqkv, dout, qkv, rows, B, T, C, NH);
-    attention_backward_pass<HS, WHOLE, M, 0>(dqkv, dout, qkv, rows, B, T, C, NH);
+                                  int T, int C, int NH, int NKV) {
+    attention_backward_pass<HS, WHOLE, M, 1>(dqkv, dout, qkv, rows, B, T, C, NH, NKV);
+    attention_backward_pass<HS, WHOLE, M, 0>(dqkv, dout, qkv, rows, B, T, C, NH, NKV);
 }
 #define OF_SIZE(f, ...) do { \
         if (!whole && hs <= 32) f<32, 0>(__VA_ARGS__); \
@@ -1284,91 +1306,102 @@ static __device__ __forceinline__ float dot(const float *x, const float *y, int 
     for (int c = threadIdx.x % WARP; c < hs; c += WARP) sum += x[c] * y[c];
     return warp_sum(sum);
 }
-static __global__ void attention_forward_kernel(act_t *out, float *lse, const act_t *qkv, int T, int C,
-                                                int hs, float scale) {
+static __global__ void attention_forward_kernel(act_t *out, float *lse, const act_t *qkv, int T, Heads heads,
+                                                float scale) {
     const int t = (int)(blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP), lane = threadIdx.x % WARP;
-    const act_t *q = of_head(qkv, T, 3*C, hs), *k = q + C;
+    const int stride = heads.stride, hs = heads.hs, h = (int)blockIdx.y;
+    const act_t *q = of_head(qkv, h, T, stride, hs), *k = q + to_keys(h, heads);
     float o[LANE_CHANNELS] = {}, highest = -1e30f, sum = 0;
     if (t >= T) return;  // the whole warp
-    q += (size_t)t * 3*C;
-    for (int j = 0; j <= t; j++, k += 3*C) {
+    q += (size_t)t * stride;
+    for (int j = 0; j <= t; j++, k += stride) {
         float s = dot(q, k, hs) * scale, higher = fmaxf(highest, s), shrink = expf(highest - higher);
         float p = expf(s - higher);
         sum = sum * shrink + p;
         for (int i = 0, c = lane; i < LANE_CHANNELS && c < hs; i++, c += WARP)
-            o[i] = o[i] * shrink + p * k[C + c];
+            o[i] = o[i] * shrink + p * k[heads.KV + c];
         highest = higher;
     }
-    out = of_head(out, T, C, hs) + (size_t)t * C;
+    out = of_head(out, h, T, heads.C, hs) + (size_t)t * heads.C;
     for (int i = 0, c = lane; i < LANE_CHANNELS && c < hs; i++, c += WARP) out[c] = o[i] / sum;
-    if (lane == 0) lse[queries_of_head(T) + t] = highest + logf(sum);
+    if (lane == 0) lse[queries_of_head(h, T, heads.NH) + t] = highest + logf(sum);
 }
-// gradients of query t (KEYS 0), or of key and value t (KEYS 1)
+// gradients of query t (KEYS 0), or of key and value t (KEYS 1), which the group's heads of queries go by
 template <int KEYS> static __global__ void
-attention_backward_kernel(act_t *dqkv, const act_t *dout, const act_t *qkv, const float2 *rows, int T, int C,
-                          int hs, float scale) {
+attention_backward_kernel(act_t *dqkv, const act_t *dout, const act_t *qkv, const float2 *rows, int T,
+                          Heads heads, float scale) {
     const int t = (int)(blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP), lane = threadIdx.x % WARP;
-    const act_t *q = of_head(qkv, T, 3*C, hs), *d = of_head(dout, T, C, hs);
+    const int C = heads.C, KV = heads.KV, stride = heads.stride, hs = heads.hs;
+    const int group = KEYS ? heads.group : 1, h = (int)blockIdx.y * group;  // the first head of queries
+    const act_t *q = of_head(qkv, h, T, stride, hs), *k = q + to_keys(h, heads);
+    const act_t *d = of_head(dout, h, T, C, hs);
     float dx[LANE_CHANNELS] = {}, dv[LANE_CHANNELS] = {};
-    rows += queries_of_head(T);
+    rows += queries_of_head(h, T, heads.NH);
     if (t >= T) return;  // the whole warp
-    for (int j = KEYS ? t : 0; j < (KEYS ? T : t + 1); j++) {
-        int query = KEYS ? j : t, key = KEYS ? t : j;
-        const act_t *x = q + (size_t)query * 3*C, *y = q + (size_t)key * 3*C + C, *dy = d + (size_t)query * C;
-        float p = exp2f(dot(x, y, hs) * scale * 1.44269504f - rows[query].x);
-        float ds = p * (dot(dy, y + C, hs) - rows[query].y) * scale;
-        for (int i = 0, c = lane; i < LANE_CHANNELS && c < hs; i++, c += WARP) {
-            dx[i] += ds * (KEYS ? x[c] : y[c]);
-            dv[i] += p * dy[c];
+    for (int g = 0; g < group; g++, q += hs, d += hs, rows += T)
+        for (int j = KEYS ? t : 0; j < (KEYS ? T : t + 1); j++) {
+            int query = KEYS ? j : t, key = KEYS ? t : j;
+            const act_t *x = q + (size_t)query * stride, *y = k + (size_t)key * stride;
+            const act_t *dy = d + (size_t)query * C;
+            float p = exp2f(dot(x, y, hs) * scale * 1.44269504f - rows[query].x);
+            float ds = p * (dot(dy, y + KV, hs) - rows[query].y) * scale;
+            for (int i = 0, c = lane; i < LANE_CHANNELS && c < hs; i++, c += WARP) {
+                dx[i] += ds * (KEYS ? x[c] : y[c]);
+                dv[i] += p * dy[c];
+            }
         }
-    }
-    act_t *to = of_head(dqkv, T, 3*C, hs) + (size_t)t * 3*C;
+    act_t *to = of_head(dqkv, h, T, stride, hs) + (size_t)t * stride + (KEYS ? to_keys(h, heads) : 0);
     for (int i = 0, c = lane; i < LANE_CHANNELS && c < hs; i++, c += WARP) {
-        to[KEYS * C + c] = dx[i];
-        if (KEYS) to[2*C + c] = dv[i];
+        to[c] = dx[i];
+        if (KEYS) to[KV + c] = dv[i];
     }
 }
-static void attention_forward_of(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH) {
+static void attention_forward_of(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH,
+                                 int NKV) {
     const dim3 grid(blocks_for((size_t)T, THREADS / WARP), (unsigned)NH, (unsigned)B);
     const float scale = (float)(1 / sqrt((double)(C / NH)));
-    LAUNCH(attention_forward_kernel, grid, THREADS, 0, out, lse, qkv, T, C, C / NH, scale);
+    LAUNCH(attention_forward_kernel, grid, THREADS, 0, out, lse, qkv, T, heads_of(C, NH, NKV), scale);
 }
 static void attention_backward_of(act_t *dqkv, const act_t *dout, const act_t *qkv, const float2 *rows, int B,
-                                  int T, int C, int NH) {
-    const dim3 grid(blocks_for((size_t)T, THREADS / WARP), (unsigned)NH, (unsigned)B);
+                                  int T, int C, int NH, int NKV) {
+    const unsigned tiles = blocks_for((size_t)T, THREADS / WARP);
+    const dim3 of_keys(tiles, (unsigned)NKV, (unsigned)B), of_queries(tiles, (unsigned)NH, (unsigned)B);
     const float scale = (float)(1 / sqrt((double)(C / NH)));
-    LAUNCH(attention_backward_kernel<1>, grid, THREADS, 0, dqkv, dout, qkv, rows, T, C, C / NH, scale);
-    LAUNCH(attention_backward_kernel<0>, grid, THREADS, 0, dqkv, dout, qkv, rows, T, C, C / NH, scale);
+    const Heads heads = heads_of(C, NH, NKV);
+    LAUNCH(attention_backward_kernel<1>, of_keys, THREADS, 0, dqkv, dout, qkv, rows, T, heads, scale);
+    LAUNCH(attention_backward_kernel<0>, of_queries, THREADS, 0, dqkv, dout, qkv, rows, T, heads, scale);
 }
 #define OF_SIZE(f, ...) f(__VA_ARGS__)
 #endif
 
-void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH) {
-    profile("attention_forward", 2.0 * B * T * T * C, 4.0 * B * T * C * sizeof(act_t));
+void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH, int NKV) {
     const int hs = C / NH, whole = hs % 8 == 0 && aligned(qkv) && aligned(out);
+    const double wide = 2.0 * C + 2.0 * NKV * hs;
+    profile("attention_forward", 2.0 * B * T * T * C, wide * B * T * sizeof(act_t));
     (void)whole;  // float32 has one way
-    OF_SIZE(attention_forward_of, out, lse, qkv, B, T, C, NH);
+    OF_SIZE(attention_forward_of, out, lse, qkv, B, T, C, NH, NKV);
 }
 void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse,
-                        int B, int T, int C, int NH) {
-    profile("attention_backward", 5.0 * B * T * T * C, 8.0 * B * T * C * sizeof(act_t));
+                        int B, int T, int C, int NH, int NKV) {
     const int hs = C / NH,
               whole = hs % 8 == 0 && aligned(qkv) && aligned(out) && aligned(dout) && aligned(dqkv);
+    const double wide = 2.0 * C + 2.0 * NKV * hs;
+    profile("attention_backward", 5.0 * B * T * T * C, 2 * wide * B * T * sizeof(act_t));
     float2 *rows = (float2 *)(void *)partial_sums;
     LAUNCH(delta_kernel, blocks_for((size_t)B * (size_t)T * (size_t)NH, THREADS / 8), THREADS, 0, rows, lse,
            out, dout, B * T, T, C, NH, whole);
-    OF_SIZE(attention_backward_of, dqkv, dout, qkv, rows, B, T, C, NH);
+    OF_SIZE(attention_backward_of, dqkv, dout, qkv, rows, B, T, C, NH, NKV);
 }
 
 // a block a head: the scores of a query in shared memory, then their exponentials
-static __global__ void attention_query_kernel(act_t *out, const act_t *qkv, int t, int C, int hs,
-                                              float scale) {
+static __global__ void attention_query_kernel(act_t *out, const act_t *qkv, int t, Heads heads, float scale) {
     SHARED(float, room);  // 2 * 32 floats for sums, then the scores
     float *score = room + 2 * WARP, top = -1e30f, sum = 0;
     int h = (int)blockIdx.x, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    const act_t *q = qkv + (size_t)t * 3*C + h*hs;
+    const int hs = heads.hs, stride = heads.stride;
+    const act_t *q = qkv + (size_t)t * stride + h*hs, *keys = qkv + h*hs + to_keys(h, heads);
     for (int j = warp; j <= t; j += warps) {
-        const act_t *k = qkv + (size_t)j * 3*C + C + h*hs;
+        const act_t *k = keys + (size_t)j * stride;
         float x = 0;
         for (int c = lane; c < hs; c += WARP) x += to_float(q[c]) * to_float(k[c]);
         x = warp_sum(x) * scale;
@@ -1385,14 +1418,15 @@ static __global__ void attention_query_kernel(act_t *out, const act_t *qkv, int 
     sum = block_sum(sum, 0, room).x;
     for (int c = (int)threadIdx.x; c < hs; c += (int)blockDim.x) {
         float x = 0;
-        for (int j = 0; j <= t; j++) x += score[j] * to_float(qkv[(size_t)j * 3*C + 2*C + h*hs + c]);
+        for (int j = 0; j <= t; j++) x += score[j] * to_float(keys[(size_t)j * stride + heads.KV + c]);
         set(out + h*hs + c, x / sum);
     }
 }
-void attention_query(act_t *out, const act_t *qkv, int t, int C, int NH) {
-    profile("attention_query", 4.0 * t * C, 2.0 * t * C * sizeof(act_t));
-    LAUNCH(attention_query_kernel, (unsigned)NH, THREADS, query_bytes((size_t)t + 1), out, qkv, t, C, C / NH,
-        (float)(1 / sqrt((double)(C / NH))));
+void attention_query(act_t *out, const act_t *qkv, int t, int C, int NH, int NKV) {
+    const Heads heads = heads_of(C, NH, NKV);
+    profile("attention_query", 4.0 * t * C, 2.0 * t * heads.KV * sizeof(act_t));
+    LAUNCH(attention_query_kernel, (unsigned)NH, THREADS, query_bytes((size_t)t + 1), out, qkv, t, heads,
+        (float)(1 / sqrt((double)heads.hs)));
 }
 
 // ---- adjoint, head, optimizer
