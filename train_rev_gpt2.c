@@ -3632,4 +3632,8 @@ double device_bandwidth(real_t *x, size_t count) {
 }
 
 // ==== end of the layers for the CPU =================================================================
+#ifdef REV_GPT2_BLOCK
+#define REV_GPT2_BLOCK_LAYERS  // the block's own layers, which may use those above
+#include REV_GPT2_BLOCK
+#endif
 #endif

@@ -1658,3 +1658,8 @@ double device_bandwidth(real_t *x, size_t count) {
     }
     return best;
 }
+
+#ifdef REV_GPT2_BLOCK
+#define REV_GPT2_BLOCK_LAYERS  // the block's own layers, which may use those above
+#include REV_GPT2_BLOCK
+#endif
