@@ -1207,12 +1207,10 @@ static double flops_again(const Model *m) {
     return flops;
 }
 
-// -------------------------------------------------------------------------------------------------
-// Random numbers by position, not by state: the i-th number of a purpose is a function of (seed, purpose, i),
-// so any thread can draw any number and a resumed run needs no state restored.
+// ---- random numbers by position, not by state: the i-th of a purpose is a function of (seed, purpose, i):
+// any thread can draw any of them, and a resumed run restores nothing.
 
 enum { RANDOM_WEIGHTS, RANDOM_COEFFICIENTS, RANDOM_BATCHES, RANDOM_SAMPLES };
-
 static uint64_t scramble(uint64_t x) {  // the finalizer of splitmix64 (Steele, Lea & Flood 2014)
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
     x = (x ^ x >> 27) * 0x94D049BB133111EBu;
@@ -1256,78 +1254,77 @@ enum { STAGE = 1 << 14 };
 static param_t staging[STAGE];  // host memory for what goes to the device or to a file, a piece at a time
 static size_t piece_of(size_t left) { return left < STAGE ? left : (size_t)STAGE; }
 
-// GPT-2's initialization: N(0, 0.02), projections into the streams scaled by 1/sqrt(2L), gains 1, biases 0, and
-// 0 in the padding of the vocabulary.
+// GPT-2's initialization: N(0, 0.02), projections into the streams scaled by 1/sqrt(2L), gains 1, biases 0,
+// and 0 in the padding of the vocabulary.
 static void init_parameters(Model *m, uint64_t seed) {
     const Config *net = &m->net;
+    const double stds[] = {0, 0, 0.02, 0.02 / sqrt(2.0 * net->L)};  // of GAIN, BIAS, MATRIX, PROJECTION
     size_t one[TENSORS], all[TENSORS], offset = 0;
     tensor_sizes(net, one, all);
-    for (int t = 0; t < TENSORS; t++) {
+    for (int t = 0; t < TENSORS; offset += all[t++]) {
         int kind = tensor_kinds[t].kind;
-        double mean = kind == GAIN, std = kind == PROJECTION ? 0.02 / sqrt(2.0 * net->L) : kind == MATRIX ? 0.02 : 0;
-        size_t drawn = t == 0 ? (size_t)net->V * (size_t)net->C : all[t];
+        size_t drawn = kind >= MATRIX ? all[t] : 0;
+        if (t == 0) drawn = (size_t)net->V * (size_t)net->C;
         for (size_t i = 0; i < all[t]; i += STAGE) {
             size_t n = piece_of(all[t] - i);
             #pragma omp parallel for
             for (size_t j = 0; j < n; j++) {
-                double z = std > 0 && i + j < drawn ? random_normal(seed, RANDOM_WEIGHTS, offset + i + j) : 0;
-                staging[j] = (param_t)(mean + std * z);
+                double z = i + j < drawn ? random_normal(seed, RANDOM_WEIGHTS, offset + i + j) : 0;
+                staging[j] = (param_t)((kind == GAIN) + stds[kind] * z);
             }
             to_device(m->params + offset + i, staging, n * sizeof(param_t));
         }
-        offset += all[t];
     }
 }
 
-// -------------------------------------------------------------------------------------------------
-// Data: shards of tokens, read in order as llm.c does or at random offsets as nanoGPT does
+// ---- data: shards of tokens, read in order as llm.c does or at random offsets as nanoGPT does
 
 typedef struct {
     char *path;
-    int fd;
-    int width;      // bytes a token
-    int64_t start;  // of the tokens in the file
-    int64_t count;
+    int fd, width;         // width: bytes a token
+    int64_t start, count;  // of the tokens in the file
 } Shard;
+typedef struct { glob_t files; Shard *shards; int shard_count, V; } Data;
 
-typedef struct {
-    glob_t files;
-    Shard *shards;
-    int shard_count, V;
-} Data;
+// Opens s->path, a .txt of bytes or llm.c's token file; returns its vocabulary.
+static int shard_open(Shard *s) {
+    struct stat st;
+    int32_t header[256];
+    size_t length = strlen(s->path);
+    s->fd = open(s->path, O_RDONLY | O_NONBLOCK);  // a pipe without a writer would block
+    if (s->fd < 0 || fstat(s->fd, &st) != 0) die(STATUS_DATA, "%s: %s", s->path, strerror(errno));
+    if (!S_ISREG(st.st_mode)) die(STATUS_DATA, "%s: not a regular file", s->path);
+    s->width = 1;
+    s->count = st.st_size;
+    if (length > 4 && strcmp(s->path + length - 4, ".txt") == 0) return 256;
+    if (pread(s->fd, header, sizeof header, 0) != sizeof header || header[0] != 20240520 || header[1] != 1)
+        die(STATUS_DATA, "%s: not a token file (256 int32, the first 20240520 and 1, then uint16) nor a .txt",
+            s->path);
+    s->width = 2;
+    s->start = sizeof header;
+    s->count = header[2];
+    if (s->count < 0 || st.st_size != s->start + 2 * s->count)
+        die(STATUS_DATA, "%s: its header says %" PRId64 " tokens, but it has %" PRId64 " bytes instead of "
+            "%" PRId64, s->path, s->count, (int64_t)st.st_size, s->start + 2 * s->count);
+    return header[3] ? header[3] : 50257;
+}
 
+static int within(int x, int least, int most) { return x >= least && x <= most; }
 static void data_open(Data *d, const char *pattern) {
-    if (glob(pattern, GLOB_NOCHECK, NULL, &d->files) != 0) die(STATUS_DATA, "%s: cannot be searched for", pattern);
+    if (glob(pattern, GLOB_NOCHECK, NULL, &d->files) != 0)
+        die(STATUS_DATA, "%s: cannot be searched for", pattern);
     d->shard_count = (int)d->files.gl_pathc;
-    d->shards = (Shard *)calloc((size_t)d->shard_count, sizeof(Shard));
+    d->shards = (Shard *)calloc(d->files.gl_pathc, sizeof(Shard));
     if (!d->shards) die(STATUS_NUMBERS, "out of memory for a list of %d files", d->shard_count);
     d->V = 0;
     for (int i = 0; i < d->shard_count; i++) {
         Shard *s = &d->shards[i];
-        struct stat st;
-        int32_t header[256];
-        int V = 256;
         s->path = d->files.gl_pathv[i];
-        s->fd = open(s->path, O_RDONLY | O_NONBLOCK);  // a pipe without a writer would block
-        if (s->fd < 0 || fstat(s->fd, &st) != 0) die(STATUS_DATA, "%s: %s", s->path, strerror(errno));
-        if (!S_ISREG(st.st_mode)) die(STATUS_DATA, "%s: not a regular file", s->path);
-        size_t length = strlen(s->path);
-        if (length > 4 && strcmp(s->path + length - 4, ".txt") == 0) {
-            s->width = 1;
-            s->count = st.st_size;
-        } else {
-            s->width = 2;
-            s->start = sizeof header;
-            if (pread(s->fd, header, sizeof header, 0) != sizeof header || header[0] != 20240520 || header[1] != 1)
-                die(STATUS_DATA, "%s: not a token file (256 int32, the first 20240520 and 1, then uint16) nor a .txt", s->path);
-            s->count = header[2];
-            V = header[3] ? header[3] : 50257;
-            if (s->count < 0 || st.st_size != s->start + 2 * s->count)
-                die(STATUS_DATA, "%s: its header says %" PRId64 " tokens, but it has %" PRId64 " bytes instead of %" PRId64,
-                    s->path, s->count, (int64_t)st.st_size, s->start + 2 * s->count);
-        }
-        if (V < 1 || V > 65536) die(STATUS_DATA, "%s: a vocabulary of %d; 1 to 65536 is possible", s->path, V);
-        if (d->V && d->V != V) die(STATUS_DATA, "%s: vocabulary %d, but %s has %d", s->path, V, d->shards[0].path, d->V);
+        int V = shard_open(s);
+        if (!within(V, 1, 65536))
+            die(STATUS_DATA, "%s: a vocabulary of %d; 1 to 65536 is possible", s->path, V);
+        if (d->V && d->V != V)
+            die(STATUS_DATA, "%s: vocabulary %d, but %s has %d", s->path, V, d->shards[0].path, d->V);
         d->V = V;
     }
 }
@@ -1338,7 +1335,7 @@ static void data_close(Data *d) {
     free(d->shards);
 }
 
-// How many places in a shard a batch (in order) or a sequence (shuffled) can begin at, with a target after its last token.
+// How many places a batch (in order) or a sequence (shuffled) can begin at, with a target after its end
 static int64_t places(const Shard *s, int B, int T, int shuffle) {
     if (shuffle) return s->count > T ? s->count - T : 0;
     return s->count > 0 ? (s->count - 1) / ((int64_t)B * T) : 0;
@@ -1361,8 +1358,8 @@ static void read_sequence(const Data *d, const Shard *s, int64_t position, int n
         for (int j = 0; j <= count; j++) {
             int token = s->width == 1 ? raw[j] : raw[2*j] | raw[2*j + 1] << 8;
             if (token >= d->V)
-                die(STATUS_DATA, "%s: token %" PRId64 " is %d, but the vocabulary has %d", s->path, position + i + j,
-                    token, d->V);
+                die(STATUS_DATA, "%s: token %" PRId64 " is %d, but the vocabulary has %d",
+                    s->path, position + i + j, token, d->V);
             if (j < count) inputs[i + j] = token;
             if (j > 0) targets[i + j - 1] = token;
         }
@@ -1379,17 +1376,17 @@ static void set_batch(Model *m, const int *inputs, const int *targets) {
 
 // Batch number `index`, read whole before any of it goes to the device.
 static void data_batch(const Data *d, Model *m, uint64_t index, int shuffle, uint64_t seed) {
-    uint64_t room = (uint64_t)all_places(d, m->B, m->T, shuffle);
-    size_t N = (size_t)m->B * (size_t)m->T;
+    uint64_t room = (uint64_t)all_places(d, m->B, m->T, shuffle), B = (uint64_t)m->B, draw = index;
+    size_t T = (size_t)m->T, N = (size_t)m->B * T;
     int *inputs = (int *)malloc(2 * N * sizeof(int)), *targets = inputs + N;
     if (!inputs) die(STATUS_NUMBERS, "out of memory for a batch of %zu tokens", N);
-    for (int b = 0; b < m->B; b++) {
-        uint64_t draw = shuffle ? random_bits(seed, RANDOM_BATCHES, index * (uint64_t)m->B + (uint64_t)b) : index;
+    for (size_t b = 0; b < B; b++) {
+        if (shuffle) draw = random_bits(seed, RANDOM_BATCHES, index * B + b);
         int64_t place = (int64_t)(draw % room), here;
         const Shard *s = d->shards;
-        size_t at = (size_t)b * (size_t)m->T;
         for (; place >= (here = places(s, m->B, m->T, shuffle)); s++) place -= here;
-        read_sequence(d, s, shuffle ? place : (place * m->B + b) * m->T, m->T, inputs + at, targets + at);
+        if (!shuffle) place = (place * m->B + (int64_t)b) * m->T;
+        read_sequence(d, s, place, m->T, inputs + b * T, targets + b * T);
     }
     set_batch(m, inputs, targets);
     free(inputs);
@@ -1397,47 +1394,56 @@ static void data_batch(const Data *d, Model *m, uint64_t index, int shuffle, uin
 
 static void data_check(const Data *d, const char *pattern, int V, int B, int T, int shuffle) {
     if (d->V != V) die(STATUS_DATA, "%s: its vocabulary has %d tokens, the model's %d", pattern, d->V, V);
-    int64_t longest = 0;
-    for (int i = 0; i < d->shard_count; i++) longest = d->shards[i].count > longest ? d->shards[i].count : longest;
-    if (all_places(d, B, T, shuffle) < 1)
-        die(STATUS_DATA, "%s: too short, the longest file has %" PRId64 " tokens; -b %d -t %d takes %" PRId64 " and one more",
-            pattern, longest, B, T, shuffle ? (int64_t)T : (int64_t)B * T);
+    if (all_places(d, B, T, shuffle) > 0) return;
+    int64_t longest = 0, needed = shuffle ? T : (int64_t)B * T;
+    for (int i = 0; i < d->shard_count; i++)
+        if (d->shards[i].count > longest) longest = d->shards[i].count;
+    die(STATUS_DATA, "%s: too short, the longest file has %" PRId64 " tokens; -b %d -t %d takes %" PRId64
+        " and one more", pattern, longest, B, T, needed);
 }
 
-// -------------------------------------------------------------------------------------------------
-// Files: the model in llm.c's format, the optimizer's state beside it. A file is written aside, synced and
-// renamed; the state comes first and the model last, so a model with its state is a complete pair.
+// ---- files: the model in llm.c's format, the optimizer's state beside it. A file is written aside, synced
+// and renamed; the state comes first and the model last, so a model with its state is a complete pair.
 
-enum { MODEL_MAGIC = 20240326, STATE_MAGIC = 20251127, STATE_VERSION = 2, TOKENIZER_MAGIC = 20240328, PATH = 4096 };
+enum { MODEL_MAGIC = 20240326, STATE_MAGIC = 20251127, STATE_VERSION = 2, TOKENIZER_MAGIC = 20240328 };
+enum { PATH = 4096 };
 
-typedef struct {
-    FILE *file;
-    char path[PATH + 32], directory[PATH + 32], aside[PATH + 64];
-} Output;
+static void cannot(const char *what, const char *path) {
+    die(STATUS_DATA, "cannot %s %s: %s", what, path, strerror(errno));
+}
+// The path of a model or state; good until the next call.
+static const char *checkpoint_path(const char *directory, const char *what, int step) {
+    static char path[PATH + 32];
+    snprintf(path, sizeof path, "%s/%s_%08d.bin", directory, what, step);
+    return path;
+}
+
+typedef struct { FILE *file; char path[PATH + 32], directory[PATH + 32], aside[PATH + 64]; } Output;
 
 static void output_failed(Output *o) {
     int error = errno;
     unlink(o->aside);
-    die(STATUS_DATA, "cannot write %s: %s", o->path, strerror(error));
+    errno = error;
+    cannot("write", o->path);
 }
 
-// Files of a run share one name aside, and what a killed run left there goes; elsewhere nothing is written over.
+// Files of a run share one name aside, and what a killed run left there goes. Others write over nothing.
 static void output_open(Output *o, const char *path, int of_run) {
     const char *slash = strrchr(path, '/');
     snprintf(o->path, sizeof o->path, "%s", path);
-    snprintf(o->directory, sizeof o->directory, "%.*s", slash ? (int)(slash - path + 1) : 2, slash ? path : "./");
-    snprintf(o->aside, sizeof o->aside, "%s%s", of_run ? o->directory : path, of_run ? "unfinished.tmp" : ".tmp");
+    snprintf(o->directory, sizeof o->directory, "./");
+    if (slash) snprintf(o->directory, sizeof o->directory, "%.*s", (int)(slash - path + 1), path);
+    snprintf(o->aside, sizeof o->aside, "%s.tmp", path);
+    if (of_run) snprintf(o->aside, sizeof o->aside, "%sunfinished.tmp", o->directory);
     if (of_run) unlink(o->aside);
     int fd = open(o->aside, O_WRONLY | O_CREAT | O_EXCL, 0666);
-    if (fd < 0) die(STATUS_DATA, "cannot write %s: %s", o->aside, strerror(errno));
+    if (fd < 0) cannot("write", o->aside);
     o->file = fdopen(fd, "wb");
     if (!o->file) output_failed(o);
 }
-
 static void output_write(Output *o, const void *data, size_t bytes) {
     if (fwrite(data, 1, bytes, o->file) != bytes) output_failed(o);
 }
-
 static void output_close(Output *o) {
     if (fflush(o->file) != 0 || fsync(fileno(o->file)) != 0) output_failed(o);
     if (fclose(o->file) != 0 || rename(o->aside, o->path) != 0) output_failed(o);
@@ -1472,7 +1478,7 @@ static uint16_t to_bf16(float f) {  // to the nearest, ties to even
 static float file_float32[STAGE];
 static uint16_t file_bf16[STAGE];
 
-// Writes p to o as float32 or bf16, or nowhere if o is NULL. Returns the checksum, continued, of it in float32.
+// Writes p to o as float32 or bf16, or nowhere if o is NULL. Returns the checksum of its float32, continued.
 static uint64_t write_parameters(Output *o, const param_t *p, size_t count, int bf16, uint64_t sum) {
     for (size_t i = 0; i < count; i += STAGE) {
         size_t n = piece_of(count - i);
@@ -1480,8 +1486,8 @@ static uint64_t write_parameters(Output *o, const param_t *p, size_t count, int 
         for (size_t j = 0; j < n; j++) file_float32[j] = (float)staging[j];
         for (size_t j = 0; j < n && bf16; j++) file_bf16[j] = to_bf16(file_float32[j]);
         sum = checksum(sum, file_float32, n);
-        if (o && bf16) output_write(o, file_bf16, n * sizeof(uint16_t));
-        else if (o) output_write(o, file_float32, n * sizeof(float));
+        if (o && bf16) output_write(o, file_bf16, 2*n);
+        else if (o) output_write(o, file_float32, 4*n);
     }
     return sum;
 }
@@ -1489,8 +1495,8 @@ static uint64_t write_parameters(Output *o, const param_t *p, size_t count, int 
 static uint64_t read_parameters(FILE *f, const char *path, param_t *p, size_t count, int bf16, uint64_t sum) {
     for (size_t i = 0; i < count; i += STAGE) {
         size_t n = piece_of(count - i);
-        size_t got = bf16 ? fread(file_bf16, sizeof(uint16_t), n, f) : fread(file_float32, sizeof(float), n, f);
-        if (got != n) die(STATUS_DATA, "%s: ends early", path);
+        void *raw = bf16 ? (void *)file_bf16 : (void *)file_float32;
+        if (fread(raw, bf16 ? 2 : 4, n, f) != n) die(STATUS_DATA, "%s: ends early", path);
         for (size_t j = 0; j < n && bf16; j++) file_float32[j] = from_bf16(file_bf16[j]);
         for (size_t j = 0; j < n; j++) staging[j] = (param_t)file_float32[j];
         sum = checksum(sum, file_float32, n);
@@ -1499,31 +1505,29 @@ static uint64_t read_parameters(FILE *f, const char *path, param_t *p, size_t co
     return sum;
 }
 
-static void checkpoint_path(char path[PATH + 32], const char *directory, const char *what, int step) {
-    snprintf(path, PATH + 32, "%s/%s_%08d.bin", directory, what, step);
-}
-
-// The header of a model file: all that a network is besides its parameters
+// The header of a model file: all that a network is besides its parameters; sizes are ordered as in Config.
+enum { HEADER_SIZES = 6 };
 static void model_header(int32_t header[256], const Config *net, int bf16) {
-    const int32_t begin[9] = {MODEL_MAGIC, (bf16 ? 5 : 3) + (net->mode == BASELINE ? 0 : 1000), net->maxT, net->V, net->L, net->NH, net->C,
-                              net->Vp, net->mode};
+    int a_count = net->mode == MIDPOINT_A ? net->L : converted(net->mode);
     memset(header, 0, 256 * sizeof *header);
-    memcpy(header, begin, sizeof begin);
+    header[0] = MODEL_MAGIC;
+    header[1] = (bf16 ? 5 : 3) + 1000 * (net->mode != BASELINE);
+    memcpy(&header[2], net, HEADER_SIZES * sizeof *header);
     if (net->mode == BASELINE) return;
+    header[8] = net->mode;
     memcpy(&header[9], &net->h, sizeof(float));
-    header[10] = net->grid, header[11] = net->K, header[12] = net->stem;
+    header[10] = net->grid;
+    header[11] = net->K;
+    header[12] = net->stem;
     if (converted(net->mode)) header[13] = net->shift;  // 0 means 4, in sixteenths
-    for (int k = 0; k < (net->mode == MIDPOINT_A ? net->L : converted(net->mode)); k++)
-        header[16 + k] = net->shift ? net->a[k] : 16 * net->a[k];
+    for (int k = 0; k < a_count; k++) header[16 + k] = net->shift ? net->a[k] : 16 * net->a[k];
 }
 
 static void save_model(const Model *m, const char *directory, int step, int bf16) {
     Output o;
-    char path[PATH + 32];
     int32_t header[256];
     model_header(header, &m->net, bf16);
-    checkpoint_path(path, directory, "model", step);
-    output_open(&o, path, 1);
+    output_open(&o, checkpoint_path(directory, "model", step), 1);
     output_write(&o, header, sizeof header);
     write_parameters(&o, m->params, parameter_count(&m->net), bf16, 0);
     output_close(&o);
@@ -1536,19 +1540,31 @@ static FILE *open_regular(const char *path) {  // anything else might block, or 
     if (!f) die(STATUS_DATA, "%s: %s", path, errno ? strerror(errno) : "not a regular file");
     return f;
 }
-
 static FILE *open_input(const char *path, int32_t header[256], int magic, const char *what) {
     FILE *f = open_regular(path);
     if (fread(header, sizeof(int32_t), 256, f) != 256 || header[0] != magic)
         die(STATUS_DATA, "%s: not a %s (256 int32, the first %d)", path, what, magic);
     return f;
 }
-
 static void check_size(FILE *f, const char *path, size_t bytes) {
     struct stat st;
     if (fstat(fileno(f), &st) != 0) die(STATUS_DATA, "%s: %s", path, strerror(errno));
-    if ((size_t)st.st_size != bytes)
-        die(STATUS_DATA, "%s: %zu bytes, but what its header describes takes %zu", path, (size_t)st.st_size, bytes);
+    if ((size_t)st.st_size != bytes) die(STATUS_DATA,
+        "%s: %zu bytes, but what its header describes takes %zu", path, (size_t)st.st_size, bytes);
+}
+
+// The rest of the header of a conversion
+static void load_conversion(Config *net, const int32_t header[256], const char *path) {
+    int retrofit = net->mode == RETROFIT, a = header[16];
+    net->K = header[11];
+    net->stem = header[12];
+    net->shift = header[13] ? header[13] : 4;
+    if (!within(net->K, 0, 16 * retrofit) || !within(net->stem, retrofit, net->L) || a == 0 ||
+        !within(net->shift, 1, 8) || !within(a, !retrofit - (1 << net->shift), 1 << net->shift))
+        die(STATUS_DATA, "%s: no %s has coefficient %d / 2^%d, %d iterations, a stem of %d",
+            path, mode_names[net->mode], a, net->shift, net->K, net->stem);
+    for (; a % 2 == 0; net->shift--) a /= 2;
+    net->a[0] = a;
 }
 
 // Reads the header of a model file, checked; and its parameters, if m is given.
@@ -1556,47 +1572,45 @@ static Config load_model(const char *path, Model *m) {
     Config net;
     int32_t header[256];
     FILE *f = open_input(path, header, MODEL_MAGIC, "model file");
-    int version = header[1] % 1000, reversible = header[1] / 1000;
-    if ((version != 3 && version != 5) || reversible > 1 || header[1] < 0)
+    int version = header[1] % 1000, bf16 = version == 5;
+    if ((version != 3 && !bf16) || !within(header[1], 0, 1999))
         die(STATUS_DATA, "%s: version %d; 3, 5, 1003 and 1005 can be read", path, header[1]);
     memset(&net, 0, sizeof net);
-    net.maxT = header[2], net.V = header[3], net.L = header[4], net.NH = header[5], net.C = header[6], net.Vp = header[7];
-    if (net.maxT < 1 || net.V < 1 || net.L < 1 || net.NH < 1 || net.C < 1 || net.V > 65536 || net.Vp < net.V ||
-        net.Vp > 1 << 20 || net.C > 1 << 16 || net.L > 1 << 16 || net.maxT > 1 << 24 || net.C % net.NH != 0)
-        die(STATUS_DATA, "%s: no network has context %d, vocabulary %d padded to %d, %d layers, %d heads, %d channels", path,
-            net.maxT, net.V, net.Vp, net.L, net.NH, net.C);
-    if (reversible) {
-        net.mode = header[8], net.grid = header[10];
+    memcpy(&net, &header[2], HEADER_SIZES * sizeof *header);
+    if (!within(net.maxT, 1, 1 << 24) || !within(net.V, 1, 65536) || !within(net.Vp, net.V, 1 << 20) ||
+        !within(net.L, 1, 1 << 16) || !within(net.C, 1, 1 << 16) || net.NH < 1 || net.C % net.NH != 0)
+        die(STATUS_DATA, "%s: no network has context %d, vocabulary %d padded to %d, %d layers, %d heads, "
+            "%d channels", path, net.maxT, net.V, net.Vp, net.L, net.NH, net.C);
+    if (header[1] >= 1000) {
+        net.mode = header[8];
         memcpy(&net.h, &header[9], sizeof(float));
-        if (net.mode <= BASELINE || net.mode >= MODES || !(net.h >= 0 && net.h <= 16) || net.grid < 0 || net.grid > 30)
-            die(STATUS_DATA, "%s: mode %d, step size %g, grid %d are not of a network known here", path, net.mode,
-                (double)net.h, net.grid);
-        if (net.mode == MIDPOINT_A) {
-            if (net.L > MAX_A || header[13] != 0)
-                die(STATUS_DATA, "%s: %d layers of midpoint-a; at most %d in sixteenths can be read", path, net.L, MAX_A);
-            for (int k = 0; k < net.L; k++) net.a[k] = header[16 + k];
-            net.shift = 4;
-            if (!remainders_fit(&net)) die(STATUS_DATA, "%s: coefficients a_k whose remainders do not fit 16 bits", path);
-        }
-        if (converted(net.mode)) {
-            int retrofit = net.mode == RETROFIT, a = header[16];
-            net.K = header[11], net.stem = header[12], net.shift = header[13] ? header[13] : 4;
-            if (net.K < 0 || net.K > (retrofit ? 16 : 0) || net.stem < retrofit || net.stem > net.L || net.shift < 1 || net.shift > 8 || a == 0 ||
-                a < -(1 << net.shift) || a > 1 << net.shift || (!retrofit && a == -(1 << net.shift)))
-                die(STATUS_DATA, "%s: no %s has coefficient %d / 2^%d, %d iterations, a stem of %d", path, mode_names[net.mode], a, net.shift, net.K, net.stem);
-            for (; a % 2 == 0; net.shift--) a /= 2;
-            net.a[0] = a;
-        }
+        net.grid = header[10];
+        int known = within(net.mode, BASELINE + 1, MODES - 1) && within(net.grid, 0, 30);
+        if (!known || !(net.h >= 0 && net.h <= 16))
+            die(STATUS_DATA, "%s: mode %d, step size %g, grid %d are not of a network known here",
+                path, net.mode, (double)net.h, net.grid);
     }
-    check_size(f, path, sizeof header + parameter_count(&net) * (version == 5 ? 2 : 4));
-    if (m) read_parameters(f, path, m->params, parameter_count(&net), version == 5, 0);
+    if (net.mode == MIDPOINT_A) {
+        if (net.L > MAX_A || header[13] != 0) die(STATUS_DATA,
+            "%s: %d layers of midpoint-a; at most %d in sixteenths can be read", path, net.L, MAX_A);
+        memcpy(net.a, &header[16], (size_t)net.L * sizeof *header);
+        net.shift = 4;
+        if (!remainders_fit(&net))
+            die(STATUS_DATA, "%s: coefficients a_k whose remainders do not fit 16 bits", path);
+    }
+    if (converted(net.mode)) load_conversion(&net, header, path);
+    check_size(f, path, sizeof header + parameter_count(&net) * (bf16 ? 2 : 4));
+    if (m) read_parameters(f, path, m->params, parameter_count(&net), bf16, 0);
     fclose(f);
     return net;
 }
 
-// What besides the model shapes a run's arithmetic; it is saved with the state and may not change on resuming. The
-// position in data and random numbers follows from the step.
-typedef struct { int32_t B, T, chunk, head_chunk, accumulate, shuffle, overfit, bf16, mode, seed, precision, objective, teacher; } Run;
+// What besides the model shapes a run's arithmetic: it is saved with the state and may not change on
+// resuming. The position in data and random numbers follows from the step.
+typedef struct {
+    int32_t B, T, chunk, head_chunk, accumulate, shuffle, overfit, bf16;
+    int32_t mode, seed, precision, objective, teacher;
+} Run;
 
 // The checksum of a state file's header and of the network it belongs to
 static uint64_t state_checksum(const int32_t header[256], const Config *net) {
@@ -1607,183 +1621,162 @@ static uint64_t state_checksum(const int32_t header[256], const Config *net) {
 
 static void save_state(const Model *m, const char *directory, int step, const Run *run) {
     Output o;
-    char path[PATH + 32];
     int32_t header[256] = {STATE_MAGIC, STATE_VERSION, step};
     size_t count = parameter_count(&m->net);
     memcpy(&header[4], run, sizeof *run);
-    checkpoint_path(path, directory, "state", step);
-    output_open(&o, path, 1);
+    output_open(&o, checkpoint_path(directory, "state", step), 1);
     output_write(&o, header, sizeof header);
     uint64_t sum = state_checksum(header, &m->net);
     sum = write_parameters(&o, m->m, count, 0, sum);
     sum = write_parameters(&o, m->v, count, 0, sum);
-    // the weights are in the model file, unless rounded there; either way the checksum ties them to this state
+    // the weights are in the model file, unless rounded there; the checksum ties them to this state anyway
     sum = write_parameters(run->bf16 ? &o : NULL, m->params, count, 0, sum);
     output_write(&o, &sum, sizeof sum);
     output_close(&o);
+}
+
+// A resumed run must be what the state's was.
+static void check_run(const Run *was, const Run *run, const char *path) {
+    static const char *const teachers[2][2] = {  // with one then, with one now
+        {"", " and no --distill"}, {" and --distill", " and another --distill"}};
+    const char *teacher = was->teacher == run->teacher ? "" : teachers[was->teacher != 0][run->teacher != 0];
+    int known = within(was->objective, CROSS_ENTROPY, KL_TEACHER);
+    if (was->objective != run->objective || was->teacher != run->teacher)
+        die(STATUS_USAGE, "%s was trained with --loss %s%s; resume with the same", path,
+            objective_names[known ? was->objective : 0], teacher);
+    if (was->precision != run->precision)
+        die(STATUS_USAGE, "%s was trained %s", path, was->precision ?
+            "with --precision bf16; resume so, on a processor that has it" :
+            "in float32; resume without --precision bf16");
+    if (memcmp(was, run, sizeof *was) != 0)
+        die(STATUS_USAGE, "%s was saved with -b %d -t %d --chunk %d --head-chunk %d --seed %d -a %d "
+            "--save %s%s and %d micro-batches a step; resume with the same",
+            path, was->B, was->T, was->chunk, was->head_chunk, was->seed, was->overfit != 0,
+            precision_names[was->bf16 != 0], was->shuffle ? " --shuffle" : ", no --shuffle", was->accumulate);
 }
 
 // Reads what save_state wrote, after the model beside it has been read.
 static void load_state(Model *m, const char *path, int step, const Run *run) {
     int32_t header[256];
     size_t count = parameter_count(&m->net);
-    uint64_t sum, saved = 0;
+    uint64_t saved = 0;
     Run was;
     FILE *f = open_input(path, header, STATE_MAGIC, "state file");
-    memcpy(&was, &header[4], sizeof was);
     if (header[1] != STATE_VERSION || header[2] != step)
-        die(STATUS_DATA, "%s: of version %d and step %d; version %d (1 is of an earlier program) and step %d are meant", path, header[1], header[2], STATE_VERSION, step);
-    if (was.objective != run->objective || was.teacher != run->teacher)
-        die(STATUS_USAGE, "%s was trained with --loss %s%s; resume with the same", path,
-            objective_names[was.objective >= CROSS_ENTROPY && was.objective <= KL_TEACHER ? was.objective : 0],
-            was.teacher == run->teacher ? "" : !was.teacher ? " and no --distill" : run->teacher ? " and another --distill" : " and --distill");
-    if (was.precision != run->precision)
-        die(STATUS_USAGE, was.precision ? "%s was trained with --precision bf16; resume so, on a processor that has it" :
-            "%s was trained in float32; resume without --precision bf16", path);
-    if (memcmp(&was, run, sizeof was) != 0)
-        die(STATUS_USAGE, "%s was saved with -b %d -t %d --chunk %d --head-chunk %d --seed %d -a %d --save %s%s and %d micro-batches a step; "
-            "resume with the same", path, was.B, was.T, was.chunk, was.head_chunk, was.seed, was.overfit != 0, precision_names[was.bf16 != 0],
-            was.shuffle ? " --shuffle" : ", no --shuffle", was.accumulate);
-    check_size(f, path, sizeof header + count * 4 * (was.bf16 ? 3 : 2) + sizeof saved);
-    sum = state_checksum(header, &m->net);
+        die(STATUS_DATA, "%s: of version %d and step %d; version %d (1 is of an earlier program) and step %d "
+            "are meant", path, header[1], header[2], STATE_VERSION, step);
+    memcpy(&was, &header[4], sizeof was);
+    check_run(&was, run, path);
+    check_size(f, path, sizeof header + count * (was.bf16 ? 12 : 8) + sizeof saved);
+    uint64_t sum = state_checksum(header, &m->net);
     sum = read_parameters(f, path, m->m, count, 0, sum);
     sum = read_parameters(f, path, m->v, count, 0, sum);
-    sum = was.bf16 ? read_parameters(f, path, m->params, count, 0, sum) : write_parameters(NULL, m->params, count, 0, sum);
+    if (was.bf16) sum = read_parameters(f, path, m->params, count, 0, sum);
+    else sum = write_parameters(NULL, m->params, count, 0, sum);
     if (fread(&saved, sizeof saved, 1, f) != 1 || saved != sum)
-        die(STATUS_DATA, "%s: it or its model is corrupt, the checksum does not match; remove both to resume from an earlier pair",
-            path);
+        die(STATUS_DATA, "%s: it or its model is corrupt, the checksum does not match; "
+            "remove both to resume from an earlier pair", path);
     fclose(f);
 }
 
-// How many steps `directory` has a model with its state of, and the first and last of them (-1 if none). *models counts
-// models without a state as well.
-static int find_checkpoints(const char *directory, int *first, int *last, int *models) {
-    int count = 0, step, end;
+// What a directory holds: how many models with their state, the first and last step of these, or -1, and how
+// many models in all
+typedef struct { int count, first, last, models; } Checkpoints;
+static Checkpoints find_checkpoints(const char *directory) {
+    Checkpoints c = {0, -1, -1, 0};
+    int step, end;
     DIR *d = opendir(directory);
-    *first = *last = -1;
-    *models = 0;
     for (struct dirent *e; d && (e = readdir(d)) != NULL;) {
         char state[32];
-        if (sscanf(e->d_name, "model_%8d.bin%n", &step, &end) != 1 || step < 0 || end != 18 || e->d_name[end]) continue;
-        ++*models;
+        int known = sscanf(e->d_name, "model_%8d.bin%n", &step, &end) == 1;
+        if (!known || step < 0 || end != 18 || e->d_name[end]) continue;
+        c.models++;
         snprintf(state, sizeof state, "state_%08d.bin", step);
         if (faccessat(dirfd(d), state, F_OK, 0) != 0) continue;
-        if (!count++ || step < *first) *first = step;
-        if (step > *last) *last = step;
+        if (!c.count++ || step < c.first) c.first = step;
+        if (step > c.last) c.last = step;
     }
     if (d) closedir(d);
-    return count;
+    return c;
 }
 
+// Saves a complete pair, and removes the oldest ones beyond `keep` (0: none).
 static void save_checkpoint(const Model *m, const char *directory, int step, const Run *run, int keep) {
-    int first, last, models;
     save_state(m, directory, step, run);
     save_model(m, directory, step, run->bf16);
-    while (keep > 0 && find_checkpoints(directory, &first, &last, &models) > keep) {
-        char path[PATH + 32];
-        checkpoint_path(path, directory, "model", first);
-        if (unlink(path) != 0) die(STATUS_DATA, "cannot remove %s: %s", path, strerror(errno));
-        checkpoint_path(path, directory, "state", first);
-        unlink(path);
+    Checkpoints c = find_checkpoints(directory);
+    for (; keep > 0 && c.count > keep; c = find_checkpoints(directory)) {
+        const char *path = checkpoint_path(directory, "model", c.first);
+        if (unlink(path) != 0) cannot("remove", path);
+        unlink(checkpoint_path(directory, "state", c.first));
     }
-}
-
-// A row of m->logits, without its padding, to host memory.
-static void host_logits(const Model *m, int row, float *logits) {
-    static act_t some[STAGE];
-    for (size_t v = 0, V = (size_t)m->net.V; v < V; v += STAGE) {
-        size_t n = piece_of(V - v);
-        to_host(some, m->logits + (size_t)row * (size_t)m->net.Vp + v, n * sizeof(act_t));
-        for (size_t j = 0; j < n; j++) logits[v + j] = (float)some[j];
-    }
-}
-
-// Writes the logits of the batch that has gone forward, (B, T, V), as numpy.load reads them.
-static void save_logits(Model *m, const char *path) {
-    static float logits[65536];
-    Output o;
-    char header[128] = "\x93NUMPY\1\0\x76";  // version 1.0, and 118 bytes follow
-    memset(header + 10, ' ', 117);
-    int length = snprintf(header + 10, 117, "{'descr': '<f4', 'fortran_order': False, 'shape': (%d, %d, %d), }",
-                          m->B, m->T, m->net.V);
-    header[10 + length] = ' ';
-    header[127] = '\n';
-    if (access(path, F_OK) == 0) {
-        char magic[6] = "";
-        FILE *old = open_regular(path);
-        if (fread(magic, 1, 6, old) != 6 || memcmp(magic, header, 6) != 0)
-            die(STATUS_DATA, "%s is there already, and is no .npy", path);
-        fclose(old);
-    }
-    output_open(&o, path, 0);
-    output_write(&o, header, sizeof header);
-    for (int i = 0; i < m->B * m->T; i++) {
-        if (i % m->head_chunk == 0) head_logits(m, i, smaller_of(m->head_chunk, m->B * m->T - i));
-        host_logits(m, i % m->head_chunk, logits);
-        for (int v = 0; v < m->net.V; v++) {
-            if (isfinite(logits[v])) continue;
-            unlink(o.aside);
-            die(STATUS_NUMBERS, "the logit of token %d at position %d is not a finite number", v, i);
-        }
-        output_write(&o, logits, (size_t)m->net.V * sizeof(float));
-    }
-    output_close(&o);
 }
 
 // ---- log.csv
-
 static const char log_header[] = "step,split,loss,lr,grad_norm,ms,tokens_per_s,drift,peak_bytes\n";
 
-// Opens DIR/log.csv with the rows up to `step`: a resumed run goes on where its checkpoint was, not where it died.
-static FILE *log_open(const char *directory, int step) {
-    char path[PATH + 32], line[512];
-    Output o;
+static const char *log_path(const char *directory) {
+    static char path[PATH + 32];
     snprintf(path, sizeof path, "%s/log.csv", directory);
+    return path;
+}
+
+// Opens the log with its rows up to `step`: a resumed run goes on from its checkpoint, not where it died.
+static FILE *log_open(const char *directory, int step) {
+    const char *path = log_path(directory);
+    char line[512], *end;
+    Output o;
     FILE *old = access(path, F_OK) == 0 ? open_regular(path) : NULL;
     if (old && (!fgets(line, sizeof line, old) || strcmp(line, log_header) != 0))
         die(STATUS_DATA, "%s is not a log of this program", path);
     output_open(&o, path, 1);
     output_write(&o, log_header, sizeof log_header - 1);
     while (old && step >= 0 && fgets(line, sizeof line, old)) {
-        char *end;
         long at = strtol(line, &end, 10);
-        if (end != line && *end == ',' && at <= step && strchr(line, '\n')) output_write(&o, line, strlen(line));
+        int whole = end != line && *end == ',' && strchr(line, '\n');
+        if (whole && at <= step) output_write(&o, line, strlen(line));
     }
     if (old) fclose(old);
     output_close(&o);
     FILE *csv = fopen(path, "a");
-    if (!csv) die(STATUS_DATA, "cannot write %s: %s", path, strerror(errno));
+    if (!csv) cannot("write", path);
     return csv;
 }
 
-// -------------------------------------------------------------------------------------------------
-// Text: tokens to bytes, bytes to a terminal, and a prompt to tokens
+// ---- text: tokens to bytes, bytes to a terminal, and a prompt to tokens
 
 typedef struct {
-    int V, eot;            // eot: the token between documents, -1 if there is none
-    int *at;               // (V + 1): where the text of a token begins in `texts`
+    int V, eot;             // eot: the token between documents, -1 if there is none
+    int *at;                // (V + 1): where the text of a token begins in `texts`
     unsigned char *texts;
-    int first[256], *next; // those that begin with a byte, in order: the first, and the one after each (V); V: no more
+    int first[256], *next;  // the first token that begins with a byte; the one after each (V), or V if none
 } Tokenizer;
 
 static int token_length(const Tokenizer *z, int token) { return z->at[token + 1] - z->at[token]; }
+// The token that a text without a prompt begins after: an end of text, or a new line
+static int first_token(const Tokenizer *z) {
+    if (z->eot >= 0) return z->eot;
+    return z->V > '\n' ? '\n' : 0;
+}
 
-// Reads llm.c's gpt2_tokenizer.bin, which must have V tokens. With path NULL a token is a byte, or if V is not 256 has no
-// text; GPT-2's end of text is known all the same.
+// Reads llm.c's gpt2_tokenizer.bin, which must have V tokens. With path NULL a token is a byte, or if V is
+// not 256 has no text; GPT-2's end of text is known all the same.
 static Tokenizer tokenizer_open(const char *path, int V) {
     Tokenizer z;
     int32_t header[256];
+    size_t count = (size_t)V;
     z.V = V;
     z.eot = V == 50257 ? 50256 : -1;
-    z.at = (int *)calloc((size_t)V + 1, sizeof(int));
-    z.texts = (unsigned char *)calloc((size_t)V, 255);
-    z.next = (int *)calloc((size_t)V, sizeof(int));
+    z.at = (int *)calloc(count + 1, sizeof(int));
+    z.texts = (unsigned char *)calloc(count, 255);
+    z.next = (int *)calloc(count, sizeof(int));
     if (!z.at || !z.texts || !z.next) die(STATUS_NUMBERS, "out of memory for a tokenizer of %d tokens", V);
     FILE *f = path ? open_input(path, header, TOKENIZER_MAGIC, "tokenizer file") : NULL;
-    if (f && (header[1] < 1 || header[1] > 2)) die(STATUS_DATA, "%s: version %d; 1 and 2 can be read", path, header[1]);
+    if (f && !within(header[1], 1, 2))
+        die(STATUS_DATA, "%s: version %d; 1 and 2 can be read", path, header[1]);
     if (f && header[2] != V) die(STATUS_DATA, "%s: of %d tokens, but the model has %d", path, header[2], V);
     if (f && header[1] == 2) z.eot = header[3];  // version 1 does not say
-    if (z.eot < -1 || z.eot >= V) die(STATUS_DATA, "%s: its end of text is token %d of %d", path, z.eot, V);
+    if (!within(z.eot, -1, V - 1)) die(STATUS_DATA, "%s: its end of text is token %d of %d", path, z.eot, V);
     for (int i = 0; i < V; i++) {
         int length = f ? fgetc(f) : V == 256;
         if (!f) z.texts[z.at[i]] = (unsigned char)i;
@@ -1816,23 +1809,25 @@ static int find_token(const Tokenizer *z, const unsigned char *text, int length)
     return -1;
 }
 
-// What kind of character begins at text, and its bytes in *length: a letter, number, space or other, as GPT-2 cuts text
-// into words. Beyond ASCII the usual punctuation and symbols are known; elsewhere tokens may differ from tiktoken's, never
-// their text.
+// What kind of character begins at text, and its bytes in *length: a letter, number, space or other, as GPT-2
+// cuts text into words. Beyond ASCII the usual punctuation and symbols are known; elsewhere tokens may differ
+// from tiktoken's, never their text.
 static char kind_of(const unsigned char *text, int *length) {
-    static const struct { unsigned first, last; char kind; } known[] = {  // the first that holds counts; none: a letter
+    static const struct { unsigned first, last; char kind; } known[] = {  // the first that holds, or a letter
         {'A', 'Z', 'L'}, {'a', 'z', 'L'}, {'0', '9', 'N'}, {9, 13, ' '}, {' ', ' ', ' '}, {0, 0x7F, 'O'},
-        {0x85, 0x85, ' '}, {0xA0, 0xA0, ' '}, {0xAA, 0xAA, 'L'}, {0xB5, 0xB5, 'L'}, {0xBA, 0xBA, 'L'}, {0xB2, 0xB3, 'N'},
-        {0xB9, 0xB9, 'N'}, {0xBC, 0xBE, 'N'}, {0x80, 0xBF, 'O'}, {0xD7, 0xD7, 'O'}, {0xF7, 0xF7, 'O'}, {0x300, 0x36F, 'O'},
-        {0x1680, 0x1680, ' '}, {0x2000, 0x200A, ' '}, {0x2028, 0x2029, ' '}, {0x202F, 0x202F, ' '}, {0x205F, 0x205F, ' '},
-        {0x2070, 0x2070, 'N'}, {0x2071, 0x2071, 'L'}, {0x2074, 0x2079, 'N'}, {0x207F, 0x207F, 'L'}, {0x2080, 0x2089, 'N'},
-        {0x2090, 0x209C, 'L'}, {0x2150, 0x2189, 'N'}, {0x2460, 0x249B, 'N'}, {0x200B, 0x2BFF, 'O'}, {0x3000, 0x3000, ' '},
-        {0x3005, 0x3007, 'L'}, {0x3001, 0x3020, 'O'}, {0xFE00, 0xFE6F, 'O'}, {0xFF10, 0xFF19, 'N'}, {0xFF00, 0xFF20, 'O'},
-        {0x1F000, 0x10FFFF, 'O'}};
+        {0x85, 0x85, ' '}, {0xA0, 0xA0, ' '}, {0xAA, 0xAA, 'L'}, {0xB5, 0xB5, 'L'}, {0xBA, 0xBA, 'L'},
+        {0xB2, 0xB3, 'N'}, {0xB9, 0xB9, 'N'}, {0xBC, 0xBE, 'N'}, {0x80, 0xBF, 'O'}, {0xD7, 0xD7, 'O'},
+        {0xF7, 0xF7, 'O'}, {0x300, 0x36F, 'O'}, {0x1680, 0x1680, ' '}, {0x2000, 0x200A, ' '},
+        {0x2028, 0x2029, ' '}, {0x202F, 0x202F, ' '}, {0x205F, 0x205F, ' '}, {0x2070, 0x2070, 'N'},
+        {0x2071, 0x2071, 'L'}, {0x2074, 0x2079, 'N'}, {0x207F, 0x207F, 'L'}, {0x2080, 0x2089, 'N'},
+        {0x2090, 0x209C, 'L'}, {0x2150, 0x2189, 'N'}, {0x2460, 0x249B, 'N'}, {0x200B, 0x2BFF, 'O'},
+        {0x3000, 0x3000, ' '}, {0x3005, 0x3007, 'L'}, {0x3001, 0x3020, 'O'}, {0xFE00, 0xFE6F, 'O'},
+        {0xFF10, 0xFF19, 'N'}, {0xFF00, 0xFF20, 'O'}, {0x1F000, 0x10FFFF, 'O'}};
     unsigned c = *text;
     *length = 1;
     if (c >= 0x80) {
-        c &= c >= 0xF0 ? 7 : c >= 0xE0 ? 15 : 31;
+        c &= c < 0xE0 ? 31 : 15;
+        if (*text >= 0xF0) c &= 7;
         for (; (text[*length] & 0xC0) == 0x80 && *length < 4; ++*length) c = c << 6 | (text[*length] & 63);
     }
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
@@ -1840,43 +1835,50 @@ static char kind_of(const unsigned char *text, int *length) {
     return 'L';
 }
 
-// The length of the first word of text (ended by a 0): GPT-2's pattern 's|'t|'re|'ve|'m|'ll|'d| ?letters| ?digits|
-// ?others|spaces, the last of several spaces belonging to the word that follows.
+// The length of the first word of text (ended by a 0): GPT-2's pattern 's|'t|'re|'ve|'m|'ll|'d| ?letters|
+// ?digits| ?others|spaces, the last of several spaces belonging to the word that follows.
 static int word_length(const unsigned char *text) {
     static const char *const endings[] = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"};
     int length, at = 0, last = 0;
     for (int i = 0; i < 7; i++)
         if (strncmp((const char *)text, endings[i], strlen(endings[i])) == 0) return (int)strlen(endings[i]);
-    char kind = kind_of(text, &length);
-    if (*text == ' ' && text[1] && kind_of(text + 1, &length) != ' ') kind = kind_of(text + (at = 1), &length);
-    while (text[at] && kind_of(text + at, &length) == kind) last = at, at += length;
+    if (*text == ' ' && text[1] && kind_of(text + 1, &length) != ' ') at = 1;
+    char kind = kind_of(text + at, &length);
+    for (; text[at] && kind_of(text + at, &length) == kind; at += length) last = at;
     return kind == ' ' && text[at] && last > 0 ? last : at;
 }
 
-// Tokens of `text`, at most one a byte, into `tokens`; returns how many. A word begins as its bytes; then, as long as two
-// neighbours make a token, those that make the lowest are joined: that is byte pair encoding, for a token's number
-// is the order in which it was learnt.
+// Joins two neighbours of `parts` tokens whose text is `word`: those that make the lowest token, the one
+// learnt first. Returns whether any make one.
+static int join_lowest(const Tokenizer *z, const unsigned char *word, int *tokens, int parts) {
+    int lowest = -1, best = 0;
+    for (int i = 0; i + 1 < parts; i++) {
+        int length = token_length(z, tokens[i]);
+        int joined = find_token(z, word, length + token_length(z, tokens[i + 1]));
+        word += length;
+        if (joined < 0 || (lowest >= 0 && joined >= lowest)) continue;
+        lowest = joined;
+        best = i;
+    }
+    if (lowest < 0) return 0;
+    tokens[best] = lowest;
+    memmove(tokens + best + 1, tokens + best + 2, sizeof(int) * (size_t)(parts - best - 2));
+    return 1;
+}
+
+// Tokens of `text`, at most one a byte, into `tokens`; returns how many. A word begins as its bytes, whose
+// neighbours are joined as long as any two make a token: that is byte pair encoding.
 static int encode(const Tokenizer *z, const char *text, int *tokens) {
     int count = 0;
     for (const unsigned char *word = (const unsigned char *)text; *word; word += word_length(word)) {
-        int n = word_length(word), parts = n, first = count, lowest;
-        for (int i = 0; i < n; i++, count++)
-            if ((tokens[count] = find_token(z, word + i, 1)) < 0)
+        int parts = word_length(word);
+        for (int i = 0; i < parts; i++) {
+            tokens[count + i] = find_token(z, word + i, 1);
+            if (tokens[count + i] < 0)
                 die(STATUS_DATA, "the tokenizer has no token for byte %d of the prompt", word[i]);
-        do {
-            int best = 0, at = 0;
-            lowest = -1;
-            for (int i = 0; i + 1 < parts; at += token_length(z, tokens[first + i++])) {
-                int both = token_length(z, tokens[first + i]) + token_length(z, tokens[first + i + 1]);
-                int joined = find_token(z, word + at, both);
-                if (joined >= 0 && (lowest < 0 || joined < lowest)) lowest = joined, best = first + i;
-            }
-            if (lowest >= 0) {
-                tokens[best] = lowest;
-                memmove(tokens + best + 1, tokens + best + 2, sizeof(int) * (size_t)(first + parts-- - best - 2));
-                count--;
-            }
-        } while (lowest >= 0);
+        }
+        while (join_lowest(z, word, tokens + count, parts)) parts--;
+        count += parts;
     }
     return count;
 }
@@ -1887,7 +1889,7 @@ typedef struct { unsigned char bytes[4]; int have, length; } Character;
 // Prints a byte (-1: the end), whole characters at a time. ASCII's control characters are left out; others,
 // and what is no UTF-8, become U+FFFD.
 static void print_byte(Character *u, int c) {
-    static const uint32_t least[5] = {0, 0, 0xA0, 0x800, 0x10000};  // from U+80 to U+9F are control characters
+    static const uint32_t least[5] = {0, 0, 0xA0, 0x800, 0x10000};  // U+80 to U+9F are control characters
     static const char *const unknown = "\xEF\xBF\xBD";
     if (u->have && (c & 0xC0) != 0x80) {
         fputs(unknown, stdout);
@@ -1898,13 +1900,14 @@ static void print_byte(Character *u, int c) {
         if (u->have < u->length) return;
         uint32_t code = u->bytes[0] & (0x7Fu >> u->length);
         for (int i = 1; i < u->length; i++) code = code << 6 | (u->bytes[i] & 63);
-        if (code < least[u->length] || code > 0x10FFFF || (code >= 0xD800 && code < 0xE000)) fputs(unknown, stdout);
-        else fwrite(u->bytes, 1, (size_t)u->length, stdout);
+        int valid = code >= least[u->length] && code <= 0x10FFFF && (code < 0xD800 || code >= 0xE000);
+        if (valid) fwrite(u->bytes, 1, (size_t)u->length, stdout);
+        else fputs(unknown, stdout);
         u->have = 0;
     } else if (c >= 0xC2 && c <= 0xF4) {
         u->bytes[0] = (unsigned char)c;
         u->have = 1;
-        u->length = c < 0xE0 ? 2 : c < 0xF0 ? 3 : 4;
+        u->length = 2 + (c >= 0xE0) + (c >= 0xF0);
     } else if (c >= 0x80) {
         fputs(unknown, stdout);
     } else if ((c >= 32 && c < 127) || c == '\n' || c == '\t') {
@@ -1918,23 +1921,66 @@ static void print_token(const Tokenizer *z, Character *u, int token) {
     fflush(stdout);
 }
 
-// -------------------------------------------------------------------------------------------------
-// Generating
+// ---- logits and samples
+
+// A row of m->logits, without its padding, to host memory.
+static void host_logits(const Model *m, int row, float *logits) {
+    static act_t some[STAGE];
+    const act_t *from = m->logits + (size_t)row * (size_t)m->net.Vp;
+    for (size_t v = 0, V = (size_t)m->net.V; v < V; v += STAGE) {
+        size_t n = piece_of(V - v);
+        to_host(some, from + v, n * sizeof(act_t));
+        for (size_t j = 0; j < n; j++) logits[v + j] = (float)some[j];
+    }
+}
+
+// Writes the logits of the batch that has gone forward, (B, T, V), as numpy.load reads them.
+static void save_logits(Model *m, const char *path) {
+    static float logits[65536];
+    Output o;
+    int N = m->B * m->T, V = m->net.V;
+    char shape[118], header[129], magic[6] = "";
+    snprintf(shape, sizeof shape,
+             "{'descr': '<f4', 'fortran_order': False, 'shape': (%d, %d, %d), }", m->B, m->T, V);
+    // version 1.0, and 118 bytes follow
+    snprintf(header, sizeof header, "\x93NUMPY%c%c%c%c%-117s\n", 1, 0, 118, 0, shape);
+    if (access(path, F_OK) == 0) {
+        FILE *old = open_regular(path);
+        if (fread(magic, 1, 6, old) != 6 || memcmp(magic, header, 6) != 0)
+            die(STATUS_DATA, "%s is there already, and is no .npy", path);
+        fclose(old);
+    }
+    output_open(&o, path, 0);
+    output_write(&o, header, sizeof header - 1);
+    for (int i = 0; i < N; i++) {
+        if (i % m->head_chunk == 0) head_logits(m, i, smaller_of(m->head_chunk, N - i));
+        host_logits(m, i % m->head_chunk, logits);
+        for (int v = 0; v < V; v++) {
+            if (isfinite(logits[v])) continue;
+            unlink(o.aside);
+            die(STATUS_NUMBERS, "the logit of token %d at position %d is not a finite number", v, i);
+        }
+        output_write(&o, logits, (size_t)V * sizeof(float));
+    }
+    output_close(&o);
+}
 
 typedef struct { double logit; int token; } Candidate;
 
-// Draws a token by softmax(logits / temperature) among the top_k likeliest (0: all), with `draw` uniform in [0, 1).
-// Temperature 0 takes the likeliest; of equals the first counts. logits (V) are host memory.
+// Draws a token by softmax(logits / temperature) among the top_k likeliest (0: all), with `draw` uniform in
+// [0, 1). Temperature 0 takes the likeliest; of equals the first counts. logits (V) are host memory.
 static int draw_token(const float *logits, int V, double temperature, int top_k, double draw) {
     static Candidate best[65536];
-    int n = 0, most = temperature == 0 ? 1 : top_k > 0 && top_k < V ? top_k : V;
+    int n = 0, most = top_k > 0 ? smaller_of(top_k, V) : V;
     double top = -INFINITY, sum = 0;
+    if (temperature == 0) most = 1;
     for (int v = 0; v < V; v++) {
         Candidate c = {(double)logits[v], v};
         if (!isfinite(c.logit)) die(STATUS_NUMBERS, "the logit of token %d is not a finite number", v);
         if (n == most && c.logit <= best[n - 1].logit) continue;
-        int i = n < most ? n++ : n - 1;
-        for (; most < V && i > 0 && best[i - 1].logit < c.logit; i--) best[i] = best[i - 1];  // in order, if some are left out
+        if (n < most) n++;
+        int i = n - 1;  // in order, if some are left out
+        for (; most < V && i > 0 && best[i - 1].logit < c.logit; i--) best[i] = best[i - 1];
         best[i] = c;
         top = fmax(top, c.logit);
     }
@@ -1944,7 +1990,7 @@ static int draw_token(const float *logits, int V, double temperature, int top_k,
     return best[n - 1].token;
 }
 
-typedef struct { double temperature; int top_k; uint64_t seed, series; } Sampler;  // another series, other draws
+typedef struct { double temperature; int top_k; uint64_t seed, series; } Sampler;  // a series, its draws
 
 // The most tokens that the cache can hold: in training, where samples are to need no memory, as many as fit
 // in grads.
@@ -1967,8 +2013,8 @@ static Model generator_of(const Model *m, int T, int past) {
     return g;
 }
 
-// Prints up to `length` tokens after the `given` ones of `prompt` (at least 1), each drawn from the network's distribution
-// after all before it, until an end of text. Returns how many. given + length is at most m->cache_tokens + 1.
+// Prints up to `length` tokens after the `given` ones of `prompt` (at least 1), each drawn from what the
+// network expects after all before it, until an end of text; returns how many. The cache takes all but one.
 static int generate(Model *m, const Tokenizer *z, const int *prompt, int given, int length, Sampler s) {
     static float logits[65536];
     Character u = {{0}, 0, 0};
@@ -1992,258 +2038,34 @@ static int generate(Model *m, const Tokenizer *z, const int *prompt, int given, 
     return drawn;
 }
 
-// -------------------------------------------------------------------------------------------------
-// The command line
-
-enum { INTEGER, NUMBER, BYTES, STRING, CHOICE, SWITCH };
-typedef struct {
-    const char *flag;
-    int type;
-    void *at;             // int, double, double, const char *, int, int
-    const char *initial;  // the default, as one would type it
-    double least, most;
-    const char *const *choices;
-    const char *help;
-} Option;
+// ---- what the flags of Part V say
 
 static struct {
     const char *train, *val, *out, *start, *prompt, *logits, *tokenizer, *distill;
     int resume, save_every, keep, overfit, layers, heads, channels, context, B, T, tokens, steps, warmup;
-    int val_every, val_batches, sample_every, sample_length;
+    int val_every, val_batches, sample_every, sample_length, seed, mode, fixed_point, stem, objective, memory;
+    int precision, stream, grid, chunk, head_chunk, shuffle, save, plan, profile, top_k, eval, help, version;
     double rate, final_fraction, decay, step_size, coefficient, beta1, beta2, temperature, budget;
-    int seed, mode, fixed_point, stem, objective, memory, precision, stream, grid, chunk, head_chunk, shuffle, save, plan, profile, top_k, eval, help, version;
 } opt;
-
-static const char *const stream_names[] = {"float", "fixed", NULL};
-enum { STREAM_FLOAT, STREAM_FIXED };
-
-static const Option options[] = {
-    {"-i", STRING, &opt.train, "", 0, 0, NULL, "training tokens: a file or a pattern in quotes (.bin of llm.c, or .txt for bytes)"},
-    {"-j", STRING, &opt.val, "", 0, 0, NULL, "validation tokens, likewise"},
-    {"-o", STRING, &opt.out, "", 0, 0, NULL, "output directory for log.csv, models and states; none: nothing is written"},
-    {"-y", INTEGER, &opt.resume, "0", 0, 1, NULL, "1: resume from the newest checkpoint in -o, if there is one"},
-    {"-n", INTEGER, &opt.save_every, "0", 0, 1e9, NULL, "checkpoint in -o every so many steps; one is written at the end as well"},
-    {"-nk", INTEGER, &opt.keep, "0", 0, 1e9, NULL, "how many checkpoints to keep; 0: all"},
-    {"-a", INTEGER, &opt.overfit, "0", 0, 1, NULL, "1: overfit the first batch"},
-    {"-e", STRING, &opt.start, "d12", 0, 0, NULL, "start from a model file, or from scratch: d6 d12 d24 d36 d48"},
-    {"--layers", INTEGER, &opt.layers, "0", 1, 65536, NULL, "from scratch: L; 0: as -e says"},
-    {"--heads", INTEGER, &opt.heads, "0", 1, 65536, NULL, "from scratch: NH; 0: as -e says"},
-    {"--channels", INTEGER, &opt.channels, "0", 1, 65536, NULL, "from scratch: C; 0: as -e says"},
-    {"--context", INTEGER, &opt.context, "0", 1, 1 << 24, NULL, "from scratch: the longest sequence; 0: 1024"},
-    {"-b", INTEGER, &opt.B, "4", 1, 1 << 24, NULL, "sequences a micro-batch"},
-    {"-t", INTEGER, &opt.T, "0", 1, 1 << 24, NULL, "tokens a sequence; 0: the context"},
-    {"-d", INTEGER, &opt.tokens, "0", 1, 2147483647, NULL, "tokens an optimizer step, a multiple of -b times -t; 0: one micro-batch"},
-    {"-x", INTEGER, &opt.steps, "-1", 0, 99999999, NULL, "steps; -1: once through the training tokens, in order"},
-    {"-l", NUMBER, &opt.rate, "6e-4", 0, 1e3, NULL, "learning rate"},
-    {"-u", INTEGER, &opt.warmup, "0", 0, 1e9, NULL, "warm-up steps"},
-    {"-q", NUMBER, &opt.final_fraction, "0.1", 0, 1, NULL, "the cosine schedule ends at this fraction of -l"},
-    {"-c", NUMBER, &opt.decay, "0.1", 0, 1e3, NULL, "weight decay, on matrices and embeddings"},
-    {"-v", INTEGER, &opt.val_every, "250", 0, 1e9, NULL, "validate on -j every so many steps, and at the end; 0: never"},
-    {"-m", INTEGER, &opt.val_batches, "20", 0, 1e9, NULL, "validation batches, if there are that many; 0: all"},
-    {"-s", INTEGER, &opt.sample_every, "0", 0, 1e9, NULL, "sample every so many steps, and at the end; 0: never"},
-    {"-g", INTEGER, &opt.sample_length, "64", 1, 1 << 24, NULL, "tokens a sample, as far as the context reaches"},
-    {"--mode", CHOICE, &opt.mode, "", 0, 0, mode_names, "the network; from scratch: midpoint; retrofit and bdia convert a baseline file, and back"},
-    {"--step-size", NUMBER, &opt.step_size, "", 0, 16, NULL, "h, 0 switches the blocks off; midpoint 0.25, midpoint-a 1, leapfrog 1/sqrt(L), hamiltonian 1"},
-    {"--coefficient", NUMBER, &opt.coefficient, "", -1, 1, NULL, "a of retrofit and bdia, a multiple of 1/256, for bdia not -1: near 0 the original network, +-1 keeps no bits; -1/16"},
-    {"--fixed-point", INTEGER, &opt.fixed_point, "", 0, 16, NULL, "retrofit: iterations K of the estimate, each another block evaluated a step; 1"},
-    {"--stem", INTEGER, &opt.stem, "", 0, 65536, NULL, "retrofit and bdia: the first steps, which stay ordinary and keep their inputs; 2"},
-    {"--distill", STRING, &opt.distill, "", 0, 0, NULL, "a baseline model file of the same shape: the teacher to come near, and to be compared with"},
-    {"--loss", CHOICE, &opt.objective, "", 0, 0, objective_names, "what to make small: kl is KL(ours, teacher's), with --distill the default; kl-teacher is KL(teacher's, ours)"},
-    {"--memory", CHOICE, &opt.memory, "", 0, 0, memory_names, "what is kept for the backward pass; auto: as much as --budget allows (reverse; baseline: store)"},
-    {"--budget", BYTES, &opt.budget, "0", 1, 1e18, NULL, "bytes that --memory auto may use in all, such as 8G; 0: three quarters of the machine's"},
-    {"--precision", CHOICE, &opt.precision, DEFAULT_PRECISION, 0, 0, precision_names, "of what matrix products multiply: on a CPU bf16 needs AVX512-BF16; sums, streams, parameters stay float32"},
-    {"--stream", CHOICE, &opt.stream, "", 0, 0, stream_names, "fixed reverses exactly; float for baseline"},
-    {"--grid", INTEGER, &opt.grid, "0", 1, 30, NULL, "fixed streams are multiples of 2^-grid; 0: 20, 23 for midpoint-a, 18 for retrofit and bdia"},
-    {"--chunk", INTEGER, &opt.chunk, "0", 1, 1 << 24, NULL, "sequences a block is evaluated for at a time; 0: by the shape"},
-    {"--head-chunk", INTEGER, &opt.head_chunk, "0", 1, 1 << 24, NULL, "tokens the head is evaluated for at a time; 0: by the shape"},
-    {"--beta1", NUMBER, &opt.beta1, "0.9", 0, 0.999999, NULL, "AdamW"},
-    {"--beta2", NUMBER, &opt.beta2, "0.95", 0, 0.999999, NULL, "AdamW"},
-    {"--seed", INTEGER, &opt.seed, "1337", 0, 2147483647, NULL, "of weights, coefficients a_k, batches and samples"},
-    {"--shuffle", SWITCH, &opt.shuffle, "0", 0, 0, NULL, "sequences from random offsets; else in order"},
-    {"--save", CHOICE, &opt.save, "float32", 0, 0, precision_names, "type of the parameters in model files"},
-    {"--profile", SWITCH, &opt.profile, "0", 0, 0, NULL, "at the end, print a step's time by layer function beside what the machine's limits allow"},
-    {"--plan", SWITCH, &opt.plan, "0", 0, 0, NULL, "print where every byte would go, and end"},
-    {"--prompt", STRING, &opt.prompt, NULL, 0, 0, NULL, "generate -g tokens after this text with the model of -e, and end"},
-    {"--temperature", NUMBER, &opt.temperature, "1", 0, 100, NULL, "of samples: logits are divided by it; 0 takes the likeliest token"},
-    {"--top-k", INTEGER, &opt.top_k, "0", 1, 65536, NULL, "samples come from the k likeliest tokens; 0: from all"},
-    {"--eval", SWITCH, &opt.eval, "0", 0, 0, NULL, "print the loss of -e on -j, and end"},
-    {"--logits", STRING, &opt.logits, "", 0, 0, NULL, "write the logits of --prompt, or the first batch of -i, to this .npy, and end"},
-    {"--tokenizer", STRING, &opt.tokenizer, "", 0, 0, NULL, "llm.c's gpt2_tokenizer.bin; for GPT-2's vocabulary it is looked for beside -i and here"},
-    {"--help", SWITCH, &opt.help, "0", 0, 0, NULL, "print this, and end"},
-    {"--version", SWITCH, &opt.version, "0", 0, 0, NULL, "print the version, and end"},
-};
-enum { OPTIONS = sizeof options / sizeof options[0] };
-
-// Flags of llm.c that mean something else here, or nothing.
-static const char *const refused[][2] = {
-    {"-h", "HellaSwag is not evaluated here; for help say --help"},
-    {"-k", "the schedule is a cosine; -q 1 holds the rate"},
-    {"-r", "recomputation is --memory store, checkpoint, reverse or auto"},
-    {"-nm", "every checkpoint is kept unless -nk is given"},
-    {"-sl", "no step is skipped for its loss"},
-    {"-sg", "no step is skipped for its norm; it is clipped at 1"},
-    {"-lg", "the machine is not logged"},
-    {"-f", "there is no TF32"},
-    {"-w", "master weights are always float32"},
-    {"-ge", "GELU is always fused"},
-    {"-z", "there is one process, and --plan shows its memory"},
-    {"-pn", "there is one process"}, {"-pr", "there is one process"}, {"-pg", "there is one process"},
-    {"-pm", "there is one process"}, {"-ps", "there is one process"}, {"-pf", "there is one process"},
-    {"-pi", "there is one process"},
-};
-
-static void set_option(const Option *o, const char *text) {
-    char *end = NULL;
-    errno = 0;
-    if (o->type == STRING) *(const char **)o->at = text;
-    if (o->type == SWITCH) *(int *)o->at = atoi(text);
-    if (o->type == CHOICE) {
-        int i = 0;
-        while (o->choices[i] && strcmp(o->choices[i], text) != 0) i++;
-        if (!o->choices[i]) {
-            char names[256] = "";
-            for (i = 0; o->choices[i]; i++) snprintf(names + strlen(names), sizeof names - strlen(names), " %s", o->choices[i]);
-            die(STATUS_USAGE, "%s %s: one of%s is meant", o->flag, text, names);
-        }
-        *(int *)o->at = i;
-    }
-    if (o->type == INTEGER || o->type == NUMBER || o->type == BYTES) {
-        double x = o->type == INTEGER ? (double)strtoll(text, &end, 10) : strtod(text, &end);
-        const char *unit = o->type == BYTES && *end ? strchr("KMG", *end) : NULL;
-        if (unit && end > text) x = ldexp(x, 10 * (int)(unit - "KMG" + 1)), end++;
-        int valid = end != text && !*end && errno != ERANGE && x >= o->least && x <= o->most;
-        if (!valid && (!o->initial[0] || strcmp(text, o->initial) != 0))  // a default may lie outside: 0 or -1 for "by the rest"
-            die(STATUS_USAGE, "%s %s: %s from %.10g to %.10g is meant", o->flag, text,
-                o->type == INTEGER ? "a whole number" : o->type == BYTES ? "a number, or one with K, M or G," : "a number", o->least, o->most);
-        if (o->type == INTEGER) *(int *)o->at = (int)x;
-        else *(double *)o->at = x;
-    }
-}
-
-static void parse_options(int argc, char **argv) {
-    int given[OPTIONS] = {0};
-    for (int i = 0; i < OPTIONS; i++) {
-        if ((options[i].type == CHOICE || options[i].type == INTEGER) && !options[i].initial[0]) *(int *)options[i].at = -1;
-        else if (options[i].type == NUMBER && !options[i].initial[0]) *(double *)options[i].at = NAN;
-        else set_option(&options[i], options[i].initial);
-    }
-    for (int i = 1; i < argc; i++) {
-        int o = 0;
-        while (o < OPTIONS && strcmp(argv[i], options[o].flag) != 0) o++;
-        for (size_t r = 0; r < sizeof refused / sizeof refused[0]; r++)
-            if (strcmp(argv[i], refused[r][0]) == 0)
-                die(STATUS_USAGE, "%s of llm.c is not here: %s", refused[r][0], refused[r][1]);
-        if (o == OPTIONS)
-            die(STATUS_USAGE, "%s: no such flag; --help lists them%s", argv[i],
-                argv[i][0] == '-' ? "" : ", and a pattern of files needs quotes");
-        if (given[o]++) die(STATUS_USAGE, "%s is given twice", argv[i]);
-        if (options[o].type == SWITCH) set_option(&options[o], "1");
-        else if (i + 1 == argc) die(STATUS_USAGE, "%s needs a value", argv[i]);
-        else if (options[o].type == STRING && options[o].initial && !argv[i + 1][0]) die(STATUS_USAGE, "%s is empty: a name is meant", argv[i]);
-        else set_option(&options[o], argv[++i]);
-    }
-}
-
-static void print_help(void) {
-    printf("usage: train_rev_gpt2 -i TOKENS [flags]\n\n");
-    for (int i = 0; i < OPTIONS; i++) {
-        const Option *o = &options[i];
-        char left[128];
-        const char *value[] = {" N", " X", " N", " S", " ", ""};
-        snprintf(left, sizeof left, "%s%s", o->flag, value[o->type]);
-        for (int c = 0; o->choices && o->choices[c]; c++)
-            snprintf(left + strlen(left), sizeof left - strlen(left), "%s%s", c ? "|" : "", o->choices[c]);
-        printf("  %-20s %s", left, strlen(left) > 20 ? "\n                       " : "");
-        printf("%s", o->help);
-        if (o->initial && o->initial[0] && o->type != SWITCH) printf(" (%s)", o->initial);
-        printf("\n");
-    }
-    printf("\nexit status: 0 done, 1 data and files, 2 usage, 3 numbers and memory, 130 interrupted\n");
-}
-
-// The network that the flags describe, when it starts from scratch.
-static Config scratch_config(int V) {
-    static const int family[][3] = {{6, 384, 6}, {12, 768, 12}, {24, 1024, 16}, {36, 1280, 20}, {48, 1600, 25}};
-    Config net;
-    char *end;
-    long depth = strtol(opt.start + 1, &end, 10);
-    memset(&net, 0, sizeof net);
-    for (int i = 0; i < 5; i++)
-        if (family[i][0] == depth && !*end) net.L = family[i][0], net.C = family[i][1], net.NH = family[i][2];
-    if (!net.L) die(STATUS_USAGE, "-e %s: d6, d12, d24, d36, d48 or a model file is meant", opt.start);
-    if (opt.layers) net.L = opt.layers;
-    if (opt.channels) net.C = opt.channels;
-    if (opt.heads) net.NH = opt.heads;
-    net.maxT = opt.context ? opt.context : 1024;
-    net.V = V;
-    net.Vp = (V + 127) / 128 * 128;
-    if (net.C % net.NH != 0)
-        die(STATUS_USAGE, "%d channels cannot be shared by %d heads; --channels must be a multiple of --heads", net.C, net.NH);
-    set_mode(&net, opt.mode < 0 ? MIDPOINT : opt.mode);
-    if (net.mode == MIDPOINT_A) {
-        if (net.L > MAX_A) die(STATUS_USAGE, "midpoint-a has at most %d layers, not %d", MAX_A, net.L);
-        draw_coefficients(&net, (uint64_t)opt.seed);
-    }
-    return net;
-}
-
-// What the flags change in a conversion.
-static void adjust_conversion(Config *net) {
-    const char *name = mode_names[net->mode];
-    if (!isnan(opt.coefficient)) {
-        double n = ldexp(opt.coefficient, 8);
-        if (n == 0) die(STATUS_USAGE, "--coefficient 0 is the network as it was, --mode baseline");
-        if (n != rint(n)) die(STATUS_USAGE, "--coefficient %.9g: a multiple of 1/256 is meant, such as -0.0625", opt.coefficient);
-        net->a[0] = (int)n, net->shift = 8;
-    }
-    while (net->a[0] % 2 == 0) net->a[0] /= 2, net->shift--;
-    if (net->mode == BDIA && coefficients(net, net->stem).gamma == 0) die(STATUS_USAGE, "--coefficient -1: bdia takes 1 + a times its blocks, which is nothing");
-    if (opt.fixed_point >= 0) net->K = opt.fixed_point;
-    if (opt.stem >= 0) net->stem = opt.stem;
-    if (opt.fixed_point >= 0 && net->mode != RETROFIT) die(STATUS_USAGE, "--fixed-point is for --mode retrofit, not %s", name);
-    if (net->stem > net->L || net->stem < (net->mode == RETROFIT))
-        die(STATUS_USAGE, "--stem %d: %s of %d layers takes %d to %d", net->stem, name, net->L, net->mode == RETROFIT, net->L);
-}
-
-// What the flags change in a network, whether new or from a file. Baselines and their conversions have the same weights.
-static void adjust_config(Config *net, const char *path) {
-    int same_weights = (net->mode == BASELINE || converted(net->mode)) && (opt.mode == BASELINE || converted(opt.mode));
-    if (opt.mode >= 0 && opt.mode != net->mode && !same_weights)
-        die(STATUS_USAGE, "--mode %s, but %s is of a %s network", mode_names[opt.mode], path, mode_names[net->mode]);
-    if (opt.mode >= 0 && opt.mode != net->mode) {
-        Config was = *net;
-        set_mode(net, opt.mode);
-        if (converted(was.mode) && converted(net->mode)) net->a[0] = was.a[0], net->shift = was.shift, net->stem = was.stem, net->grid = was.grid;
-    }
-    if (converted(net->mode)) adjust_conversion(net);
-    else if (!isnan(opt.coefficient) || opt.fixed_point >= 0 || opt.stem >= 0)
-        die(STATUS_USAGE, "--coefficient, --fixed-point and --stem are for --mode retrofit and bdia, not %s", mode_names[net->mode]);
-    if (net->mode == BASELINE && (opt.stream == STREAM_FIXED || opt.grid))
-        die(STATUS_USAGE, "fixed streams are for networks that reverse, not for baseline");
-    if ((net->mode == BASELINE || converted(net->mode)) && !isnan(opt.step_size)) die(STATUS_USAGE, "%s has no --step-size", mode_names[net->mode]);
-    if (opt.stream == STREAM_FLOAT && opt.grid) die(STATUS_USAGE, "--grid is for --stream fixed");
-    if (!isnan(opt.step_size)) net->h = (float)opt.step_size;
-    if (opt.grid) net->grid = opt.grid;
-    else if (opt.stream == STREAM_FIXED && !net->grid) net->grid = default_grid(net->mode);
-    if (opt.stream == STREAM_FLOAT) net->grid = 0;
-}
 
 // The flags that make the network what it is
 static const char *network_flags(const Config *net) {
     static char text[160];
-    int length = snprintf(text, sizeof text, "--mode %s", mode_names[net->mode]);
-    if (converted(net->mode)) length += snprintf(text + length, sizeof text - (size_t)length, " --coefficient %.9g --stem %d", ldexp(net->a[0], -net->shift), net->stem);
-    else if (net->mode != BASELINE) length += snprintf(text + length, sizeof text - (size_t)length, " --step-size %.9g", (double)net->h);
-    if (net->mode == RETROFIT) length += snprintf(text + length, sizeof text - (size_t)length, " --fixed-point %d", net->K);
-    snprintf(text + length, sizeof text - (size_t)length, net->grid ? " --grid %d" : " --stream float", net->grid);
+    char step[64] = "", iterations[32] = "", stream[32] = " --stream float";
+    if (converted(net->mode))
+        snprintf(step, sizeof step, " --coefficient %.9g --stem %d",
+                 ldexp(net->a[0], -net->shift), net->stem);
+    else if (net->mode != BASELINE) snprintf(step, sizeof step, " --step-size %.9g", (double)net->h);
+    if (net->mode == RETROFIT) snprintf(iterations, sizeof iterations, " --fixed-point %d", net->K);
+    if (net->grid) snprintf(stream, sizeof stream, " --grid %d", net->grid);
+    snprintf(text, sizeof text, "--mode %s%s%s%s", mode_names[net->mode], step, iterations, stream);
     return text;
 }
 
-// -------------------------------------------------------------------------------------------------
-// Training
+// ---- the loop
 
-// --profile: the time from where a layer function says what it needs belongs to it until the next one does. flops and bytes are those
-// that no way of computing it could do without: products, and each operand once from or to memory.
+// --profile: the time from where a layer function says what it needs belongs to it until the next one does.
+// flops and bytes are what no way of computing it could do without: products, and each operand once.
 typedef struct { const char *name; int calls; double seconds, flops, bytes; } Profile;
 enum { MAX_PROFILES = 32 };
 static Profile profiles[MAX_PROFILES], *profiled;  // profiled: the one running, or NULL
@@ -2264,18 +2086,158 @@ static void profile(const char *name, double flops, double bytes) {
     profiled->bytes += bytes;
 }
 
-// Means of `count` steps, beside the floor: the time that the limits measured at start allow, FLOP/s and bytes/s.
+// Means of `count` steps, beside the floor: the time that the measured limits, FLOP/s and bytes/s, allow.
 static void profile_print(int count, double flops_limit, double bytes_limit) {
     double total = 0;
     for (Profile *p = profiles; p->name; p++) total += p->seconds;
-    printf("%.2f ms a step by layer function, mean of the last %d; limits %.0f GFLOP/s, %.1f GB/s\n", total / count * 1e3, count,
-           flops_limit * 1e-9, bytes_limit * 1e-9);
-    printf("%-20s %7s %10s %7s %9s %9s %10s %7s\n", "layer function", "calls", "ms", "share", "GFLOP/s", "GB/s", "floor, ms", "times");
+    printf("%.2f ms a step by layer function, mean of the last %d; limits %.0f GFLOP/s, %.1f GB/s\n",
+           total / count * 1e3, count, flops_limit * 1e-9, bytes_limit * 1e-9);
+    printf("%-20s %7s %10s %7s %9s %9s %10s %7s\n",
+           "layer function", "calls", "ms", "share", "GFLOP/s", "GB/s", "floor, ms", "times");
     for (Profile *p = profiles; p->name; p++) {
         double least = fmax(p->flops / flops_limit, p->bytes / bytes_limit), s = p->seconds;
-        printf("%-20s %7d %10.2f %6.1f%% %9.1f %9.1f %10.2f %7.2f\n", p->name, p->calls / count, s / count * 1e3, 100 * s / total, p->flops / s * 1e-9,
+        printf("%-20s %7d %10.2f %6.1f%% %9.1f %9.1f %10.2f %7.2f\n",
+               p->name, p->calls / count, s / count * 1e3, 100 * s / total, p->flops / s * 1e-9,
                p->bytes / s * 1e-9, least / count * 1e3, least > 0 ? s / least : 0);
     }
+}
+
+// All that one start of the program works on
+typedef struct {
+    Model m;
+    Data data, val;
+    Tokenizer z;
+    int *prompt, given;     // --prompt's tokens
+    Run run;
+    int from, step, total;  // from: the step of the checkpoint, -1 without one; step: how many are done
+    FILE *csv;              // log.csv, or NULL
+    double limit;           // of the device, FLOP/s
+} Job;
+
+// nanoGPT's: a linear warm-up, then a cosine from the rate to its final fraction at the last step.
+static double learning_rate(int step, int total) {
+    if (step < opt.warmup) return opt.rate * (step + 1) / (opt.warmup + 1);
+    double done = total > opt.warmup ? (double)(step - opt.warmup) / (total - opt.warmup) : 1;
+    double lowest = opt.rate * opt.final_fraction;
+    return lowest + 0.5 * (1 + cos(3.141592653589793 * fmin(done, 1))) * (opt.rate - lowest);
+}
+
+// Stops the run if its numbers have gone wrong: what was saved before stays.
+static void check_numbers(const Model *m, int step, double loss, double drift) {
+    if (stream_take_fault()) die(STATUS_NUMBERS,
+        "step %d: a stream is NaN or left the grid's range of +-%g; a smaller --grid has more range%s",
+        step, ldexp(1, 31 - m->net.grid), step > 1 ? ", a lower -l may not need it" : "");
+    if (m->has_teacher && !isfinite(mean_of(m, TEACHER_LOSS))) die(STATUS_NUMBERS,
+        "step %d: the loss of the teacher, --distill %s, is not a finite number", step, opt.distill);
+    if (!isfinite(loss))
+        die(STATUS_NUMBERS, "step %d: the loss is not a finite number; what was saved before stays", step);
+    if (m->net.grid && drift > 0)
+        die(STATUS_NUMBERS, "step %d: the streams did not come back to where they began (off by %.2e of it); "
+            "the memory or the program is faulty", step, drift);
+}
+
+// How many means a validation has: the loss, and with a teacher what compares the two
+static int metrics_of(const Model *m) { return m->has_teacher ? METRICS : LOSS + 1; }
+
+// The means over the validation batches. Returns how many batches these are.
+static int validate(Model *m, const Data *d, double means[METRICS]) {
+    int objective = m->objective, batches = (int)fmin((double)all_places(d, m->B, m->T, 0), 1 << 30);
+    if (opt.val_batches) batches = smaller_of(batches, opt.val_batches);
+    if (objective == KL_TEACHER) m->objective = KL;  // one divergence to compare runs by
+    memset(means, 0, METRICS * sizeof *means);
+    for (int i = 0; i < batches; i++) {
+        data_batch(d, m, (uint64_t)i, 0, 0);
+        forward(m);
+        head(m, 0);
+        for (int metric = LOSS; metric < metrics_of(m); metric++)
+            means[metric] += mean_of(m, (enum Metric)metric) / batches;
+    }
+    m->objective = objective;
+    return batches;
+}
+
+static void print_comparison(const Model *m, const double means[METRICS]) {
+    if (m->has_teacher)
+        printf(" | teacher %.4f | KL %.3e | same top token %.2f%%",
+               means[TEACHER_LOSS], means[DIVERGENCE], 100 * means[AGREEMENT]);
+    printf("\n");
+}
+
+static void validate_step(Job *j) {
+    static const char *const splits[METRICS] = {"val", "val_teacher", "val_kl", "val_agreement"};
+    double means[METRICS];
+    validate(&j->m, &j->val, means);
+    check_numbers(&j->m, j->step, means[LOSS], NAN);
+    printf("step %5d/%d | validation loss %.4f", j->step, j->total, means[LOSS]);
+    print_comparison(&j->m, means);
+    for (int metric = LOSS; j->csv && metric < metrics_of(&j->m); metric++)
+        fprintf(j->csv, "%d,%s,%.8g,,,,,,\n", j->step, splits[metric], means[metric]);
+}
+
+static void sample_step(Job *j) {
+    int start = first_token(&j->z);
+    Sampler s = {opt.temperature, opt.top_k, (uint64_t)j->run.seed, (uint64_t)j->step};
+    printf("--- sample after step %d\n", j->step);
+    generate(&j->m, &j->z, &start, 1, j->m.cache_tokens, s);
+    printf("\n---\n");
+    check_numbers(&j->m, j->step, 0, NAN);
+}
+
+static void save_step(Job *j) {
+    Model *m = &j->m;
+    fsync(fileno(j->csv));  // the log must not be behind its checkpoint
+    if (j->step > 0) {      // what does not compute is not worth a checkpoint, let alone an older one's place
+        forward(m);
+        head(m, 0);
+        check_numbers(m, j->step, objective_of(m), NAN);
+    }
+    save_checkpoint(m, opt.out, j->step, &j->run, opt.keep);
+}
+
+// The gradients of an optimizer step, over all its micro-batches. Returns its loss; *drift: the largest.
+static double step_gradients(Job *j, double *drift) {
+    const Run *run = &j->run;
+    double loss = 0, off;
+    *drift = NAN;
+    device_zero(j->m.grads, parameter_count(&j->m.net) * sizeof(real_t));
+    for (int i = 0; i < run->accumulate; i++) {
+        uint64_t batch = (uint64_t)i;
+        if (!run->overfit) batch += (uint64_t)j->step * (uint64_t)run->accumulate;
+        profile("(reading)", 0, 0);
+        data_batch(&j->data, &j->m, batch, run->shuffle, (uint64_t)run->seed);
+        loss += forward_backward(&j->m, 1.0 / run->accumulate, &off) / run->accumulate;
+        *drift = fmax(*drift, off);  // either may be NAN
+    }
+    return loss;
+}
+
+// One optimizer step; prints its line and logs it.
+static void train_step(Job *j) {
+    static double slow;  // a running mean of the seconds a step takes, for the time left
+    Model *m = &j->m;
+    int divergence = m->objective != CROSS_ENTROPY;
+    double start = seconds(), rate = learning_rate(j->step, j->total), drift;
+    double loss = step_gradients(j, &drift);
+    j->step++;
+    check_numbers(m, j->step, loss, drift);
+    double norm = update(m, rate, opt.beta1, opt.beta2, opt.decay, j->step);
+    device_finish();
+    double s = seconds() - start, speed = (double)m->B * m->T * j->run.accumulate / s;
+    profile(NULL, 0, 0);
+    if (!isfinite(norm))
+        die(STATUS_NUMBERS, "step %d: the gradient is not finite; what was saved before stays", j->step);
+    slow = slow > 0 ? 0.95 * slow + 0.05 * s : s;
+    printf(divergence ? "step %5d/%d | KL %.3e" : "step %5d/%d | loss %.4f", j->step, j->total, loss);
+    printf(" | norm %.4f | lr %.2e | %.0f ms | %.0f tokens/s | %.0f%% of limit | ",
+           norm, rate, s * 1e3, speed, 100 * speed * flops_per_token(m) / j->limit);
+    if (!isnan(drift)) printf("drift %.2g | ", drift);
+    printf("%.2f GiB | ", (double)device_peak_bytes() / (1 << 30));
+    printf("%.1f min left\n", slow * (j->total - j->step) / 60);
+    if (!j->csv) return;
+    fprintf(j->csv, "%d,%s,%.8g,%.6e,%.6f,%.1f,%.1f,",
+            j->step, divergence ? "train_kl" : "train", loss, rate, norm, s * 1e3, speed);
+    if (!isnan(drift)) fprintf(j->csv, "%.3e", drift);
+    fprintf(j->csv, ",%zu\n", device_peak_bytes());
 }
 
 static volatile sig_atomic_t interrupted;
@@ -2286,389 +2248,648 @@ static void on_interrupt(int signal_number) {
     (void)!write(1, notice, sizeof notice - 1);
 }
 
-// nanoGPT's: a linear warm-up, then a cosine from the rate to its final fraction at the last step.
-static double learning_rate(int step, int total) {
-    if (step < opt.warmup) return opt.rate * (step + 1) / (opt.warmup + 1);
-    double done = total > opt.warmup ? (double)(step - opt.warmup) / (total - opt.warmup) : 1;
-    double lowest = opt.rate * opt.final_fraction;
-    return lowest + 0.5 * (1 + cos(3.141592653589793 * (done < 1 ? done : 1))) * (opt.rate - lowest);
-}
-
-// Stops the run if its numbers have gone wrong: what was saved before stays.
-static void check_numbers(const Model *m, int step, double loss, double drift) {
-    if (stream_take_fault())
-        die(STATUS_NUMBERS, "step %d: a stream is NaN or left the grid's range of +-%g; a smaller --grid has more range%s", step,
-            ldexp(1, 31 - m->net.grid), step > 1 ? ", a lower -l may not need it" : "");
-    if (m->has_teacher && !isfinite(mean_of(m, TEACHER_LOSS)))
-        die(STATUS_NUMBERS, "step %d: the loss of the teacher, --distill %s, is not a finite number", step, opt.distill);
-    if (!isfinite(loss)) die(STATUS_NUMBERS, "step %d: the loss is not a finite number; what was saved before stays", step);
-    if (m->net.grid && drift > 0)
-        die(STATUS_NUMBERS, "step %d: the streams did not come back to where they began (off by %.2e of it); the memory or the program "
-            "is faulty", step, drift);
-}
-
-static int batches_to_validate(const Model *m, const Data *d) {
-    int64_t all = all_places(d, m->B, m->T, 0);
-    return opt.val_batches && opt.val_batches < all ? opt.val_batches : (int)(all < 1 << 30 ? all : 1 << 30);
-}
-
-// The means over the validation batches; returns that of the cross-entropy.
-static double validate(Model *m, const Data *d, int batches, double means[METRICS]) {
-    int objective = m->objective;
-    if (objective == KL_TEACHER) m->objective = KL;  // one divergence to compare runs by
-    memset(means, 0, METRICS * sizeof *means);
-    for (int i = 0; i < batches; i++) {
-        data_batch(d, m, (uint64_t)i, 0, 0);
-        forward(m);
-        head(m, 0);
-        for (int metric = LOSS; metric < (m->has_teacher ? METRICS : LOSS + 1); metric++) means[metric] += mean_of(m, (enum Metric)metric) / batches;
-    }
-    m->objective = objective;
-    return means[LOSS];
-}
-
-static void print_comparison(const Model *m, const double means[METRICS]) {
-    if (m->has_teacher)
-        printf(" | teacher %.4f | KL %.3e | same top token %.2f%%", means[TEACHER_LOSS], means[DIVERGENCE], 100 * means[AGREEMENT]);
-    printf("\n");
-}
-
-// One optimizer step of `accumulate` micro-batches; prints its line and logs it.
-static void train_step(Model *m, const Data *data, const Run *run, int step, int total, double limit, FILE *csv) {
-    static double slow;  // a running mean of the seconds a step takes, for the time left
-    double start = seconds(), loss = 0, drift = NAN, rate = learning_rate(step, total);
-    device_zero(m->grads, parameter_count(&m->net) * sizeof(real_t));
-    for (int i = 0; i < run->accumulate; i++) {
-        double off;
-        uint64_t batch = (run->overfit ? 0 : (uint64_t)step * (uint64_t)run->accumulate) + (uint64_t)i;
-        profile("(reading)", 0, 0);
-        data_batch(data, m, batch, run->shuffle, (uint64_t)run->seed);
-        loss += forward_backward(m, 1.0 / run->accumulate, &off) / run->accumulate;
-        if (isnan(drift) || off > drift) drift = off;
-    }
-    check_numbers(m, step + 1, loss, drift);
-    double norm = update(m, rate, opt.beta1, opt.beta2, opt.decay, step + 1);
-    device_finish();
-    double s = seconds() - start;
-    profile(NULL, 0, 0);
-    if (!isfinite(norm)) die(STATUS_NUMBERS, "step %d: the gradient is not finite; what was saved before stays", step + 1);
-    double speed = (double)m->B * m->T * run->accumulate / s;
-    slow = slow > 0 ? 0.95 * slow + 0.05 * s : s;
-    int divergence = m->objective != CROSS_ENTROPY;
-    printf(divergence ? "step %5d/%d | KL %.3e" : "step %5d/%d | loss %.4f", step + 1, total, loss);
-    printf(" | norm %.4f | lr %.2e | %.0f ms | %.0f tokens/s | %.0f%% of limit | ", norm, rate, s * 1e3, speed, 100 * speed * flops_per_token(m) / limit);
-    if (!isnan(drift)) printf("drift %.2g | ", drift);
-    printf("%.2f GiB | %.1f min left\n", (double)device_peak_bytes() / (1 << 30), slow * (total - step - 1) / 60);
-    if (csv) {
-        fprintf(csv, "%d,%s,%.8g,%.6e,%.6f,%.1f,%.1f,", step + 1, divergence ? "train_kl" : "train", loss, rate, norm, s * 1e3, speed);
-        if (!isnan(drift)) fprintf(csv, "%.3e", drift);
-        fprintf(csv, ",%zu\n", device_peak_bytes());
-    }
-}
-
-static int finish(void) {
-    if (fflush(stdout) != 0 || ferror(stdout)) die(STATUS_DATA, "cannot write to stdout: a full disk, or its reader has gone");
-    return STATUS_OK;
-}
-
-// --tokenizer; for GPT-2's vocabulary otherwise gpt2_tokenizer.bin beside the training tokens or here; or NULL.
-static const char *find_tokenizer(char path[PATH + 32], int V) {
-    const char *slash = strrchr(opt.train, '/');
-    if (opt.tokenizer[0]) return opt.tokenizer;
-    snprintf(path, PATH + 32, "%.*sgpt2_tokenizer.bin", slash ? (int)(slash - opt.train + 1) : 0, opt.train);
-    if (V == 50257 && access(path, F_OK) == 0) return path;
-    snprintf(path, PATH + 32, "gpt2_tokenizer.bin");
-    return V == 50257 && access(path, F_OK) == 0 ? path : NULL;
-}
-
-// The token that a text without a prompt begins after: an end of text, or a new line.
-static int first_token(const Tokenizer *z) { return z->eot >= 0 ? z->eot : z->V > '\n' ? '\n' : 0; }
-
-// Trains from `step` to the end of the run, in m and in the directory -o. resumed: what happens between two steps has
-// been done for this one. Returns the exit status.
-static int train(Model *m, const Data *data, const Data *val, const Tokenizer *z, const Run *run, int step, int total,
-                 int resumed) {
-    FILE *csv = opt.out[0] ? log_open(opt.out, resumed ? step : -1) : NULL;
-    int val_batches = opt.val[0] && opt.val_every ? batches_to_validate(m, val) : 0;
+static void catch_signals(void) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_interrupt;
     action.sa_flags = (int)SA_RESETHAND | SA_RESTART;  // a second Ctrl-C ends at once
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
-    signal(SIGPIPE, SIG_IGN);  // who reads the output may end first: that is noticed below, and nothing is lost
-    double limit = device_flops(), cost = flops_per_token(m), again = flops_again(m);
-    int trained = 0, profiled_steps = 0;
-    double bandwidth = opt.profile ? device_bandwidth(m->grads, parameter_count(&m->net)) : 0;
-    printf("limit %.0f GFLOP/s; training costs %.3g GFLOP a token", limit * 1e-9, cost * 1e-9);
-    if (again > 0) printf(", computing blocks again makes it %.3f times that: at most %.3f of the speed of store", 1 + again / cost, cost / (cost + again));
+    signal(SIGPIPE, SIG_IGN);  // who reads the output may end first: train notices, and nothing is lost
+}
+
+// Whether what happens every so many steps, and at the end, happens after this one. Never if every is 0.
+static int due(int every, int step, int end) { return every > 0 && (end || step % every == 0); }
+
+// Trains to the end of the run. What happens between two steps has been done for that of the checkpoint.
+static void train(Job *j) {
+    int began = j->step, saved = j->from, profiled_steps = 0;
+    double cost = flops_per_token(&j->m), again = flops_again(&j->m), bandwidth = 0;
+    if (opt.out[0]) j->csv = log_open(opt.out, j->from);
+    catch_signals();
+    j->limit = device_flops();
+    if (opt.profile) bandwidth = device_bandwidth(j->m.grads, parameter_count(&j->m.net));
+    printf("limit %.0f GFLOP/s; training costs %.3g GFLOP a token", j->limit * 1e-9, cost * 1e-9);
+    if (again > 0) printf(", computing blocks again makes it %.3f times that", 1 + again / cost);
+    if (again > 0) printf(": at most %.3f of the speed of store", cost / (cost + again));
     printf("\n");
-    if (step > total) printf("-x %d: the checkpoint is further than that already, at step %d\n", total, step);
-    for (int saved = resumed ? step : -1;; step++) {
-        int end = step >= total, fresh = step > saved;
-        if (val_batches && fresh && (end || step % opt.val_every == 0)) {
-            static const char *const splits[METRICS] = {"val", "val_teacher", "val_kl", "val_agreement"};
-            double means[METRICS], loss = validate(m, val, val_batches, means);
-            check_numbers(m, step, loss, NAN);
-            printf("step %5d/%d | validation loss %.4f", step, total, loss);
-            print_comparison(m, means);
-            for (int metric = LOSS; csv && metric < (m->has_teacher ? METRICS : LOSS + 1); metric++) fprintf(csv, "%d,%s,%.8g,,,,,,\n", step, splits[metric], means[metric]);
-        }
-        if (opt.sample_every && fresh && (end || step % opt.sample_every == 0)) {
-            int start = first_token(z);
-            Sampler s = {opt.temperature, opt.top_k, (uint64_t)run->seed, (uint64_t)step};
-            printf("--- sample after step %d\n", step);
-            generate(m, z, &start, 1, m->cache_tokens, s);
-            printf("\n---\n");
-            check_numbers(m, step, 0, NAN);
-        }
-        if (csv && fflush(csv) != 0) die(STATUS_DATA, "cannot write %s/log.csv: %s", opt.out, strerror(errno));
+    if (began > j->total)
+        printf("-x %d: the checkpoint is further than that already, at step %d\n", j->total, began);
+    for (;;) {
+        int step = j->step, fresh = step > saved, end = step >= j->total;
+        if (fresh && opt.val[0] && due(opt.val_every, step, end)) validate_step(j);
+        if (fresh && due(opt.sample_every, step, end)) sample_step(j);
+        if (j->csv && fflush(j->csv) != 0) cannot("write", log_path(opt.out));
         end |= interrupted || fflush(stdout) != 0;
-        if (csv && fresh && (end || (opt.save_every && step > 0 && step % opt.save_every == 0))) {
-            fsync(fileno(csv));  // the log must not be behind its checkpoint
-            if (step > 0) {      // what does not compute is not worth a checkpoint, let alone an older one's place
-                forward(m);
-                head(m, 0);
-                check_numbers(m, step, objective_of(m), NAN);
-            }
-            save_checkpoint(m, opt.out, step, run, opt.keep);
+        if (fresh && j->csv && (end || (step > 0 && due(opt.save_every, step, 0)))) {
+            save_step(j);
             saved = step;
         }
         if (end) break;
-        profiling = opt.profile && (trained > 0 || step + 1 == total);  // the first step touches its memory for the first time
-        train_step(m, data, run, step, total, limit, csv);
+        // the first step touches its memory for the first time
+        profiling = opt.profile && (step > began || step + 1 == j->total);
+        train_step(j);
         profiled_steps += profiling;
         profiling = 0;
-        trained++;
     }
     if (opt.profile && !profiled_steps) printf("--profile: no step was trained\n");
-    if (profiled_steps) profile_print(profiled_steps, limit, bandwidth);
-    if (csv && fclose(csv) != 0) die(STATUS_DATA, "cannot write %s/log.csv: %s", opt.out, strerror(errno));
-    if (interrupted)
-        die(STATUS_INTERRUPTED, "interrupted after step %d; %s", step,
-            opt.out[0] ? "-y 1 goes on from there" : "without -o nothing is saved");
-    return finish();
+    if (profiled_steps) profile_print(profiled_steps, j->limit, bandwidth);
+    if (j->csv && fclose(j->csv) != 0) cannot("write", log_path(opt.out));
+    if (interrupted) die(STATUS_INTERRUPTED, "interrupted after step %d; %s",
+        j->step, opt.out[0] ? "-y 1 goes on from there" : "without -o nothing is saved");
 }
 
-// --eval, --logits and --prompt: what a trained model is for. Returns the exit status.
-static int infer(Model *m, const Data *data, const Data *val, const Tokenizer *z, const int *prompt, int given) {
-    if (opt.eval) {
-        int batches = batches_to_validate(m, val);
-        double means[METRICS], loss = validate(m, val, batches, means);
-        check_numbers(m, 0, loss, NAN);
-        printf("validation loss %.4f, perplexity %.2f, %d batches of -b %d times -t %d, %s", loss, exp(loss), batches, m->B, m->T, network_flags(&m->net));
-        print_comparison(m, means);
-        return finish();
-    }
-    if (opt.logits[0]) {
-        if (given) to_device(m->inputs, prompt, (size_t)given * sizeof(int));
-        else data_batch(data, m, 0, 0, 0);
-        forward(m);
-        check_numbers(m, 0, 0, NAN);
-        save_logits(m, opt.logits);
-        return finish();
-    }
+// ---- what a trained model is for: --eval, --logits and --prompt
+
+static void evaluate(Job *j) {
+    Model *m = &j->m;
+    double means[METRICS];
+    int batches = validate(m, &j->val, means);
+    check_numbers(m, 0, means[LOSS], NAN);
+    printf("validation loss %.4f, perplexity %.2f, ", means[LOSS], exp(means[LOSS]));
+    printf("%d batches of -b %d times -t %d, %s", batches, m->B, m->T, network_flags(&m->net));
+    print_comparison(m, means);
+}
+
+static void write_logits(Job *j) {
+    Model *m = &j->m;
+    if (j->given) to_device(m->inputs, j->prompt, (size_t)j->given * sizeof(int));
+    else data_batch(&j->data, m, 0, 0, 0);
+    forward(m);
+    check_numbers(m, 0, 0, NAN);
+    save_logits(m, opt.logits);
+}
+
+static void continue_prompt(Job *j) {
     Sampler s = {opt.temperature, opt.top_k, (uint64_t)opt.seed, 0};
-    double start = seconds();
     Character u = {{0}, 0, 0};
+    double start = seconds();
     for (const char *c = opt.prompt; *c; c++) print_byte(&u, (unsigned char)*c);
     print_byte(&u, -1);
-    int drawn = generate(m, z, prompt, given, m->cache_tokens + 1 - given, s);
+    int drawn = generate(&j->m, &j->z, j->prompt, j->given, j->m.cache_tokens + 1 - j->given, s);
     printf("\n");
-    check_numbers(m, 0, 0, NAN);
-    fprintf(stderr, "%d tokens after %d in %.2f s, %.1f tokens/s\n", drawn, given, seconds() - start, drawn / (seconds() - start));
-    return finish();
+    check_numbers(&j->m, 0, 0, NAN);
+    double spent = seconds() - start;
+    fprintf(stderr, "%d tokens after %d in %.2f s, %.1f tokens/s\n", drawn, j->given, spent, drawn / spent);
 }
 
-// The network that the flags ask for: that of the checkpoint at `step` if it is not negative, of a file, or a new one
-// for a vocabulary of V.
-// *path: the file it comes from, empty if it is new.
-static Config choose_network(int V, int step, char path[PATH + 32]) {
-    int scratch = step < 0 && opt.start[0] == 'd' && !strpbrk(opt.start, "./");
-    path[0] = 0;
-    if (step >= 0) checkpoint_path(path, opt.out, "model", step);
-    else if (!scratch) snprintf(path, PATH + 32, "%s", opt.start);
-    Config net = scratch ? scratch_config(V) : load_model(path, NULL), before = net;
-    if ((opt.layers && opt.layers != net.L) || (opt.heads && opt.heads != net.NH) || (opt.channels && opt.channels != net.C) ||
-        (opt.context && opt.context != net.maxT))
-        die(STATUS_USAGE, "%s has %d layers, %d heads, %d channels and context %d, and keeps them", path, net.L, net.NH, net.C, net.maxT);
-    adjust_config(&net, path);
-    if (step >= 0 && memcmp(&net, &before, sizeof net) != 0) die(STATUS_USAGE, "%s was trained with %s; resume with the same", path, network_flags(&before));
+// -------------------------------------------------------------------------------------------------
+// Part V: the command line
+
+static const char *const stream_names[] = {"float", "fixed", NULL};
+enum { STREAM_FLOAT, STREAM_FIXED };
+enum { INTEGER, NUMBER, BYTES, STRING, SWITCH, MODE_NAME, LOSS_NAME, MEMORY_NAME, TYPE_NAME, STREAM_NAME };
+static const char *const *const choices[] = {
+    NULL, NULL, NULL, NULL, NULL, mode_names, objective_names, memory_names, precision_names, stream_names};
+
+typedef struct {
+    const char *flag;
+    int type;             // the last five choose among names
+    void *at;             // a double for NUMBER and BYTES, a const char * for STRING, or else an int
+    const char *initial;  // the default, as one would type it
+    double least, most;
+    const char *help;
+} Option;
+
+enum { MAX_STEPS = 99999999 };
+static const Option options[] = {
+    {"-i", STRING, &opt.train, "", 0, 0,
+     "training tokens: a file or a pattern in quotes (.bin of llm.c, or .txt for bytes)"},
+    {"-j", STRING, &opt.val, "", 0, 0, "validation tokens, likewise"},
+    {"-o", STRING, &opt.out, "", 0, 0,
+     "output directory for log.csv, models and states; none: nothing is written"},
+    {"-y", INTEGER, &opt.resume, "0", 0, 1, "1: resume from the newest checkpoint in -o, if there is one"},
+    {"-n", INTEGER, &opt.save_every, "0", 0, 1e9,
+     "checkpoint in -o every so many steps; one is written at the end as well"},
+    {"-nk", INTEGER, &opt.keep, "0", 0, 1e9, "how many checkpoints to keep; 0: all"},
+    {"-a", INTEGER, &opt.overfit, "0", 0, 1, "1: overfit the first batch"},
+    {"-e", STRING, &opt.start, "d12", 0, 0, "start from a model file, or from scratch: d6 d12 d24 d36 d48"},
+    {"--layers", INTEGER, &opt.layers, "0", 1, 65536, "from scratch: L; 0: as -e says"},
+    {"--heads", INTEGER, &opt.heads, "0", 1, 65536, "from scratch: NH; 0: as -e says"},
+    {"--channels", INTEGER, &opt.channels, "0", 1, 65536, "from scratch: C; 0: as -e says"},
+    {"--context", INTEGER, &opt.context, "0", 1, 1 << 24, "from scratch: the longest sequence; 0: 1024"},
+    {"-b", INTEGER, &opt.B, "4", 1, 1 << 24, "sequences a micro-batch"},
+    {"-t", INTEGER, &opt.T, "0", 1, 1 << 24, "tokens a sequence; 0: the context"},
+    {"-d", INTEGER, &opt.tokens, "0", 1, 2147483647,
+     "tokens an optimizer step, a multiple of -b times -t; 0: one micro-batch"},
+    {"-x", INTEGER, &opt.steps, "-1", 0, MAX_STEPS, "steps; -1: once through the training tokens, in order"},
+    {"-l", NUMBER, &opt.rate, "6e-4", 0, 1e3, "learning rate"},
+    {"-u", INTEGER, &opt.warmup, "0", 0, 1e9, "warm-up steps"},
+    {"-q", NUMBER, &opt.final_fraction, "0.1", 0, 1, "the cosine schedule ends at this fraction of -l"},
+    {"-c", NUMBER, &opt.decay, "0.1", 0, 1e3, "weight decay, on matrices and embeddings"},
+    {"-v", INTEGER, &opt.val_every, "250", 0, 1e9,
+     "validate on -j every so many steps, and at the end; 0: never"},
+    {"-m", INTEGER, &opt.val_batches, "20", 0, 1e9, "validation batches, if there are that many; 0: all"},
+    {"-s", INTEGER, &opt.sample_every, "0", 0, 1e9, "sample every so many steps, and at the end; 0: never"},
+    {"-g", INTEGER, &opt.sample_length, "64", 1, 1 << 24, "tokens a sample, as far as the context reaches"},
+    {"--mode", MODE_NAME, &opt.mode, "", 0, 0,
+     "the network; from scratch: midpoint; retrofit and bdia convert a baseline file, and back"},
+    {"--step-size", NUMBER, &opt.step_size, "", 0, 16,
+     "h, 0 switches the blocks off; midpoint 0.25, midpoint-a 1, leapfrog 1/sqrt(L), hamiltonian 1"},
+    {"--coefficient", NUMBER, &opt.coefficient, "", -1, 1,
+     "a of retrofit and bdia, a multiple of 1/256, for bdia not -1: near 0 the original network, "
+     "+-1 keeps no bits; -1/16"},
+    {"--fixed-point", INTEGER, &opt.fixed_point, "", 0, 16,
+     "retrofit: iterations K of the estimate, each another block evaluated a step; 1"},
+    {"--stem", INTEGER, &opt.stem, "", 0, 65536,
+     "retrofit and bdia: the first steps, which stay ordinary and keep their inputs; 2"},
+    {"--distill", STRING, &opt.distill, "", 0, 0,
+     "a baseline model file of the same shape: the teacher to come near, and to be compared with"},
+    {"--loss", LOSS_NAME, &opt.objective, "", 0, 0,
+     "what to make small: kl is KL(ours, teacher's), with --distill the default; "
+     "kl-teacher is KL(teacher's, ours)"},
+    {"--memory", MEMORY_NAME, &opt.memory, "", 0, 0,
+     "what is kept for the backward pass; auto: as much as --budget allows (reverse; baseline: store)"},
+    {"--budget", BYTES, &opt.budget, "0", 1, 1e18,
+     "bytes that --memory auto may use in all, such as 8G; 0: three quarters of the machine's"},
+    {"--precision", TYPE_NAME, &opt.precision, DEFAULT_PRECISION, 0, 0,
+     "of what matrix products multiply: on a CPU bf16 needs AVX512-BF16; "
+     "sums, streams, parameters stay float32"},
+    {"--stream", STREAM_NAME, &opt.stream, "", 0, 0, "fixed reverses exactly; float for baseline"},
+    {"--grid", INTEGER, &opt.grid, "0", 1, 30,
+     "fixed streams are multiples of 2^-grid; 0: 20, 23 for midpoint-a, 18 for retrofit and bdia"},
+    {"--chunk", INTEGER, &opt.chunk, "0", 1, 1 << 24,
+     "sequences a block is evaluated for at a time; 0: by the shape"},
+    {"--head-chunk", INTEGER, &opt.head_chunk, "0", 1, 1 << 24,
+     "tokens the head is evaluated for at a time; 0: by the shape"},
+    {"--beta1", NUMBER, &opt.beta1, "0.9", 0, 0.999999, "AdamW"},
+    {"--beta2", NUMBER, &opt.beta2, "0.95", 0, 0.999999, "AdamW"},
+    {"--seed", INTEGER, &opt.seed, "1337", 0, 2147483647,
+     "of weights, coefficients a_k, batches and samples"},
+    {"--shuffle", SWITCH, &opt.shuffle, "0", 0, 0, "sequences from random offsets; else in order"},
+    {"--save", TYPE_NAME, &opt.save, "float32", 0, 0, "type of the parameters in model files"},
+    {"--profile", SWITCH, &opt.profile, "0", 0, 0,
+     "at the end, print a step's time by layer function beside what the machine's limits allow"},
+    {"--plan", SWITCH, &opt.plan, "0", 0, 0, "print where every byte would go, and end"},
+    {"--prompt", STRING, &opt.prompt, NULL, 0, 0,
+     "generate -g tokens after this text with the model of -e, and end"},
+    {"--temperature", NUMBER, &opt.temperature, "1", 0, 100,
+     "of samples: logits are divided by it; 0 takes the likeliest token"},
+    {"--top-k", INTEGER, &opt.top_k, "0", 1, 65536, "samples come from the k likeliest tokens; 0: from all"},
+    {"--eval", SWITCH, &opt.eval, "0", 0, 0, "print the loss of -e on -j, and end"},
+    {"--logits", STRING, &opt.logits, "", 0, 0,
+     "write the logits of --prompt, or the first batch of -i, to this .npy, and end"},
+    {"--tokenizer", STRING, &opt.tokenizer, "", 0, 0,
+     "llm.c's gpt2_tokenizer.bin; for GPT-2's vocabulary it is looked for beside -i and here"},
+    {"--help", SWITCH, &opt.help, "0", 0, 0, "print this, and end"},
+    {"--version", SWITCH, &opt.version, "0", 0, 0, "print the version, and end"},
+};
+enum { OPTIONS = sizeof options / sizeof options[0] };
+
+// Flags of llm.c that mean something else here, or nothing.
+static const char *const refused[][2] = {
+    {"-h", "HellaSwag is not evaluated here; for help say --help"},
+    {"-k", "the schedule is a cosine; -q 1 holds the rate"},
+    {"-r", "recomputation is --memory store, checkpoint, reverse or auto"},
+    {"-nm", "every checkpoint is kept unless -nk is given"},
+    {"-sl", "no step is skipped for its loss"}, {"-lg", "the machine is not logged"},
+    {"-sg", "no step is skipped for its norm; it is clipped at 1"}, {"-ge", "GELU is always fused"},
+    {"-f", "there is no TF32"},
+    {"-w", "master weights are always float32"}, {"-z", "there is one process, and --plan shows its memory"},
+    {"-pn", "there is one process"}, {"-pr", "there is one process"}, {"-pg", "there is one process"},
+    {"-pm", "there is one process"}, {"-ps", "there is one process"}, {"-pf", "there is one process"},
+    {"-pi", "there is one process"},
+};
+
+static int choice_of(const Option *o, const char *text) {
+    const char *const *names = choices[o->type];
+    char all[256] = "";
+    for (int i = 0; names[i]; i++) {
+        if (strcmp(names[i], text) == 0) return i;
+        snprintf(all + strlen(all), sizeof all - strlen(all), " %s", names[i]);
+    }
+    die(STATUS_USAGE, "%s %s: one of%s is meant", o->flag, text, all);
+}
+
+static double number_of(const Option *o, const char *text) {
+    static const char *const meant[] = {"a whole number", "a number", "a number, or one with K, M or G,"};
+    char *end;
+    errno = 0;
+    double x = o->type == INTEGER ? (double)strtoll(text, &end, 10) : strtod(text, &end);
+    const char *unit = o->type == BYTES && *end ? strchr("KMG", *end) : NULL;
+    if (unit && end > text) {
+        x = ldexp(x, 10 * (int)(unit - "KMG" + 1));
+        end++;
+    }
+    int valid = end != text && !*end && errno != ERANGE && x >= o->least && x <= o->most;
+    // a default may lie outside: 0 or -1 for "by the rest"
+    if (!valid && (!o->initial[0] || strcmp(text, o->initial) != 0)) die(STATUS_USAGE,
+        "%s %s: %s from %.10g to %.10g is meant", o->flag, text, meant[o->type], o->least, o->most);
+    return x;
+}
+
+static void set_option(const Option *o, const char *text) {
+    if (o->type == STRING) *(const char **)o->at = text;
+    else if (o->type == SWITCH) *(int *)o->at = atoi(text);
+    else if (o->type == INTEGER) *(int *)o->at = (int)number_of(o, text);
+    else if (o->type == NUMBER || o->type == BYTES) *(double *)o->at = number_of(o, text);
+    else *(int *)o->at = choice_of(o, text);
+}
+
+static const Option *find_option(const char *flag) {
+    for (size_t r = 0; r < sizeof refused / sizeof refused[0]; r++)
+        if (strcmp(flag, refused[r][0]) == 0)
+            die(STATUS_USAGE, "%s of llm.c is not here: %s", flag, refused[r][1]);
+    for (int i = 0; i < OPTIONS; i++)
+        if (strcmp(flag, options[i].flag) == 0) return &options[i];
+    die(STATUS_USAGE, "%s: no such flag; --help lists them%s", flag,
+        flag[0] == '-' ? "" : ", and a pattern of files needs quotes");
+}
+
+static void parse_options(int argc, char **argv) {
+    int given[OPTIONS] = {0};
+    for (const Option *o = options; o < options + OPTIONS; o++) {
+        if (o->type == STRING || o->initial[0]) set_option(o, o->initial);
+        else if (o->type == NUMBER) *(double *)o->at = NAN;
+        else *(int *)o->at = -1;
+    }
+    for (int i = 1; i < argc; i++) {
+        const char *flag = argv[i];
+        const Option *o = find_option(flag);
+        if (given[o - options]++) die(STATUS_USAGE, "%s is given twice", flag);
+        if (o->type == SWITCH) {
+            set_option(o, "1");
+            continue;
+        }
+        if (++i == argc) die(STATUS_USAGE, "%s needs a value", flag);
+        if (o->type == STRING && o->initial && !argv[i][0])
+            die(STATUS_USAGE, "%s is empty: a name is meant", flag);
+        set_option(o, argv[i]);
+    }
+}
+
+static void print_help(void) {
+    static const char *const values[] = {" N", " X", " N", " S", "", " ", " ", " ", " ", " "};
+    printf("usage: train_rev_gpt2 -i TOKENS [flags]\n\n");
+    for (const Option *o = options; o < options + OPTIONS; o++) {
+        const char *const *names = choices[o->type];
+        char left[128];
+        snprintf(left, sizeof left, "%s%s", o->flag, values[o->type]);
+        for (int c = 0; names && names[c]; c++)
+            snprintf(left + strlen(left), sizeof left - strlen(left), "%s%s", c ? "|" : "", names[c]);
+        printf("  %-20s %s%s", left, strlen(left) > 20 ? "\n                       " : "", o->help);
+        if (o->initial && o->initial[0] && o->type != SWITCH) printf(" (%s)", o->initial);
+        printf("\n");
+    }
+    printf("\nexit status: 0 done, 1 data and files, 2 usage, 3 numbers and memory, 130 interrupted\n");
+}
+
+// ---- from the flags to a network
+
+static int or_else(int flag, int otherwise) { return flag ? flag : otherwise; }  // 0: not given
+
+// The network that the flags describe, when it starts from scratch.
+static Config scratch_config(int V) {
+    static const int family[5][3] = {
+        {6, 384, 6}, {12, 768, 12}, {24, 1024, 16}, {36, 1280, 20}, {48, 1600, 25}};
+    const int *shape = NULL;
+    Config net;
+    char *end;
+    long depth = strtol(opt.start + 1, &end, 10);
+    for (int i = 0; i < 5; i++)
+        if (family[i][0] == depth && !*end) shape = family[i];
+    if (!shape) die(STATUS_USAGE, "-e %s: d6, d12, d24, d36, d48 or a model file is meant", opt.start);
+    memset(&net, 0, sizeof net);
+    net.L = or_else(opt.layers, shape[0]);
+    net.C = or_else(opt.channels, shape[1]);
+    net.NH = or_else(opt.heads, shape[2]);
+    net.maxT = or_else(opt.context, 1024);
+    net.V = V;
+    net.Vp = (V + 127) / 128 * 128;
+    if (net.C % net.NH != 0) die(STATUS_USAGE,
+        "%d channels cannot be shared by %d heads; --channels must be a multiple of --heads", net.C, net.NH);
+    set_mode(&net, opt.mode < 0 ? MIDPOINT : opt.mode);
+    if (net.mode != MIDPOINT_A) return net;
+    if (net.L > MAX_A) die(STATUS_USAGE, "midpoint-a has at most %d layers, not %d", MAX_A, net.L);
+    draw_coefficients(&net, (uint64_t)opt.seed);
     return net;
+}
+
+// What the flags change in a conversion.
+static void adjust_conversion(Config *net) {
+    const char *name = mode_names[net->mode];
+    int retrofit = net->mode == RETROFIT;
+    if (!isnan(opt.coefficient)) {
+        double n = ldexp(opt.coefficient, 8);
+        if (n == 0) die(STATUS_USAGE, "--coefficient 0 is the network as it was, --mode baseline");
+        if (n != rint(n)) die(STATUS_USAGE,
+            "--coefficient %.9g: a multiple of 1/256 is meant, such as -0.0625", opt.coefficient);
+        net->a[0] = (int)n;
+        net->shift = 8;
+    }
+    for (; net->a[0] % 2 == 0; net->shift--) net->a[0] /= 2;
+    if (net->mode == BDIA && coefficients(net, net->stem).gamma == 0)
+        die(STATUS_USAGE, "--coefficient -1: bdia takes 1 + a times its blocks, which is nothing");
+    if (opt.fixed_point >= 0) net->K = opt.fixed_point;
+    if (opt.stem >= 0) net->stem = opt.stem;
+    if (opt.fixed_point >= 0 && !retrofit)
+        die(STATUS_USAGE, "--fixed-point is for --mode retrofit, not %s", name);
+    if (!within(net->stem, retrofit, net->L)) die(STATUS_USAGE, "--stem %d: %s of %d layers takes %d to %d",
+        net->stem, name, net->L, retrofit, net->L);
+}
+
+// Baselines and their conversions have the same weights: one can be made another.
+static void adjust_mode(Config *net, const char *path) {
+    Config was = *net;
+    if (opt.mode < 0 || opt.mode == net->mode) return;
+    if ((net->mode != BASELINE && !converted(net->mode)) || (opt.mode != BASELINE && !converted(opt.mode)))
+        die(STATUS_USAGE, "--mode %s, but %s is of a %s network",
+            mode_names[opt.mode], path, mode_names[net->mode]);
+    set_mode(net, opt.mode);
+    if (!converted(was.mode) || !converted(net->mode)) return;
+    net->a[0] = was.a[0];
+    net->shift = was.shift;
+    net->stem = was.stem;
+    net->grid = was.grid;
+}
+
+// What the flags change in a network, whether new or from a file.
+static void adjust_config(Config *net, const char *path) {
+    adjust_mode(net, path);
+    const char *name = mode_names[net->mode];
+    int baseline = net->mode == BASELINE, conversion = converted(net->mode);
+    if (conversion) adjust_conversion(net);
+    else if (!isnan(opt.coefficient) || opt.fixed_point >= 0 || opt.stem >= 0) die(STATUS_USAGE,
+        "--coefficient, --fixed-point and --stem are for --mode retrofit and bdia, not %s", name);
+    if (baseline && (opt.stream == STREAM_FIXED || opt.grid))
+        die(STATUS_USAGE, "fixed streams are for networks that reverse, not for baseline");
+    if ((baseline || conversion) && !isnan(opt.step_size)) die(STATUS_USAGE, "%s has no --step-size", name);
+    if (opt.stream == STREAM_FLOAT && opt.grid) die(STATUS_USAGE, "--grid is for --stream fixed");
+    if (!isnan(opt.step_size)) net->h = (float)opt.step_size;
+    if (opt.stream == STREAM_FIXED && !net->grid) net->grid = default_grid(net->mode);
+    if (opt.grid) net->grid = opt.grid;
+    if (opt.stream == STREAM_FLOAT) net->grid = 0;
+}
+
+// --tokenizer; or for GPT-2's vocabulary gpt2_tokenizer.bin, beside the training tokens or here; or NULL.
+static const char *find_tokenizer(int V) {
+    static const char here[] = "gpt2_tokenizer.bin";
+    static char beside[PATH + 32];
+    const char *slash = strrchr(opt.train, '/');
+    if (opt.tokenizer[0]) return opt.tokenizer;
+    if (V != 50257) return NULL;
+    snprintf(beside, sizeof beside, "%.*s%s", slash ? (int)(slash - opt.train + 1) : 0, opt.train, here);
+    if (access(beside, F_OK) == 0) return beside;
+    return access(here, F_OK) == 0 ? here : NULL;
 }
 
 // Flags that contradict each other.
 static void check_options(void) {
     int reads = opt.eval || opt.logits[0] || opt.prompt;
-    if (strlen(opt.out) > PATH - 64 || strlen(opt.start) > PATH - 64 || strlen(opt.logits) > PATH - 64 || strlen(opt.distill) > PATH - 64)
+    if (strlen(opt.out) > PATH - 64 || strlen(opt.start) > PATH - 64 || strlen(opt.logits) > PATH - 64 ||
+        strlen(opt.distill) > PATH - 64)
         die(STATUS_USAGE, "-o, -e, --logits or --distill: a name of over %d bytes", PATH - 64);
     if (reads && (opt.out[0] || opt.resume || opt.save_every || opt.steps >= 0 || opt.tokens || opt.overfit))
-        die(STATUS_USAGE, "--eval, --logits and --prompt do not train: -o -y -n -x -d -a have no meaning there");
-    if (reads && (opt.budget > 0 || opt.profile))
-        die(STATUS_USAGE, "--eval, --logits and --prompt do not train: --budget and --profile have no meaning there");
-    if (opt.eval && (opt.logits[0] || opt.prompt)) die(STATUS_USAGE, "--eval goes with neither --logits nor --prompt");
+        die(STATUS_USAGE, "--eval, --logits and --prompt do not train: "
+            "-o -y -n -x -d -a have no meaning there");
+    if (reads && (opt.budget > 0 || opt.profile)) die(STATUS_USAGE,
+        "--eval, --logits and --prompt do not train: --budget and --profile have no meaning there");
+    if (opt.eval && (opt.logits[0] || opt.prompt))
+        die(STATUS_USAGE, "--eval goes with neither --logits nor --prompt");
     if (opt.eval && !opt.val[0]) die(STATUS_USAGE, "--eval needs -j, the tokens to evaluate on");
-    if ((opt.logits[0] || opt.prompt) && opt.distill[0]) die(STATUS_USAGE, "--distill goes with neither --logits nor --prompt");
-    if (opt.objective > CROSS_ENTROPY && !opt.distill[0]) die(STATUS_USAGE, "--loss %s needs --distill, the teacher", objective_names[opt.objective]);
+    if ((opt.logits[0] || opt.prompt) && opt.distill[0])
+        die(STATUS_USAGE, "--distill goes with neither --logits nor --prompt");
+    if (opt.objective > CROSS_ENTROPY && !opt.distill[0])
+        die(STATUS_USAGE, "--loss %s needs --distill, the teacher", objective_names[opt.objective]);
     if (opt.budget > 0 && opt.memory != AUTO) die(STATUS_USAGE, "--budget is for --memory auto");
     if (opt.resume && !opt.out[0]) die(STATUS_USAGE, "-y 1 needs -o, the directory to resume from");
-    if (opt.save_every && !opt.out[0]) die(STATUS_USAGE, "-n %d needs -o, the directory to save to", opt.save_every);
-    if (!opt.train[0] && !opt.plan && !opt.eval && !opt.prompt)
-        die(STATUS_USAGE, "-i is missing: training tokens, a .bin of llm.c or a .txt; --help lists the flags");
+    if (opt.save_every && !opt.out[0])
+        die(STATUS_USAGE, "-n %d needs -o, the directory to save to", opt.save_every);
+    if (!opt.train[0] && !opt.plan && !opt.eval && !opt.prompt) die(STATUS_USAGE,
+        "-i is missing: training tokens, a .bin of llm.c or a .txt; --help lists the flags");
+}
+
+// The file of the network that the flags ask for: that of the checkpoint at step `from` (-1: none), or -e's.
+// NULL: it is new.
+static const char *model_path(int from) {
+    if (from >= 0) return checkpoint_path(opt.out, "model", from);
+    return opt.start[0] == 'd' && !strpbrk(opt.start, "./") ? NULL : opt.start;
+}
+
+// That network; V: the vocabulary of a new one.
+static Config choose_network(int V, int from) {
+    const char *path = model_path(from);
+    Config net = path ? load_model(path, NULL) : scratch_config(V), before = net;
+    if (or_else(opt.layers, net.L) != net.L || or_else(opt.heads, net.NH) != net.NH ||
+        or_else(opt.channels, net.C) != net.C || or_else(opt.context, net.maxT) != net.maxT)
+        die(STATUS_USAGE, "%s has %d layers, %d heads, %d channels and context %d, and keeps them",
+            path, net.L, net.NH, net.C, net.maxT);
+    adjust_config(&net, path);
+    if (from >= 0 && memcmp(&net, &before, sizeof net) != 0)
+        die(STATUS_USAGE, "%s was trained with %s; resume with the same", path, network_flags(&before));
+    return net;
 }
 
 // The teacher must be what the network was before it was converted.
 static void choose_teacher(Model *m) {
     m->has_teacher = opt.distill[0] != 0;
-    m->objective = opt.objective >= 0 ? opt.objective : m->has_teacher ? KL : CROSS_ENTROPY;
+    m->objective = m->has_teacher ? KL : CROSS_ENTROPY;
+    if (opt.objective >= 0) m->objective = opt.objective;
     if (!m->has_teacher) return;
     Config t = load_model(opt.distill, NULL), net = m->net;
-    if (t.mode != BASELINE) die(STATUS_USAGE, "--distill: %s is of a %s network; a baseline is meant", opt.distill, mode_names[t.mode]);
-    if (t.maxT != net.maxT || t.V != net.V || t.L != net.L || t.NH != net.NH || t.C != net.C || t.Vp != net.Vp)
-        die(STATUS_USAGE, "--distill: %s has context %d, V %d padded to %d, L %d, NH %d, C %d, but the model has context %d, V %d padded to %d, L %d, NH %d, C %d",
-            opt.distill, t.maxT, t.V, t.Vp, t.L, t.NH, t.C, net.maxT, net.V, net.Vp, net.L, net.NH, net.C);
+    if (t.mode != BASELINE) die(STATUS_USAGE, "--distill: %s is of a %s network; a baseline is meant",
+        opt.distill, mode_names[t.mode]);
+    if (memcmp(&t, &net, HEADER_SIZES * sizeof(int)) != 0)
+        die(STATUS_USAGE, "--distill: %s has context %d, V %d padded to %d, L %d, NH %d, C %d, "
+            "but the model has context %d, V %d padded to %d, L %d, NH %d, C %d", opt.distill,
+            t.maxT, t.V, t.Vp, t.L, t.NH, t.C, net.maxT, net.V, net.Vp, net.L, net.NH, net.C);
+}
+
+// Whether the memory policy suits the network
+static void choose_memory(Model *m) {
+    const Config *net = &m->net;
+    m->memory = net->mode == BASELINE ? STORE : REVERSE;
+    if (opt.memory >= 0) m->memory = opt.memory;
+    if (!undoes_steps(m)) return;
+    if (net->mode == BASELINE)
+        die(STATUS_USAGE, "--memory %s: baseline cannot be reversed; store or checkpoint is meant, "
+            "or another --mode", memory_names[m->memory]);
+    // a float stream may lose a factor of two a step, not more
+    int small = converted(net->mode) && 2 * abs(net->a[0]) < 1 << net->shift;
+    if (small && m->training && !net->grid && net->stem < net->L)
+        die(STATUS_USAGE, "--stream float with --memory %s: a step back multiplies every rounding by %g; "
+            "--stream fixed is exact, store and checkpoint take no steps back", memory_names[m->memory],
+            ldexp(1, net->shift) / abs(net->a[0]));
 }
 
 // Sequences that make a chunk worth its while; depends on the shape alone, so every policy cuts at the same
 // places.
 static int default_chunk(int T) { return (chunk_tokens + T - 1) / T; }
 
-// The sizes of a batch and its parts, from the flags; given: tokens of a prompt, or 0. Returns micro-batches a step.
+// The sizes of a batch and its parts; given: tokens of a prompt, or 0. Returns the micro-batches of a step.
 static int choose_shape(Model *m, int given) {
-    int context = m->net.maxT;
+    int context = m->net.maxT, sampled = opt.sample_every > 0, first = 1;
     m->training = !opt.eval && !opt.logits[0] && !opt.prompt;
-    m->B = given ? 1 : opt.B;
-    m->T = given ? given : opt.T ? opt.T : context;
-    if (m->T > context)
-        die(STATUS_USAGE, "%s of %d tokens is longer than the context of %d", given ? "a prompt" : "-t: a sequence", m->T, context);
+    m->B = opt.B;
+    m->T = or_else(opt.T, context);
+    if (given) {
+        m->B = 1;
+        m->T = first = given;
+    }
+    if (m->T > context) die(STATUS_USAGE, "%s of %d tokens is longer than the context of %d",
+        given ? "a prompt" : "-t: a sequence", m->T, context);
     if ((int64_t)m->B * m->T > 1 << 30)
         die(STATUS_USAGE, "-b %d times -t %d is more than 2^30 tokens; use -d to accumulate", m->B, m->T);
-    int samples = m->training ? opt.sample_every > 0 : given && !opt.logits[0];
-    if (samples)  // the last token is not looked at again
-        m->cache_tokens = smaller_of(opt.sample_length + (given ? given : 1) - 1, most_cache_tokens(&m->net, m->training));
+    if (!m->training) sampled = given && !opt.logits[0];
+    if (sampled)  // the last token is not looked at again
+        m->cache_tokens = smaller_of(opt.sample_length + first - 1, most_cache_tokens(&m->net, m->training));
     int tokens = m->B * m->T;
-    if (opt.tokens % tokens != 0) die(STATUS_USAGE, "-d %d is no multiple of -b %d times -t %d", opt.tokens, m->B, m->T);
-    m->memory = opt.memory >= 0 ? opt.memory : m->net.mode == BASELINE ? STORE : REVERSE;
-    if (m->net.mode == BASELINE && undoes_steps(m))
-        die(STATUS_USAGE, "--memory %s: baseline cannot be reversed; store or checkpoint is meant, or another --mode", memory_names[m->memory]);
-    int small = converted(m->net.mode) && 2 * abs(m->net.a[0]) < 1 << m->net.shift;  // a float stream may lose a factor of two a step, not more
-    if (small && m->training && !m->net.grid && undoes_steps(m) && m->net.stem < m->net.L)
-        die(STATUS_USAGE, "--stream float with --memory %s: a step back multiplies every rounding by %g; --stream fixed is exact, store and checkpoint take no steps back",
-            memory_names[m->memory], ldexp(1, m->net.shift) / abs(m->net.a[0]));
-    if ((double)m->B * m->T * m->net.C * evaluations(&m->net, steps(&m->net)) > 0x1p55)  // with up to 64 bytes each the plan still fits 64 bits
-        die(STATUS_USAGE, "-b %d times -t %d with %d layers of %d channels is more than any machine holds", m->B, m->T,
-            m->net.L, m->net.C);
-    m->chunk = smaller_of(opt.chunk ? opt.chunk : default_chunk(m->T), m->B);
-    m->head_chunk = smaller_of(opt.head_chunk ? opt.head_chunk : m->cache_tokens && !m->training ? 1 : head_chunk_tokens, tokens);
+    if (opt.tokens % tokens != 0)
+        die(STATUS_USAGE, "-d %d is no multiple of -b %d times -t %d", opt.tokens, m->B, m->T);
+    choose_memory(m);
+    // with up to 64 bytes each the plan still fits 64 bits
+    if ((double)m->B * m->T * m->net.C * evaluations(&m->net, steps(&m->net)) > 0x1p55)
+        die(STATUS_USAGE, "-b %d times -t %d with %d layers of %d channels is more than any machine holds",
+            m->B, m->T, m->net.L, m->net.C);
+    int head_tokens = m->cache_tokens && !m->training ? 1 : head_chunk_tokens;
+    m->chunk = smaller_of(or_else(opt.chunk, default_chunk(m->T)), m->B);
+    m->head_chunk = smaller_of(or_else(opt.head_chunk, head_tokens), tokens);
     layers_check(m->chunk, m->net.C, m->net.NH, m->cache_tokens);
-    return opt.tokens ? opt.tokens / tokens : 1;
+    return or_else(opt.tokens, tokens) / tokens;
 }
 
-// Makes -o, or takes it from others until the process ends; nothing of another run will be overwritten there. step: of the
-// checkpoint that is resumed from, or -1.
-static void claim_directory(int step) {
-    char log_path[PATH + 32];
-    int first, last, models;
-    snprintf(log_path, sizeof log_path, "%s/log.csv", opt.out);
-    if (mkdir(opt.out, 0777) != 0 && errno != EEXIST) die(STATUS_DATA, "cannot make %s: %s", opt.out, strerror(errno));
+// Makes -o, or takes it from others until the process ends; nothing of another run will be overwritten there.
+static void claim_directory(int from) {
+    if (mkdir(opt.out, 0777) != 0 && errno != EEXIST) cannot("make", opt.out);
     int lock = open(opt.out, O_RDONLY | O_DIRECTORY);
-    if (lock < 0) die(STATUS_DATA, "cannot open %s: %s", opt.out, strerror(errno));
+    if (lock < 0) cannot("open", opt.out);
     if (flock(lock, LOCK_EX | LOCK_NB) != 0) die(STATUS_DATA, "%s is in use by another run", opt.out);
-    find_checkpoints(opt.out, &first, &last, &models);
-    if (!opt.resume && (models || access(log_path, F_OK) == 0))
+    Checkpoints c = find_checkpoints(opt.out);
+    if (!opt.resume && (c.models || access(log_path(opt.out), F_OK) == 0))
         die(STATUS_USAGE, "%s already holds a run: -y 1 resumes it, or choose another -o", opt.out);
-    if (opt.resume && last != step) die(STATUS_DATA, "%s was written to by another run just now", opt.out);
-    if (opt.resume && last < 0 && models) die(STATUS_DATA, "%s holds models, but no state to resume from", opt.out);
-    if (opt.resume && last < 0) printf("%s has no checkpoint: starting anew\n", opt.out);
+    if (!opt.resume) return;
+    if (c.last != from) die(STATUS_DATA, "%s was written to by another run just now", opt.out);
+    if (c.last < 0 && c.models) die(STATUS_DATA, "%s holds models, but no state to resume from", opt.out);
+    if (c.last < 0) printf("%s has no checkpoint: starting anew\n", opt.out);
+}
+
+// ---- from the flags to the end
+
+static void encode_prompt(Job *j) {
+    const Tokenizer *z = &j->z;
+    j->prompt = (int *)malloc((strlen(opt.prompt) + 1) * sizeof(int));
+    if (!j->prompt) die(STATUS_NUMBERS, "out of memory for the prompt");
+    if (opt.prompt[0] && !z->at[z->V])
+        die(STATUS_DATA, "--prompt needs gpt2_tokenizer.bin: --tokenizer says where it is");
+    j->given = encode(z, opt.prompt, j->prompt);
+    if (!j->given) j->prompt[j->given++] = first_token(z);
+}
+
+// The network, its data and the shape of the run; no memory of the device is taken yet.
+static void choose_job(Job *j) {
+    Model *m = &j->m;
+    int V = 50257;
+    if (opt.train[0]) data_open(&j->data, opt.train);
+    if (opt.val[0]) data_open(&j->val, opt.val);
+    j->from = opt.resume ? find_checkpoints(opt.out).last : -1;
+    if (j->from > 0) j->step = j->from;
+    if (j->val.V) V = j->val.V;
+    if (j->data.V) V = j->data.V;
+    m->net = choose_network(V, j->from);
+    if (opt.prompt || opt.sample_every) j->z = tokenizer_open(find_tokenizer(m->net.V), m->net.V);
+    if (opt.prompt) encode_prompt(j);
+    choose_teacher(m);
+    int accumulate = choose_shape(m, j->given);
+    int bf16 = layers_bf16(opt.precision) ? opt.precision : !opt.precision;
+    const Run run = {m->B, m->T, m->chunk, m->head_chunk, accumulate, opt.shuffle, opt.overfit, opt.save,
+                     m->net.mode, opt.seed, bf16, m->objective, 0};
+    j->run = run;
+    if (m->memory != AUTO || !m->training) {
+        plan(m);
+        return;
+    }
+    double budget = opt.budget > 0 ? opt.budget : 0.75 * (double)device_memory_bytes();
+    if (!plan_within(m, budget) && opt.budget > 0)
+        die(STATUS_USAGE, "--budget %.0f: at least %.0f bytes (%.3f GiB) are needed; "
+            "a smaller -b or -t needs less", budget, plan_keeping(m, 0), plan_keeping(m, 0) / (1 << 30));
+}
+
+static void print_job(const Job *j) {
+    const Model *m = &j->m;
+    const Config *net = &m->net;
+    printf("%s: L %d, C %d, NH %d, V %d, context %d, %zu parameters\n",
+           network_flags(net), net->L, net->C, net->NH, net->V, net->maxT, parameter_count(net));
+    printf("B %d, T %d, chunk %d, head chunk %d, ", m->B, m->T, m->chunk, m->head_chunk);
+    printf("%lld tokens a step, ", (long long)m->B * m->T * j->run.accumulate);
+    printf("--memory %s, --precision %s", memory_names[m->memory], precision_names[j->run.precision]);
+    if (m->has_teacher) printf(", --loss %s", objective_names[m->objective]);
+    printf("\n");
+    if (m->memory == AUTO)
+        printf("the last %d of %d steps keep their internals\n", m->kept_steps, steps(net));
+    plan_print(m);
+}
+
+// Checks the data against the network, and counts the steps.
+static void choose_steps(Job *j) {
+    Model *m = &j->m;
+    if (opt.train[0] && !opt.prompt)
+        data_check(&j->data, opt.train, m->net.V, m->B, m->T, m->training && opt.shuffle);
+    if (opt.val[0] && !opt.prompt) data_check(&j->val, opt.val, m->net.V, m->B, m->T, 0);
+    j->total = opt.steps;
+    if (opt.steps >= 0) return;
+    int64_t epoch = opt.shuffle ? 0 : all_places(&j->data, m->B, m->T, 0) / j->run.accumulate;
+    if (m->training && epoch < 1)
+        die(STATUS_USAGE, "-x is missing: how many steps? "
+            "There is no once through the tokens with --shuffle, or if -d is more than all");
+    j->total = (int)fmin((double)epoch, MAX_STEPS);
+}
+
+// Takes the memory, and fills it from files or random numbers.
+static void begin_job(Job *j) {
+    Model *m = &j->m;
+    if (opt.out[0]) claim_directory(j->from);
+    model_alloc(m);
+    if (model_path(j->from)) load_model(model_path(j->from), m);
+    else init_parameters(m, (uint64_t)j->run.seed);
+    if (m->has_teacher) {
+        Model teacher = teacher_of(m);
+        load_model(opt.distill, &teacher);
+        uint64_t sum = write_parameters(NULL, m->teacher, parameter_count(&m->net), 0, 0);
+        j->run.teacher = (int32_t)sum | 1;  // 0 is none
+    }
+    if (j->from >= 0) {
+        const char *path = checkpoint_path(opt.out, "state", j->from);
+        load_state(m, path, j->from, &j->run);
+        printf("resumed from %s\n", path);
+    }
+    if (j->run.precision != opt.precision)
+        fprintf(stderr, "train_rev_gpt2: no products in %s in this processor or build: --precision %s\n",
+                precision_names[opt.precision], precision_names[j->run.precision]);
+}
+
+static int finish(void) {
+    if (fflush(stdout) != 0 || ferror(stdout))
+        die(STATUS_DATA, "cannot write to stdout: a full disk, or its reader has gone");
+    return STATUS_OK;
 }
 
 // The whole program; returns the exit status.
 int rev_gpt2_main(int argc, char **argv) {
-    Model m;
-    Data data, val;
-    Tokenizer z;
-    char path[PATH + 32], tokenizer[PATH + 32];
-    int first = -1, last = -1, models = 0, given = 0, *prompt = NULL;
+    Job j;
     for (int fd = 0; fd <= 2;) fd = open("/dev/null", O_RDWR);  // no file of ours becomes a closed stdout
     signal(SIGXFSZ, SIG_IGN);  // a file that may not grow fails like a full disk
-    memset(&m, 0, sizeof m);
-    memset(&data, 0, sizeof data);
-    memset(&val, 0, sizeof val);
-    memset(&z, 0, sizeof z);
+    memset(&j, 0, sizeof j);
     parse_options(argc, argv);
     if (opt.help) print_help();
     if (opt.version) printf("rev_gpt2 0.1\n");
     if (opt.help || opt.version) return finish();
     check_options();
-
-    // the network, its data and the shape of the run
-    if (opt.train[0]) data_open(&data, opt.train);
-    if (opt.val[0]) data_open(&val, opt.val);
-    if (opt.out[0]) find_checkpoints(opt.out, &first, &last, &models);
-    int resumed = opt.resume && last >= 0, step = resumed ? last : 0;
-    m.net = choose_network(data.V ? data.V : val.V ? val.V : 50257, resumed ? step : -1, path);
-    if (opt.prompt || opt.sample_every) z = tokenizer_open(find_tokenizer(tokenizer, m.net.V), m.net.V);
-    if (opt.prompt) {
-        prompt = (int *)malloc((strlen(opt.prompt) + 1) * sizeof(int));
-        if (!prompt) die(STATUS_NUMBERS, "out of memory for the prompt");
-        if (opt.prompt[0] && !z.at[m.net.V]) die(STATUS_DATA, "--prompt needs gpt2_tokenizer.bin: --tokenizer says where it is");
-        given = encode(&z, opt.prompt, prompt);
-        if (!given) prompt[given++] = first_token(&z);
+    choose_job(&j);
+    if (j.m.training || opt.plan) print_job(&j);
+    if (!opt.plan) {
+        choose_steps(&j);
+        begin_job(&j);
+        if (j.m.training) train(&j);
+        else if (opt.eval) evaluate(&j);
+        else if (opt.logits[0]) write_logits(&j);
+        else continue_prompt(&j);
+        model_free(&j.m);
     }
-    choose_teacher(&m);
-    int accumulate = choose_shape(&m, given);
-    int bf16 = layers_bf16(opt.precision) ? opt.precision : !opt.precision;  // from here on
-    Run run = {m.B, m.T, m.chunk, m.head_chunk, accumulate, opt.shuffle, opt.overfit, opt.save, m.net.mode, opt.seed, bf16, m.objective, 0};
-    if (m.memory != AUTO || !m.training) plan(&m);
-    else if (!plan_within(&m, opt.budget > 0 ? opt.budget : 0.75 * (double)device_memory_bytes()) && opt.budget > 0)
-        die(STATUS_USAGE, "--budget %.0f: at least %.0f bytes (%.3f GiB) are needed; a smaller -b or -t needs less", opt.budget,
-            plan_keeping(&m, 0), plan_keeping(&m, 0) / (1 << 30));
-    if (m.training || opt.plan) {
-        printf("%s: L %d, C %d, NH %d, V %d, context %d, %zu parameters\n", network_flags(&m.net), m.net.L, m.net.C, m.net.NH, m.net.V, m.net.maxT,
-               parameter_count(&m.net));
-        printf("B %d, T %d, chunk %d, head chunk %d, %lld tokens a step, --memory %s, --precision %s%s%s\n", m.B, m.T, m.chunk, m.head_chunk,
-               (long long)m.B * m.T * accumulate, memory_names[m.memory], precision_names[bf16], m.has_teacher ? ", --loss " : "", m.has_teacher ? objective_names[m.objective] : "");
-        if (m.memory == AUTO) printf("the last %d of %d steps keep their internals\n", m.kept_steps, steps(&m.net));
-        plan_print(&m);
-    }
-    if (opt.plan) {
-        data_close(&data);
-        data_close(&val);
-        tokenizer_close(&z);
-        free(prompt);
-        return finish();
-    }
-    if (opt.train[0] && !opt.prompt) data_check(&data, opt.train, m.net.V, m.B, m.T, m.training && opt.shuffle);
-    if (opt.val[0] && !opt.prompt) data_check(&val, opt.val, m.net.V, m.B, m.T, 0);
-    int64_t epoch = opt.shuffle ? 0 : all_places(&data, m.B, m.T, 0) / accumulate;
-    if (m.training && opt.steps < 0 && epoch < 1)
-        die(STATUS_USAGE, "-x is missing: how many steps? There is no once through the tokens with --shuffle, or if -d is "
-            "more than all");
-    int total = opt.steps >= 0 ? opt.steps : (int)(epoch < 99999999 ? epoch : 99999999);
-
-    if (opt.out[0]) claim_directory(resumed ? step : -1);
-    model_alloc(&m);
-    if (path[0]) load_model(path, &m);
-    else init_parameters(&m, (uint64_t)run.seed);
-    if (m.has_teacher) {
-        Model teacher = teacher_of(&m);
-        load_model(opt.distill, &teacher);
-        run.teacher = (int32_t)write_parameters(NULL, m.teacher, parameter_count(&m.net), 0, 0) | 1;  // its checksum; 0 is none
-    }
-    if (resumed) {
-        checkpoint_path(path, opt.out, "state", step);
-        load_state(&m, path, step, &run);
-        printf("resumed from %s\n", path);
-    }
-    if (bf16 != opt.precision) fprintf(stderr, "train_rev_gpt2: no products in %s in this processor or build: --precision %s\n", precision_names[!bf16], precision_names[bf16]);
-    int status = m.training ? train(&m, &data, &val, &z, &run, step, total, resumed)
-                            : infer(&m, &data, &val, &z, prompt, given);
-    model_free(&m);
-    data_close(&data);
-    data_close(&val);
-    tokenizer_close(&z);
-    free(prompt);
-    return status;
+    data_close(&j.data);
+    data_close(&j.val);
+    tokenizer_close(&j.z);
+    free(j.prompt);
+    return finish();
 }
 
 #ifndef REV_GPT2_NO_MAIN

@@ -257,7 +257,7 @@ static void fuzz_model(const uint8_t *bytes, size_t size) {
     memset(&m, 0, sizeof m);
     may_end_with = STATUS_DATA;
     opt.start = "model.bin";
-    m.net = choose_network(256, -1, path);
+    m.net = choose_network(256, -1);
     size_t count = parameter_count(&m.net), rows[ROWS];
     const Config *c = &m.net;
     if (count * 2 > size || c->maxT < 1 || c->V < 1 || c->V > c->Vp || c->V > 65536 || c->L < 1 || c->NH < 1 || c->C < 1 ||
@@ -409,9 +409,10 @@ static void fuzz_flags(const uint8_t *bytes, size_t size) {
     check_options();
     size_t kind = strlen(opt.start) % (2 * MODES);
     put_file(models[kind], model_sizes[kind]);
-    m.net = choose_network(argc % 2 ? 256 : 50257, opt.resume ? 7 : -1, path);
-    if (path[0] && !opt.resume && strcmp(path, opt.start) != 0) fail("a model of another name");
-    if (find_tokenizer(path, m.net.V) == path && strlen(path) > PATH + 30) fail("a name that was cut");
+    m.net = choose_network(argc % 2 ? 256 : 50257, opt.resume ? 7 : -1);
+    const char *model = model_path(-1), *tokenizer = find_tokenizer(m.net.V);
+    if (model && strcmp(model, opt.start) != 0) fail("a model of another name");
+    if (tokenizer && tokenizer != opt.tokenizer && strlen(tokenizer) > PATH + 30) fail("a name that was cut");
     if (opt.prompt) {
         Tokenizer z = tokenizer_open(NULL, 256);
         Character u = {{0}, 0, 0};
@@ -470,7 +471,8 @@ static void seeds_flags(void) {
     write_seed("flags_long", text, sizeof text);
     for (int i = 0; i < OPTIONS; i++) {
         at += sprintf(at, "\"\\x0A%s\\x0A\"\n", options[i].flag);
-        for (int c = 0; options[i].choices && options[i].choices[c]; c++) at += sprintf(at, "\"%s\"\n", options[i].choices[c]);
+        const char *const *names = choices[options[i].type];
+        for (int c = 0; names && names[c]; c++) at += sprintf(at, "\"%s\"\n", names[c]);
     }
     for (size_t i = 0; i < sizeof values / sizeof *values; i++) at += sprintf(at, "\"%s\"\n", values[i]);
     write_seed(".dict", dictionary, strlen(dictionary));
