@@ -154,16 +154,11 @@ DEVICE static inline int64_t multiply(int64_t s, int n, int shift) {
     return (n * s + (1 << shift >> 1)) >> shift;
 }
 
-// beta*cur + gamma*F in units of the grid, a function of cur alone; gamma comes with the factor 2^grid.
+// beta*cur + gamma*F in units of the grid, a function of cur alone; gamma comes with the factor 2^grid. With
+// this as `add`, a step is s = alpha*s + add, and where alpha is 1 or -1, s = alpha*(s - add) gives the same
+// s back. Where it is 0, s - add must be 0; what a fraction drops is kept (Part III).
 DEVICE static inline int64_t increment(int32_t cur, real_t force, Coefficients step, real_t gamma, int *bad) {
     return multiply(cur, step.beta, step.shift) + to_grid(force, gamma, bad);
-}
-
-// One element of a step with alpha = 1 or -1: s = alpha*s + add going forward (direction 1), and back (-1)
-// s = alpha*(s - add), the same s. With alpha = 0 the way back leaves s - add, which must be 0.
-DEVICE static inline int64_t step_element(int64_t s, int64_t add, int alpha, int direction) {
-    if (direction > 0) return alpha * s + add;
-    return alpha == -1 ? add - s : s - add;
 }
 
 // ---- the layer functions of this part, which alone touch device memory: a CPU's (Part VI), or in the twin a
@@ -207,8 +202,7 @@ void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias,
                         const stream_t *s, const act_t *add, const param_t *weight, int n, int C, int grid);
 
 // causal attention in linear memory: out (B, T, C), lse (B, NH, T): log of softmax's sum. A row of qkv
-// (B, T, C + 2 NKV C/NH) holds NH heads of queries, then NKV of keys, then NKV of values: head h reads those of
-// h / (NH/NKV); NH is a multiple of NKV.
+// (B, T, C + 2 NKV C/NH) holds NH heads of queries, NKV of keys, NKV of values; head h reads h / (NH/NKV).
 void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH, int NKV);
 void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse,
                         int B, int T, int C, int NH, int NKV);
@@ -398,7 +392,7 @@ static void undo_step(Model *m, int k, Chunk c) {
 
 // One step back. From p_{k+1} = alpha p_{k-1} + beta p_k + gamma F(p_k), with dp_{k+1} for dloss/dp_{k+1},
 //
-//     dp_k += beta dp_{k+1} + J_F(p_k)^T (gamma dp_{k+1});    dp_{k-1}, as far as it is known = alpha dp_{k+1}
+//     dp_k += beta dp_{k+1} + J_F(p_k)^T (gamma dp_{k+1});    dp_{k-1}, as far as known, = alpha dp_{k+1}
 //
 //     before:  cur = p_{k+1}, prev = p_k;    dcur = dp_{k+1}, dprev = as far as known dp_k
 //     after:   cur = p_k, prev = p_{k-1};    dcur = dp_k, dprev = as far as known dp_{k-1}
@@ -704,7 +698,6 @@ static double forward_backward(Model *m, double scale, double *drift) {
 // -------------------------------------------------------------------------------------------------
 // Part II: memory. Every buffer is planned first: what is printed and what is allocated come from one list.
 
-
 // What training makes small: cross-entropy with the next token, or a divergence from a teacher, KL(ours,
 // teacher's) (4.6) or KL(teacher's, ours)
 enum Objective { CROSS_ENTROPY, KL, KL_TEACHER };
@@ -717,9 +710,8 @@ enum Metric { LOSS, TEACHER_LOSS, DIVERGENCE, AGREEMENT, METRICS };
 enum {
     PARAMETERS, TEACHER, GRADIENTS, OPTIMIZER, DATA, STREAMS, KEPT, WORKSPACE, HEAD, ACTIVATIONS, TOTAL, ROWS
 };
-static const char *const row_names[ROWS] = {
-    "parameters", "teacher", "gradients", "optimizer", "data", "streams", "kept", "workspace", "head",
-    "activations", "total"};
+static const char *const row_names[ROWS] = {"parameters", "teacher", "gradients", "optimizer", "data",
+    "streams", "kept", "workspace", "head", "activations", "total"};
 
 extern const int chunk_tokens, head_chunk_tokens;  // default sizes of chunks: enough to fill the machine
 extern const size_t weight_copy_bytes;  // of a weight, for layers_weights; 0: products take it as it is
@@ -757,8 +749,7 @@ static stream_t *kept_plane(const Model *m, int k) {
 
 static int keeps_internals(const Model *m, int k) { return k >= steps(&m->net) - m->kept_steps; }
 
-// Of n tokens: the block's own; A, if the MLP reads it; and the last half's part of the force, where it is
-// kept to undo the step without evaluating it again
+// Of n tokens: the block's own; attn, if the MLP reads it; and the last half, if it is kept to undo the step
 static size_t evaluation_bytes(const Model *m, int halves, size_t n, int kept) {
     size_t rows = (size_t)(halves == BLOCK) + (size_t)(kept && undoes_steps(m));
     return internals_bytes(&m->net, halves, n, NULL) + rows * round256(n * (size_t)m->net.C * sizeof(act_t));
@@ -933,7 +924,6 @@ static void model_alloc(Model *m) {
     layers_begin(m->scratch);
 }
 
-
 // -------------------------------------------------------------------------------------------------
 // Part III: conversions. A pretrained baseline's weights in a recurrence near the one they were trained in:
 // BDIA of Zhang, Lewis & Kleijn, "On Exact Bit-level Reversible Transformers", 2024; and the paper's
@@ -1024,7 +1014,7 @@ static void estimate_forward(Model *m, int k, Chunk c) {
 }
 
 // The second term goes back before F_k(p_k). With v_e = dloss/dp^_e,
-//     v_{K+1} = J^T (a B);     v_e = -J^T v_{e+1};     A += every v
+//     v_{K+1} = J^T (a dp_{k+1});     v_e = -J^T v_{e+1};     dp_k += every v
 static void estimate_back(Model *m, int k, Chunk c) {
     Coefficients step = coefficients(&m->net, k);
     if (!keeps_internals(m, k)) estimate_evaluate(m, k, c);
@@ -1140,9 +1130,7 @@ size_t device_peak_bytes(void);    // the most this process has held
 double device_flops(void);         // measured limit, FLOP/s of all cores
 double device_bandwidth(real_t *x, size_t count);  // measured limit, bytes/s read and written; x is changed
 int stream_take_fault(void);       // has a value been NaN or out of the grid's range? Forgets it.
-// matrix products of operands rounded to bf16 (a row or two may stay float32), or not; whether that can be
-// had
-int layers_bf16(int on);
+int layers_bf16(int on);           // products round operands to bf16, but for a row or two; whether they can
 // ends the program, and says why, where blocks of so many sequences or samples of so many tokens are too much
 void layers_check(int sequences, int C, int NH, int cache_tokens);
 void layers_order(void *order, const int *tokens, int n);  // for embed_backward; tokens are in host memory
@@ -1182,10 +1170,10 @@ static double objective_of(const Model *m) {
 static double update(Model *m, double rate, double beta1, double beta2, double decay, int t) {
     size_t one[TENSORS], all[TENSORS], at = 0;
     double norm = sqrt(norm_squared(m->grads, tensor_sizes(&m->net, one, all)));
-    if (!isfinite(norm)) return norm;
-    for (int i = 0; i < TENSORS; at += all[i++])
+    double scale = norm > 1 ? 1 / norm : 1;
+    for (int i = 0; i < TENSORS && isfinite(norm); at += all[i++])
         adamw(m->params + at, m->grads + at, m->m + at, m->v + at, all[i], rate, beta1, beta2,
-              tensor_kinds[i].kind >= MATRIX ? decay : 0, norm > 1 ? 1 / norm : 1, t);
+              tensor_kinds[i].kind >= MATRIX ? decay : 0, scale, t);
     return norm;
 }
 
@@ -1227,7 +1215,7 @@ static double random_normal(uint64_t seed, uint64_t purpose, uint64_t i) {  // B
     return r * cos(6.283185307179586 * random_uniform(seed, purpose, 2*i + 1));
 }
 
-// Whether 16 bits hold the deepest stack of remainders that multiplying by a_0, a_1, ... can pile up in one element
+// Whether 16 bits hold the deepest stack of remainders that multiplying by a_0, a_1, ... can pile up
 static int remainders_fit(const Config *net) {
     uint64_t bound = 0;
     for (int k = 0; k < net->L; k++) {
@@ -2000,8 +1988,8 @@ static int most_cache_tokens(const Config *net, int training) {
     return !training || room > (size_t)net->maxT ? net->maxT : (int)room;
 }
 
-// m for one sequence of T tokens after `past` others. In training the cache lies in the gradients: between two steps
-// nothing is there.
+// m for one sequence of T tokens after `past` others. In training the cache lies in the gradients, which are
+// idle between two steps.
 static Model generator_of(const Model *m, int T, int past) {
     Model g = *m;
     g.B = 1;
@@ -2896,6 +2884,9 @@ int rev_gpt2_main(int argc, char **argv) {
 int main(int argc, char **argv) { return rev_gpt2_main(argc, argv); }
 #endif
 
+// -------------------------------------------------------------------------------------------------
+// Part VI: layers for the CPU
+
 // ---- an element of a stream, as the layers of both twins read and make it
 
 static inline real_t grid_unit(int grid) { return grid ? (real_t)ldexp(1, -grid) : 0; }  // 0: floating point
@@ -2912,19 +2903,21 @@ DEVICE static inline stream_t embed_element(real_t x, real_t per_unit, int *bad)
 }
 
 #ifndef REV_GPT2_OTHER_LAYERS
-// ==== layers for the CPU: from here to the end ======================================================
-
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
+// ==== the CPU's, from here to the end ================================================================
 
 const int chunk_tokens = 1024, head_chunk_tokens = 1024;
 const size_t weight_copy_bytes = 0;
-void layers_weights(const param_t *params, void *copy, size_t count) { (void)params, (void)copy, (void)count; }
+void layers_weights(const param_t *params, void *copy, size_t count) {
+    (void)params, (void)copy, (void)count;  // products take weights as they are
+}
 void layers_check(int sequences, int C, int NH, int cache_tokens) {
     (void)sequences, (void)C, (void)NH, (void)cache_tokens;  // a CPU has no such limits
 }
 
+// A function that is inlined everywhere meets its callers' constants, and the compiler makes code for each.
+#define INLINE static inline __attribute__((always_inline))
+static inline size_t smaller_size(size_t a, size_t b) { return a < b ? a : b; }
+static inline real_t real_max(real_t a, real_t b) { return a > b ? a : b; }
 void device_finish(void) {}
 void *device_alloc(size_t bytes) {
     void *p = aligned_alloc(256, round256(bytes));
@@ -2932,17 +2925,17 @@ void *device_alloc(size_t bytes) {
     return p;
 }
 void device_free(void *p) { free(p); }
+enum { MEBI = 1 << 20 };  // bytes that a thread takes at a time
 void device_zero(void *p, size_t bytes) {
     profile("device_zero", 0, (double)bytes);
-    const size_t piece = 1 << 20;
     #pragma omp parallel for
-    for (size_t i = 0; i < bytes; i += piece) memset((char *)p + i, 0, bytes - i < piece ? bytes - i : piece);
+    for (size_t i = 0; i < bytes; i += MEBI) memset((char *)p + i, 0, smaller_size(MEBI, bytes - i));
 }
 void device_copy(void *dst, const void *src, size_t bytes) {
     profile("device_copy", 0, 2.0 * (double)bytes);
-    const size_t piece = 1 << 20;
     #pragma omp parallel for
-    for (size_t i = 0; i < bytes; i += piece) memcpy((char *)dst + i, (const char *)src + i, bytes - i < piece ? bytes - i : piece);
+    for (size_t i = 0; i < bytes; i += MEBI)
+        memcpy((char *)dst + i, (const char *)src + i, smaller_size(MEBI, bytes - i));
 }
 void to_device(void *dst, const void *src, size_t bytes) { memcpy(dst, src, bytes); }
 void to_host(void *dst, const void *src, size_t bytes) { memcpy(dst, src, bytes); }
@@ -2952,8 +2945,8 @@ size_t device_peak_bytes(void) {
     return (size_t)u.ru_maxrss * 1024;
 }
 
-// The least of the limits that control groups set on the process: `self` is its /proc/self/cgroup, `mount` where they
-// are mounted. A group's limit is in memory.max, or memory.limit_in_bytes of version 1; those above it count as well.
+// Finds the least limit of control groups on the process: `self` is its /proc/self/cgroup, they are mounted
+// at `mount`. A group's is in memory.max, or memory.limit_in_bytes of version 1; those above it count too.
 static size_t container_limit(const char *self, const char *mount) {
     size_t least = SIZE_MAX;
     char line[1024], path[2048];
@@ -2964,15 +2957,14 @@ static size_t container_limit(const char *self, const char *mount) {
         *group++ = 0;
         group[strcspn(group, "\n")] = 0;
         if (name[1] && strcmp(name + 1, "memory") != 0) continue;
-        for (;;) {
-            unsigned long long bytes;
-            snprintf(path, sizeof path, "%s/%s%s/%s", mount, name + 1, group, name[1] ? "memory.limit_in_bytes" : "memory.max");
+        const char *limit = name[1] ? "memory.limit_in_bytes" : "memory.max";
+        for (char *end = group + strlen(group); end; end = strrchr(group, '/')) {
+            size_t bytes;
+            *end = 0;
+            snprintf(path, sizeof path, "%s/%s%s/%s", mount, name + 1, group, limit);
             FILE *f = fopen(path, "r");
-            if (f && fscanf(f, "%llu", &bytes) == 1 && bytes < least) least = (size_t)bytes;  // "max" is no number
+            if (f && fscanf(f, "%zu", &bytes) == 1) least = smaller_size(bytes, least);  // "max" is no number
             if (f) fclose(f);
-            char *slash = strrchr(group, '/');
-            if (!slash) break;
-            *slash = 0;
         }
     }
     if (groups) fclose(groups);
@@ -2983,16 +2975,15 @@ size_t device_memory_bytes(void) {
     size_t bytes = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
     size_t container = container_limit("/proc/self/cgroup", "/sys/fs/cgroup");
     struct rlimit space;
-    if (getrlimit(RLIMIT_AS, &space) == 0 && space.rlim_cur < bytes) bytes = (size_t)space.rlim_cur;
-    return container < bytes ? container : bytes;
+    if (getrlimit(RLIMIT_AS, &space) == 0) bytes = smaller_size((size_t)space.rlim_cur, bytes);
+    return smaller_size(container, bytes);
 }
 
 // ---- streams
-
-// A loop over elements is cut at multiples of this: with threads at any place, the compiler's vectors and what is left over
-// would not be the same elements for every number of threads, and it may contract multiply and add in one but not the other.
+// A loop over elements is cut at multiples of this. If threads began anywhere, the compiler's vectors and
+// what is left over would be other elements for another number of threads, and it may contract multiply and
+// add in one but not in the other.
 enum { PIECE = 4096 };
-
 static int fault;
 int stream_take_fault(void) {
     int f = fault;
@@ -3003,26 +2994,28 @@ int stream_take_fault(void) {
 void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe,
                   int n, int T, int C, int grid) {
     profile("stream_embed", 0, (double)n * C * (sizeof(param_t) + 2 * sizeof(stream_t)));
+    const size_t width = (size_t)C;
     real_t per_unit = grid ? (real_t)ldexp(1, grid) : 0;
     int bad = 0;
     #pragma omp parallel for reduction(|:bad)
-    for (int i = 0; i < n; i++)
-        for (int c = 0; c < C; c++)
-            prev[(size_t)i*C + c] = cur[(size_t)i*C + c] =
-                embed_element(wte[(size_t)tokens[i]*C + c] + wpe[(size_t)(i % T)*C + c], per_unit, &bad);
+    for (int i = 0; i < n; i++) {
+        const param_t *word = wte + tokens[i]*width, *place = wpe + i % T * width;
+        stream_t *x = prev + i*width, *y = cur + i*width;
+        for (int c = 0; c < C; c++) x[c] = y[c] = embed_element(word[c] + place[c], per_unit, &bad);
+    }
     fault |= bad;
 }
 
-// Each way to multiply by alpha has a function of its own, so that a loop holds only what it needs and becomes
-// vector code. They get k.gamma in units of the grid; f and f2 in a struct would keep compilers from vectors.
+// Each way to multiply by alpha has a function of its own, so that a loop holds only what it needs and
+// becomes vector code; f and f2 in one struct would keep it from that. k.gamma comes in units of the grid.
 static inline real_t force_at(const act_t *f, const act_t *f2, size_t i) { return f2 ? f[i] + f2[i] : f[i]; }
 static inline int32_t narrowed(int64_t x, int *bad) {
     *bad |= x != (int32_t)x;
     return (int32_t)x;
 }
 
-// The paper's networks have alpha = 1, 0 or -1, which loses nothing, so nothing has to be kept. With alpha = 0 a
-// step back multiplies s by 1, lest what a flipped bit has changed there disappear.
+// The paper's networks have alpha = 1, 0 or -1, which loses nothing, so nothing has to be kept. With alpha =
+// 0 a step back multiplies s by 1, lest what a flipped bit has changed there disappear.
 static void step_unit(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, size_t count,
                       Coefficients k, int direction) {
     real_t gamma = (real_t)k.gamma;
@@ -3042,7 +3035,8 @@ static void step_float(stream_t *s, const stream_t *cur, const act_t *f, const a
                        Coefficients k, int direction) {
     double alpha = ldexp(k.alpha, -k.shift), inverse = alpha == 0 ? 1 : 1 / alpha;
     real_t beta = (real_t)ldexp(k.beta, -k.shift), gamma = (real_t)k.gamma;
-    real_t scale = (real_t)(direction > 0 ? alpha : inverse), with = direction > 0 ? 1 : -scale;
+    real_t scale = (real_t)(direction > 0 ? alpha : inverse);
+    real_t with = direction > 0 ? 1 : -scale;
     #pragma omp parallel for schedule(static, PIECE)
     for (size_t i = 0; i < count; i++) {
         real_t add = with * (beta * cur[i].real + gamma * force_at(f, f2, i));
@@ -3089,13 +3083,14 @@ static void step_bits(stream_t *s, const stream_t *cur, const act_t *f, const ac
     #pragma omp parallel for reduction(|:bad)
     for (size_t g = 0; g < count; g += 32) {
         uint32_t bits[32] = {0}, *words = low ? low + g / 32 * (size_t)k.shift : NULL;
-        int width = count - g < 32 ? (int)(count - g) : 32;
+        int width = (int)smaller_size(32, count - g);
         if (direction < 0) recall_bits(bits, words, k.shift);
         for (int j = 0; j < width && direction > 0; j++) bits[j] = (uint32_t)s[g + j].fixed;
         if (direction > 0 && words) keep_bits(words, bits, k.shift);
         #pragma omp simd reduction(|:bad)
         for (int j = 0; j < width; j++) {
-            int64_t add = increment(cur[g + j].fixed, force_at(f, f2, g + j), k, gamma, &bad), t = s[g + j].fixed;
+            int64_t add = increment(cur[g + j].fixed, force_at(f, f2, g + j), k, gamma, &bad);
+            int64_t t = s[g + j].fixed;
             if (direction > 0) t = multiply(t, k.alpha, k.shift) + add;
             else t = unmultiply(t - add, k.alpha, k.shift, bits[j]);
             s[g + j].fixed = narrowed(t, &bad);
@@ -3104,10 +3099,11 @@ static void step_bits(stream_t *s, const stream_t *cur, const act_t *f, const ac
     fault |= bad;
 }
 
-void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r, uint32_t *low,
-                 size_t count, Coefficients k, int grid, int direction) {
-    double kept = low ? k.shift / 8.0 : 0, read = (f2 ? 2 : 1) * sizeof(act_t);
-    profile("stream_step", 0, (double)count * (3 * sizeof(stream_t) + read + (r ? 4 : kept)));
+void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r,
+                 uint32_t *low, size_t count, Coefficients k, int grid, int direction) {
+    double bytes = 3 * sizeof(stream_t) + (f2 ? 2 : 1) * sizeof(act_t);
+    if (low) bytes += k.shift / 8.0;
+    profile("stream_step", 0, (double)count * (r ? bytes + 4 : bytes));
     k.gamma = ldexp(k.gamma, grid);
     if (!grid) step_float(s, cur, f, f2, count, k, direction);
     else if (r) step_remainders(s, cur, f, f2, r, count, k, direction);
@@ -3117,7 +3113,8 @@ void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *
 
 // Sums over n things are cut at the same places for any number of threads: slice p of SLICES.
 enum { SLICES = 64 };
-static inline size_t slice(size_t n, int p) { return n / SLICES * (size_t)p + n % SLICES * (size_t)p / SLICES; }
+static inline size_t slice(size_t n, size_t p) { return n / SLICES * p + n % SLICES * p / SLICES; }
+static inline double in_units(stream_t s, int grid) { return grid ? (double)s.fixed : (double)s.real; }
 
 double stream_distance(const stream_t *x, const stream_t *y, const uint16_t *r, size_t count, int grid) {
     profile("stream_distance", 0, (double)count * (y ? 2 : 1) * sizeof(stream_t));
@@ -3126,7 +3123,8 @@ double stream_distance(const stream_t *x, const stream_t *y, const uint16_t *r, 
     for (int p = 0; p < SLICES; p++) {
         double sum = 0;
         for (size_t i = slice(count, p); i < slice(count, p + 1); i++) {
-            double d = grid ? (double)x[i].fixed - (y ? y[i].fixed : 0) : (double)x[i].real - (y ? y[i].real : 0);
+            double d = in_units(x[i], grid);
+            if (y) d -= in_units(y[i], grid);
             sum += d * d + (r ? r[i] : 0);
         }
         sums[p] = sum;
@@ -3134,37 +3132,35 @@ double stream_distance(const stream_t *x, const stream_t *y, const uint16_t *r, 
     for (int p = 0; p < SLICES; p++) total += sums[p];
     return sqrt(total);
 }
-
 size_t layers_order_bytes(int n) { return (void)n, (size_t)0; }
 void layers_order(void *order, const int *tokens, int n) { (void)order, (void)tokens, (void)n; }
 void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens,
                     const void *order, int n, int T, int C) {
-    (void)order;  // a thread's columns meet the tokens as they come
     profile("embed_backward", 0, (double)n * C * ((d2 ? 2 : 1) + 4) * sizeof(real_t));
+    (void)order;  // a thread's columns meet the tokens as they come
+    const size_t width = (size_t)C;
     enum { COLUMNS = 16 };  // a thread owns columns, not tokens: no two threads meet in a row
     #pragma omp parallel for
-    for (int c0 = 0; c0 < C; c0 += COLUMNS) {
-        int end = smaller_of(c0 + COLUMNS, C);
+    for (int c0 = 0; c0 < C; c0 += COLUMNS)
         for (int i = 0; i < n; i++) {
-            for (int c = c0; c < end; c++) {
-                real_t d = d1[(size_t)i*C + c] + (d2 ? d2[(size_t)i*C + c] : 0);
-                dwte[(size_t)tokens[i]*C + c] += d;
-                dwpe[(size_t)(i % T)*C + c] += d;
+            real_t *word = dwte + tokens[i]*width, *place = dwpe + i % T * width;
+            for (int c = c0; c < smaller_of(c0 + COLUMNS, C); c++) {
+                real_t d = d1[i*width + c] + (d2 ? d2[i*width + c] : 0);
+                word[c] += d;
+                place[c] += d;
             }
         }
-    }
 }
 
-// exp without a call, so loops over it become vector code: 2^n times a polynomial on [-ln2/2, ln2/2], the best of its
-// degree; within 2e-7 (5e-6 above 87). NaN stays NaN; below -87 it is 0, far above infinite.
+// exp makes no call here, so that loops over it become vector code: it is 2^n times a polynomial, the best on
+// [-ln2/2, ln2/2], within 2e-7 (5e-6 above 87). NaN stays NaN; below -87 it is 0, far above infinite.
 static inline real_t real_exp(real_t x) {
     if (sizeof(real_t) == 8) return (real_t)exp(x);
     union { float f; uint32_t u; } k, scale;
     float f = (float)x;
     k.f = f * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum has no room for a fraction, so it is rounded
-    int32_t n = (int32_t)(k.u - 0x4B400000u);
-    n = n < 127 ? n : 127;
-    float r = (f - (float)n * 0.693359375f) + (float)n * 2.12194440e-4f;  // ln 2 in two pieces, the first exact times n
+    int32_t n = smaller_of((int32_t)(k.u - 0x4B400000u), 127);
+    float r = (f - (float)n * 0.693359375f) + (float)n * 2.12194440e-4f;  // ln 2 in two: the first is exact
     scale.u = ((uint32_t)n + 127u) << 23;
     float p = 0.0416682256f + r * (0.0083748158f + r * 0.0013836846f);
     p = 1 + r * (1 + r * (0.4999999208f + r * (0.1666642017f + r * p)));
@@ -3185,13 +3181,12 @@ static inline real_t gelu_slope(real_t x) {
 }
 
 // ---- matrix product
-// c (M, N) = sum_k a(i,k) b(k,j), with a(i,k) = a[i*a_row + k*a_col] and so for b: strides, one of them 1, make
-// it any orientation. Both operands are first packed into panels, MR rows of a and NR columns of b wide, so the
-// innermost loop reads memory in order and keeps an MR x NR tile of c in registers.
-// dev/cpu/matmul.c takes the same way in steps, each with its gain.
-// A panel consists of words: numbers, or with --precision bf16 pairs of numbers, k and k + 1, rounded to bf16. There an
-// instruction for the dot product of pairs does the work of two multiply-adds.
-
+// c (M, N) = sum_k a(i,k) b(k,j), with a(i,k) = a[i*a_row + k*a_col] and so for b: strides, one of them 1,
+// make it any orientation. Both operands are first packed into panels, MR rows of a and NR columns of b wide,
+// so that the innermost loop reads memory in order and keeps an MR x NR tile of c in registers.
+// dev/cpu/matmul.c takes the same way in steps, each with its gain. A panel consists of words: numbers, or
+// with --precision bf16 pairs of numbers, k and k + 1, rounded to bf16. There an instruction for the dot
+// product of pairs does the work of two multiply-adds.
 #if defined(__AVX512F__)
 enum { VECTOR_BYTES = 64, MR = 12 };
 #elif defined(__AVX__)
@@ -3203,53 +3198,54 @@ enum { VECTOR_BYTES = 16, MR = 6 };
 #endif
 typedef real_t vector_t __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real_t)), may_alias));
 enum { LANES = VECTOR_BYTES / sizeof(real_t), NV = 2, NR = NV * LANES };
-// In words, a panel of b (KC, NR) and TASK rows of a stay in L2, blocks of a (MC, KC) and b (KC, NC) in L3. 96 is a
-// multiple of every MR and NR.
+// In words, a panel of b (KC, NR) and TASK rows of a stay in L2, blocks of a (MC, KC) and b (KC, NC) in L3.
+// 96 is a multiple of every MR and NR.
 enum { GROUP = 96, KC = 1024, MC = 12 * GROUP, NC = 32 * GROUP, TASK = 8 * MR };
 
 #ifdef __AVX512BF16__
+#include <immintrin.h>
 static int in_pairs;  // --precision bf16
 int layers_bf16(int on) { return (in_pairs = on && sizeof(real_t) == 4) == on; }
-#else
-enum { in_pairs = 0 };
-int layers_bf16(int on) { return !on; }
-#endif
-static inline int words_of(int K) { return in_pairs ? (K + 1) / 2 : K; }
+// Loads the first n of 16 numbers, at least 0 and at most all; then come zeros.
+static inline __mmask16 first(int n) { return (__mmask16)((1 << smaller_of(n > 0 ? n : 0, 16)) - 1); }
+static inline __m512 load(const void *x, int n) { return _mm512_maskz_loadu_ps(first(n), x); }
 
-// sum + a b, or sum + a_0 b_0 + a_1 b_1 where a and b hold pairs
-static inline vector_t multiply_add(vector_t sum, real_t a, vector_t b, int pairs) {
-#ifdef __AVX512BF16__
-    if (pairs) return (vector_t)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps((float)a), (__m512bh)b);
-#endif
-    (void)pairs;
-    return sum + a * b;
-}
-
-#ifdef __AVX512BF16__
-static inline __mmask16 first(int n) { return (__mmask16)(n >= 16 ? 0xFFFF : n > 0 ? (1 << n) - 1 : 0); }
-static inline __m512 load(const real_t *x, int n) { return _mm512_maskz_loadu_ps(first(n), (const float *)x); }  // then zeros
-
-// The words of K numbers side by side: out[k] of x[2k] and x[2k + 1], rounded to the nearest, ties to even
+// Makes words of K numbers side by side: out[k] of x[2k] and x[2k + 1], rounded to the nearest, ties to even.
 static inline void pairs_along(real_t *out, const real_t *x, int K) {
     for (int k = 0; k < K; k += 32) {
         __m512bh words = _mm512_cvtne2ps_pbh(load(x + k + 16, K - k - 16), load(x + k, K - k));
         _mm512_mask_storeu_epi32(out + k / 2, first((K - k + 1) / 2), (__m512i)words);
     }
 }
-
-// The words of two rows: out[i] of low[i] and high[i]; high may be NULL, for zeros
+// Makes words of two rows: out[i] of low[i] and high[i]; high may be NULL, for zeros.
 static inline void pairs_across(real_t *out, const real_t *low, const real_t *high, int count) {
     static const short order[32] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
                                     8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     for (int i = 0; i < count; i += 16) {
-        __m512bh both = _mm512_cvtne2ps_pbh(high ? load(high + i, count - i) : _mm512_setzero_ps(), load(low + i, count - i));
-        _mm512_mask_storeu_epi32(out + i, first(count - i), _mm512_permutexvar_epi16(_mm512_loadu_si512(order), (__m512i)both));
+        __m512 above = high ? load(high + i, count - i) : _mm512_setzero_ps();
+        __m512i both = (__m512i)_mm512_cvtne2ps_pbh(above, load(low + i, count - i));
+        both = _mm512_permutexvar_epi16(_mm512_loadu_si512(order), both);
+        _mm512_mask_storeu_epi32(out + i, first(count - i), both);
     }
 }
 #else
+enum { in_pairs = 0 };
+int layers_bf16(int on) { return !on; }
 static inline void pairs_along(real_t *out, const real_t *x, int K) { (void)out, (void)x, (void)K; }
-static inline void pairs_across(real_t *out, const real_t *low, const real_t *high, int count) { (void)out, (void)low, (void)high, (void)count; }
+static inline void pairs_across(real_t *out, const real_t *low, const real_t *high, int count) {
+    (void)out, (void)low, (void)high, (void)count;
+}
 #endif
+static inline int words_of(int K) { return in_pairs ? (K + 1) / 2 : K; }
+// Returns sum + a b, or sum + a_0 b_0 + a_1 b_1 where a and b hold pairs.
+static inline vector_t multiply_add(vector_t sum, real_t a, vector_t b, int pairs) {
+#ifdef __AVX512BF16__
+    const __m512bh as = (__m512bh)_mm512_set1_ps((float)a);
+    if (pairs) return (vector_t)_mm512_dpbf16_ps((__m512)sum, as, (__m512bh)b);
+#endif
+    (void)pairs;
+    return sum + a * b;
+}
 
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
@@ -3257,8 +3253,7 @@ static inline void pairs_across(real_t *out, const real_t *low, const real_t *hi
 #endif
 #endif
 typedef real_t four_t __attribute__((vector_size(4 * sizeof(real_t)), aligned(sizeof(real_t)), may_alias));
-
-// out[k*width + i] = x[i*row + k] for i < rows, k < K
+// Sets out[k*width + i] = x[i*row + k] for i < rows, k < K; four by four, for which compilers know shuffles.
 static inline void transpose(real_t *out, int width, const real_t *x, int64_t row, int rows, int K) {
     int k = 0;
 #ifdef SHUFFLE
@@ -3283,30 +3278,33 @@ static inline void transpose(real_t *out, int width, const real_t *x, int64_t ro
         for (int i = 0; i < rows; i++) out[i] = x[i*row];
 }
 
-// Panels of `width` rows, one after the other: word k*width + i of a panel is x[i*row + k*col], and 0 beyond `rows`.
-static inline __attribute__((always_inline)) void pack(real_t *out, const real_t *x, int64_t row, int64_t col, int rows, int K,
-                                                       const int width) {
+// Packs panels of `width` rows one by one: word k*width + i of a panel is x[i*row + k*col], 0 beyond `rows`.
+INLINE void pack(real_t *out, const real_t *x, int64_t row, int64_t col, int rows, int K, const int width) {
     enum { STRETCH = 64 };
     real_t pairs[NR * STRETCH];
-    const int words = words_of(K), whole = rows / width * width, rest = rows - whole, paired = in_pairs;  // a copy: stores might change in_pairs
-    if (rest) memset(out + (size_t)whole*words, 0, sizeof(real_t) * (size_t)words * (size_t)width);
+    const int words = words_of(K), whole = rows / width * width, rest = rows - whole;
+    const int paired = in_pairs;  // a copy: stores might change in_pairs
+    if (rest) memset(out + whole*words, 0, sizeof(real_t) * (size_t)(words * width));
     if (row == 1 && !paired)  // all panels at once, since they share rows of memory
         for (int k = 0; k < K; k++, x += col) {
             real_t *to = out + k*width;
-            for (int i = 0; i < whole; i += width, to += words*width) memcpy(to, x + i, sizeof(real_t) * (size_t)width);
+            for (int i = 0; i < whole; i += width, to += words*width)
+                memcpy(to, x + i, sizeof(real_t) * (size_t)width);
             for (int i = 0; i < rest; i++) to[i] = x[whole + i];
         }
     else if (row == 1)
         for (int k = 0; k < words; k++, x += 2*col)
-            for (int i = 0; i < rows; i += width)
-                pairs_across(out + (size_t)i*words + k*width, x + i, 2*k + 1 < K ? x + col + i : NULL, smaller_of(width, rows - i));
+            for (int i = 0; i < rows; i += width) {
+                const real_t *next = 2*k + 1 < K ? x + col + i : NULL;
+                pairs_across(out + i*words + k*width, x + i, next, smaller_of(width, rows - i));
+            }
     else
         for (int i = 0; i < rows; i += width, out += words*width, x += width*row) {
-            int n = smaller_of(width, rows - i);
+            const int n = smaller_of(width, rows - i);
             if (!paired) transpose(out, width, x, row, n, K);
             for (int k = 0; k < words && paired; k += STRETCH) {
-                int stretch = smaller_of(STRETCH, words - k);
-                for (int j = 0; j < n; j++) pairs_along(pairs + j*STRETCH, x + j*row + 2*k, smaller_of(2*stretch, K - 2*k));
+                const int stretch = smaller_of(STRETCH, words - k), numbers = smaller_of(2*stretch, K - 2*k);
+                for (int j = 0; j < n; j++) pairs_along(pairs + j*STRETCH, x + j*row + 2*k, numbers);
                 transpose(out + k*width, width, pairs, STRETCH, n, stretch);
             }
         }
@@ -3320,9 +3318,8 @@ typedef struct {
     const real_t *slope;   // (M, N), it is multiplied with GELU' of this
 } Epilogue;
 
-// sum (mr, NR) = panel a (K, MR) times panel b (K, NR); mr is constant, so that all sums lie in registers
-static inline __attribute__((always_inline)) void multiply_panels(vector_t tile[MR][NV], const int mr, int K, const real_t *a,
-                                                                  const real_t *b, int pairs) {
+// Makes tile (mr, NR) = panel a (K, MR) times panel b (K, NR); mr is constant, so that sums lie in registers.
+INLINE void multiply_panels(vector_t (*tile)[NV], int mr, int K, const real_t *a, const real_t *b, int two) {
     vector_t sum[MR][NV];
     const vector_t zero = {0};
     #pragma GCC unroll 12
@@ -3332,31 +3329,28 @@ static inline __attribute__((always_inline)) void multiply_panels(vector_t tile[
         #pragma GCC unroll 12
         for (int i = 0; i < mr; i++)
             #pragma GCC unroll 2
-            for (int v = 0; v < NV; v++) sum[i][v] = multiply_add(sum[i][v], a[i], ((const vector_t *)b)[v], pairs);
+            for (int v = 0; v < NV; v++)
+                sum[i][v] = multiply_add(sum[i][v], a[i], ((const vector_t *)b)[v], two);
     }
     #pragma GCC unroll 12
     for (int i = 0; i < mr; i++)
         for (int v = 0; v < NV; v++) tile[i][v] = sum[i][v];
 }
 
-static inline __attribute__((always_inline)) void finish_row(real_t *c, real_t *t, int columns, Epilogue e) {
-    if (e.accumulate)
-        for (int j = 0; j < columns; j++) t[j] += c[j];
-    if (e.bias)
-        for (int j = 0; j < columns; j++) t[j] += e.bias[j];
-    if (e.slope)
-        for (int j = 0; j < columns; j++) t[j] *= gelu_slope(e.slope[j]);
+INLINE void finish_row(real_t *c, real_t *t, int columns, Epilogue e) {
+    for (int j = 0; e.accumulate && j < columns; j++) t[j] += c[j];
+    for (int j = 0; e.bias && j < columns; j++) t[j] += e.bias[j];
+    for (int j = 0; e.slope && j < columns; j++) t[j] *= gelu_slope(e.slope[j]);
     for (int j = 0; j < columns; j++) c[j] = t[j];
-    if (e.gelu)
-        for (int j = 0; j < columns; j++) e.gelu[j] = gelu(t[j]);
+    for (int j = 0; e.gelu && j < columns; j++) e.gelu[j] = gelu(t[j]);
 }
 
-// A tile (rows, columns) of c, whose rows are `row` apart, from panels of K words
-static inline void multiply_tile(real_t *c, int64_t row, int rows, int columns, int K, const real_t *a, const real_t *b, Epilogue e) {
+// Makes a tile (rows, columns) of c, whose rows are `row` apart, from panels of K words.
+static inline void multiply_tile(real_t *c, int64_t row, int rows, int columns, int K, const real_t *a,
+                                 const real_t *b, Epilogue e) {
     vector_t tile[MR][NV];
     for (int i = 0; i < rows; i++)  // c is needed only at the end: have it come meanwhile
         for (int j = 0; j < columns; j += 64 / (int)sizeof(real_t)) __builtin_prefetch(c + i*row + j, 1);
-    // the same calls with constants: the compiler makes code of its own for what is usual
     if (in_pairs) multiply_panels(tile, MR, K, a, b, 1);
     else if (rows > MR / 3) multiply_panels(tile, MR, K, a, b, 0);
     else multiply_panels(tile, MR / 3, K, a, b, 0);
@@ -3369,85 +3363,94 @@ static inline void multiply_tile(real_t *c, int64_t row, int rows, int columns, 
 }
 
 typedef struct { const real_t *at; int64_t row, col; } Matrix;
-static inline Matrix matrix(const real_t *at, int64_t row, int64_t col) {
-    Matrix m = {at, row, col};
-    return m;
-}
+static Matrix matrix(const real_t *at, int64_t row, int64_t col) { return (Matrix){at, row, col}; }
 static real_t *scratch;
 void layers_begin(void *memory) { scratch = (real_t *)memory; }
 static size_t block_words(int M, int N, int K) {  // words for the blocks of a product
     return (size_t)smaller_of(KC, K) * (size_t)(smaller_of(MC, M + MR) + smaller_of(NC, N + NR));
 }
 size_t layers_scratch_bytes(int n, int C, int OC, int NH) {
-    (void)NH;
-    size_t words[] = {block_words(n, OC, C), block_words(n, C, OC), block_words(OC, C, n), block_words(C, OC, n), (size_t)SLICES*3*(size_t)C}, most = 0;
+    size_t words[] = {block_words(n, OC, C), block_words(n, C, OC), block_words(OC, C, n),
+                      block_words(C, OC, n), (size_t)SLICES * 3 * (size_t)C}, most = 0;
+    (void)NH;  // attention keeps its tiles on the stack
     for (int i = 0; i < 5; i++) most = words[i] > most ? words[i] : most;
     return most * sizeof(real_t);
 }
 
+// All threads pack a part of each block, then take tiles of c as they come. No one waits for the block of b
+// alone: the barrier behind that of a does for both.
 static void gemm(real_t *c, int M, int N, int K, Matrix a, Matrix b, Epilogue e) {
-    const int word = in_pairs ? 2 : 1, passes = (words_of(K) + KC - 1) / KC, stretch = (words_of(K) + passes - 1) / passes * word;
-    real_t *pack_b = scratch, *pack_a = scratch + (size_t)smaller_of(NC, (N + NR - 1) / NR * NR) * (size_t)smaller_of(KC, words_of(K));
-    #pragma omp parallel if ((int64_t)M * N * K > 200000)  // less than that is done before the threads have met
+    const int all = words_of(K), passes = (all + KC - 1) / KC;
+    const int stretch = (all + passes - 1) / passes * (in_pairs ? 2 : 1);  // numbers that a pass takes of K
+    const size_t width = (size_t)N;
+    real_t *pack_b = scratch, *pack_a = pack_b + smaller_of(NC, (N + NR - 1) / NR * NR) * smaller_of(KC, all);
+    #pragma omp parallel if ((int64_t)M * N * K > 200000)  // less is done before the threads have met
     for (int j0 = 0; j0 < N; j0 += NC)
         for (int k0 = 0; k0 < K; k0 += stretch) {
-            int n = smaller_of(NC, N - j0), k = smaller_of(stretch, K - k0), words = words_of(k), last = k0 + k == K;
+            const int n = smaller_of(NC, N - j0), k = smaller_of(stretch, K - k0), words = words_of(k);
+            const real_t *from_b = b.at + j0*b.col + k0*b.row;
+            const int last = k0 + k == K;
             #pragma omp for nowait
             for (int j = 0; j < n; j += GROUP)
-                pack(pack_b + (size_t)j*words, b.at + (j0 + j)*b.col + k0*b.row, b.col, b.row, smaller_of(GROUP, n - j), k, NR);
+                pack(pack_b + j*words, from_b + j*b.col, b.col, b.row, smaller_of(GROUP, n - j), k, NR);
             for (int i0 = 0; i0 < M; i0 += MC) {
-                int m = smaller_of(MC, M - i0);
+                const int m = smaller_of(MC, M - i0);
+                const real_t *from_a = a.at + i0*a.row + k0*a.col;
                 #pragma omp for
                 for (int i = 0; i < m; i += GROUP)
-                    pack(pack_a + (size_t)i*words, a.at + (i0 + i)*a.row + k0*a.col, a.row, a.col, smaller_of(GROUP, m - i), k, MR);
+                    pack(pack_a + i*words, from_a + i*a.row, a.row, a.col, smaller_of(GROUP, m - i), k, MR);
                 #pragma omp for collapse(2) schedule(dynamic, 4)
                 for (int r = 0; r < m; r += TASK)
                     for (int j = 0; j < n; j += NR)
                         for (int i = r; i < smaller_of(r + TASK, m); i += MR) {
-                            size_t at = (size_t)(i0 + i)*(size_t)N + (size_t)(j0 + j);
-                            Epilogue here = {e.accumulate || k0 > 0, e.bias && k0 == 0 ? e.bias + j0 + j : NULL,
-                                           e.gelu && last ? e.gelu + at : NULL, e.slope && last ? e.slope + at : NULL};
+                            const size_t at = (i0 + i)*width + j0 + j;
+                            Epilogue here = {e.accumulate || k0 > 0, NULL, NULL, NULL};
+                            if (e.bias && k0 == 0) here.bias = e.bias + j0 + j;
+                            if (e.gelu && last) here.gelu = e.gelu + at;
+                            if (e.slope && last) here.slope = e.slope + at;
                             multiply_tile(c + at, N, smaller_of(MR, m - i), smaller_of(NR, n - j), words,
-                                          pack_a + (size_t)i*words, pack_b + (size_t)j*words, here);
+                                          pack_a + i*words, pack_b + j*words, here);
                         }
             }
         }
 }
 
-// The same for one thread and small blocks: M at most TILE, rows of c `row` apart. It packs on the stack (about 50 KB).
+// The same for one thread and small blocks: M is at most TILE, rows of c are `row` apart. It packs on the
+// stack (about 50 KB), so that a task of attention needs no other memory.
 enum { TILE = 64, TILE_A = (TILE + MR - 1) / MR * MR, TILE_B = (TILE + NR - 1) / NR * NR };
 static void gemm_tile(real_t *c, int64_t row, int M, int N, int K, Matrix a, Matrix b, int accumulate) {
     real_t packed_a[TILE_A * TILE], packed_b[TILE_B * TILE];
     for (int k0 = 0; k0 < K; k0 += TILE) {
-        int k = smaller_of(TILE, K - k0), words = words_of(k);
+        const int k = smaller_of(TILE, K - k0), words = words_of(k);
         Epilogue e = {accumulate || k0 > 0, NULL, NULL, NULL};
         pack(packed_a, a.at + k0*a.col, a.row, a.col, M, k, MR);
         for (int j0 = 0; j0 < N; j0 += TILE) {
-            int n = smaller_of(TILE, N - j0);
+            const int n = smaller_of(TILE, N - j0);
             pack(packed_b, b.at + j0*b.col + k0*b.row, b.col, b.row, n, k, NR);
             for (int j = 0; j < n; j += NR)
                 for (int i = 0; i < M; i += MR)
-                    multiply_tile(c + i*row + j0 + j, row, smaller_of(MR, M - i), smaller_of(NR, n - j), words,
-                                  packed_a + i*words, packed_b + j*words, e);
+                    multiply_tile(c + i*row + j0 + j, row, smaller_of(MR, M - i), smaller_of(NR, n - j),
+                                  words, packed_a + i*words, packed_b + j*words, e);
         }
     }
 }
 
-enum { FEW = 2 };  // rows, as in generating; they are not rounded to bf16
-static void matvec(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C, int OC) {
+// A few rows, as in generating, are neither packed, since the weights are read but once, nor rounded to bf16.
+enum { FEW = 2 };
+static void matvec(act_t *out, const act_t *x, const param_t *w, const param_t *bias, int n, int C, int OC) {
+    const size_t width = (size_t)C;
     #pragma omp parallel for if ((int64_t)n * C * OC > 200000)
-    for (int o = 0; o < OC; o++)  // packing would cost more than it saves: the weights are read once
+    for (int o = 0; o < OC; o++)
         for (int i = 0; i < n; i++) {
-            const act_t *x = inp + (size_t)i*C;
-            const param_t *w = weight + (size_t)o*C;
             real_t sum = 0;
             #pragma omp simd reduction(+:sum)
-            for (int c = 0; c < C; c++) sum += x[c] * w[c];
-            out[(size_t)i*OC + o] = sum + (bias ? bias[o] : 0);
+            for (int c = 0; c < C; c++) sum += x[i*width + c] * w[o*width + c];
+            out[i*OC + o] = sum + (bias ? bias[o] : 0);
         }
 }
 
-void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C, int OC) {
+void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C,
+                    int OC) {
     profile("matmul_forward", 2.0 * n * C * OC, ((double)n * (C + OC) + (double)C * OC) * sizeof(act_t));
     Epilogue e = {0, bias, NULL, NULL};
     if (n <= FEW) matvec(out, inp, weight, bias, n, C, OC);
@@ -3456,20 +3459,19 @@ void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const p
 
 void matmul_gelu_forward(act_t *out, act_t *pre, const act_t *inp, const param_t *weight, const param_t *bias,
                          int n, int C, int OC) {
-    profile("matmul_gelu_forward", 2.0 * n * C * OC, ((double)n * (C + 2 * OC) + (double)C * OC) * sizeof(act_t));
+    const double numbers = (double)n * (C + 2 * OC) + (double)C * OC;
+    profile("matmul_gelu_forward", 2.0 * n * C * OC, numbers * sizeof(act_t));
     Epilogue e = {0, bias, out, NULL};
-    if (n > FEW) {
-        gemm(pre, n, OC, C, matrix(inp, C, 1), matrix(weight, 1, C), e);
-        return;
-    }
-    matvec(pre, inp, weight, bias, n, C, OC);
-    for (size_t i = 0; i < (size_t)n * (size_t)OC; i++) out[i] = gelu(pre[i]);
+    if (n > FEW) gemm(pre, n, OC, C, matrix(inp, C, 1), matrix(weight, 1, C), e);
+    else matvec(pre, inp, weight, bias, n, C, OC);
+    for (int i = 0; n <= FEW && i < n * OC; i++) out[i] = gelu(pre[i]);
 }
 
 void matmul_backward(act_t *dinp, real_t *dweight, real_t *dbias, const act_t *dout, const act_t *inp,
                      const param_t *weight, const act_t *pre, int n, int C, int OC) {
     profile("matmul_backward", 4.0 * n * C * OC, ((double)n * (2 * C + OC) + 3.0 * C * OC) * sizeof(act_t));
     Epilogue add = {1, NULL, NULL, NULL}, set = {0, NULL, NULL, pre};
+    const size_t width = (size_t)OC;
     gemm(dweight, OC, C, n, matrix(dout, 1, OC), matrix(inp, C, 1), add);
     enum { COLUMNS = 64 };  // a thread owns columns
     #pragma omp parallel for
@@ -3477,16 +3479,15 @@ void matmul_backward(act_t *dinp, real_t *dweight, real_t *dbias, const act_t *d
         real_t sum[COLUMNS] = {0};
         int columns = smaller_of(COLUMNS, OC - o0);
         for (int i = 0; i < n; i++)
-            for (int o = 0; o < columns; o++) sum[o] += dout[(size_t)i*OC + o0 + o];
+            for (int o = 0; o < columns; o++) sum[o] += dout[i*width + o0 + o];
         for (int o = 0; o < columns; o++) dbias[o0 + o] += sum[o];
     }
     gemm(dinp, n, C, OC, matrix(dout, OC, 1), matrix(weight, C, 1), set);
 }
 
 // ---- layernorm
-
-// x (C) = s + add of one token; returns its mean, and *rstd = 1 / standard deviation
-static inline real_t layernorm_row(real_t *x, real_t *rstd, const stream_t *s, const act_t *add, int C, real_t unit) {
+// Sets x (C) = s + add of one token; returns its mean, and *rstd = 1 / standard deviation.
+INLINE real_t layer_row(real_t *x, real_t *rstd, const stream_t *s, const act_t *add, int C, real_t unit) {
     real_t mean = 0, variance = 0;
     #pragma omp simd
     for (int c = 0; c < C; c++) x[c] = stream_value(s[c], unit);
@@ -3500,33 +3501,37 @@ static inline real_t layernorm_row(real_t *x, real_t *rstd, const stream_t *s, c
     return mean;
 }
 
-void layernorm_forward(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, const param_t *bias,
-                       int n, int C, int grid) {
+void layernorm_forward(act_t *out, const stream_t *s, const act_t *add, const param_t *weight,
+                       const param_t *bias, int n, int C, int grid) {
     profile("layernorm_forward", 0, (double)n * C * (sizeof(stream_t) + (add ? 2 : 1) * sizeof(act_t)));
-    real_t unit = grid_unit(grid);
+    const size_t width = (size_t)C, tokens = (size_t)n;
+    const real_t unit = grid_unit(grid);
     #pragma omp parallel for
-    for (int p = 0; p < SLICES; p++) {
-        real_t *x = scratch + (size_t)p*3*(size_t)C, rstd;  // in a row of its own: loads need not wait for stores to out
-        for (size_t i = slice((size_t)n, p); i < slice((size_t)n, p + 1); i++) {
-            real_t mean = layernorm_row(x, &rstd, s + i*(size_t)C, add ? add + i*(size_t)C : NULL, C, unit);
+    for (size_t p = 0; p < SLICES; p++) {
+        real_t *x = scratch + p*3*width, rstd;  // in a row of its own: loads need not wait for stores to out
+        for (size_t i = slice(tokens, p); i < slice(tokens, p + 1); i++) {
+            real_t mean = layer_row(x, &rstd, s + i*width, add ? add + i*width : NULL, C, unit);
             #pragma omp simd
-            for (int c = 0; c < C; c++) out[i*(size_t)C + c] = (x[c] - mean) * rstd * weight[c] + bias[c];
+            for (int c = 0; c < C; c++) out[i*width + c] = (x[c] - mean) * rstd * weight[c] + bias[c];
         }
     }
 }
 
-void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias, const act_t *dout, const stream_t *s,
-                        const act_t *add, const param_t *weight, int n, int C, int grid) {
-    profile("layernorm_backward", 0, (double)n * C * (sizeof(stream_t) + 2 * sizeof(real_t) + ((add ? 2 : 1) + (dadd ? 2 : 0)) * sizeof(act_t)));
-    real_t unit = grid_unit(grid);
+// Gradients of weight and bias are summed up a slice of tokens at a time, and then the slices in their order.
+void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias, const act_t *dout,
+                        const stream_t *s, const act_t *add, const param_t *weight, int n, int C, int grid) {
+    profile("layernorm_backward", 0, (double)n * C *
+            (sizeof(stream_t) + 2 * sizeof(real_t) + (1 + !!add + 2 * !!dadd) * sizeof(act_t)));
+    const size_t width = (size_t)C, tokens = (size_t)n;
+    const real_t unit = grid_unit(grid);
     #pragma omp parallel for
-    for (int p = 0; p < SLICES; p++) {
-        real_t *dw = scratch + (size_t)p*3*(size_t)C, *db = dw + C, *x = db + C;  // x: one token at a time
-        memset(dw, 0, sizeof(real_t) * 2 * (size_t)C);
-        for (size_t i = slice((size_t)n, p); i < slice((size_t)n, p + 1); i++) {
-            const act_t *d = dout + i*(size_t)C;
-            real_t *to = ds + i*(size_t)C, *to_add = dadd ? dadd + i*(size_t)C : NULL, sum = 0, sum_x = 0;
-            real_t rstd, mean = layernorm_row(x, &rstd, s + i*(size_t)C, add ? add + i*(size_t)C : NULL, C, unit);
+    for (size_t p = 0; p < SLICES; p++) {
+        real_t *dw = scratch + p*3*width, *db = dw + C, *x = db + C;  // x: one token at a time
+        memset(dw, 0, sizeof(real_t) * 2 * width);
+        for (size_t i = slice(tokens, p); i < slice(tokens, p + 1); i++) {
+            const act_t *d = dout + i*width;
+            real_t *to = ds + i*width, *to_add = dadd ? dadd + i*width : NULL, sum = 0, sum_x = 0, rstd;
+            real_t mean = layer_row(x, &rstd, s + i*width, add ? add + i*width : NULL, C, unit);
             #pragma omp simd reduction(+:sum,sum_x)
             for (int c = 0; c < C; c++) {
                 x[c] = (x[c] - mean) * rstd;
@@ -3549,29 +3554,30 @@ void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias,
     #pragma omp parallel for
     for (int c0 = 0; c0 < C; c0 += COLUMNS)
         for (int p = 0; p < SLICES; p++) {
-            const real_t *dw = scratch + (size_t)p*3*(size_t)C;
-            for (int c = c0; c < smaller_of(c0 + COLUMNS, C); c++) dweight[c] += dw[c], dbias[c] += dw[C + c];
+            const real_t *dw = scratch + p*3*width, *db = dw + C;
+            for (int c = c0; c < smaller_of(c0 + COLUMNS, C); c++) {
+                dweight[c] += dw[c];
+                dbias[c] += db[c];
+            }
         }
 }
 
 // ---- attention: tiles of TILE queries against TILE keys, the softmax carried along from tile to tile
-
-// What online softmax carries along for each query: the highest score so far, the sum of exp(scale (score - highest)),
-// and by how much the last tile has shrunk what was summed before
+// For each query this is carried along: the highest score so far, the sum of exp(scale (score - highest)),
+// and by how much the last tile has shrunk what was summed before.
 typedef struct { real_t highest[TILE], sum[TILE], shrink[TILE]; } Softmax;
 
-// Scores become exponentials. Rows of score (keys, TILE) are keys, so what is done to every query is done to vectors; query
-// i sees the keys up to first + i.
-static inline __attribute__((always_inline)) void softmax_tile(real_t *score, Softmax *x, int keys, const int queries, int first,
-                                                               real_t scale) {
-    real_t before[TILE];
-    for (int i = 0; i < queries; i++) before[i] = x->highest[i];
+// Scores become exponentials. Rows of score (keys, TILE) are keys, so that what is done to every query is
+// done to vectors; query i sees the keys up to first + i.
+INLINE void softmax_tile(real_t *score, Softmax *x, int keys, const int queries, int first, real_t scale) {
+    real_t was[TILE];
+    for (int i = 0; i < queries; i++) was[i] = x->highest[i];
     for (int j = 0; j < keys; j++) {
         real_t *s = score + j*TILE;
         for (int i = 0; i < smaller_of(j - first, queries); i++) s[i] = (real_t)-1e30;  // causal
-        for (int i = 0; i < queries; i++) x->highest[i] = s[i] > x->highest[i] ? s[i] : x->highest[i];
+        for (int i = 0; i < queries; i++) x->highest[i] = real_max(s[i], x->highest[i]);
     }
-    for (int i = 0; i < queries; i++) x->sum[i] *= x->shrink[i] = real_exp((before[i] - x->highest[i]) * scale);
+    for (int i = 0; i < queries; i++) x->sum[i] *= x->shrink[i] = real_exp((was[i] - x->highest[i]) * scale);
     for (int j = 0; j < keys; j++) {
         real_t *s = score + j*TILE;
         for (int i = 0; i < queries; i++) {
@@ -3585,18 +3591,18 @@ void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, 
     const int hs = C / NH, group = NH / NKV;
     const size_t KV = (size_t)(NKV * hs), S = (size_t)C + 2*KV;
     const real_t scale = (real_t)(1 / sqrt((double)hs));
-    profile("attention_forward", 2.0 * B * T * T * C, (double)B * T * (double)(S + (size_t)C) * sizeof(act_t));
+    profile("attention_forward", 2.0 * B * T * T * C, (double)B * T * (S + C) * sizeof(act_t));
     #pragma omp parallel for collapse(3) schedule(dynamic)
     for (int b = 0; b < B; b++)
         for (int h = 0; h < NH; h++)
             for (int q0 = 0; q0 < T; q0 += TILE) {
-                const size_t first = (size_t)b*T + q0;
-                const act_t *q = qkv + first*S + h*hs, *k0 = qkv + (size_t)b*T*S + C + h / group * hs;
+                const size_t sequence = (size_t)(b * T), first = sequence + q0;
+                const act_t *q = qkv + first*S + h*hs, *k0 = qkv + sequence*S + C + h / group * hs;
                 act_t *o = out + first*C + h*hs;
-                real_t score[TILE * TILE];
-                Softmax x;
+                real_t score[TILE * TILE], *l = lse + sequence*NH + h*T + q0;
+                Softmax x = {{0}, {0}, {0}};
                 int queries = smaller_of(TILE, T - q0);
-                for (int i = 0; i < TILE; i++) x.highest[i] = (real_t)-1e30, x.sum[i] = 0;
+                for (int i = 0; i < TILE; i++) x.highest[i] = (real_t)-1e30;
                 for (int t0 = 0; t0 <= q0; t0 += TILE) {
                     const act_t *k = k0 + t0*S, *v = k + KV;
                     int keys = smaller_of(TILE, T - t0);
@@ -3604,12 +3610,12 @@ void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, 
                     if (queries == TILE) softmax_tile(score, &x, keys, TILE, q0 - t0, scale);
                     else softmax_tile(score, &x, keys, queries, q0 - t0, scale);
                     for (int i = 0; i < queries && t0; i++)
-                        for (int c = 0; c < hs; c++) o[(size_t)i*C + c] *= x.shrink[i];
+                        for (int c = 0; c < hs; c++) o[i*C + c] *= x.shrink[i];
                     gemm_tile(o, C, queries, hs, keys, matrix(score, 1, TILE), matrix(v, S, 1), t0 > 0);
                 }
                 for (int i = 0; i < queries; i++) {
-                    for (int c = 0; c < hs; c++) o[(size_t)i*C + c] /= x.sum[i];
-                    lse[((size_t)b*NH + h)*T + q0 + i] = x.highest[i] * scale + (real_t)log(x.sum[i]);
+                    for (int c = 0; c < hs; c++) o[i*C + c] /= x.sum[i];
+                    l[i] = x.highest[i] * scale + (real_t)log(x.sum[i]);
                 }
             }
 }
@@ -3631,7 +3637,8 @@ void attention_query(act_t *out, const act_t *qkv, int t, int C, int NH, int NKV
             #pragma omp simd reduction(+:score)
             for (int c = 0; c < hs; c++) score += q[c] * k[c];
             score *= scale;
-            real_t higher = score > top ? score : top, shrink = real_exp(top - higher), p = real_exp(score - higher);
+            const real_t higher = real_max(score, top);
+            const real_t shrink = real_exp(top - higher), p = real_exp(score - higher);
             top = higher;
             sum = sum * shrink + p;
             for (int c = 0; c < hs; c++) o[c] = o[c] * shrink + p * v[c];
@@ -3640,9 +3647,8 @@ void attention_query(act_t *out, const act_t *qkv, int t, int C, int NH, int NKV
     }
 }
 
-// From the scores in p and dp in ds: p = exp(score - lse), ds = p (dp - sum_j p_j dp_j)
-static inline __attribute__((always_inline)) void softmax_backward(real_t *p, real_t *ds, const int n, real_t scale, real_t lse,
-                                                                   real_t delta) {
+// From the scores in p and dp in ds it makes p = exp(score - lse) and ds = p (dp - sum_j p_j dp_j).
+INLINE void softmax_backward(real_t *p, real_t *ds, const int n, real_t scale, real_t lse, real_t delta) {
     #pragma omp simd
     for (int j = 0; j < n; j++) {
         p[j] = real_exp(p[j] * scale - lse);
@@ -3650,34 +3656,34 @@ static inline __attribute__((always_inline)) void softmax_backward(real_t *p, re
     }
 }
 
-// A task owns a head of keys with all the heads of queries that read it, so that no two tasks meet in a gradient.
+// A task owns a head of keys with all heads of queries that read it, so that no two tasks meet in a gradient.
 void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse,
                         int B, int T, int C, int NH, int NKV) {
     const int hs = C / NH, group = NH / NKV;
     const size_t KV = (size_t)(NKV * hs), S = (size_t)C + 2*KV, bytes = sizeof(act_t) * (size_t)hs;
     const real_t scale = (real_t)(1 / sqrt((double)hs));
-    profile("attention_backward", 5.0 * B * T * T * C, 2.0 * B * T * (double)(S + (size_t)C) * sizeof(act_t));
+    profile("attention_backward", 5.0 * B * T * T * C, 2.0 * B * T * (S + C) * sizeof(act_t));
     #pragma omp parallel for collapse(2) schedule(dynamic)
     for (int b = 0; b < B; b++)
         for (int g = 0; g < NKV; g++) {
-            const size_t of_keys = (size_t)b*T*S + C + g*hs;
+            const size_t sequence = (size_t)(b * T), of_keys = sequence*S + C + g*hs;
             for (int t = 0; t < T; t++) {
-                memset(dqkv + ((size_t)b*T + t)*S + g*group*hs, 0, bytes * (size_t)group);
+                memset(dqkv + (sequence + t)*S + g*group*hs, 0, bytes * (size_t)group);
                 memset(dqkv + of_keys + t*S, 0, bytes);
                 memset(dqkv + of_keys + t*S + KV, 0, bytes);
             }
             for (int h = g * group; h < (g + 1) * group; h++)
                 for (int q0 = 0; q0 < T; q0 += TILE) {
-                    const size_t first = (size_t)b*T + q0;
+                    const size_t first = sequence + q0;
                     const act_t *q = qkv + first*S + h*hs, *o = out + first*C + h*hs, *d = dout + (o - out);
-                    const real_t *l = lse + ((size_t)b*NH + h)*T + q0;
+                    const real_t *l = lse + sequence*NH + h*T + q0;
                     act_t *dq = dqkv + (q - qkv);
-                    real_t p[TILE * TILE], ds[TILE * TILE], delta[TILE];  // delta: sum_j p_j dp_j, which is d . o
+                    real_t p[TILE * TILE], ds[TILE * TILE], delta[TILE];  // sum_j p_j dp_j, which is d . o
                     int queries = smaller_of(TILE, T - q0);
                     for (int i = 0; i < queries; i++) {
                         real_t dot = 0;
                         #pragma omp simd reduction(+:dot)
-                        for (int c = 0; c < hs; c++) dot += d[(size_t)i*C + c] * o[(size_t)i*C + c];
+                        for (int c = 0; c < hs; c++) dot += d[i*C + c] * o[i*C + c];
                         delta[i] = dot;
                     }
                     for (int t0 = 0; t0 <= q0; t0 += TILE) {
@@ -3702,7 +3708,6 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
 }
 
 // ---- adjoint, head, optimizer
-
 void scale_cast(act_t *out, const real_t *x, double scale, size_t count) {
     profile("scale_cast", 0, (double)count * (sizeof(act_t) + sizeof(real_t)));
     #pragma omp parallel for simd
@@ -3726,17 +3731,18 @@ static inline real_t largest(const real_t *x, int count) {
     int i = 0;
     for (int w = 0; w < W; w++) top[w] = x[0];
     for (; i + W <= count; i += W)
-        for (int w = 0; w < W; w++) top[w] = x[i + w] > top[w] ? x[i + w] : top[w];
-    for (; i < count; i++) top[0] = x[i] > top[0] ? x[i] : top[0];
-    for (int w = 1; w < W; w++) top[0] = top[w] > top[0] ? top[w] : top[0];
+        for (int w = 0; w < W; w++) top[w] = real_max(x[i + w], top[w]);
+    for (; i < count; i++) top[0] = real_max(x[i], top[0]);
+    for (int w = 1; w < W; w++) top[0] = real_max(top[w], top[0]);
     return top[0];
 }
 
 void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V, int Vp, double scale) {
     profile("classifier", 0, 2.0 * n * V * sizeof(act_t));
+    const size_t width = (size_t)Vp;
     #pragma omp parallel for
     for (int i = 0; i < n; i++) {
-        act_t *x = logits + (size_t)i*Vp, target = x[targets[i]];
+        act_t *x = logits + i*width, target = x[targets[i]];
         real_t top = largest(x, V), sum = 0;
         #pragma omp simd reduction(+:sum)
         for (int v = 0; v < V; v++) sum += x[v] = real_exp(x[v] - top);
@@ -3751,21 +3757,24 @@ void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V,
     }
 }
 
-void distillation(real_t *out, size_t stride, act_t *logits, const act_t *teacher, const int *targets, int n, int V, int Vp,
-                  int objective, double scale) {
+// log p - log q = d - log(sum / sum_y): if the two are near, d is small, for their large logits cancel first.
+void distillation(real_t *out, size_t stride, act_t *logits, const act_t *teacher, const int *targets, int n,
+                  int V, int Vp, int objective, double scale) {
     profile("distillation", 0, 3.0 * n * V * sizeof(act_t));
+    const size_t width = (size_t)Vp;
+    const int of_teacher = objective == KL_TEACHER;
     #pragma omp parallel for
     for (int i = 0; i < n; i++) {
-        act_t *x = logits + (size_t)i*Vp;
-        const act_t *y = teacher + (size_t)i*Vp;
-        // log p - log q = d - log(sum / sum_y), where d is small if the two are near: their large logits cancel first
+        act_t *x = logits + i*width;
+        const act_t *y = teacher + i*width;
         real_t top = largest(x, V), top_y = largest(y, V), apart = top - top_y, sum = 0, sum_y = 0, cross = 0;
-        int first = 0, of_teacher = objective == KL_TEACHER;
+        int first = 0;
         while (first + 1 < V && x[first] != top) first++;  // it ends for NaN too
         #pragma omp simd reduction(+:sum, sum_y, cross)
         for (int v = 0; v < V; v++) {
             real_t p = real_exp(x[v] - top), q = real_exp(y[v] - top_y), d = x[v] - y[v] - apart;
-            sum += p, sum_y += q;
+            sum += p;
+            sum_y += q;
             cross += of_teacher ? -q * d : p * d;
         }
         real_t mean = cross / (of_teacher ? sum_y : sum), ratio = (real_t)log(sum / sum_y);
@@ -3799,8 +3808,8 @@ double norm_squared(const real_t *x, size_t count) {
     return total;
 }
 
-void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, double rate, double beta1, double beta2,
-           double decay, double scale, int t) {
+void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, double rate, double beta1,
+           double beta2, double decay, double scale, int t) {
     profile("adamw", 0, (double)count * (2 * sizeof(param_t) + 5 * sizeof(real_t)));
     real_t b1 = (real_t)beta1, b2 = (real_t)beta2, keep = (real_t)(1 - rate * decay), clip = (real_t)scale;
     real_t step = (real_t)(rate / (1 - pow(beta1, t))), unbias = (real_t)(1 / sqrt(1 - pow(beta2, t)));
@@ -3814,24 +3823,23 @@ void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, doub
     }
 }
 
-// Independent chains of multiply-add on every core, the best of some milliseconds: what the arithmetic units can do.
+// Independent chains of multiply-add run on every core, the best of some milliseconds: what its units can do.
 double device_flops(void) {
     double best = 0;
     for (int attempt = 0; attempt < 4; attempt++) {
         double flops = 0, start = seconds();
         #pragma omp parallel reduction(+:flops)
         {
-            volatile real_t half = (real_t)0.5;  // read at run time, or the compiler would see through the chains
+            volatile real_t half = (real_t)0.5;  // read at run time, lest compilers see through the chains
             const real_t word = half;
             vector_t x[MR * NV], factor;
             for (int j = 0; j < LANES; j++) factor[j] = word;
             for (int j = 0; j < MR * NV; j++) x[j] = factor * (real_t)j;
             for (int i = 0; i < 500000; i++) {
                 #pragma GCC unroll 24
-                for (int j = 0; j < MR * NV; j++) {
+                for (int j = 0; j < MR * NV; j++)
                     if (in_pairs) x[j] = multiply_add(x[j], word, factor, 1);
                     else x[j] = x[j] * factor + factor;
-                }
             }
             for (int j = 1; j < MR * NV; j++) x[0] += x[j];
             flops += 500000.0 * MR * NV * LANES * (in_pairs ? 4 : 2) + 1e-30 * (double)x[0][0];
