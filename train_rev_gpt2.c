@@ -645,6 +645,10 @@ static double block_flops(const Config *net, int T, int halves, int back) {
 }
 static double head_flops(const Config *net) { return 2.0 * net->C * net->Vp; }
 
+// Layers, channels and heads of d6 to d48
+enum { FAMILY = 5 };
+static const int family[FAMILY][3] = {{6, 384, 6}, {12, 768, 12}, {24, 1024, 16}, {36, 1280, 20}, {48, 1600, 25}};
+
 // ==== end of GPT-2's block ==============================================================================
 #endif
 
@@ -2528,13 +2532,11 @@ static int or_else(int flag, int otherwise) { return flag ? flag : otherwise; } 
 
 // The network that the flags describe, when it starts from scratch.
 static Config scratch_config(int V) {
-    static const int family[5][3] = {
-        {6, 384, 6}, {12, 768, 12}, {24, 1024, 16}, {36, 1280, 20}, {48, 1600, 25}};
     const int *shape = NULL;
     Config net;
     char *end;
     long depth = strtol(opt.start + 1, &end, 10);
-    for (int i = 0; i < 5; i++)
+    for (int i = 0; i < FAMILY; i++)
         if (family[i][0] == depth && !*end) shape = family[i];
     if (!shape) die(STATUS_USAGE, "-e %s: d6, d12, d24, d36, d48 or a model file is meant", opt.start);
     memset(&net, 0, sizeof net);
