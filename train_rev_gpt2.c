@@ -645,9 +645,9 @@ static double block_flops(const Config *net, int T, int halves, int back) {
 }
 static double head_flops(const Config *net) { return 2.0 * net->C * net->Vp; }
 
-// Layers, channels and heads of d6 to d48
-enum { FAMILY = 5 };
-static const int family[FAMILY][3] = {{6, 384, 6}, {12, 768, 12}, {24, 1024, 16}, {36, 1280, 20}, {48, 1600, 25}};
+enum { SIZES = 5 };  // that -e names: layers, channels, heads
+static const int sizes[SIZES][3] = {
+    {6, 384, 6}, {12, 768, 12}, {24, 1024, 16}, {36, 1280, 20}, {48, 1600, 25}};
 
 // ==== end of GPT-2's block ==============================================================================
 #endif
@@ -2536,8 +2536,8 @@ static Config scratch_config(int V) {
     Config net;
     char *end;
     long depth = strtol(opt.start + 1, &end, 10);
-    for (int i = 0; i < FAMILY; i++)
-        if (family[i][0] == depth && !*end) shape = family[i];
+    for (int i = 0; i < SIZES; i++)
+        if (sizes[i][0] == depth && !*end) shape = sizes[i];
     if (!shape) die(STATUS_USAGE, "-e %s: d6, d12, d24, d36, d48 or a model file is meant", opt.start);
     memset(&net, 0, sizeof net);
     net.L = or_else(opt.layers, shape[0]);
