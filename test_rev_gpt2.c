@@ -1995,6 +1995,16 @@ static void test_bad_input(void) {
 }
 
 // Batches in order cover every shard once; random offsets stay inside.
+// What a directory holds are complete pairs; names that only begin like one are none, after whatever they are read.
+static void test_find_checkpoints(void) {
+    shell("mkdir %s/names; cd %s/names; touch model_00000003.bin state_00000003.bin model_00000004.bin state_00000007.bin "
+          "state_00000009.bin model_00000007.xyz model_00000009.bak model_0000000.bin model_00000005.bin.tmp", dir, dir);
+    char path[PATH];
+    snprintf(path, sizeof path, "%s/names", dir);
+    Checkpoints c = find_checkpoints(path);
+    check(c.count == 1 && c.first == 3 && c.last == 3 && c.models == 2, "%d pairs from %d to %d, %d models", c.count, c.first, c.last, c.models);
+}
+
 static void test_batches(void) {
     Model m;
     Data d;
@@ -2119,6 +2129,7 @@ int main(int argc, char **argv) {
 #endif
         section("batches, text");
         test_batches();
+        test_find_checkpoints();
         test_text();
         section("training, model files, their use");
         test_training_is_deterministic();

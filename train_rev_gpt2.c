@@ -1676,12 +1676,12 @@ static void load_state(Model *m, const char *path, int step, const Run *run) {
 typedef struct { int count, first, last, models; } Checkpoints;
 static Checkpoints find_checkpoints(const char *directory) {
     Checkpoints c = {0, -1, -1, 0};
-    int step, end;
     DIR *d = opendir(directory);
     for (struct dirent *e; d && (e = readdir(d)) != NULL;) {
         char state[32];
-        int known = sscanf(e->d_name, "model_%8d.bin%n", &step, &end) == 1;
-        if (!known || step < 0 || end != 18 || e->d_name[end]) continue;
+        int step = -1, end = 0;  // end stays 0 where the name ends otherwise
+        sscanf(e->d_name, "model_%8d.bin%n", &step, &end);
+        if (step < 0 || end != 18 || e->d_name[end]) continue;
         c.models++;
         snprintf(state, sizeof state, "state_%08d.bin", step);
         if (faccessat(dirfd(d), state, F_OK, 0) != 0) continue;
