@@ -9,18 +9,18 @@ two neighbouring states, as integrators of differential equations do:
 
     next = alpha_k * prev + beta_k * cur + gamma_k * F_k(cur);     prev = cur;     cur = next
 
-It can be solved for prev. The backward pass evaluates F_k(cur) again, steps the state back, and uses the
-internals of the same evaluation for the gradient: nothing is kept but the last two states, and it costs
-one more forward pass of the blocks.
+Unless alpha is 0, it can be solved for prev. The backward pass evaluates the force F_k(cur) again, steps
+the state back, and uses the internals of the same evaluation for the gradient: hardly more is kept than
+the last two states, and it costs one more forward pass of the blocks.
 
-Exactly. Rounding would make the reconstructed state drift, so the streams (prev, cur) are integers on
-a grid 2^-n. What a step adds, beta*cur + gamma*F(cur), is made an integer and depends on cur alone:
-subtracting it undoes adding it, if F gives the same bits twice. So no sum in this file depends on the
-number of threads or on the memory policy. What is left is alpha*prev: where alpha is 1 or -1, a sign
-undoes it; where it is a fraction, the bits that the product drops are kept; where it is 0, as in the
-ordinary network, prev is forgotten, and a copy is kept. That way back is exact to the bit, at any depth.
+Exactly. Rounding would make the reconstructed state drift, so the streams (prev, cur) are integers on a
+grid 2^-grid. What a step adds, beta*cur + gamma*F(cur), is made an integer and depends on cur alone:
+subtracting it undoes adding it, if F gives the same bits twice. To that end the shapes alone fix the order
+of every sum, not the number of threads nor what is kept. What is left is alpha*prev: where alpha is 1 or
+-1, a sign undoes it; where it is a fraction, the bits that the product drops are kept; where it is 0, in
+the first steps of conversions, nothing could, and prev is kept. That way back is exact at any depth.
 
-The file has six parts, each using those before it.
+The file has six parts; the first declares what it calls of the others.
 
     I    Reversal       the whole method: networks, streams, forward, step_back, GPT-2's block, the head
     II   Memory         what each policy keeps, and the plan of every byte
@@ -92,7 +92,7 @@ static size_t round256(size_t bytes) { return (bytes + 255) / 256 * 256; }
 // -------------------------------------------------------------------------------------------------
 // Part I: reversal
 
-// ---- the networks: one recurrence, seven sets of coefficients
+// ---- the networks: one recurrence, a set of coefficients each
 
 // The order is that of mode_names (Part IV), and of model files: another network comes last.
 enum Mode { BASELINE, MIDPOINT, MIDPOINT_A, LEAPFROG, HAMILTONIAN, RETROFIT, BDIA, MODES };
@@ -111,7 +111,7 @@ typedef struct {
 // alpha and beta times 2^shift, so that integers are enough to multiply by them
 typedef struct { int alpha, beta, shift; double gamma; } Coefficients;
 
-// Those of step k. The last two networks, and the stem, are conversions of a pretrained baseline (Part III).
+// Those of step k. Retrofit, bdia and the stem of both are conversions of a pretrained baseline (Part III).
 static Coefficients coefficients(const Config *net, int k) {
     double h = net->h, bdia = 1 + ldexp(net->a[0], -net->shift);
     int shift = net->shift, one = 1 << shift, a = net->a[net->mode == MIDPOINT_A ? k : 0];
@@ -154,9 +154,12 @@ DEVICE static inline int64_t multiply(int64_t s, int n, int shift) {
     return (n * s + (1 << shift >> 1)) >> shift;
 }
 
-// beta*cur + gamma*F in units of the grid, a function of cur alone; gamma comes with the factor 2^grid. With
-// this as `add`, a step is s = alpha*s + add, and where alpha is 1 or -1, s = alpha*(s - add) gives the same
-// s back. Where it is 0, s - add must be 0; what a fraction drops is kept (Part III).
+// beta*cur + gamma*F in units of the grid, a function of cur alone; the argument gamma has the factor 2^grid.
+// With this as `add`, a step is s = alpha*s + add. Where alpha is 1 or -1, s = alpha*(s - add) takes it back;
+// where it is 0, s - add must be 0. Where it is n/2^shift, the product drops low bits of s. Conversions keep
+// them, `shift` bits an element a step: s - add less their part of the product is n times the high bits.
+// midpoint-a pushes them on one 16-bit number an element, r = (16 r + low bits) / n, while s takes the rest
+// of that division; popped in reverse order, r ends at the 0 it began with (both in Part III).
 DEVICE static inline int64_t increment(int32_t cur, real_t force, Coefficients step, real_t gamma, int *bad) {
     return multiply(cur, step.beta, step.shift) + to_grid(force, gamma, bad);
 }
@@ -173,9 +176,9 @@ size_t layers_scratch_bytes(int n, int C, int OC, int NH);  // for products C to
 // both streams = wte[token] + wpe[t] (2.1); prev and cur (n, C), tokens (n)
 void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe,
                   int n, int T, int C, int grid);
-// s (count): prev becomes next (direction 1), or next prev (-1); the force is f, or f + f2 if f2 is given.
-// What a fraction alpha drops goes to r (count), a stack for a whole pass, or to low, a step's own; both are
-// NULL where alpha is 1, 0 or -1, or where it will not be undone. To leave 32 bits is a fault.
+// direction 1: s (count) holds prev and becomes next; -1: it holds next and becomes prev. The force is f, or
+// f + f2 if f2 is given. What a fraction alpha drops goes to r (count), a stack for all steps, or to low, a
+// step's own; both are NULL elsewhere, or where it will not be undone. To leave 32 bits is a fault.
 void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r,
                  uint32_t *low, size_t count, Coefficients k, int grid, int direction);
 // the norm of x - y (count), or of x if y is NULL; and of r, if given: 0 exactly if not a bit is set
@@ -218,12 +221,13 @@ void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V,
 
 // ---- a model, and a part of its batch
 
-// What is kept for the backward pass. Kept planes are copied back; where none is kept, the step is undone.
+// What is kept for the backward pass: planes are copied back, or else steps are undone. Baseline, whose one
+// plane is both prev and cur, is never undone.
 enum Memory {
     STORE,       // every plane, and the internals of every block: what its backward pass needs besides p
     CHECKPOINT,  // every plane; blocks are evaluated again
-    REVERSE,     // the planes that steps with alpha = 0 overwrite; blocks are evaluated again
-    AUTO         // the same planes, and the internals of as many of the last steps as a budget allows
+    REVERSE,     // only planes that steps with alpha = 0 overwrite, and low bits; blocks are evaluated again
+    AUTO         // as REVERSE, and internals and forces of as many last steps as a budget of bytes allows
 };
 
 typedef struct { int row; void *at; size_t bytes; } Buffer;  // at: the pointer in Model that will hold it
@@ -245,8 +249,8 @@ typedef struct {
     void *order;            // what layers_order makes of the inputs
     real_t *losses;         // (B, T), or with a teacher (METRICS, B, T)
 
-    stream_t *prev, *cur;   // (B, T, C); baseline has one plane for both
-    real_t *dprev, *dcur;   // (B, T, C), gradients in them, likewise
+    stream_t *prev, *cur;   // (B, T, C)
+    real_t *dprev, *dcur;   // (B, T, C), gradients in them
     uint16_t *remainders;   // (B, T, C), what midpoint-a's multiplications drop
     uint32_t *low;          // low bits, what the conversions' multiplications drop
     stream_t *kept_planes;  // (so many, B, T, C)
@@ -275,7 +279,7 @@ typedef struct {
     int buffer_count;
 } Model;
 
-// Some sequences of a batch, and where a force is evaluated for them: it is the sum of its halves, or one
+// Some sequences of a batch, and where a force is evaluated for them: the sum of its halves, or one
 typedef struct {
     int b, sequences;   // the first, and how many
     int n;              // their tokens
@@ -293,7 +297,7 @@ static size_t parameter_count(const Config *net);
 static void embed(const Model *m, stream_t *prev, stream_t *cur);
 static void embed_adjoint(const Model *m);
 // A half of layer l's block at p (n, C). Going back, J^T m->dforce is added to dp and the weights' gradients;
-// the MLP's half goes first, and adds to m->dforce what it knows of the other.
+// the MLP's goes first: it reads p + attn, and adds the gradient of attn to m->dforce.
 static void attention_half_forward(Model *m, int l, const stream_t *p, Chunk c);
 static void attention_half_backward(Model *m, int l, const stream_t *p, real_t *dp, Chunk c);
 static void mlp_half_forward(Model *m, int l, const stream_t *p, Chunk c);
@@ -380,8 +384,8 @@ static void force_backward(Model *m, int k, const stream_t *p, real_t *dp, Chunk
     if (halves & ATTN) attention_half_backward(m, l, p, dp, c);
 }
 
-// p_{k-1} = (p_{k+1} - beta p_k - gamma F(p_k)) / alpha. Where alpha = 0 this leaves p_{k+1} less what the
-// step added: it must cancel, and the plane that the step forgot is copied back.
+// p_{k-1} = (p_{k+1} - beta p_k - gamma F(p_k)) / alpha. Where alpha = 0 there is no division: what is left
+// must be 0, if F came out the same, and then the plane that the step forgot is copied into its place.
 static void undo_step(Model *m, int k, Chunk c) {
     stream_t *kept = kept_plane(m, k), *prev = m->prev + c.at;
     move_stream(m, k, c, -1);
@@ -406,7 +410,7 @@ static void step_back(Model *m, int k) {
     m->dcur = dp;
     m->dprev = dnext;
     swap_streams(m);
-    if (kept && !undoes_steps(m)) device_copy(m->prev, kept, plane_size(m) * sizeof(stream_t));
+    if (kept && !undoes_steps(m)) device_copy(m->prev, kept, plane_size(m) * sizeof(stream_t));  // p_{k-1}
     for (Chunk c = chunk_at(m, k, 0); c.sequences > 0; c = chunk_at(m, k, c.b + c.sequences)) {
         const stream_t *p = m->cur + c.at;
         if (has_estimate(&m->net, k)) estimate_back(m, k, c);
@@ -415,14 +419,14 @@ static void step_back(Model *m, int k) {
         if (undoes_steps(m)) undo_step(m, k, c);                  // p_{k-1}; then gradients may overwrite F
         scale_cast(m->dforce, dnext + c.at, step.gamma, c.count);
         force_backward(m, k, p, dp + c.at, c);                    // dp += J_F(p)^T (gamma dnext)
-        if (dp == dnext) continue;                                // baseline: this is it, with beta = 1
+        if (dp == dnext) continue;                                // baseline: one plane, and beta = 1
         adjoint_update(dp + c.at, dnext + c.at, alpha, beta, c.count);  // dp += beta dnext; dnext *= alpha
     }
 }
 
 // 0 exactly, for integers, if the way back has ended where the way forward began: both streams are x again,
 // no remainder is left, and every step with alpha = 0 cancelled. Or else the norm of all that is off,
-// relative to x, which is made again where gradients were.
+// relative to x, which is made again in dcur: embed_adjoint has done with it.
 static double drift_of(const Model *m) {
     int grid = m->net.grid;
     size_t count = plane_size(m);
@@ -655,25 +659,21 @@ static const int sizes[SIZES][3] = {
 // ---- the head: loss, and the gradient at the end of the recurrence
 
 static void teacher_forward(const Model *m);                // Part III: to its last state
-static void distill(Model *m, int i, int n, double scale);  // Part III: in the place of cross_entropy
+static void distill(Model *m, int i, int n, double scale);  // Part III: logits, and losses beside its own
 static double objective_of(const Model *m);                 // Part IV: its mean over the batch
 
-// The losses of n tokens from the i-th on, and in m->logits the gradient of their sum times scale
-static void cross_entropy(Model *m, int i, int n, double scale) {
-    head_logits(m, i, n);
-    classifier(m->losses + i, m->logits, m->targets + i, n, m->net.V, m->net.Vp, scale);
-}
-
-// Leaves what is measured of (B, T) in m->losses. If scale is not 0, scale times the gradient of the
-// objective's sum is added to the gradients of the weights and to m->dcur. The teacher, if there is one, goes
-// forward here, in the same workspace.
+// Leaves the losses of all tokens in m->losses. If scale is not 0, the gradient of the objective's sum times
+// scale is added to m->dcur and to the gradients of the weights.
 static void head(Model *m, double scale) {
     int N = m->B * m->T;
     if (m->has_teacher) teacher_forward(m);
     for (int i = 0; i < N; i += m->head_chunk) {
         int n = smaller_of(m->head_chunk, N - i);
         if (m->has_teacher) distill(m, i, n, scale);
-        else cross_entropy(m, i, n, scale);
+        else {
+            head_logits(m, i, n);
+            classifier(m->losses + i, m->logits, m->targets + i, n, m->net.V, m->net.Vp, scale);
+        }
         if (scale != 0) head_backward(m, i, n);
     }
 }
