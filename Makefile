@@ -8,7 +8,9 @@
 # make cublas            fetches cuBLAS with pip, if neither the toolkit nor Python has it
 # make test-emulated     the same kernels on the CPU, where there is no GPU
 # make gradients  the two programs dev/reference/reference.py checks against PyTorch
+# PROFILE=1 builds a trainer with --profile, which prints the time of a step by layer function.
 # ARCH= builds for any processor of the family, OPENMP= without threads, SAN=... adds sanitizers.
+# What is built already is built again for other flags with -B: make -B PROFILE=1.
 
 CC ?= cc
 CXX ?= c++
@@ -20,13 +22,14 @@ SIMD := $(or $(OPENMP),$(call probe,-fopenmp-simd))
 CFLAGS ?= -O3
 # -Wno-pass-failed: clang need not vectorize every loop that says it may;
 # contraction to FMA is allowed everywhere or nowhere, so that equal expressions give equal bits; no -ffast-math, it hides NaN
-ALL_CFLAGS = -std=gnu11 $(CFLAGS) $(ARCH) $(SIMD) -fno-math-errno -ffp-contract=fast -Wall -Wextra -Wno-unknown-pragmas -Wno-pass-failed $(SAN)
+PROFILED = $(if $(PROFILE),-DREV_GPT2_PROFILE='"dev/bench/profile.h"')
+ALL_CFLAGS = -std=gnu11 $(CFLAGS) $(ARCH) $(SIMD) -fno-math-errno -ffp-contract=fast -Wall -Wextra -Wno-unknown-pragmas -Wno-pass-failed $(PROFILED) $(SAN)
 
 ROOT := $(dir $(lastword $(MAKEFILE_LIST)))
 NVCC ?= nvcc
 CUDA_ARCH ?= native
 FP32 = $(if $(filter FP32,$(PRECISION)),-DPRECISION_FP32)
-ALL_NVCCFLAGS = -std=c++17 -O3 -arch=$(CUDA_ARCH) $(FP32) -Xcompiler "-fopenmp -Wall -Wextra -Wno-unknown-pragmas" $(NVCCFLAGS)
+ALL_NVCCFLAGS = -std=c++17 -O3 -arch=$(CUDA_ARCH) $(FP32) -Xcompiler "-fopenmp -Wall -Wextra -Wno-unknown-pragmas" $(PROFILED) $(NVCCFLAGS)
 # cuBLASLt as pip brings it, where the toolkit has none: among this Python's packages, or from `make cublas`. Its library
 # has only a name with a number there.
 PYTHON ?= python3
@@ -39,29 +42,29 @@ pip_flags = -I$(1)/include -L$(1)/lib -Xlinker -rpath=$(1)/lib -l:$(notdir $(cal
 CUBLAS = $(if $(has_cublas),-lcublasLt,$(if $(pip_cublas),$(call pip_flags,$(pip_cublas)),-lcublasLt))
 cuda = $(shell $(NVCC) --version | sed -n 's/.*release \([0-9]*\)\..*/\1/p')
 cublas_package = 'nvidia-cublas$(if $(filter 12,$(cuda)),-cu12)==$(cuda).*'
-EMULATE_FLAGS = -x c++ -std=c++17 -O2 -U_FORTIFY_SOURCE -DEMULATE $(FP32) -include $(ROOT)dev/cuda/emulate.h -Wall -Wextra -Wno-unknown-pragmas $(SAN)
+EMULATE_FLAGS = -x c++ -std=c++17 -O2 -U_FORTIFY_SOURCE -DEMULATE $(FP32) -include $(ROOT)dev/cuda/emulate.h -Wall -Wextra -Wno-unknown-pragmas $(PROFILED) $(SAN)
 
 all: train_rev_gpt2
 
 train_rev_gpt2: train_rev_gpt2.c
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
-test_rev_gpt2: test_rev_gpt2.c train_rev_gpt2.c
+test_rev_gpt2: test_rev_gpt2.c train_rev_gpt2.c dev/bench/profile.h
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
-test_rev_gpt2_f64: test_rev_gpt2.c train_rev_gpt2.c
+test_rev_gpt2_f64: test_rev_gpt2.c train_rev_gpt2.c dev/bench/profile.h
 	$(CC) $(ALL_CFLAGS) -DREAL=double -o $@ $< $(LDFLAGS) -lm
 
 train_rev_gpt2cu: train_rev_gpt2.cu train_rev_gpt2.c
 	$(NVCC) $(ALL_NVCCFLAGS) -o $@ $< $(CUBLAS)
 
-test_rev_gpt2cu: test_rev_gpt2.c train_rev_gpt2.cu train_rev_gpt2.c
+test_rev_gpt2cu: test_rev_gpt2.c train_rev_gpt2.cu train_rev_gpt2.c dev/bench/profile.h
 	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) -o $@ $< $(CUBLAS)
 
 train_rev_gpt2_emulated: train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
 	$(CXX) $(EMULATE_FLAGS) -o $@ $<
 
-test_rev_gpt2_emulated: test_rev_gpt2.c train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
+test_rev_gpt2_emulated: test_rev_gpt2.c train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h dev/bench/profile.h
 	$(CXX) $(EMULATE_FLAGS) -DTWIN -o $@ $<
 
 test-emulated: test_rev_gpt2_emulated

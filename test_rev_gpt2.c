@@ -72,6 +72,7 @@ static int fatal_rename(const char *from, const char *to) { return time_to_die()
 #define fsync fatal_fsync
 #define rename fatal_rename
 #define REV_GPT2_NO_MAIN
+#define REV_GPT2_PROFILE "dev/bench/profile.h"  // counts the calls
 #ifdef TWIN
 #include "train_rev_gpt2.cu"
 static const int twin = 1;
@@ -823,7 +824,7 @@ static int calls_of(const char *name) {
     return 0;
 }
 
-// A step whose internals are kept is not evaluated again: --profile counts the calls.
+// A step whose internals are kept is not evaluated again: dev/bench/profile.h counts the calls.
 static void test_work(void) {
     for (int mode = MIDPOINT; mode < KINDS; mode += slow ? RETROFIT - MIDPOINT : 1)
         for (int memory = STORE; memory <= AUTO + 2; memory++) {

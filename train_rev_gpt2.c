@@ -1132,7 +1132,6 @@ void device_finish(void);          // waits until all that was asked for is done
 void to_device(void *dst, const void *src, size_t bytes);
 size_t device_peak_bytes(void);    // the most this process has held
 double device_flops(void);         // measured limit, FLOP/s of all cores
-double device_bandwidth(real_t *x, size_t count);  // measured limit, bytes/s read and written; x is changed
 int stream_take_fault(void);       // has a value been NaN or out of the grid's range? Forgets it.
 int layers_bf16(int on);           // products round operands to bf16, but for a row or two; whether they can
 // ends the program, and says why, where blocks of so many sequences or samples of so many tokens are too much
@@ -2036,7 +2035,7 @@ static struct {
     const char *train, *val, *out, *start, *prompt, *logits, *tokenizer, *distill;
     int resume, save_every, keep, overfit, layers, heads, channels, context, B, T, tokens, steps, warmup;
     int val_every, val_batches, sample_every, sample_length, seed, mode, fixed_point, stem, objective, memory;
-    int precision, stream, grid, chunk, head_chunk, shuffle, save, plan, profile, top_k, eval, help, version;
+    int precision, stream, grid, chunk, head_chunk, shuffle, save, plan, top_k, eval, help, version;
     double rate, final_fraction, decay, step_size, coefficient, beta1, beta2, temperature, budget;
 } opt;
 
@@ -2056,43 +2055,16 @@ static const char *network_flags(const Config *net) {
 
 // ---- the loop
 
-// --profile: the time from where a layer function says what it needs belongs to it until the next one does.
-// flops and bytes are what no way of computing it could do without: products, and each operand once.
-typedef struct { const char *name; int calls; double seconds, flops, bytes; } Profile;
-enum { MAX_PROFILES = 32 };
-static Profile profiles[MAX_PROFILES], *profiled;  // profiled: the one running, or NULL
-static double profiled_since;
-static int profiling;
-static void profile(const char *name, double flops, double bytes) {
-    if (!profiling) return;
-    device_finish();
-    double now = seconds();
-    if (profiled) profiled->seconds += now - profiled_since;
-    profiled_since = now;
-    profiled = NULL;
-    if (!name) return;
-    for (profiled = profiles; profiled->name && strcmp(profiled->name, name) != 0;) profiled++;
-    profiled->name = name;
-    profiled->calls++;
-    profiled->flops += flops;
-    profiled->bytes += bytes;
-}
-
-// Means of `count` steps, beside the floor: the time that the measured limits, FLOP/s and bytes/s, allow.
-static void profile_print(int count, double flops_limit, double bytes_limit) {
-    double total = 0;
-    for (Profile *p = profiles; p->name; p++) total += p->seconds;
-    printf("%.2f ms a step by layer function, mean of the last %d; limits %.0f GFLOP/s, %.1f GB/s\n",
-           total / count * 1e3, count, flops_limit * 1e-9, bytes_limit * 1e-9);
-    printf("%-20s %7s %10s %7s %9s %9s %10s %7s\n",
-           "layer function", "calls", "ms", "share", "GFLOP/s", "GB/s", "floor, ms", "times");
-    for (Profile *p = profiles; p->name; p++) {
-        double least = fmax(p->flops / flops_limit, p->bytes / bytes_limit), s = p->seconds;
-        printf("%-20s %7d %10.2f %6.1f%% %9.1f %9.1f %10.2f %7.2f\n",
-               p->name, p->calls / count, s / count * 1e3, 100 * s / total, p->flops / s * 1e-9,
-               p->bytes / s * 1e-9, least / count * 1e3, least > 0 ? s / least : 0);
-    }
-}
+// make PROFILE=1 puts dev/bench/profile.h here, which times the layer functions; else nothing does.
+#ifdef REV_GPT2_PROFILE
+#include REV_GPT2_PROFILE
+#else
+#define PROFILE_OPTION
+#define profile_wanted 0
+#define profile(name, flops, bytes) ((void)(flops), (void)(bytes))
+#define profile_step(begins)
+#define profile_print(m, flops_limit)
+#endif
 
 // All that one start of the program works on
 typedef struct {
@@ -2209,13 +2181,14 @@ static void train_step(Job *j) {
     Model *m = &j->m;
     int divergence = m->objective != CROSS_ENTROPY;
     double start = seconds(), rate = learning_rate(j->step, j->total), drift;
+    profile_step(1);
     double loss = step_gradients(j, &drift);
     j->step++;
     check_numbers(m, j->step, loss, drift);
     double norm = update(m, rate, opt.beta1, opt.beta2, opt.decay, j->step);
     device_finish();
     double s = seconds() - start, speed = (double)m->B * m->T * j->run.accumulate / s;
-    profile(NULL, 0, 0);
+    profile_step(0);
     if (!isfinite(norm))
         die(STATUS_NUMBERS, "step %d: the gradient is not finite; what was saved before stays", j->step);
     slow = slow > 0 ? 0.95 * slow + 0.05 * s : s;
@@ -2255,12 +2228,11 @@ static int due(int every, int step, int end) { return every > 0 && (end || step 
 
 // Trains to the end of the run. What happens between two steps has been done for that of the checkpoint.
 static void train(Job *j) {
-    int began = j->step, saved = j->from, profiled_steps = 0;
-    double cost = flops_per_token(&j->m), again = flops_again(&j->m), bandwidth = 0;
+    int began = j->step, saved = j->from;
+    double cost = flops_per_token(&j->m), again = flops_again(&j->m);
     if (opt.out[0]) j->csv = log_open(opt.out, j->from);
     catch_signals();
     j->limit = device_flops();
-    if (opt.profile) bandwidth = device_bandwidth(j->m.grads, parameter_count(&j->m.net));
     printf("limit %.0f GFLOP/s; training costs %.3g GFLOP a token", j->limit * 1e-9, cost * 1e-9);
     if (again > 0) printf(", computing blocks again makes it %.3f times that", 1 + again / cost);
     if (again > 0) printf(": at most %.3f of the speed of store", cost / (cost + again));
@@ -2278,14 +2250,9 @@ static void train(Job *j) {
             saved = step;
         }
         if (end) break;
-        // the first step touches its memory for the first time
-        profiling = opt.profile && (step > began || step + 1 == j->total);
         train_step(j);
-        profiled_steps += profiling;
-        profiling = 0;
     }
-    if (opt.profile && !profiled_steps) printf("--profile: no step was trained\n");
-    if (profiled_steps) profile_print(profiled_steps, j->limit, bandwidth);
+    profile_print(&j->m, j->limit);
     if (j->csv && fclose(j->csv) != 0) cannot("write", log_path(opt.out));
     if (interrupted) die(STATUS_INTERRUPTED, "interrupted after step %d; %s",
         j->step, opt.out[0] ? "-y 1 goes on from there" : "without -o nothing is saved");
@@ -2410,8 +2377,7 @@ static const Option options[] = {
      "of weights, coefficients a_k, batches and samples"},
     {"--shuffle", SWITCH, &opt.shuffle, "0", 0, 0, "sequences from random offsets; else in order"},
     {"--save", TYPE_NAME, &opt.save, "float32", 0, 0, "type of the parameters in model files"},
-    {"--profile", SWITCH, &opt.profile, "0", 0, 0,
-     "at the end, print a step's time by layer function beside what the machine's limits allow"},
+    PROFILE_OPTION
     {"--plan", SWITCH, &opt.plan, "0", 0, 0, "print where every byte would go, and end"},
     {"--prompt", STRING, &opt.prompt, NULL, 0, 0,
      "generate -g tokens after this text with the model of -e, and end"},
@@ -2484,6 +2450,8 @@ static const Option *find_option(const char *flag) {
             die(STATUS_USAGE, "%s of llm.c is not here: %s", flag, refused[r][1]);
     for (int i = 0; i < OPTIONS; i++)
         if (strcmp(flag, options[i].flag) == 0) return &options[i];
+    if (strcmp(flag, "--profile") == 0)
+        die(STATUS_USAGE, "--profile: make -B PROFILE=1 builds a trainer that has it");
     die(STATUS_USAGE, "%s: no such flag; --help lists them%s", flag,
         flag[0] == '-' ? "" : ", and a pattern of files needs quotes");
 }
@@ -2632,7 +2600,7 @@ static void check_options(void) {
     if (reads && (opt.out[0] || opt.resume || opt.save_every || opt.steps >= 0 || opt.tokens || opt.overfit))
         die(STATUS_USAGE, "--eval, --logits and --prompt do not train: "
             "-o -y -n -x -d -a have no meaning there");
-    if (reads && (opt.budget > 0 || opt.profile)) die(STATUS_USAGE,
+    if (reads && (opt.budget > 0 || profile_wanted)) die(STATUS_USAGE,
         "--eval, --logits and --prompt do not train: --budget and --profile have no meaning there");
     if (opt.eval && (opt.logits[0] || opt.prompt))
         die(STATUS_USAGE, "--eval goes with neither --logits nor --prompt");
@@ -3847,17 +3815,6 @@ double device_flops(void) {
             flops += 500000.0 * MR * NV * LANES * (in_pairs ? 4 : 2) + 1e-30 * (double)x[0][0];
         }
         best = fmax(best, flops / (seconds() - start));
-    }
-    return best;
-}
-
-double device_bandwidth(real_t *x, size_t count) {
-    double best = 0;
-    for (int attempt = 0; attempt < 4; attempt++) {
-        double start = seconds();
-        #pragma omp parallel for simd
-        for (size_t i = 0; i < count; i++) x[i] += 1;
-        best = fmax(best, 2.0 * (double)count * sizeof(real_t) / (seconds() - start));
     }
     return best;
 }

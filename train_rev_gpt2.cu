@@ -1643,21 +1643,6 @@ double device_flops(void) {
     CUDA(cudaFree(x[0]));
     return best;
 }
-static __global__ void increase_kernel(float *x, size_t count) {
-    size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
-    if (i < count) x[i] += 1;
-}
-double device_bandwidth(real_t *x, size_t count) {
-    double best = 0;
-    for (int attempt = 0; attempt < 4; attempt++) {
-        device_finish();
-        double start = seconds();
-        LAUNCH(increase_kernel, blocks_for(count, THREADS), THREADS, 0, x, count);
-        device_finish();
-        best = fmax(best, 2.0 * (double)count * sizeof(real_t) / (seconds() - start));
-    }
-    return best;
-}
 
 #ifdef REV_GPT2_BLOCK
 #define REV_GPT2_BLOCK_LAYERS  // the block's own layers, which may use those above

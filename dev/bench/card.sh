@@ -288,7 +288,7 @@ build() {
     trap "rm -rf '$tmp'" EXIT
     bin=$tmp/bin && mkdir "$bin" && make -s cublas || exit 1  # what was built before stays until all is there
     export CUDA_ARCH=sm_90
-    make -s -j 2 -B train_rev_gpt2cu test_rev_gpt2cu || exit 1
+    make -s -j 2 -B train_rev_gpt2cu test_rev_gpt2cu PROFILE=1 || exit 1
     mv train_rev_gpt2cu "$bin/train" && mv test_rev_gpt2cu "$bin/test"
     make -s -j 2 -B train_rev_gpt2cu test_rev_gpt2cu PRECISION=FP32 || exit 1
     mv train_rev_gpt2cu "$bin/train_fp32" && mv test_rev_gpt2cu "$bin/test_fp32"
@@ -342,12 +342,12 @@ expect() {  # WHAT COMMAND...
 
 rehearse() {
     local k status not_right
-    make -s train_rev_gpt2 train_rev_gpt2_emulated || exit 1
+    make -s train_rev_gpt2 && make -s -B train_rev_gpt2_emulated PROFILE=1 || exit 1
     make -s -C dev/cuda $(printf '%s_emulated ' "${KERNELS[@]}") || exit 1
     BIN=$(mktemp -d)
     trap "rm -rf '$BIN'" EXIT
     stand_ins
-    cp train_rev_gpt2_emulated "$BIN/train"
+    mv train_rev_gpt2_emulated "$BIN/train"
     for k in "${KERNELS[@]}"; do cp "dev/cuda/${k}_emulated" "$BIN/k_$k"; done
     # the test program takes minutes in emulation and has steps of its own in CI: here its place is taken
     cp "$BIN/k_stream_step" "$BIN/test"

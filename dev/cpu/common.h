@@ -13,6 +13,7 @@ before it is timed; percentages are of the limit of this machine, measured by th
     ./matmul small      those shapes timed too, which takes no time even in emulation
 */
 #define REV_GPT2_NO_MAIN
+#define REV_GPT2_PROFILE "dev/bench/profile.h"  // has device_bandwidth
 #ifdef TWIN  // dev/cuda
 #include "../../train_rev_gpt2.cu"
 #else

@@ -455,7 +455,7 @@ static void seeds_flags(void) {
         "-e out/model.bin --prompt h\xC3\xA9llo's!! --temperature 0.8 --top-k 40 --tokenizer t.bin -g 1", "-h", "--help", "--version",
         "-e d6 --eval -j val.bin -b 2 --mode midpoint", "-e m.bin -i x --logits out.npy -t 2", "-e model.bin -i x -a 1 -t 3 -x 0x1 -l nan",
         "-e fourteen-b.bin -i x --mode bdia --coefficient -0.0625 --stem 1 --distill teacher.bin --loss kl-teacher -t 3", "-e d6 --mode retrofit --fixed-point 3 --plan",
-        "-e d6 --context 64 --prompt abc -g 63", "-i x --mode leapfrog --memory auto --budget 2.5G --precision bf16 --profile -t 8 -e d6",
+        "-e d6 --context 64 --prompt abc -g 63", "-i x --mode leapfrog --memory auto --budget 2.5G --precision bf16 -t 8 -e d6",
         "-i x --mode hamiltonian --memory checkpoint --layers 65536 --channels 65536 --heads 1 -b 16384 -t 65536 --context 65536"};
     static const char *const values[] = {"0", "1", "-1", "65536", "16777216", "1000000000", "2147483647", "99999999999999999999",
                                          "nan", "inf", "1e-400", "0x1p-3", "d24", "d36", "1024", "64", "16384", "1.5G", "800M", "7K"};
