@@ -2394,21 +2394,6 @@ static const Option options[] = {
 };
 enum { OPTIONS = sizeof options / sizeof options[0] };
 
-// Flags of llm.c that mean something else here, or nothing.
-static const char *const refused[][2] = {
-    {"-h", "HellaSwag is not evaluated here; for help say --help"},
-    {"-k", "the schedule is a cosine; -q 1 holds the rate"},
-    {"-r", "recomputation is --memory store, checkpoint, reverse or auto"},
-    {"-nm", "every checkpoint is kept unless -nk is given"},
-    {"-sl", "no step is skipped for its loss"}, {"-lg", "the machine is not logged"},
-    {"-sg", "no step is skipped for its norm; it is clipped at 1"}, {"-ge", "GELU is always fused"},
-    {"-f", "there is no TF32"},
-    {"-w", "master weights are always float32"}, {"-z", "there is one process, and --plan shows its memory"},
-    {"-pn", "there is one process"}, {"-pr", "there is one process"}, {"-pg", "there is one process"},
-    {"-pm", "there is one process"}, {"-ps", "there is one process"}, {"-pf", "there is one process"},
-    {"-pi", "there is one process"},
-};
-
 static int choice_of(const Option *o, const char *text) {
     const char *const *names = choices[o->type];
     char all[256] = "";
@@ -2445,15 +2430,12 @@ static void set_option(const Option *o, const char *text) {
 }
 
 static const Option *find_option(const char *flag) {
-    for (size_t r = 0; r < sizeof refused / sizeof refused[0]; r++)
-        if (strcmp(flag, refused[r][0]) == 0)
-            die(STATUS_USAGE, "%s of llm.c is not here: %s", flag, refused[r][1]);
     for (int i = 0; i < OPTIONS; i++)
         if (strcmp(flag, options[i].flag) == 0) return &options[i];
     if (strcmp(flag, "--profile") == 0)
         die(STATUS_USAGE, "--profile: make -B PROFILE=1 builds a trainer that has it");
-    die(STATUS_USAGE, "%s: no such flag; --help lists them%s", flag,
-        flag[0] == '-' ? "" : ", and a pattern of files needs quotes");
+    die(STATUS_USAGE, "%s: no such flag; --help lists them, and says what replaces others of llm.c%s", flag,
+        flag[0] == '-' ? "" : "; a pattern of files needs quotes");
 }
 
 static void parse_options(int argc, char **argv) {
@@ -2491,7 +2473,8 @@ static void print_help(void) {
         if (o->initial && o->initial[0] && o->type != SWITCH) printf(" (%s)", o->initial);
         printf("\n");
     }
-    printf("\nexit status: 0 done, 1 data and files, 2 usage, 3 numbers and memory, 130 interrupted\n");
+    printf("\nflags with one dash are llm.c's; of its others, --memory replaces -r, and -q 1 a constant -k\n"
+           "exit status: 0 done, 1 data and files, 2 usage, 3 numbers and memory, 130 interrupted\n");
 }
 
 // ---- from the flags to a network
