@@ -1403,17 +1403,17 @@ static void shell(const char *format, ...) {
 }
 
 #ifndef TWIN
-// The least limit of the control groups above the process counts, in both versions.
+// The least limit of the control groups above the process counts.
 static void test_container_limit(void) {
     char self_path[PATH], mount[PATH];
     snprintf(self_path, sizeof self_path, "%s/groups", dir);
     snprintf(mount, sizeof mount, "%s/mount", dir);
-    shell("mkdir -p %s/a/b %s/memory/x; echo max > %s/a/b/memory.max; echo 5000000 > %s/a/memory.max; echo 7000 > %s/memory/x/memory.limit_in_bytes", mount, mount, mount, mount, mount);
-    shell("printf '1:name=systemd:/\\n0::/a/b\\n' > %s", self_path);
-    check(container_limit(self_path, mount) == 5000000, "version 2: %zu", container_limit(self_path, mount));
-    shell("printf '3:cpu:/\\n2:memory:/x/y\\n' > %s", self_path);
-    check(container_limit(self_path, mount) == 7000, "version 1: %zu", container_limit(self_path, mount));
+    shell("mkdir -p %s/a/b/c; echo max > %s/a/b/memory.max; echo 5000000 > %s/a/memory.max; echo 6000000 > %s/memory.max", mount, mount, mount, mount);
+    shell("printf '1:name=systemd:/\\n0::/a/b/c\\n' > %s", self_path);
+    check(container_limit(self_path, mount) == 5000000, "a group above: %zu", container_limit(self_path, mount));
     shell("printf '0::/\\nx\\n' > %s", self_path);
+    check(container_limit(self_path, mount) == 6000000, "the root: %zu", container_limit(self_path, mount));
+    shell("printf '2:memory:/a\\n' > %s", self_path);
     check(container_limit(self_path, mount) == SIZE_MAX && container_limit("/nowhere", mount) == SIZE_MAX, "no limit");
 }
 #endif

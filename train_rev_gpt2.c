@@ -2898,29 +2898,23 @@ size_t device_peak_bytes(void) {
     return (size_t)u.ru_maxrss * 1024;
 }
 
-// Finds the least limit of control groups on the process: `self` is its /proc/self/cgroup, they are mounted
-// at `mount`. A group's is in memory.max, or memory.limit_in_bytes of version 1; those above it count too.
+// The least limit that the process's control group, of version 2, or one above it sets: `self` is its
+// /proc/self/cgroup, `mount` where the groups are mounted.
 static size_t container_limit(const char *self, const char *mount) {
     size_t least = SIZE_MAX;
-    char line[1024], path[2048];
+    char line[1024], path[2048], *end = NULL;
     FILE *groups = fopen(self, "r");
-    while (groups && fgets(line, sizeof line, groups)) {
-        char *name = strchr(line, ':'), *group = name ? strchr(name + 1, ':') : NULL;
-        if (!group) continue;
-        *group++ = 0;
-        group[strcspn(group, "\n")] = 0;
-        if (name[1] && strcmp(name + 1, "memory") != 0) continue;
-        const char *limit = name[1] ? "memory.limit_in_bytes" : "memory.max";
-        for (char *end = group + strlen(group); end; end = strrchr(group, '/')) {
-            size_t bytes;
-            *end = 0;
-            snprintf(path, sizeof path, "%s/%s%s/%s", mount, name + 1, group, limit);
-            FILE *f = fopen(path, "r");
-            if (f && fscanf(f, "%zu", &bytes) == 1) least = smaller_size(bytes, least);  // "max" is no number
-            if (f) fclose(f);
-        }
-    }
+    while (groups && !end && fgets(line, sizeof line, groups))
+        if (strncmp(line, "0::", 3) == 0) end = strchr(line, '\n');
     if (groups) fclose(groups);
+    for (; end; end = strrchr(line, '/')) {
+        unsigned long long bytes;
+        *end = 0;
+        snprintf(path, sizeof path, "%s%s/memory.max", mount, line + 3);
+        FILE *f = fopen(path, "r");
+        if (f && fscanf(f, "%llu", &bytes) == 1 && bytes < least) least = (size_t)bytes;  // "max" is no number
+        if (f) fclose(f);
+    }
     return least;
 }
 
