@@ -2912,7 +2912,7 @@ static size_t container_limit(const char *self, const char *mount) {
         *end = 0;
         snprintf(path, sizeof path, "%s%s/memory.max", mount, line + 3);
         FILE *f = fopen(path, "r");
-        if (f && fscanf(f, "%llu", &bytes) == 1 && bytes < least) least = (size_t)bytes;  // "max" is no number
+        if (f && fscanf(f, "%llu", &bytes) == 1 && bytes < least) least = (size_t)bytes;  // "max" is none
         if (f) fclose(f);
     }
     return least;
