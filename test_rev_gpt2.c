@@ -1,14 +1,16 @@
 /*
 test_rev_gpt2.c: what must hold of train_rev_gpt2.c, checked on a machine without network or Python.
 
-It includes the trainer, so it can call every function, and wraps the allocator and the file operations.
+It includes the trainer and, around it, the program that generates text, so it can call every function, and wraps
+the allocator and the file operations.
 Built with -DREAL=double it checks gradients against finite differences; built as the trainer is, it
 checks everything else. With -DTWIN it includes the CUDA twin instead, whose activations are bf16 or, with
 -DPRECISION_FP32, float. With the argument "kernels" it stops after single layers, with "layers" before what
 starts processes and uses files, with "short" after the first of those; with "brief" it does everything, but
 lets the trainer die at few moments. It runs
 itself as the trainer (--trainer N flags...) where a process has to die: the N-th file operation then kills
-it half-way, or interrupts it if N is negative; above FULL, the disk is full from operation N - FULL on.
+it half-way, or interrupts it if N is negative; above FULL, the disk is full from operation N - FULL on. As
+--sampler flags... it is the program that generates text.
 */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -71,13 +73,12 @@ static int fatal_rename(const char *from, const char *to) { return time_to_die()
 #define fwrite fatal_fwrite
 #define fsync fatal_fsync
 #define rename fatal_rename
-#define REV_GPT2_NO_MAIN
 #define REV_GPT2_PROFILE "dev/bench/profile.h"  // counts the calls
+#define SAMPLE_NO_MAIN
+#include "dev/sample/sample.c"
 #ifdef TWIN
-#include "train_rev_gpt2.cu"
 static const int twin = 1;
 #else
-#include "train_rev_gpt2.c"
 static const int twin = 0;
 #endif
 #if defined(_OPENMP) && !defined(TWIN)
@@ -218,8 +219,8 @@ static int evaluations_of(const Config *net, int k) { return has_estimate(net, k
 
 // The first T tokens of the first sequence, as a batch of their own
 static Model one_sequence(const Model *m, int T) {
-    Model s = generator_of(m, T, 0);
-    s.cache = NULL;
+    Model s = *m;
+    s.B = 1, s.T = T, s.kept_planes = NULL, s.low = NULL, s.cache = NULL;
     return s;
 }
 
@@ -1122,21 +1123,31 @@ static void test_causality(void) {
     }
 }
 
-// What generate prints, in memory of its own.
-static char *captured(Model *m, const Tokenizer *z, const int *prompt, int given, int length, Sampler s) {
-    FILE *f = tmpfile();
+// What is printed from capture to captured, in memory of its own
+static FILE *captured_file;
+static int captured_stdout;
+static void capture(void) {
+    captured_file = tmpfile();
+    captured_stdout = dup(1);
+    fflush(stdout);
+    dup2(fileno(captured_file), 1);
+}
+static char *captured(void) {
     char *text = (char *)calloc(4096, 1);
-    int saved = dup(1);
     fflush(stdout);
-    dup2(fileno(f), 1);
-    generate(m, z, prompt, given, length, s);
-    fflush(stdout);
-    dup2(saved, 1);
-    close(saved);
-    rewind(f);
-    check(fread(text, 1, 4095, f) < 4095, "too much text");
-    fclose(f);
+    dup2(captured_stdout, 1);
+    close(captured_stdout);
+    rewind(captured_file);
+    check(fread(text, 1, 4095, captured_file) < 4095, "too much text");
+    fclose(captured_file);
     return text;
+}
+
+// What generate prints
+static char *generated(Model *m, const Tokenizer *z, const int *prompt, int given, int length, Sampler s) {
+    capture();
+    generate(m, z, prompt, given, length, s);
+    return captured();
 }
 
 // The logits of a token whose past is in the cache are those of a whole forward pass, in every mode and however many came at once.
@@ -1147,7 +1158,7 @@ static void test_cache(int bf16) {
             Model m;
             make_model(&m, s ? even : odd, mode, mode == BASELINE ? STORE : REVERSE, grid_of(mode));
             size_t V = (size_t)m.net.V;
-            float *whole = (float *)malloc(V * (size_t)m.T * sizeof(float)), *one = (float *)malloc(V * sizeof(float));
+            float *whole = (float *)malloc(V * (size_t)m.T * sizeof(float));
             int *tokens = (int *)malloc((size_t)m.T * sizeof(int));
             double worst = 0, largest = 0;
             to_host(tokens, m.inputs, (size_t)m.T * sizeof(int));
@@ -1158,14 +1169,9 @@ static void test_cache(int bf16) {
                 host_logits(&m, 0, whole + V * (size_t)t);
             }
             for (int first = 1; first < m.T; first += slow ? 13 : 5) {
-                g = generator_of(&m, first, 0);
-                forward(&g);
+                next_logits(&m, tokens, first, 0);
                 for (int t = first; t < m.T; t++) {
-                    to_device(m.inputs, tokens + t, sizeof(int));
-                    g = generator_of(&m, 1, t);
-                    forward(&g);
-                    head_logits(&g, 0, 1);
-                    host_logits(&m, 0, one);
+                    const float *one = next_logits(&m, tokens + t, 1, t);
                     for (size_t v = 0; v < V; v++) {
                         worst = larger(worst, fabs(one[v] - whole[V * (size_t)t + v]));
                         largest = larger(largest, fabs(one[v]));
@@ -1174,7 +1180,7 @@ static void test_cache(int bf16) {
                 to_device(m.inputs, tokens, (size_t)m.T * sizeof(int));
             }
             check(worst < (bf16 ? 3e-2 : 1e-5) * fmax(1, largest), "%s: cached logits are off by %g of %g", name_of(mode), worst, largest);
-            free(whole), free(one), free(tokens);
+            free(whole), free(tokens);
             model_free(&m);
         }
     layers_bf16(0);
@@ -1193,7 +1199,7 @@ static void test_generate(void) {
         int prompt[40] = {3, 1, 4, 1, 5}, length = beyond ? 6 : 20, given = beyond ? 3 : 5;
         float logits[65];
         double worst = 0;
-        char *text = captured(&m, &z, prompt, given, length, greedy), *again, *next = text;
+        char *text = generated(&m, &z, prompt, given, length, greedy), *again, *next = text;
         for (int t = given; t < given + length; t++) {
             int best = 0;
             to_device(m.inputs, prompt, (size_t)t * sizeof(int));
@@ -1209,18 +1215,40 @@ static void test_generate(void) {
         check(worst <= (twin ? 0.1 : 0) && strcmp(next, " ") == 0, "%s: greedy text is %s, by %g not the likeliest", name_of(mode), text, worst);
         z.eot = prompt[given];
         free(text);
-        text = captured(&m, &z, prompt, given, length, greedy);
+        text = generated(&m, &z, prompt, given, length, greedy);
         check(text[0] == 0, "after an end of text comes %s", text);
         free(text);
         z.eot = -1;
-        text = captured(&m, &z, prompt, given, length, free_draws);
+        text = generated(&m, &z, prompt, given, length, free_draws);
         free_draws.series = 1;
-        again = captured(&m, &z, prompt, given, length, free_draws);
+        again = generated(&m, &z, prompt, given, length, free_draws);
         check(strcmp(text, again) != 0, "two series draw the same text");
         free(text), free(again);
-        tokenizer_close(&z);
+        free(z.texts);
         model_free(&m);
     }
+}
+
+// Samples in training are generate's, at temperature 1 from all tokens, however far the cache in the gradients reaches.
+static void test_sample_step(void) {
+    Job j;
+    memset(&j, 0, sizeof j);
+    make_model(&j.m, odd, MIDPOINT, REVERSE, 20);
+    j.z = tokenizer_open(NULL, j.m.net.V);
+    j.m.cache_tokens = 12, j.step = 3, j.run.seed = 5;
+    Sampler s = {1, 0, 5, 3};
+    int start = first_token(&j.z);
+    capture();
+    printf("--- sample after step 3\n");
+    generate(&j.m, &j.z, &start, 1, 12, s);
+    printf("\n---\n");
+    char *text = captured();
+    capture();
+    sample_step(&j);
+    char *again = captured();
+    check(strlen(text) > 40 && strcmp(text, again) == 0, "a sample in training is %s, not %s", again, text);
+    free(text), free(again), free(j.z.texts);
+    model_free(&j.m);
 }
 
 // What the embedding adds to the gradients of words comes to the same as what it adds to those of places: every token has one of each.
@@ -1290,22 +1318,18 @@ static int one_line(const char *word) {
     return lines == 1 && found;
 }
 
-// Runs the trainer with the flags; operation as --trainer has it. After `milliseconds`, if not 0, it is killed.
+// Runs this program as another, argv[1 .. argc - 1], with the flags. After `milliseconds`, if not 0, it is killed.
 // Returns its exit status, or 256 + the signal; its stderr is left in `output`, its stdout in the file `stdout`.
 // A flag's value is one word; _ stands for a space.
-__attribute__((format(printf, 3, 4))) static int trainer(int operation, int milliseconds, const char *format, ...) {
-    char flags[2048], number[16], path[PATH], out[PATH], *argv[64] = {self, (char *)"--trainer", number};
-    int argc = 3, status;
-    va_list args;
-    va_start(args, format);
+static int run_as(char **argv, int argc, int milliseconds, const char *format, va_list args) {
+    char flags[2048], path[PATH], out[PATH];
+    int status;
     vsnprintf(flags, sizeof flags, format, args);
-    va_end(args);
-    snprintf(number, sizeof number, "%d", operation);
     snprintf(path, sizeof path, "%s/stderr", dir);
     snprintf(out, sizeof out, "%s/stdout", dir);
     for (char *word = strtok(flags, " "); word && argc < 63; word = strtok(NULL, " ")) {
         argv[argc++] = word;
-        for (char *c = word; argc > 4 && strcmp(argv[argc - 2], "--prompt") == 0 && *c; c++) *c = *c == '_' ? ' ' : *c;
+        for (char *c = word; strcmp(argv[argc - 2], "--prompt") == 0 && *c; c++) *c = *c == '_' ? ' ' : *c;
     }
     fflush(stdout);
     pid_t child = fork();
@@ -1323,6 +1347,27 @@ __attribute__((format(printf, 3, 4))) static int trainer(int operation, int mill
     output[f ? fread(output, 1, sizeof output - 1, f) : 0] = 0;
     if (f) fclose(f);
     return WIFSIGNALED(status) ? 256 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+// The trainer; operation as --trainer has it.
+__attribute__((format(printf, 3, 4))) static int trainer(int operation, int milliseconds, const char *format, ...) {
+    char number[16], *argv[64] = {self, (char *)"--trainer", number};
+    va_list args;
+    va_start(args, format);
+    snprintf(number, sizeof number, "%d", operation);
+    int status = run_as(argv, 3, milliseconds, format, args);
+    va_end(args);
+    return status;
+}
+
+// The program that generates text
+__attribute__((format(printf, 1, 2))) static int sampler(const char *format, ...) {
+    char *argv[64] = {self, (char *)"--sampler"};
+    va_list args;
+    va_start(args, format);
+    int status = run_as(argv, 2, 0, format, args);
+    va_end(args);
+    return status;
 }
 
 static void write_tokens(const char *name, int count, int V, int header_count) {
@@ -1442,13 +1487,14 @@ static void test_text(void) {
     snprintf(path, sizeof path, "%s/tokenizer300.bin", dir);
     z = tokenizer_open(path, 300);
     check(z.eot == 299 && bytes.eot == -1, "ends of text");
+    Index x = index_open(&z);
     // lower tokens are joined first: " the" = " t" + "he", though "in" and "he" meet as well; no word crosses a space
     static const struct { const char *text; int count, tokens[12]; } codes[] = {
         {" the", 1, {258}}, {"the the", 3, {'t', 257, 258}}, {" thin", 3, {256, 'h', 259}}, {"it's", 3, {'i', 't', 266}},
         {"x  the", 3, {'x', ' ', 258}}, {"a  ", 2, {'a', 267}}, {"a\n\n", 2, {'a', 265}}, {"a\n\nb", 4, {'a', '\n', '\n', 'b'}},
         {"\xC3\xA9", 2, {0xC3, 0xA9}}, {"", 0, {0}}};
     for (size_t i = 0; i < sizeof codes / sizeof codes[0]; i++) {
-        int tokens[16], count = encode(&z, codes[i].text, tokens);
+        int tokens[16], count = encode(&x, codes[i].text, tokens);
         check(count == codes[i].count && memcmp(tokens, codes[i].tokens, sizeof(int) * (size_t)count) == 0, "\"%s\" becomes %d tokens, the first %d",
               codes[i].text, count, tokens[0]);
     }
@@ -1461,8 +1507,8 @@ static void test_text(void) {
         char text[40] = "", back[40] = "";
         int tokens[40], n = (int)(random_bits(1, 1, i) % 39), count, at = 0;
         for (int j = 0; j < n; j++) text[j] = (char)(1 + random_bits(1, i + 2, (uint64_t)j) % (i < 150 ? 255 : 127));
-        count = encode(&z, text, tokens);
-        for (int j = 0; j < count; at += token_length(&z, tokens[j++])) memcpy(back + at, z.texts + z.at[tokens[j]], (size_t)token_length(&z, tokens[j]));
+        count = encode(&x, text, tokens);
+        for (int j = 0; j < count; at += token_length(&z, tokens[j++])) memcpy(back + at, z.texts[tokens[j]] + 1, (size_t)token_length(&z, tokens[j]));
         check(at == n && memcmp(text, back, 40) == 0, "a text of %d bytes comes back as %d", n, at);
     }
     // what reaches the terminal is UTF-8 without control characters
@@ -1471,25 +1517,29 @@ static void test_text(void) {
         {"\xF4\x90\x80\x80", "?"}, {"\xE0\x80\x80", "?"}, {"\xFF\xFE", "??"}};
     for (size_t i = 0; i < sizeof shown / sizeof shown[0]; i++) {
         Character u = {{0}, 0, 0};
-        char *text, expected[64] = "";
-        int saved = dup(1);
-        snprintf(path, sizeof path, "%s/shown", dir);
-        fflush(stdout);
-        check(freopen(path, "w", stdout) != NULL, "no %s", path);
+        char expected[64] = "";
+        capture();
         for (const char *c = shown[i][0]; *c; c++) print_byte(&u, (unsigned char)*c);
         print_byte(&u, -1);
-        fflush(stdout);
-        dup2(saved, 1);
-        close(saved);
+        char *text = captured();
         for (const char *c = shown[i][1]; *c; c++) {
             if (*c == '?') strcat(expected, "\xEF\xBF\xBD");
             else strncat(expected, c, 1);
         }
-        read_file("shown", &text);
-        check(text && strcmp(text, expected) == 0, "text %d is shown as %s", (int)i, text ? text : "");
+        check(strcmp(text, expected) == 0, "text %d is shown as %s", (int)i, text);
         free(text);
     }
-    tokenizer_close(&z), tokenizer_close(&bytes);
+    // samples in training: only without control characters, be they of two bytes, also in two tokens
+    static const char *const sampled[][2] = {{"a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x8E\x89\n\tb", "a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x8E\x89\n\tb"}, {"\x1B[31mx\x07\r\x7F", "[31mx"},
+        {"\xC2\x9B", "\xC2"}, {"\xC2\x9B\x9B", "\xC2"}, {"\xC2\x1B\x80z", "\xC2z"}, {"\xC2\xA0\xC2", "\xC2\xA0\xC2"}, {"\x9Bz", "z"}, {"\xC3\x9B", "\xC3\x9B"}};
+    for (size_t i = 0; i < sizeof sampled / sizeof sampled[0]; i++) {
+        capture();
+        for (const char *c = sampled[i][0]; *c; c++) print_token(&bytes, (unsigned char)*c);
+        char *text = captured();
+        check(strcmp(text, sampled[i][1]) == 0, "text %d is sampled as %s", (int)i, text);
+        free(text);
+    }
+    free(x.next), free(z.texts), free(bytes.texts);
 }
 
 static void test_drawing(void) {
@@ -1502,11 +1552,14 @@ static void test_drawing(void) {
             int in = t > 0 && (cases[i].top_k == 0 || order[v] < cases[i].top_k);
             sum += p[v] = in ? exp(logits[v] / t) : t == 0 && v == 1;
         }
-        for (int d = 0; d < draws; d++) counts[draw_token(logits, 5, t, cases[i].top_k, (d + 0.5) / draws)]++;
+        for (int d = 0; d < draws; d++) counts[draw_among(logits, 5, t, cases[i].top_k, (d + 0.5) / draws)]++;
         for (int v = 0; v < 5; v++) worst = larger(worst, fabs(counts[v] / (double)draws - p[v] / sum));
         check(worst < 1e-3, "temperature %g, top-k %d: a token's share is off by %g", t, cases[i].top_k, worst);
     }
-    for (int d = 0; d < 10; d++) check(draw_token(ties, 4, 1, 1, d / 10.0) == 1 && draw_token(ties, 4, 0, 0, d / 10.0) == 1, "of equals, not the first");
+    for (int d = 0; d < 10; d++) check(draw_among(ties, 4, 1, 1, d / 10.0) == 1 && draw_among(ties, 4, 0, 0, d / 10.0) == 1, "of equals, not the first");
+    int other = 0;
+    for (int d = 0; d < 1000; d++) other += draw_token(logits, 5, d / 1000.0) != draw_among(logits, 5, 1, 0, d / 1000.0);
+    check(other == 0, "at temperature 1, from all tokens, %d draws of 1000 are others", other);
 }
 
 // A model in a file: its text, its loss, its logits.
@@ -1516,15 +1569,15 @@ static void test_use(void) {
     for (int threads = 1; threads <= 3; threads++) {
         char n[2] = {(char)('0' + threads), 0};
         setenv("OMP_NUM_THREADS", n, 1);
-        check(trainer(0, 0, "-e %s/bytes/model_00000002.bin --prompt ab_cd -g 20 --top-k 9 --temperature 0.8", dir) == 0 && strstr(output, "20 tokens after 5 in"), "%s", output);
+        check(sampler("-e %s/bytes/model_00000002.bin --prompt ab_cd -g 20 --top-k 9 --temperature 0.8", dir) == 0 && strstr(output, "20 tokens after 5 in"), "%s", output);
         shell("cp %s/stdout %s/text%d", dir, dir, threads);
     }
     unsetenv("OMP_NUM_THREADS");
     size_t n = read_file("text1", &x);
     check(n >= 6 && strncmp(x, "ab cd", 5) == 0 && same_files("text1", "text2") && same_files("text1", "text3"), "the text depends on threads: %s", x);
     free(x);
-    check(trainer(0, 0, "-e %s/bytes/model_00000002.bin --prompt ab_cd -g 20 --top-k 9 --temperature 0.8 --seed 5", dir) == 0 && !same_files("text1", "stdout"), "another seed, the same text");
-    check(trainer(0, 0, "-e %s/bytes/model_00000002.bin --prompt abc -g 500", dir) == 0 && strstr(output, "30 tokens after 3 in"), "the context is 32: %s", output);
+    check(sampler("-e %s/bytes/model_00000002.bin --prompt ab_cd -g 20 --top-k 9 --temperature 0.8 --seed 5", dir) == 0 && !same_files("text1", "stdout"), "another seed, the same text");
+    check(sampler("-e %s/bytes/model_00000002.bin --prompt abc -g 500", dir) == 0 && strstr(output, "30 tokens after 3 in"), "the context is 32: %s", output);
     check(trainer(0, 0, "-i %s/bytes.txt -b 1 -x 0 -s 1 -g 500 -e %s/bytes/model_00000002.bin", dir, dir) == 0, "long samples in training: %s", output);
     // validation loss: the one of the log
     check(trainer(0, 0, "-e %s/run0/model_00000006.bin -i %s/train0.bin -j %s/val.bin -b 2 -t 16 -m 2 -x 0 -o %s/eval", dir, dir, dir, dir) == 0 &&
@@ -1535,7 +1588,7 @@ static void test_use(void) {
     check(last && x && strstr(x, number), "--eval says %s, the log %s", x, number);
     free(x), free(y);
     // logits: those of the same pass in this process
-    check(trainer(0, 0, "-e %s/run0/model_00000006.bin -i %s/train0.bin -b 2 -t 16 --head-chunk 10 --logits %s/logits.npy", dir, dir, dir) == 0, "%s", output);
+    check(sampler("-e %s/run0/model_00000006.bin -i %s/train0.bin -b 2 -t 16 --head-chunk 10 --logits %s/logits.npy", dir, dir, dir) == 0, "%s", output);
     n = read_file("logits.npy", &x);
     Model m;
     Data d;
@@ -1560,7 +1613,7 @@ static void test_use(void) {
     free(x);
     model_free(&m), data_close(&d);
     // of a prompt: rows of its tokens, and the last one decides what a greedy text begins with
-    check(trainer(0, 0, "-e %s/bytes/model_00000002.bin --prompt abcde --logits %s/prompt.npy", dir, dir) == 0, "%s", output);
+    check(sampler("-e %s/bytes/model_00000002.bin --prompt abcde --logits %s/prompt.npy", dir, dir) == 0, "%s", output);
     n = read_file("prompt.npy", &x);
     check(n == 128 + 4 * 5 * 256 && strstr(x + 10, "(1, 5, 256)"), "a prompt's logits have %d bytes", (int)n);
     float row[256] = {0};
@@ -1568,7 +1621,7 @@ static void test_use(void) {
     if (n == 128 + 4 * 5 * 256) memcpy(row, x + 128 + 4 * 4 * 256, sizeof row);
     free(x);
     for (int v = 1; v < 256; v++) best = row[v] > row[best] ? v : best;
-    check(trainer(0, 0, "-e %s/bytes/model_00000002.bin --prompt abcde -g 1 --temperature 0", dir) == 0, "%s", output);
+    check(sampler("-e %s/bytes/model_00000002.bin --prompt abcde -g 1 --temperature 0", dir) == 0, "%s", output);
     read_file("stdout", &x);
     for (int v = 0; v < 256 && x; v++) {  // a library may multiply one token otherwise than five, and round otherwise
         const char *end = v >= 32 || v == 10 || v == 9 ? "%c\n" : "\n";  // control characters are left out
@@ -1793,9 +1846,22 @@ static void test_full_disk(void) {
     check(status == 0 && operation > 20, "only %d file operations", operation);
 }
 
-// Each with its exit status and exactly one line that contains the given word.
+// Bad input: an exit status, and exactly one line that contains the word. D/ is the folder of the tests.
+typedef struct { int status; const char *word, *flags; } Refusal;
+static void check_refusals(int samples, const Refusal *cases, size_t count) {
+    for (const Refusal *c = cases; c < cases + count; c++) {
+        char flags[1024] = "";
+        for (const char *p = c->flags; *p; p++) {
+            if (p[0] == 'D' && p[1] == '/') strcat(flags, dir);
+            else strncat(flags, p, 1);
+        }
+        int status = samples ? sampler("%s", flags) : trainer(0, 0, "%s", flags);
+        check(status == c->status && one_line(c->word), "%s: status %d for %d, one line with \"%s\" expected: %s", c->flags, status, c->status, c->word, output);
+    }
+}
+
 static void test_bad_input(void) {
-    static const struct { int status; const char *word, *flags; } cases[] = {
+    static const Refusal cases[] = {
         {2, "-i", "-e d12"},
         {2, "no such flag", "-i D/train0.bin --frobnicate"},
         {2, "twice", "-i D/train0.bin -b 2 -b 4"},
@@ -1816,8 +1882,13 @@ static void test_bad_input(void) {
         {2, "K, M or G", "-i D/train0.bin --memory auto --budget 1GB"},
         {2, "K, M or G", "-i D/train0.bin --memory auto --budget -1G"},
         {2, "K, M or G", "-i D/train0.bin --memory auto --budget nan"},
-        {2, "do not train", "-e m.bin -j D/val.bin --eval --memory auto --budget 1G"},
-        {2, "do not train", "-e m.bin --prompt x --profile"},
+        {2, "does not train", "-e m.bin -j D/val.bin --eval --memory auto --budget 1G"},
+        {2, "./sample_rev_gpt2 --prompt", "-e d6 --prompt a"},
+        {2, "./sample_rev_gpt2 --prompt", "-e d6 -j D/val.bin --eval --prompt a"},
+        {2, "./sample_rev_gpt2 --logits", "-e d6 -i D/train0.bin --logits D/x.npy"},
+        {2, "./sample_rev_gpt2", "-e d6 -i D/train0.bin --temperature 1"},
+        {2, "./sample_rev_gpt2", "-e d6 -i D/train0.bin --top-k 3"},
+        {2, "does not train", "-e m.bin -j D/val.bin --eval --profile"},
         {2, "float32", "-i D/train0.bin --precision half"},
         {2, "fixed", "-i D/train0.bin --mode baseline --stream fixed"},
         {2, "--grid", "-i D/train0.bin --stream float --grid 20"},
@@ -1837,7 +1908,6 @@ static void test_bad_input(void) {
         {2, "every rounding by 16", "-i D/train0.bin --mode bdia --stream float -t 16"},
         {2, "bdia has no --step-size", "-i D/train0.bin --mode bdia --step-size 1"},
         {2, "--loss kl needs --distill", "-i D/train0.bin --loss kl"},
-        {2, "neither", "-e d6 --prompt a --distill D/base/model_00000000.bin"},
         {1, "No such file", "-i D/train0.bin --distill D/nothing.bin"},
         {2, "a baseline is meant", "-i D/train0.bin --distill D/run0/model_00000006.bin"},
         {2, "but the model has", "-i D/train0.bin -e d6 --distill D/base/model_00000000.bin"},
@@ -1857,35 +1927,17 @@ static void test_bad_input(void) {
         {2, "-y 1 needs -o", "-i D/train0.bin -y 1"},
         {2, "needs -o", "-i D/train0.bin -n 5"},
         {2, "-x is missing", "-i D/train0.bin -e d6 -b 1 -t 16 --shuffle"},
-        {2, "--temperature", "-e d6 --prompt a --temperature -1"},
-        {2, "--top-k", "-e d6 --prompt a --top-k x"},
         {2, "-l 1e999", "-i D/train0.bin -l 1e999"},
         {2, "-d -5", "-i D/train0.bin -d -5"},
         {2, "-b 1e3", "-i D/train0.bin -b 1e3"},
         {2, "2^30", "-i D/train0.bin -e d6 --context 1000000 -b 100000"},
         {2, "--eval needs -j", "-e d6 --eval"},
-        {2, "--prompt needs a value", "-e d6 --prompt"},
-        {2, "neither", "-e d6 -j D/val.bin --eval --prompt a"},
-        {2, "do not train", "-e d6 -j D/val.bin --eval -o D/nowhere"},
-        {2, "do not train", "-e d6 --prompt a -x 5"},
-        {1, "is no .npy", "-e D/run0/model_00000006.bin -i D/train0.bin -b 1 -t 16 --logits D/run0/log.csv"},
-        {1, "not a regular file", "-e D/run0/model_00000006.bin -i D/train0.bin -b 1 -t 16 --logits /dev/null"},
-        {1, "File exists", "-e D/run0/model_00000006.bin -i D/train0.bin -b 1 -t 16 --logits D/new.npy"},
-        {1, "too short", "-e D/bytes/model_00000002.bin -i D/thirty.txt --shuffle -b 4 -t 16 --logits D/y.npy"},
-        {3, "logit of token", "-e D/nan.bin --prompt abc"},
-        {3, "logit of token 0 at position 0", "-e D/nan.bin --prompt abc --logits D/nan.npy"},
+        {2, "does not train", "-e d6 -j D/val.bin --eval -o D/nowhere"},
         {1, "not a log", "-i D/train0.bin -e d6 --layers 1 --channels 8 --heads 1 -b 1 -t 16 -y 1 -o D/foreign"},
-        {2, "longer than the context", "-e D/bytes/model_00000002.bin --prompt abcdefghijklmnopqrstuvwxyzabcdefghi"},
-        {2, "-i is missing", "-e d6 --logits D/x.npy"},
         {2, "others of llm.c", "-i D/train0.bin -pn 2"},
-        {1, "--tokenizer says where", "-e D/run0/model_00000006.bin --prompt abc"},
-        {1, "No such file", "-e D/run0/model_00000006.bin --prompt a --tokenizer D/nothing.bin"},
-        {1, "not a tokenizer file", "-e D/run0/model_00000006.bin --prompt a --tokenizer D/train0.bin"},
-        {1, "of 300 tokens, but the model has 32", "-e D/run0/model_00000006.bin --prompt a --tokenizer D/tokenizer300.bin"},
         {1, "at token 299", "-e d6 --layers 1 -i D/v300.bin -x 0 -s 1 --tokenizer D/cut.bin"},
         {1, "goes on", "-e d6 --layers 1 -i D/v300.bin -x 0 -s 1 --tokenizer D/long.bin"},
         {1, "end of text", "-e d6 --layers 1 -i D/v300.bin -x 0 -s 1 --tokenizer D/end.bin"},
-        {1, "cannot write", "-e D/run0/model_00000006.bin -i D/train0.bin -b 1 -t 16 --logits D/no/such/x.npy"},
         {1, "not a model file", "-i D/train0.bin -e D/empty.bin"},
         {1, "not a token file", "-i D/empty.bin"},
         {1, "has 0 tokens", "-i D/empty.txt -b 1 -t 16"},
@@ -1912,6 +1964,38 @@ static void test_bad_input(void) {
         {2, "for the scores of", "-i D/train0.bin -e d6 --layers 1 --channels 8 --heads 1 --context 100000 -b 1 -t 16 -x 0 -s 1 -g 99999"},
 #endif
     };
+    static const Refusal sample_cases[] = {
+        {2, "no such flag", "-e d6 --prompt a --distill D/base/model_00000000.bin"},
+        {2, "--temperature", "-e d6 --prompt a --temperature -1"},
+        {2, "--top-k", "-e d6 --prompt a --top-k x"},
+        {2, "--prompt needs a value", "-e d6 --prompt"},
+        {2, "no such flag", "-e d6 --prompt a -x 5"},
+        {1, "is no .npy", "-e D/run0/model_00000006.bin -i D/train0.bin -b 1 -t 16 --logits D/run0/log.csv"},
+        {1, "not a regular file", "-e D/run0/model_00000006.bin -i D/train0.bin -b 1 -t 16 --logits /dev/null"},
+        {1, "File exists", "-e D/run0/model_00000006.bin -i D/train0.bin -b 1 -t 16 --logits D/new.npy"},
+        {1, "too short", "-e D/bytes/model_00000002.bin -i D/thirty.txt -b 4 -t 16 --logits D/y.npy"},
+        {3, "logit of token", "-e D/nan.bin --prompt abc"},
+        {3, "logit of token 0 at position 0", "-e D/nan.bin --prompt abc --logits D/nan.npy"},
+        {2, "longer than the context", "-e D/bytes/model_00000002.bin --prompt abcdefghijklmnopqrstuvwxyzabcdefghi"},
+        {2, "-i is missing", "-e d6 --logits D/x.npy"},
+        {1, "--tokenizer says where", "-e D/run0/model_00000006.bin --prompt abc"},
+        {1, "No such file", "-e D/run0/model_00000006.bin --prompt a --tokenizer D/nothing.bin"},
+        {1, "not a tokenizer file", "-e D/run0/model_00000006.bin --prompt a --tokenizer D/train0.bin"},
+        {1, "of 300 tokens, but the model has 32", "-e D/run0/model_00000006.bin --prompt a --tokenizer D/tokenizer300.bin"},
+        {1, "cannot write", "-e D/run0/model_00000006.bin -i D/train0.bin -b 1 -t 16 --logits D/no/such/x.npy"},
+        {2, "no such flag", "-e m.bin --prompt x --memory store"},
+        {2, "no such flag", "-e d6 --prompt a --eval"},
+        {2, "HellaSwag", "-e d6 --prompt a -h 1"},
+        {2, "twice", "-e d6 --prompt a --prompt b"},
+        {2, "--prompt is missing", "-e d6"},
+        {2, "-g 0", "-e d6 --prompt a -g 0"},
+        {2, "longer than the context", "-e D/run0/model_00000006.bin -i D/train0.bin -b 1 -t 17 --logits D/y.npy"},
+        {2, "midpoint network", "-e D/run0/model_00000006.bin --prompt a --mode leapfrog"},
+        {1, "No such file", "-e D/nothing.bin --prompt a"},
+        {1, "No such file", "-e d6 -i D/nothing.bin --logits D/y.npy"},
+        {1, "not a model file", "-e D/train0.bin --prompt a"},
+        {1, "its vocabulary has 64", "-e D/run0/model_00000006.bin -i D/other.bin -b 1 -t 16 --logits D/y.npy"},
+    };
     write_tokens("short.bin", 50, 32, 100);
     write_tokens("other.bin", 500, 64, 500);
     write_tokens("small.bin", 500, 6, 500);
@@ -1932,16 +2016,8 @@ static void test_bad_input(void) {
     shell(": > %s/empty.bin; : > %s/empty.txt; printf x > %s/one.txt; printf 12345678901234567890123456789 > %s/thirty.txt", dir, dir, dir, dir);
     write_tokens("shards.bin", 100, 32, 100);
     write_tokens("shards2.bin", 100, 64, 100);
-    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        char flags[1024] = "";
-        for (const char *p = cases[i].flags; *p; p++) {
-            if (p[0] == 'D' && p[1] == '/') strcat(flags, dir);
-            else strncat(flags, p, 1);
-        }
-        int status = trainer(0, 0, "%s", flags);
-        check(status == cases[i].status && one_line(cases[i].word), "%s: status %d for %d, one line with \"%s\" expected: %s",
-              cases[i].flags, status, cases[i].status, cases[i].word, output);
-    }
+    check_refusals(0, cases, sizeof cases / sizeof cases[0]);
+    check_refusals(1, sample_cases, sizeof sample_cases / sizeof sample_cases[0]);
     shell("! ls %s | grep nan.npy", dir);  // logits that are no numbers leave no file, half-way or whole
     // a loss that is not a number names the step, and the checkpoint before stays
     int status = trainer(0, 0, "-i %s/train0.bin %s --mode baseline -l 1000 -c 1000 -x 50 -o %s/nan", dir, "-e d6 --layers 2 --channels 16 --heads 2 --context 16 -b 2 -t 16 -n 1", dir);
@@ -2050,6 +2126,10 @@ int main(int argc, char **argv) {
         if (argc > 3 && strcmp(argv[3], "--flip") == 0) return flipped_bit_ends();
         return rev_gpt2_main(argc - 2, argv + 2);
     }
+    if (argc > 1 && strcmp(argv[1], "--sampler") == 0) {
+        argv[1] = argv[0];
+        return sample_main(argc - 1, argv + 1);
+    }
 #ifndef TWIN
     if (argc > 2 && strcmp(argv[1], "--resident") == 0) return resident_matches_plan(atoi(argv[2]));
 #endif
@@ -2107,6 +2187,7 @@ int main(int argc, char **argv) {
         section("samples");
         test_drawing();
         test_generate();
+        test_sample_step();
     }
     if (sizeof(real_t) == 4 && !layers) {
         if (!mkdtemp(dir)) die(STATUS_DATA, "cannot make %s", dir);

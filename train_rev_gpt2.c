@@ -1734,309 +1734,96 @@ static FILE *log_open(const char *directory, int step) {
     return csv;
 }
 
-// ---- text: tokens to bytes, bytes to a terminal, and a prompt to tokens
+// ---- samples
 
-typedef struct {
-    int V, eot;             // eot: the token between documents, -1 if there is none
-    int *at;                // (V + 1): where the text of a token begins in `texts`
-    unsigned char *texts;
-    int first[256], *next;  // the first token that begins with a byte; the one after each (V), or V if none
-} Tokenizer;
-
-static int token_length(const Tokenizer *z, int token) { return z->at[token + 1] - z->at[token]; }
-// The token that a text without a prompt begins after: an end of text, or a new line
-static int first_token(const Tokenizer *z) {
-    if (z->eot >= 0) return z->eot;
-    return z->V > '\n' ? '\n' : 0;
-}
+typedef unsigned char Text[256];                       // of a token: its length, then its bytes
+typedef struct { int V, eot; Text *texts; } Tokenizer;  // eot: the token between documents, or -1
 
 // Reads llm.c's gpt2_tokenizer.bin, which must have V tokens. With path NULL a token is a byte, or if V is
 // not 256 has no text; GPT-2's end of text is known all the same.
 static Tokenizer tokenizer_open(const char *path, int V) {
-    Tokenizer z;
+    Tokenizer z = {V, V == 50257 ? 50256 : -1, (Text *)calloc((size_t)V, sizeof(Text))};
     int32_t header[256];
-    size_t count = (size_t)V;
-    z.V = V;
-    z.eot = V == 50257 ? 50256 : -1;
-    z.at = (int *)calloc(count + 1, sizeof(int));
-    z.texts = (unsigned char *)calloc(count, 255);
-    z.next = (int *)calloc(count, sizeof(int));
-    if (!z.at || !z.texts || !z.next) die(STATUS_NUMBERS, "out of memory for a tokenizer of %d tokens", V);
-    FILE *f = path ? open_input(path, header, TOKENIZER_MAGIC, "tokenizer file") : NULL;
-    if (f && !within(header[1], 1, 2))
-        die(STATUS_DATA, "%s: version %d; 1 and 2 can be read", path, header[1]);
-    if (f && header[2] != V) die(STATUS_DATA, "%s: of %d tokens, but the model has %d", path, header[2], V);
-    if (f && header[1] == 2) z.eot = header[3];  // version 1 does not say
+    if (!z.texts) die(STATUS_NUMBERS, "out of memory for a tokenizer of %d tokens", V);
+    for (int i = 0; i < V && V == 256; i++) {
+        z.texts[i][0] = 1;
+        z.texts[i][1] = (unsigned char)i;
+    }
+    if (!path) return z;
+    FILE *f = open_input(path, header, TOKENIZER_MAGIC, "tokenizer file");
+    if (!within(header[1], 1, 2)) die(STATUS_DATA, "%s: version %d; 1 and 2 can be read", path, header[1]);
+    if (header[2] != V) die(STATUS_DATA, "%s: of %d tokens, but the model has %d", path, header[2], V);
+    if (header[1] == 2) z.eot = header[3];  // version 1 does not say
     if (!within(z.eot, -1, V - 1)) die(STATUS_DATA, "%s: its end of text is token %d of %d", path, z.eot, V);
     for (int i = 0; i < V; i++) {
-        int length = f ? fgetc(f) : V == 256;
-        if (!f) z.texts[z.at[i]] = (unsigned char)i;
-        else if (length < 1 || fread(z.texts + z.at[i], 1, (size_t)length, f) != (size_t)length)
+        unsigned char *text = z.texts[i];
+        if (fread(text, 1, 1, f) != 1 || !text[0] || fread(text + 1, 1, text[0], f) != text[0])
             die(STATUS_DATA, "%s: ends early, or is corrupt, at token %d of %d", path, i, V);
-        z.at[i + 1] = z.at[i] + length;
     }
-    if (f && fgetc(f) != EOF) die(STATUS_DATA, "%s: goes on after its last token", path);
-    if (f) fclose(f);
-    for (int c = 0; c < 256; c++) z.first[c] = V;
-    for (int i = V - 1; i >= 0; i--) {
-        int c = z.texts[z.at[i]];
-        if (i == z.eot || token_length(&z, i) == 0) continue;
-        z.next[i] = z.first[c];
-        z.first[c] = i;
-    }
+    if (fgetc(f) != EOF) die(STATUS_DATA, "%s: goes on after its last token", path);
+    fclose(f);
     return z;
 }
 
-static void tokenizer_close(Tokenizer *z) {
-    free(z->at);
-    free(z->texts);
-    free(z->next);
-}
+// The token that a text without a prompt begins after: an end of text, or a new line if there are so many
+static int first_token(const Tokenizer *z) { return z->eot >= 0 ? z->eot : '\n' * (z->V > '\n'); }
 
-// The token whose text is these bytes, or -1; never the end of text.
-static int find_token(const Tokenizer *z, const unsigned char *text, int length) {
-    for (int i = z->first[*text]; i < z->V; i = z->next[i])
-        if (token_length(z, i) == length && memcmp(z->texts + z->at[i], text, (size_t)length) == 0) return i;
-    return -1;
-}
-
-// What kind of character begins at text, and its bytes in *length: a letter, number, space or other, as GPT-2
-// cuts text into words. Beyond ASCII the usual punctuation and symbols are known; elsewhere tokens may differ
-// from tiktoken's, never their text.
-static char kind_of(const unsigned char *text, int *length) {
-    static const struct { unsigned first, last; char kind; } known[] = {  // the first that holds, or a letter
-        {'A', 'Z', 'L'}, {'a', 'z', 'L'}, {'0', '9', 'N'}, {9, 13, ' '}, {' ', ' ', ' '}, {0, 0x7F, 'O'},
-        {0x85, 0x85, ' '}, {0xA0, 0xA0, ' '}, {0xAA, 0xAA, 'L'}, {0xB5, 0xB5, 'L'}, {0xBA, 0xBA, 'L'},
-        {0xB2, 0xB3, 'N'}, {0xB9, 0xB9, 'N'}, {0xBC, 0xBE, 'N'}, {0x80, 0xBF, 'O'}, {0xD7, 0xD7, 'O'},
-        {0xF7, 0xF7, 'O'}, {0x300, 0x36F, 'O'}, {0x1680, 0x1680, ' '}, {0x2000, 0x200A, ' '},
-        {0x2028, 0x2029, ' '}, {0x202F, 0x202F, ' '}, {0x205F, 0x205F, ' '}, {0x2070, 0x2070, 'N'},
-        {0x2071, 0x2071, 'L'}, {0x2074, 0x2079, 'N'}, {0x207F, 0x207F, 'L'}, {0x2080, 0x2089, 'N'},
-        {0x2090, 0x209C, 'L'}, {0x2150, 0x2189, 'N'}, {0x2460, 0x249B, 'N'}, {0x200B, 0x2BFF, 'O'},
-        {0x3000, 0x3000, ' '}, {0x3005, 0x3007, 'L'}, {0x3001, 0x3020, 'O'}, {0xFE00, 0xFE6F, 'O'},
-        {0xFF10, 0xFF19, 'N'}, {0xFF00, 0xFF20, 'O'}, {0x1F000, 0x10FFFF, 'O'}};
-    unsigned c = *text;
-    *length = 1;
-    if (c >= 0x80) {
-        c &= c < 0xE0 ? 31 : 15;
-        if (*text >= 0xF0) c &= 7;
-        for (; (text[*length] & 0xC0) == 0x80 && *length < 4; ++*length) c = c << 6 | (text[*length] & 63);
+// Prints a token, a number if it has no text. Of control characters, which from U+80 on are C2 80 to C2 9F,
+// a terminal gets newlines and tabs alone.
+static void print_token(const Tokenizer *z, int token) {
+    static int last;
+    if (!z->texts[token][0]) printf("%d ", token);
+    for (int i = 1; i <= z->texts[token][0]; i++) {
+        int c = z->texts[token][i], control = c < 32 || c == 127 || (last == 0xC2 && c >= 128 && c < 160);
+        if (!control || c == '\n' || c == '\t') putchar(last = c);
     }
-    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
-        if (c >= known[i].first && c <= known[i].last) return known[i].kind;
-    return 'L';
-}
-
-// The length of the first word of text (ended by a 0): GPT-2's pattern 's|'t|'re|'ve|'m|'ll|'d| ?letters|
-// ?digits| ?others|spaces, the last of several spaces belonging to the word that follows.
-static int word_length(const unsigned char *text) {
-    static const char *const endings[] = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"};
-    int length, at = 0, last = 0;
-    for (int i = 0; i < 7; i++)
-        if (strncmp((const char *)text, endings[i], strlen(endings[i])) == 0) return (int)strlen(endings[i]);
-    if (*text == ' ' && text[1] && kind_of(text + 1, &length) != ' ') at = 1;
-    char kind = kind_of(text + at, &length);
-    for (; text[at] && kind_of(text + at, &length) == kind; at += length) last = at;
-    return kind == ' ' && text[at] && last > 0 ? last : at;
-}
-
-// Joins two neighbours of `parts` tokens whose text is `word`: those that make the lowest token, the one
-// learnt first. Returns whether any make one.
-static int join_lowest(const Tokenizer *z, const unsigned char *word, int *tokens, int parts) {
-    int lowest = -1, best = 0;
-    for (int i = 0; i + 1 < parts; i++) {
-        int length = token_length(z, tokens[i]);
-        int joined = find_token(z, word, length + token_length(z, tokens[i + 1]));
-        word += length;
-        if (joined < 0 || (lowest >= 0 && joined >= lowest)) continue;
-        lowest = joined;
-        best = i;
-    }
-    if (lowest < 0) return 0;
-    tokens[best] = lowest;
-    memmove(tokens + best + 1, tokens + best + 2, sizeof(int) * (size_t)(parts - best - 2));
-    return 1;
-}
-
-// Tokens of `text`, at most one a byte, into `tokens`; returns how many. A word begins as its bytes, whose
-// neighbours are joined as long as any two make a token: that is byte pair encoding.
-static int encode(const Tokenizer *z, const char *text, int *tokens) {
-    int count = 0;
-    for (const unsigned char *word = (const unsigned char *)text; *word; word += word_length(word)) {
-        int parts = word_length(word);
-        for (int i = 0; i < parts; i++) {
-            tokens[count + i] = find_token(z, word + i, 1);
-            if (tokens[count + i] < 0)
-                die(STATUS_DATA, "the tokenizer has no token for byte %d of the prompt", word[i]);
-        }
-        while (join_lowest(z, word, tokens + count, parts)) parts--;
-        count += parts;
-    }
-    return count;
-}
-
-// A character of UTF-8 on its way to the terminal: `have` of its `length` bytes
-typedef struct { unsigned char bytes[4]; int have, length; } Character;
-
-// Prints a byte (-1: the end), whole characters at a time. ASCII's control characters are left out; others,
-// and what is no UTF-8, become U+FFFD.
-static void print_byte(Character *u, int c) {
-    static const uint32_t least[5] = {0, 0, 0xA0, 0x800, 0x10000};  // U+80 to U+9F are control characters
-    static const char *const unknown = "\xEF\xBF\xBD";
-    if (u->have && (c & 0xC0) != 0x80) {
-        fputs(unknown, stdout);
-        u->have = 0;
-    }
-    if (u->have) {
-        u->bytes[u->have++] = (unsigned char)c;
-        if (u->have < u->length) return;
-        uint32_t code = u->bytes[0] & (0x7Fu >> u->length);
-        for (int i = 1; i < u->length; i++) code = code << 6 | (u->bytes[i] & 63);
-        int valid = code >= least[u->length] && code <= 0x10FFFF && (code < 0xD800 || code >= 0xE000);
-        if (valid) fwrite(u->bytes, 1, (size_t)u->length, stdout);
-        else fputs(unknown, stdout);
-        u->have = 0;
-    } else if (c >= 0xC2 && c <= 0xF4) {
-        u->bytes[0] = (unsigned char)c;
-        u->have = 1;
-        u->length = 2 + (c >= 0xE0) + (c >= 0xF0);
-    } else if (c >= 0x80) {
-        fputs(unknown, stdout);
-    } else if ((c >= 32 && c < 127) || c == '\n' || c == '\t') {
-        putchar(c);
-    }
-}
-
-static void print_token(const Tokenizer *z, Character *u, int token) {
-    if (token_length(z, token) == 0) printf("%d ", token);
-    for (int i = z->at[token]; i < z->at[token + 1]; i++) print_byte(u, z->texts[i]);
     fflush(stdout);
 }
 
-// ---- logits and samples
-
 // A row of m->logits, without its padding, to host memory.
 static void host_logits(const Model *m, int row, float *logits) {
-    static act_t some[STAGE];
-    const act_t *from = m->logits + (size_t)row * (size_t)m->net.Vp;
-    for (size_t v = 0, V = (size_t)m->net.V; v < V; v += STAGE) {
-        size_t n = piece_of(V - v);
-        to_host(some, from + v, n * sizeof(act_t));
-        for (size_t j = 0; j < n; j++) logits[v + j] = (float)some[j];
-    }
+    static act_t some[65536];
+    to_host(some, m->logits + (size_t)row * (size_t)m->net.Vp, (size_t)m->net.V * sizeof(act_t));
+    for (int v = 0; v < m->net.V; v++) logits[v] = (float)some[v];
 }
 
-// Writes the logits of the batch that has gone forward, (B, T, V), as numpy.load reads them.
-static void save_logits(Model *m, const char *path) {
+// The logits (V) of what follows T tokens, and `past` others whose keys and values are in the cache
+static const float *next_logits(Model *m, const int *tokens, int T, int past) {
     static float logits[65536];
-    Output o;
-    int N = m->B * m->T, V = m->net.V;
-    char shape[118], header[129], magic[6] = "";
-    snprintf(shape, sizeof shape,
-             "{'descr': '<f4', 'fortran_order': False, 'shape': (%d, %d, %d), }", m->B, m->T, V);
-    // version 1.0, and 118 bytes follow
-    snprintf(header, sizeof header, "\x93NUMPY%c%c%c%c%-117s\n", 1, 0, 118, 0, shape);
-    if (access(path, F_OK) == 0) {
-        FILE *old = open_regular(path);
-        if (fread(magic, 1, 6, old) != 6 || memcmp(magic, header, 6) != 0)
-            die(STATUS_DATA, "%s is there already, and is no .npy", path);
-        fclose(old);
-    }
-    output_open(&o, path, 0);
-    output_write(&o, header, sizeof header - 1);
-    for (int i = 0; i < N; i++) {
-        if (i % m->head_chunk == 0) head_logits(m, i, smaller_of(m->head_chunk, N - i));
-        host_logits(m, i % m->head_chunk, logits);
-        for (int v = 0; v < V; v++) {
-            if (isfinite(logits[v])) continue;
-            unlink(o.aside);
-            die(STATUS_NUMBERS, "the logit of token %d at position %d is not a finite number", v, i);
-        }
-        output_write(&o, logits, (size_t)V * sizeof(float));
-    }
-    output_close(&o);
-}
-
-typedef struct { double logit; int token; } Candidate;
-
-// Draws a token by softmax(logits / temperature) among the top_k likeliest (0: all), with `draw` uniform in
-// [0, 1). Temperature 0 takes the likeliest; of equals the first counts. logits (V) are host memory.
-static int draw_token(const float *logits, int V, double temperature, int top_k, double draw) {
-    static Candidate best[65536];
-    int n = 0, most = top_k > 0 ? smaller_of(top_k, V) : V;
-    double top = -INFINITY, sum = 0;
-    if (temperature == 0) most = 1;
-    for (int v = 0; v < V; v++) {
-        Candidate c = {(double)logits[v], v};
-        if (!isfinite(c.logit)) die(STATUS_NUMBERS, "the logit of token %d is not a finite number", v);
-        if (n == most && c.logit <= best[n - 1].logit) continue;
-        if (n < most) n++;
-        int i = n - 1;  // in order, if some are left out
-        for (; most < V && i > 0 && best[i - 1].logit < c.logit; i--) best[i] = best[i - 1];
-        best[i] = c;
-        top = fmax(top, c.logit);
-    }
-    for (int i = 0; i < n && n > 1; i++) sum += exp((best[i].logit - top) / temperature);
-    for (int i = 0; i < n - 1; i++)
-        if ((draw -= exp((best[i].logit - top) / temperature) / sum) < 0) return best[i].token;
-    return best[n - 1].token;
-}
-
-typedef struct { double temperature; int top_k; uint64_t seed, series; } Sampler;  // a series, its draws
-
-// The most tokens that the cache can hold: in training, where samples are to need no memory, as many as fit
-// in grads.
-static int most_cache_tokens(const Config *net, int training) {
-    size_t row = (size_t)evaluations(net, steps(net)) * cache_width(net) * sizeof(act_t);
-    size_t room = parameter_count(net) * sizeof(real_t) / row;
-    return !training || room > (size_t)net->maxT ? net->maxT : (int)room;
-}
-
-// m for one sequence of T tokens after `past` others. In training the cache lies in the gradients, which are
-// idle between two steps.
-static Model generator_of(const Model *m, int T, int past) {
     Model g = *m;
     g.B = 1;
     g.T = T;
     g.past = past;
     g.kept_planes = NULL;
     g.low = NULL;
-    if (m->training) g.cache = (act_t *)m->grads;
-    return g;
+    if (m->training) g.cache = (act_t *)m->grads;  // nothing else is there between two steps
+    to_device(m->inputs, tokens, (size_t)T * sizeof(int));
+    forward(&g);
+    head_logits(&g, T - 1, 1);
+    host_logits(m, 0, logits);
+    for (int v = 0; v < m->net.V; v++)
+        if (!isfinite(logits[v])) die(STATUS_NUMBERS, "the logit of token %d is not a finite number", v);
+    return logits;
 }
 
-// Prints up to `length` tokens after the `given` ones of `prompt` (at least 1), each drawn from what the
-// network expects after all before it, until an end of text; returns how many. The cache takes all but one.
-static int generate(Model *m, const Tokenizer *z, const int *prompt, int given, int length, Sampler s) {
-    static float logits[65536];
-    Character u = {{0}, 0, 0};
-    int drawn = 0, token;
-    to_device(m->inputs, prompt, (size_t)given * sizeof(int));
-    Model g = generator_of(m, given, 0);
-    forward(&g);
-    for (; drawn < length; drawn++) {
-        head_logits(&g, g.T - 1, 1);
-        host_logits(m, 0, logits);
-        double draw = random_uniform(s.seed, RANDOM_SAMPLES, s.series << 32 | (uint64_t)drawn);
-        token = draw_token(logits, m->net.V, s.temperature, s.top_k, draw);
-        if (token == z->eot) break;
-        print_token(z, &u, token);
-        if (drawn + 1 == length) continue;
-        to_device(m->inputs, &token, sizeof token);
-        g = generator_of(m, 1, given + drawn);
-        forward(&g);
-    }
-    print_byte(&u, -1);
-    return drawn;
+// Draws a token by softmax(logits), with `draw` uniform in [0, 1).
+static int draw_token(const float *logits, int V, double draw) {
+    double top = -INFINITY, sum = 0;
+    for (int v = 0; v < V; v++) top = fmax(top, (double)logits[v]);
+    for (int v = 0; v < V; v++) sum += exp((double)logits[v] - top);
+    for (int v = 0; v < V - 1; v++)
+        if ((draw -= exp((double)logits[v] - top) / sum) < 0) return v;
+    return V - 1;
 }
 
 // ---- what the flags of Part V say
 
 static struct {
-    const char *train, *val, *out, *start, *prompt, *logits, *tokenizer, *distill;
+    const char *train, *val, *out, *start, *tokenizer, *distill;
     int resume, save_every, keep, overfit, layers, heads, channels, context, B, T, tokens, steps, warmup;
     int val_every, val_batches, sample_every, sample_length, seed, mode, fixed_point, stem, objective, memory;
-    int precision, stream, grid, chunk, head_chunk, shuffle, save, plan, top_k, eval, help, version;
-    double rate, final_fraction, decay, step_size, coefficient, beta1, beta2, temperature, budget;
+    int precision, stream, grid, chunk, head_chunk, shuffle, save, plan, eval, help, version;
+    double rate, final_fraction, decay, step_size, coefficient, beta1, beta2, budget;
 } opt;
 
 // The flags that make the network what it is
@@ -2070,8 +1857,7 @@ static const char *network_flags(const Config *net) {
 typedef struct {
     Model m;
     Data data, val;
-    Tokenizer z;
-    int *prompt, given;     // --prompt's tokens
+    Tokenizer z;            // for samples
     Run run;
     int from, step, total;  // from: the step of the checkpoint, -1 without one; step: how many are done
     FILE *csv;              // log.csv, or NULL
@@ -2139,10 +1925,15 @@ static void validate_step(Job *j) {
 }
 
 static void sample_step(Job *j) {
-    int start = first_token(&j->z);
-    Sampler s = {opt.temperature, opt.top_k, (uint64_t)j->run.seed, (uint64_t)j->step};
+    int token = first_token(&j->z);
+    uint64_t seed = (uint64_t)j->run.seed, series = (uint64_t)j->step << 32;
     printf("--- sample after step %d\n", j->step);
-    generate(&j->m, &j->z, &start, 1, j->m.cache_tokens, s);
+    for (int i = 0; i < j->m.cache_tokens; i++) {
+        const float *logits = next_logits(&j->m, &token, 1, i);
+        token = draw_token(logits, j->z.V, random_uniform(seed, RANDOM_SAMPLES, series | (uint64_t)i));
+        if (token == j->z.eot) break;
+        print_token(&j->z, token);
+    }
     printf("\n---\n");
     check_numbers(&j->m, j->step, 0, NAN);
 }
@@ -2258,7 +2049,7 @@ static void train(Job *j) {
         j->step, opt.out[0] ? "-y 1 goes on from there" : "without -o nothing is saved");
 }
 
-// ---- what a trained model is for: --eval, --logits and --prompt
+// ---- --eval
 
 static void evaluate(Job *j) {
     Model *m = &j->m;
@@ -2268,28 +2059,6 @@ static void evaluate(Job *j) {
     printf("validation loss %.4f, perplexity %.2f, ", means[LOSS], exp(means[LOSS]));
     printf("%d batches of -b %d times -t %d, %s", batches, m->B, m->T, network_flags(&m->net));
     print_comparison(m, means);
-}
-
-static void write_logits(Job *j) {
-    Model *m = &j->m;
-    if (j->given) to_device(m->inputs, j->prompt, (size_t)j->given * sizeof(int));
-    else data_batch(&j->data, m, 0, 0, 0);
-    forward(m);
-    check_numbers(m, 0, 0, NAN);
-    save_logits(m, opt.logits);
-}
-
-static void continue_prompt(Job *j) {
-    Sampler s = {opt.temperature, opt.top_k, (uint64_t)opt.seed, 0};
-    Character u = {{0}, 0, 0};
-    double start = seconds();
-    for (const char *c = opt.prompt; *c; c++) print_byte(&u, (unsigned char)*c);
-    print_byte(&u, -1);
-    int drawn = generate(&j->m, &j->z, j->prompt, j->given, j->m.cache_tokens + 1 - j->given, s);
-    printf("\n");
-    check_numbers(&j->m, 0, 0, NAN);
-    double spent = seconds() - start;
-    fprintf(stderr, "%d tokens after %d in %.2f s, %.1f tokens/s\n", drawn, j->given, spent, drawn / spent);
 }
 
 // -------------------------------------------------------------------------------------------------
@@ -2379,20 +2148,13 @@ static const Option options[] = {
     {"--save", TYPE_NAME, &opt.save, "float32", 0, 0, "type of the parameters in model files"},
     PROFILE_OPTION
     {"--plan", SWITCH, &opt.plan, "0", 0, 0, "print where every byte would go, and end"},
-    {"--prompt", STRING, &opt.prompt, NULL, 0, 0,
-     "generate -g tokens after this text with the model of -e, and end"},
-    {"--temperature", NUMBER, &opt.temperature, "1", 0, 100,
-     "of samples: logits are divided by it; 0 takes the likeliest token"},
-    {"--top-k", INTEGER, &opt.top_k, "0", 1, 65536, "samples come from the k likeliest tokens; 0: from all"},
     {"--eval", SWITCH, &opt.eval, "0", 0, 0, "print the loss of -e on -j, and end"},
-    {"--logits", STRING, &opt.logits, "", 0, 0,
-     "write the logits of --prompt, or the first batch of -i, to this .npy, and end"},
     {"--tokenizer", STRING, &opt.tokenizer, "", 0, 0,
      "llm.c's gpt2_tokenizer.bin; for GPT-2's vocabulary it is looked for beside -i and here"},
     {"--help", SWITCH, &opt.help, "0", 0, 0, "print this, and end"},
     {"--version", SWITCH, &opt.version, "0", 0, 0, "print the version, and end"},
 };
-enum { OPTIONS = sizeof options / sizeof options[0] };
+enum { OPTIONS = sizeof options / sizeof options[0], MAX_OPTIONS = 64 };
 
 static int choice_of(const Option *o, const char *text) {
     const char *const *names = choices[o->type];
@@ -2429,26 +2191,30 @@ static void set_option(const Option *o, const char *text) {
     else *(int *)o->at = choice_of(o, text);
 }
 
-static const Option *find_option(const char *flag) {
-    for (int i = 0; i < OPTIONS; i++)
-        if (strcmp(flag, options[i].flag) == 0) return &options[i];
+static const Option *find_option(const Option *table, int count, const char *flag) {
+    static const char *const moved[] = {"--prompt", "--logits", "--temperature", "--top-k"};
+    for (const Option *o = table; o < table + count; o++)
+        if (strcmp(flag, o->flag) == 0) return o;
+    for (int i = 0; i < 4; i++)
+        if (strcmp(flag, moved[i]) == 0) die(STATUS_USAGE, "%s is a flag of ./sample_rev_gpt2", flag);
     if (strcmp(flag, "--profile") == 0)
         die(STATUS_USAGE, "--profile: make -B PROFILE=1 builds a trainer that has it");
     die(STATUS_USAGE, "%s: no such flag; --help lists them, and says what replaces others of llm.c%s", flag,
         flag[0] == '-' ? "" : "; a pattern of files needs quotes");
 }
 
-static void parse_options(int argc, char **argv) {
-    int given[OPTIONS] = {0};
-    for (const Option *o = options; o < options + OPTIONS; o++) {
+// Sets what a table's flags say, or else the defaults.
+static void parse_options(const Option *table, int count, int argc, char **argv) {
+    int given[MAX_OPTIONS] = {0};
+    for (const Option *o = table; o < table + count; o++) {
         if (o->type == STRING || o->initial[0]) set_option(o, o->initial);
         else if (o->type == NUMBER) *(double *)o->at = NAN;
         else *(int *)o->at = -1;
     }
     for (int i = 1; i < argc; i++) {
         const char *flag = argv[i];
-        const Option *o = find_option(flag);
-        if (given[o - options]++) die(STATUS_USAGE, "%s is given twice", flag);
+        const Option *o = find_option(table, count, flag);
+        if (given[o - table]++) die(STATUS_USAGE, "%s is given twice", flag);
         if (o->type == SWITCH) {
             set_option(o, "1");
             continue;
@@ -2460,10 +2226,10 @@ static void parse_options(int argc, char **argv) {
     }
 }
 
-static void print_help(void) {
+static void print_help(const Option *table, int count, const char *usage) {
     static const char *const values[] = {" N", " X", " N", " S", "", " ", " ", " ", " ", " "};
-    printf("usage: train_rev_gpt2 -i TOKENS [flags]\n\n");
-    for (const Option *o = options; o < options + OPTIONS; o++) {
+    printf("usage: %s\n\n", usage);
+    for (const Option *o = table; o < table + count; o++) {
         const char *const *names = choices[o->type];
         char left[128];
         snprintf(left, sizeof left, "%s%s", o->flag, values[o->type]);
@@ -2576,27 +2342,21 @@ static const char *find_tokenizer(int V) {
 
 // Flags that contradict each other.
 static void check_options(void) {
-    int reads = opt.eval || opt.logits[0] || opt.prompt;
-    if (strlen(opt.out) > PATH - 64 || strlen(opt.start) > PATH - 64 || strlen(opt.logits) > PATH - 64 ||
-        strlen(opt.distill) > PATH - 64)
-        die(STATUS_USAGE, "-o, -e, --logits or --distill: a name of over %d bytes", PATH - 64);
-    if (reads && (opt.out[0] || opt.resume || opt.save_every || opt.steps >= 0 || opt.tokens || opt.overfit))
-        die(STATUS_USAGE, "--eval, --logits and --prompt do not train: "
-            "-o -y -n -x -d -a have no meaning there");
-    if (reads && (opt.budget > 0 || profile_wanted)) die(STATUS_USAGE,
-        "--eval, --logits and --prompt do not train: --budget and --profile have no meaning there");
-    if (opt.eval && (opt.logits[0] || opt.prompt))
-        die(STATUS_USAGE, "--eval goes with neither --logits nor --prompt");
+    if (strlen(opt.out) > PATH - 64 || strlen(opt.start) > PATH - 64 || strlen(opt.distill) > PATH - 64)
+        die(STATUS_USAGE, "-o, -e or --distill: a name of over %d bytes", PATH - 64);
+    if (opt.eval &&
+        (opt.out[0] || opt.resume || opt.save_every || opt.steps >= 0 || opt.tokens || opt.overfit))
+        die(STATUS_USAGE, "--eval does not train: -o -y -n -x -d -a have no meaning there");
+    if (opt.eval && (opt.budget > 0 || profile_wanted))
+        die(STATUS_USAGE, "--eval does not train: --budget and --profile have no meaning there");
     if (opt.eval && !opt.val[0]) die(STATUS_USAGE, "--eval needs -j, the tokens to evaluate on");
-    if ((opt.logits[0] || opt.prompt) && opt.distill[0])
-        die(STATUS_USAGE, "--distill goes with neither --logits nor --prompt");
     if (opt.objective > CROSS_ENTROPY && !opt.distill[0])
         die(STATUS_USAGE, "--loss %s needs --distill, the teacher", objective_names[opt.objective]);
     if (opt.budget > 0 && opt.memory != AUTO) die(STATUS_USAGE, "--budget is for --memory auto");
     if (opt.resume && !opt.out[0]) die(STATUS_USAGE, "-y 1 needs -o, the directory to resume from");
     if (opt.save_every && !opt.out[0])
         die(STATUS_USAGE, "-n %d needs -o, the directory to save to", opt.save_every);
-    if (!opt.train[0] && !opt.plan && !opt.eval && !opt.prompt) die(STATUS_USAGE,
+    if (!opt.train[0] && !opt.plan && !opt.eval) die(STATUS_USAGE,
         "-i is missing: training tokens, a .bin of llm.c or a .txt; --help lists the flags");
 }
 
@@ -2657,23 +2417,24 @@ static void choose_memory(Model *m) {
 // places.
 static int default_chunk(int T) { return (chunk_tokens + T - 1) / T; }
 
-// The sizes of a batch and its parts; given: tokens of a prompt, or 0. Returns the micro-batches of a step.
-static int choose_shape(Model *m, int given) {
-    int context = m->net.maxT, sampled = opt.sample_every > 0, first = 1;
-    m->training = !opt.eval && !opt.logits[0] && !opt.prompt;
+// How many tokens a sample in training has: its cache lies in the gradients, as far as these reach.
+static int sampled_tokens(const Config *net) {
+    size_t token = (size_t)evaluations(net, steps(net)) * cache_width(net) * sizeof(act_t);
+    size_t room = parameter_count(net) * sizeof(real_t) / token;
+    int most = room < (size_t)net->maxT ? (int)room : net->maxT;
+    return smaller_of(opt.sample_length, most);
+}
+
+// The sizes of a batch and its parts. Returns the micro-batches of a step.
+static int choose_shape(Model *m) {
+    int context = m->net.maxT;
     m->B = opt.B;
     m->T = or_else(opt.T, context);
-    if (given) {
-        m->B = 1;
-        m->T = first = given;
-    }
-    if (m->T > context) die(STATUS_USAGE, "%s of %d tokens is longer than the context of %d",
-        given ? "a prompt" : "-t: a sequence", m->T, context);
+    if (m->T > context)
+        die(STATUS_USAGE, "-t: a sequence of %d tokens is longer than the context of %d", m->T, context);
     if ((int64_t)m->B * m->T > 1 << 30)
         die(STATUS_USAGE, "-b %d times -t %d is more than 2^30 tokens; use -d to accumulate", m->B, m->T);
-    if (!m->training) sampled = given && !opt.logits[0];
-    if (sampled)  // the last token is not looked at again
-        m->cache_tokens = smaller_of(opt.sample_length + first - 1, most_cache_tokens(&m->net, m->training));
+    if (m->training && opt.sample_every > 0) m->cache_tokens = sampled_tokens(&m->net);
     int tokens = m->B * m->T;
     if (opt.tokens % tokens != 0)
         die(STATUS_USAGE, "-d %d is no multiple of -b %d times -t %d", opt.tokens, m->B, m->T);
@@ -2682,9 +2443,8 @@ static int choose_shape(Model *m, int given) {
     if ((double)m->B * m->T * m->net.C * evaluations(&m->net, steps(&m->net)) > 0x1p55)
         die(STATUS_USAGE, "-b %d times -t %d with %d layers of %d channels is more than any machine holds",
             m->B, m->T, m->net.L, m->net.C);
-    int head_tokens = m->cache_tokens && !m->training ? 1 : head_chunk_tokens;
     m->chunk = smaller_of(or_else(opt.chunk, default_chunk(m->T)), m->B);
-    m->head_chunk = smaller_of(or_else(opt.head_chunk, head_tokens), tokens);
+    m->head_chunk = smaller_of(or_else(opt.head_chunk, head_chunk_tokens), tokens);
     layers_check(m->chunk, m->net.C, m->net.NH, m->cache_tokens);
     return or_else(opt.tokens, tokens) / tokens;
 }
@@ -2706,14 +2466,12 @@ static void claim_directory(int from) {
 
 // ---- from the flags to the end
 
-static void encode_prompt(Job *j) {
-    const Tokenizer *z = &j->z;
-    j->prompt = (int *)malloc((strlen(opt.prompt) + 1) * sizeof(int));
-    if (!j->prompt) die(STATUS_NUMBERS, "out of memory for the prompt");
-    if (opt.prompt[0] && !z->at[z->V])
-        die(STATUS_DATA, "--prompt needs gpt2_tokenizer.bin: --tokenizer says where it is");
-    j->given = encode(z, opt.prompt, j->prompt);
-    if (!j->given) j->prompt[j->given++] = first_token(z);
+// Products in --precision, or else, where it cannot be had, in the other one. Returns which.
+static int choose_precision(void) {
+    if (layers_bf16(opt.precision)) return opt.precision;
+    fprintf(stderr, "train_rev_gpt2: no products in %s in this processor or build: --precision %s\n",
+            precision_names[opt.precision], precision_names[!opt.precision]);
+    return !opt.precision;
 }
 
 // The network, its data and the shape of the run; no memory of the device is taken yet.
@@ -2727,13 +2485,12 @@ static void choose_job(Job *j) {
     if (j->val.V) V = j->val.V;
     if (j->data.V) V = j->data.V;
     m->net = choose_network(V, j->from);
-    if (opt.prompt || opt.sample_every) j->z = tokenizer_open(find_tokenizer(m->net.V), m->net.V);
-    if (opt.prompt) encode_prompt(j);
+    m->training = !opt.eval;
+    if (opt.sample_every) j->z = tokenizer_open(find_tokenizer(m->net.V), m->net.V);
     choose_teacher(m);
-    int accumulate = choose_shape(m, j->given);
-    int bf16 = layers_bf16(opt.precision) ? opt.precision : !opt.precision;
+    int accumulate = choose_shape(m), precision = choose_precision();
     const Run run = {m->B, m->T, m->chunk, m->head_chunk, accumulate, opt.shuffle, opt.overfit, opt.save,
-                     m->net.mode, opt.seed, bf16, m->objective, 0};
+                     m->net.mode, opt.seed, precision, m->objective, 0};
     j->run = run;
     if (m->memory != AUTO || !m->training) {
         plan(m);
@@ -2763,9 +2520,9 @@ static void print_job(const Job *j) {
 // Checks the data against the network, and counts the steps.
 static void choose_steps(Job *j) {
     Model *m = &j->m;
-    if (opt.train[0] && !opt.prompt)
+    if (opt.train[0])
         data_check(&j->data, opt.train, m->net.V, m->B, m->T, m->training && opt.shuffle);
-    if (opt.val[0] && !opt.prompt) data_check(&j->val, opt.val, m->net.V, m->B, m->T, 0);
+    if (opt.val[0]) data_check(&j->val, opt.val, m->net.V, m->B, m->T, 0);
     j->total = opt.steps;
     if (opt.steps >= 0) return;
     int64_t epoch = opt.shuffle ? 0 : all_places(&j->data, m->B, m->T, 0) / j->run.accumulate;
@@ -2793,9 +2550,6 @@ static void begin_job(Job *j) {
         load_state(m, path, j->from, &j->run);
         printf("resumed from %s\n", path);
     }
-    if (j->run.precision != opt.precision)
-        fprintf(stderr, "train_rev_gpt2: no products in %s in this processor or build: --precision %s\n",
-                precision_names[opt.precision], precision_names[j->run.precision]);
 }
 
 static int finish(void) {
@@ -2804,16 +2558,21 @@ static int finish(void) {
     return STATUS_OK;
 }
 
+// What a program begins with: its flags, out of a table. Whether they ask for help or the version alone
+static int begin(const Option *table, int count, const char *usage, int argc, char **argv) {
+    for (int fd = 0; fd <= 2;) fd = open("/dev/null", O_RDWR);  // no file of ours becomes a closed stdout
+    signal(SIGXFSZ, SIG_IGN);  // a file that may not grow fails like a full disk
+    parse_options(table, count, argc, argv);
+    if (opt.help) print_help(table, count, usage);
+    if (opt.version) printf("rev_gpt2 0.1\n");
+    return opt.help || opt.version;
+}
+
 // The whole program; returns the exit status.
 int rev_gpt2_main(int argc, char **argv) {
     Job j;
-    for (int fd = 0; fd <= 2;) fd = open("/dev/null", O_RDWR);  // no file of ours becomes a closed stdout
-    signal(SIGXFSZ, SIG_IGN);  // a file that may not grow fails like a full disk
     memset(&j, 0, sizeof j);
-    parse_options(argc, argv);
-    if (opt.help) print_help();
-    if (opt.version) printf("rev_gpt2 0.1\n");
-    if (opt.help || opt.version) return finish();
+    if (begin(options, OPTIONS, "train_rev_gpt2 -i TOKENS [flags]", argc, argv)) return finish();
     check_options();
     choose_job(&j);
     if (j.m.training || opt.plan) print_job(&j);
@@ -2821,15 +2580,12 @@ int rev_gpt2_main(int argc, char **argv) {
         choose_steps(&j);
         begin_job(&j);
         if (j.m.training) train(&j);
-        else if (opt.eval) evaluate(&j);
-        else if (opt.logits[0]) write_logits(&j);
-        else continue_prompt(&j);
+        else evaluate(&j);
         model_free(&j.m);
     }
     data_close(&j.data);
     data_close(&j.val);
-    tokenizer_close(&j.z);
-    free(j.prompt);
+    free(j.z.texts);
     return finish();
 }
 

@@ -6,7 +6,7 @@
 [ -r "$1" ] || { echo "usage: dev/demo.sh TEXT" >&2; exit 2; }
 command -v awk >/dev/null || { echo "dev/demo.sh needs awk" >&2; exit 1; }
 text=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
-cd "$(dirname "$0")/.." && make -s train_rev_gpt2 && mkdir -p demo || exit 1
+cd "$(dirname "$0")/.." && make -s train_rev_gpt2 sample_rev_gpt2 && mkdir -p demo || exit 1
 out=demo seconds=${DEMO_SECONDS:-75}
 net='-e d6 --channels 128 --heads 4 --context 64'
 learn='-b 16 -l 2e-3 -u 50 --beta2 0.99 --shuffle'
@@ -43,7 +43,7 @@ echo
 echo 'It writes:'
 echo
 for start in '// The ' '    for (int ' 'static void '; do
-    ./train_rev_gpt2 -e "$model" --prompt "$start" -g 50 --temperature 0.6 2>/dev/null || exit 1
+    ./sample_rev_gpt2 -e "$model" --prompt "$start" -g 50 --temperature 0.6 2>/dev/null || exit 1
 done
 echo
 echo 'Activation memory of a step of 2048 tokens, measured just now: 6 layers as trained, and 48 like them'
@@ -54,4 +54,4 @@ row 'midpoint --memory reverse'                  -b 32 --mode midpoint --memory 
 echo
 echo 'The last one does not grow with depth. Small batches whose gradients are accumulated are the rival to beat:'
 echo 'reversal pays in deep networks and long contexts. README.md says more; go on with'
-echo "  ./train_rev_gpt2 -e $model --prompt 'static int ' -g 50"
+echo "  ./sample_rev_gpt2 -e $model --prompt 'static int ' -g 50"

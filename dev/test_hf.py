@@ -1,7 +1,7 @@
 """
 Tests hf.py and modeling_rev_gpt2.py: transformers and the trainer must compute the same logits from the same weights.
 
-    python3 dev/test_hf.py [--trainer PATH]      without it, what `make` builds
+    python3 dev/test_hf.py [--trainer PATH] [--sampler PATH]      without them, what `make` builds
 
 Needs torch, transformers and safetensors, no network, some 4 GB of memory and a few minutes. The last line is
 `N passed, N failed`, the exit status 1 if any failed.
@@ -54,14 +54,17 @@ def convert(*args):
     done = hf(*args)
     check(done.returncode == 0 and not done.stderr, f"hf.py {' '.join(map(str, args))}: status {done.returncode}, {done.stderr}")
 
-def trainer(*args):
-    done = subprocess.run([TRAINER, *map(str, args)], capture_output=True, text=True)
+def run(*args):
+    done = subprocess.run([*map(str, args)], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{TRAINER} {' '.join(map(str, args))}: status {done.returncode}, {done.stderr}")
+        raise RuntimeError(f"{' '.join(map(str, args))}: status {done.returncode}, {done.stderr}")
+
+def trainer(*args):
+    run(TRAINER, *args)
 
 def trainer_logits(model, tokens, *flags):
     out = ROOM / "logits.npy"
-    trainer("-e", model, "-i", tokens.path, "-b", tokens.ids.shape[0], "-t", tokens.ids.shape[1], "--logits", out, *flags)
+    run(SAMPLER, "-e", model, "-i", tokens.path, "-b", tokens.ids.shape[0], "-t", tokens.ids.shape[1], "--logits", out, *flags)
     return np.load(out)
 
 def logits_of(model, ids):
@@ -525,13 +528,15 @@ def test_interrupted():
                   f"{args[0]} stopped by {sig.name}: status {process.returncode}, {error!r}, {list((ROOM / 'stopped').rglob('*'))}")
 
 def main():
-    global TRAINER
+    global TRAINER, SAMPLER
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trainer", metavar="PATH", help="the trainer; without it, what make builds")
+    parser.add_argument("--sampler", metavar="PATH", help="the program that writes logits; likewise")
     args = parser.parse_args()
-    if not args.trainer:
-        subprocess.run(["make", "-s", "-C", HERE.parent, "train_rev_gpt2"], check=True)
+    if not args.trainer or not args.sampler:
+        subprocess.run(["make", "-s", "-C", HERE.parent, "train_rev_gpt2", "sample_rev_gpt2"], check=True)
     TRAINER = Path(args.trainer or HERE.parent / "train_rev_gpt2").resolve()
+    SAMPLER = Path(args.sampler or HERE.parent / "sample_rev_gpt2").resolve()
     torch.manual_seed(1)
     for test in (test_shapes, test_checkpoints, test_networks, test_tokenizer, test_bad_input, test_interrupted):
         start = time.time()

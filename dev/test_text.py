@@ -1,4 +1,4 @@
-"""Tests that the trainer cuts a prompt into the tokens that tiktoken finds.
+"""Tests that sample_rev_gpt2 cuts a prompt into the tokens that tiktoken finds.
 
     python3 dev/test_text.py
 
@@ -11,17 +11,18 @@ import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PROGRAM = r'''
-#define REV_GPT2_NO_MAIN
+#define SAMPLE_NO_MAIN
 #include "%s"
 int main(int argc, char **argv) {
     static char text[1 << 20];
     static int tokens[1 << 20];
     Tokenizer z = tokenizer_open(argv[1], 50257);
     text[fread(text, 1, sizeof text - 1, stdin)] = 0;
-    for (int i = 0, n = encode(&z, text, tokens); i < n; i++) printf("%%d\n", tokens[i]);
+    Index x = index_open(&z);
+    for (int i = 0, n = encode(&x, text, tokens); i < n; i++) printf("%%d\n", tokens[i]);
     return argc != 2;
 }
-''' % os.path.join(HERE, os.pardir, "train_rev_gpt2.c")
+''' % os.path.join(HERE, "sample", "sample.c")
 TEXTS = [
     "Hello, world!  It's 12,345 o'clock; we'll see they've I'd you're I'm DON'T it'S\n\n\n x\t\ty \n z   ",
     "Ça va? façade — “quoted” text… l’été\u00a0fin ½ x² €5 ±7 °C ™ © ¿Qué? « » ª º µ ŝŭ ʰ → ≤ ∞ ﬁ Ⅷ ①",

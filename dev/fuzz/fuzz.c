@@ -1,8 +1,8 @@
 /*
-fuzz.c: what a broken or hostile file, or any command line, must not do to train_rev_gpt2.c. A libFuzzer harness; run.sh
-builds it with -DTARGET= tokens, model, state, tokenizer or flags, and runs it.
+fuzz.c: what a broken or hostile file, or any command line, must not do to train_rev_gpt2.c, or to sample/sample.c. A
+libFuzzer harness; run.sh builds it with -DTARGET= tokens, model, state, tokenizer, flags or sample, and runs it.
 
-It includes the trainer. The end of the program becomes a jump back, files are one file in memory whatever their
+It includes both programs. The end of the program becomes a jump back, files are one file in memory whatever their
 name, and all that the trainer holds is written down. So after each input it is known whether the program would have
 ended as it promises, with one line and the right status, or gone on with nothing left open and nothing misread.
 Inputs are the files themselves; what else a target needs (a batch's shape, a prompt) is in the part of the header
@@ -108,14 +108,22 @@ static int fuzz_glob(glob_t *g) {
     g->gl_pathv = globbed;
     return 0;
 }
-// What reaches the terminal must be UTF-8 without control characters.
+// What reaches the terminal must be UTF-8 without control characters; of the trainer's own samples, only without these.
+static int sampling;
 UNSEEN static ssize_t show(void *cookie, const char *text, size_t n) {
     static const uint32_t least[4] = {0, 0xA0, 0x800, 0x10000};
     static uint32_t code;
     static int left, length;
+    static unsigned char last;
     (void)cookie;
     for (size_t i = 0; i < n; i++) {
         unsigned char c = (unsigned char)text[i];
+        if (sampling) {
+            if ((c < 32 && c != '\n' && c != '\t') || c == 127) fail("sampled a control character");
+            if (last == 0xC2 && c >= 128 && c < 160) fail("sampled a control character of two bytes");
+            last = c;
+            continue;
+        }
         if (left ? (c & 0xC0) != 0x80 : (c >= 0x80 && c < 0xC0) || c >= 0xF8) fail("printed what is no UTF-8");
         if (!left && c >= 0x80) left = length = c < 0xE0 ? 1 : c < 0xF0 ? 2 : 3, code = c & (0x3Fu >> length);
         else if (left) left--, code = code << 6 | (c & 63);
@@ -160,8 +168,8 @@ static void write_seed(const char *name, const void *bytes, size_t size) {
 #define globfree(g) (void)(g)
 #define rename(from, to) 0
 #define access(path, mode) (strlen(path) % 2 ? 0 : -1)
-#define REV_GPT2_NO_MAIN
-#include "../../train_rev_gpt2.c"
+#define SAMPLE_NO_MAIN
+#include "../sample/sample.c"
 
 static int may_end_with;  // the only status that die may now have
 static int whole;         // whether tokens are being read from a file that is not cut meanwhile
@@ -328,6 +336,7 @@ static void seeds_state(void) {
 // ---- tokenizers; the header from word 4 on is a prompt
 
 static void check_encode(const Tokenizer *z, const char *text) {
+    Index x = index_open(z);
     size_t length = strlen(text), at = 0;
     char *prompt = (char *)ours(length + 1);
     int *tokens = (int *)ours(length * sizeof(int));
@@ -337,12 +346,13 @@ static void check_encode(const Tokenizer *z, const char *text) {
         if (n < 1 || (size_t)n > length - i) fail("a word of no length, or beyond the text");
     }
     may_end_with = STATUS_DATA;
-    int count = encode(z, prompt, tokens);
+    int count = encode(&x, prompt, tokens);
     may_end_with = STATUS_OK;
+    free(x.next);
     for (int i = 0; i < count; at += (size_t)token_length(z, tokens[i++]))
         if (tokens[i] < 0 || tokens[i] >= z->V || tokens[i] == z->eot || token_length(z, tokens[i]) < 1 ||
             (size_t)token_length(z, tokens[i]) > length - at ||
-            memcmp(z->texts + z->at[tokens[i]], text + at, (size_t)token_length(z, tokens[i])) != 0) fail("tokens are not the text");
+            memcmp(z->texts[tokens[i]] + 1, text + at, (size_t)token_length(z, tokens[i])) != 0) fail("tokens are not the text");
     if (at != length) fail("tokens are not all of the text");
 }
 static void fuzz_tokenizer(const uint8_t *bytes, size_t size) {
@@ -353,15 +363,20 @@ static void fuzz_tokenizer(const uint8_t *bytes, size_t size) {
     Character u = {{0}, 0, 0};
     size_t at = 1024;
     for (int i = 0; i < V; at += 1 + (size_t)bytes[at], i++)
-        if (!bytes[at] || token_length(&z, i) != bytes[at] || memcmp(z.texts + z.at[i], bytes + at + 1, bytes[at]) != 0) fail("a token is another");
+        if (!bytes[at] || token_length(&z, i) != bytes[at] || memcmp(z.texts[i] + 1, bytes + at + 1, bytes[at]) != 0) fail("a token is another");
     if (at != size) fail("a tokenizer of another size was taken");
-    for (int i = 0; i < V; i++) print_token(&z, &u, i);
+    for (int i = 0; i < V; i++) print_characters(&z, &u, i);
     print_byte(&u, -1);
+    fflush(screen);
+    sampling = 1;
+    for (int i = 0; i < V; i++) print_token(&z, i);
+    fflush(screen);
+    sampling = 0;
     if (first_token(&z) < 0 || first_token(&z) >= V) fail("no first token");
     memcpy(prompt, bytes + 16, 200);
     check_encode(&z, prompt);
     may_end_with = STATUS_OK;
-    tokenizer_close(&z);
+    free(z.texts);
 }
 static void seeds_tokenizer(void) {
     static const char *const texts[20] = {"a", "b", "c", " ", "'", "s", "\n", "\xC3", "\xA9", "\xE2", "\x80", "\x99",
@@ -390,10 +405,9 @@ static void seeds_tokenizer(void) {
 
 // ---- flags, a line each; a model file is there whatever its name
 
-static void fuzz_flags(const uint8_t *bytes, size_t size) {
-    char *argv[256] = {(char *)"train_rev_gpt2"};
-    int argc = 1, given = 0;
-    size_t rows[ROWS];
+static int split_flags(const uint8_t *bytes, size_t size, char *argv[256]) {
+    int argc = 1;
+    argv[0] = (char *)"train_rev_gpt2";
     for (size_t i = 0, end; i < size && argc < 256; i = end + 1) {
         for (end = i; end < size && bytes[end] != '\n' && bytes[end]; end++) {}
         argv[argc] = (char *)ours(end - i + 1);
@@ -403,32 +417,40 @@ static void fuzz_flags(const uint8_t *bytes, size_t size) {
     memset(&m, 0, sizeof m);
     memset(&opt, 0x55, sizeof opt);
     may_end_with = STATUS_USAGE;
-    parse_options(argc, argv);
-    if (opt.help) print_help();
-    if (opt.help || opt.version) return;
-    check_options();
+    return argc;
+}
+
+// The network of -e, whose file is of some kind; its name, and that of a tokenizer
+static void find_files(int V, int from) {
     size_t kind = strlen(opt.start) % (2 * MODES);
     put_file(models[kind], model_sizes[kind]);
-    m.net = choose_network(argc % 2 ? 256 : 50257, opt.resume ? 7 : -1);
+    m.net = choose_network(V, from);
     const char *model = model_path(-1), *tokenizer = find_tokenizer(m.net.V);
     if (model && strcmp(model, opt.start) != 0) fail("a model of another name");
     if (tokenizer && tokenizer != opt.tokenizer && strlen(tokenizer) > PATH + 30) fail("a name that was cut");
-    if (opt.prompt) {
-        Tokenizer z = tokenizer_open(NULL, 256);
-        Character u = {{0}, 0, 0};
-        given = (int)strlen(opt.prompt) + !opt.prompt[0];
-        if (given <= 64) check_encode(&z, opt.prompt);  // a long one is for the tokenizer's target
-        for (const char *c = opt.prompt; *c; c++) print_token(&z, &u, (unsigned char)*c);
-        print_byte(&u, -1);
-        tokenizer_close(&z);
-    }
-    may_end_with = STATUS_USAGE;
-    choose_teacher(&m);
-    int accumulate = choose_shape(&m, given);
-    may_end_with = STATUS_OK;
-    double N = (double)m.B * m.T, C = m.net.C, kept = m.training ? 4 * C * N * (double)planes_before(&m, steps(&m.net)) : 0;
+}
+
+static void check_shape(int accumulate) {
+    double N = (double)m.B * m.T;
     if (m.T < 1 || m.T > m.net.maxT || N > 1 << 30 || m.chunk < 1 || m.chunk > m.B || m.head_chunk < 1 || m.head_chunk > N ||
         accumulate < 1 || m.cache_tokens > m.net.maxT || m.net.C % m.net.NH || (m.net.mode == BASELINE && m.net.grid)) fail("an impossible shape");
+}
+
+static void fuzz_flags(const uint8_t *bytes, size_t size) {
+    char *argv[256];
+    int argc = split_flags(bytes, size, argv);
+    size_t rows[ROWS];
+    parse_options(options, OPTIONS, argc, argv);
+    if (opt.help) print_help(options, OPTIONS, "train_rev_gpt2");
+    if (opt.help || opt.version) return;
+    check_options();
+    find_files(argc % 2 ? 256 : 50257, opt.resume ? 7 : -1);
+    m.training = !opt.eval;
+    choose_teacher(&m);
+    int accumulate = choose_shape(&m);
+    may_end_with = STATUS_OK;
+    check_shape(accumulate);
+    double N = (double)m.B * m.T, C = m.net.C, kept = m.training ? 4 * C * N * (double)planes_before(&m, steps(&m.net)) : 0;
     if (m.memory == STORE && m.training) kept += N * steps(&m.net) * 4 * (m.net.mode == HAMILTONIAN ? 4 : 13) * C;
     if (m.memory != STORE || steps(&m.net) < 200 || size % 16 == 0) {  // it takes long for many
         double budget = opt.budget > 0 ? opt.budget : 1e15;
@@ -446,36 +468,85 @@ static void fuzz_flags(const uint8_t *bytes, size_t size) {
         if (!(rate >= 0 && rate <= opt.rate * 1.0001)) fail("an impossible learning rate");
     }
 }
+// A seed of each line, and a dictionary of a table's flags with what they choose among
+static void write_lines(const char *const *lines, size_t count, const Option *table, int table_count) {
+    static const char *const values[] = {"0", "1", "-1", "65536", "16777216", "1000000000", "2147483647", "99999999999999999999",
+                                         "nan", "inf", "1e-400", "0x1p-3", "d24", "d36", "1024", "64", "16384", "1.5G", "800M", "7K"};
+    char dictionary[1 << 14] = "", *at = dictionary, text[4200];
+    for (size_t i = 0; i < count; i++) {
+        size_t n = strlen(lines[i]);
+        for (size_t j = 0; j <= n; j++) text[j] = lines[i][j] == ' ' ? '\n' : lines[i][j];
+        snprintf(path, sizeof path, "line%zu", i);
+        write_seed(path, text, n);
+    }
+    for (int i = 0; i < table_count; i++) {
+        at += sprintf(at, "\"\\x0A%s\\x0A\"\n", table[i].flag);
+        const char *const *names = choices[table[i].type];
+        for (int c = 0; names && names[c]; c++) at += sprintf(at, "\"%s\"\n", names[c]);
+    }
+    for (size_t i = 0; i < sizeof values / sizeof *values; i++) at += sprintf(at, "\"%s\"\n", values[i]);
+    write_seed(".dict", dictionary, strlen(dictionary));
+}
+
 static void seeds_flags(void) {
     static const char *const lines[] = {
         "-i data/*.bin -j val.bin -e d12 -o out -y 1 -n 100 -nk 2 -b 4 -t 64 -d 1024 -x 100 -l 3e-4 -u 10 -q 0 -c 0.1 -v 50 -m 5 -s 50 -g 32",
         "-i a.txt -e d6 --layers 3 --heads 4 --channels 32 --context 64 --mode leapfrog --memory checkpoint --stream fixed --grid 18",
         "-i a.txt -e d6 --mode midpoint-a --step-size 0.5 --stream float --seed 7 --shuffle --save bf16 --chunk 2 --head-chunk 100",
         "--plan -e d48 --mode hamiltonian --memory store -b 16 --beta1 0.8 --beta2 0.9", "--plan -e d6 --mode baseline -t 0 -x -1",
-        "-e out/model.bin --prompt h\xC3\xA9llo's!! --temperature 0.8 --top-k 40 --tokenizer t.bin -g 1", "-h", "--help", "--version",
-        "-e d6 --eval -j val.bin -b 2 --mode midpoint", "-e m.bin -i x --logits out.npy -t 2", "-e model.bin -i x -a 1 -t 3 -x 0x1 -l nan",
+        "-e out/model.bin -i x -s 1 --tokenizer t.bin -g 1", "-h", "--help", "--version", "--prompt", "-e d6 --top-k",
+        "-e d6 --eval -j val.bin -b 2 --mode midpoint", "-e model.bin -i x -a 1 -t 3 -x 0x1 -l nan",
         "-e fourteen-b.bin -i x --mode bdia --coefficient -0.0625 --stem 1 --distill teacher.bin --loss kl-teacher -t 3", "-e d6 --mode retrofit --fixed-point 3 --plan",
-        "-e d6 --context 64 --prompt abc -g 63", "-i x --mode leapfrog --memory auto --budget 2.5G --precision bf16 -t 8 -e d6",
+        "-i x --mode leapfrog --memory auto --budget 2.5G --precision bf16 -t 8 -e d6",
         "-i x --mode hamiltonian --memory checkpoint --layers 65536 --channels 65536 --heads 1 -b 16384 -t 65536 --context 65536"};
-    static const char *const values[] = {"0", "1", "-1", "65536", "16777216", "1000000000", "2147483647", "99999999999999999999",
-                                         "nan", "inf", "1e-400", "0x1p-3", "d24", "d36", "1024", "64", "16384", "1.5G", "800M", "7K"};
-    char dictionary[1 << 14] = "", *at = dictionary, text[4200];
-    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
-        size_t n = strlen(lines[i]);
-        for (size_t j = 0; j <= n; j++) text[j] = lines[i][j] == ' ' ? '\n' : lines[i][j];
-        snprintf(path, sizeof path, "flags%zu", i);
-        write_seed(path, text, n);
-    }
+    char text[4200];
     memset(text, 'a', sizeof text);
     memcpy(text, "-i\nx\n-e\n./", 10);
     write_seed("flags_long", text, sizeof text);
-    for (int i = 0; i < OPTIONS; i++) {
-        at += sprintf(at, "\"\\x0A%s\\x0A\"\n", options[i].flag);
-        const char *const *names = choices[options[i].type];
-        for (int c = 0; names && names[c]; c++) at += sprintf(at, "\"%s\"\n", names[c]);
+    write_lines(lines, sizeof lines / sizeof *lines, options, OPTIONS);
+}
+
+// ---- flags of the program that generates text
+
+static void fuzz_sample(const uint8_t *bytes, size_t size) {
+    char *argv[256];
+    int argc = split_flags(bytes, size, argv), given = 0;
+    memset(&sample, 0x55, sizeof sample);
+    parse_options(options, OPTIONS, 1, argv);
+    parse_options(sample_options, SAMPLE_OPTIONS, argc, argv);
+    if (opt.help) print_help(sample_options, SAMPLE_OPTIONS, "sample_rev_gpt2");
+    if (opt.help || opt.version) return;
+    check_sample_options();
+    find_files(argc % 2 ? 256 : 50257, -1);
+    if (sample.prompt) {
+        Tokenizer z = tokenizer_open(NULL, 256);
+        Character u = {{0}, 0, 0};
+        int *prompt = encode_prompt(&z, &given);
+        if (given != (int)strlen(sample.prompt) + !sample.prompt[0]) fail("a byte is no token");
+        if (given <= 64) check_encode(&z, sample.prompt);  // a long one is for the tokenizer's target
+        for (int i = 0; i < given && sample.prompt[0]; i++) print_characters(&z, &u, prompt[i]);
+        print_byte(&u, -1);
+        free(prompt);
+        free(z.texts);
     }
-    for (size_t i = 0; i < sizeof values / sizeof *values; i++) at += sprintf(at, "\"%s\"\n", values[i]);
-    write_seed(".dict", dictionary, strlen(dictionary));
+    may_end_with = STATUS_USAGE;
+    choose_sample_shape(&m, given);
+    may_end_with = STATUS_OK;
+    check_shape(1);
+    if (m.training || (given && (m.B != 1 || m.T != given))) fail("a prompt is not the batch");
+    size_t rows[ROWS];
+    plan(&m);
+    plan_rows(&m, rows);
+    double all = 12 * (double)m.net.C * m.net.C * m.net.L + 8 * (double)m.B * m.T * m.net.C;
+    if (m.buffer_count > MAX_BUFFERS || (double)rows[TOTAL] < all) fail("the plan is too small");
+}
+static void seeds_sample(void) {
+    static const char *const lines[] = {
+        "-e out/model.bin --prompt h\xC3\xA9llo's!! --temperature 0.8 --top-k 40 --tokenizer t.bin -g 1", "--help", "--version", "-x 3",
+        "-e m.bin -i x --logits out.npy -t 2 -b 3 --chunk 2 --head-chunk 5", "-e d6 --prompt abc -g 63 --seed 5 --precision bf16",
+        "-e fourteen-b.bin -i x --mode bdia --coefficient -0.0625 --stem 1 --grid 19 -t 3 --logits o", "--prompt a --logits o.npy",
+        "-e d6 --mode retrofit --fixed-point 3 --prompt ab --stream fixed", "-e d24 --prompt  --step-size 0.5 --temperature 0"};
+    write_lines(lines, sizeof lines / sizeof *lines, sample_options, SAMPLE_OPTIONS);
 }
 
 #define JOIN2(a, b) a##b
@@ -486,7 +557,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     memory_file = memfd_create("fuzz", 0);
     snprintf(memory_path, sizeof memory_path, "/proc/self/fd/%d", memory_file);
     screen = fopencookie(NULL, "w", (cookie_io_functions_t){.write = show});
-    parse_options(1, NULL);
+    parse_options(options, OPTIONS, 1, NULL);
     for (int i = 0; i < 2 * MODES; i++) {
         make_model(i / 2);
         save_model(&m, "", 0, i % 2);

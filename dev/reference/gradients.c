@@ -11,7 +11,7 @@ OUT receives the loss (float64), then all gradients in the model file's order, a
 int main(int argc, char **argv) {
     if (argc != 8) die(STATUS_USAGE, "gradients MODEL TOKENS B T float|fixed store|checkpoint|reverse OUT");
     const char *flags[] = {argv[0], "-e", argv[1], "-b", argv[3], "-t", argv[4], "--stream", argv[5], "--memory", argv[6]};
-    parse_options(11, (char **)flags);
+    parse_options(options, OPTIONS, 11, (char **)flags);
     Data tokens;
     Model m;
     memset(&m, 0, sizeof m);

@@ -1,0 +1,385 @@
+/*
+sample.c: what a trained model is for. It writes text, or the logits of text, with the trainer's network.
+
+    ./sample_rev_gpt2 -e model.bin --prompt TEXT                       writes TEXT and what comes after it
+    ./sample_rev_gpt2 -e model.bin --prompt TEXT --logits out.npy      the logits of TEXT, for numpy.load
+    ./sample_rev_gpt2 -e model.bin -i tokens.bin --logits out.npy      those of the first batch of a file
+
+It includes the trainer, the CUDA twin with -DTWIN, and replaces its main program; with SAMPLE_NO_MAIN it can
+be included itself. A text becomes tokens by GPT-2's byte pair encoding: it is cut into words, and a word's
+bytes are joined as long as two neighbours make a token. What the network answers is drawn at a temperature,
+from the likeliest tokens, and printed in whole characters.
+*/
+#ifndef REV_GPT2_NO_MAIN
+#define REV_GPT2_NO_MAIN
+#endif
+#ifdef TWIN
+#include "../../train_rev_gpt2.cu"
+#else
+#include "../../train_rev_gpt2.c"
+#endif
+
+// ---- a text to tokens
+
+// The tokens by their first byte: the first one (V: none), and the one after each, (V)
+typedef struct { const Tokenizer *z; int first[256], *next; } Index;
+
+static int token_length(const Tokenizer *z, int token) { return z->texts[token][0]; }
+
+static Index index_open(const Tokenizer *z) {
+    Index x;
+    x.z = z;
+    x.next = (int *)calloc((size_t)z->V, sizeof(int));
+    if (!x.next) die(STATUS_NUMBERS, "out of memory for an index of %d tokens", z->V);
+    for (int c = 0; c < 256; c++) x.first[c] = z->V;
+    for (int i = z->V - 1; i >= 0; i--) {
+        int c = z->texts[i][1];
+        if (i == z->eot || token_length(z, i) == 0) continue;
+        x.next[i] = x.first[c];
+        x.first[c] = i;
+    }
+    return x;
+}
+
+// The token whose text is these bytes, or -1; never the end of text.
+static int find_token(const Index *x, const unsigned char *text, int length) {
+    const Tokenizer *z = x->z;
+    for (int i = x->first[*text]; i < z->V; i = x->next[i])
+        if (token_length(z, i) == length && memcmp(z->texts[i] + 1, text, (size_t)length) == 0) return i;
+    return -1;
+}
+
+// What kind of character begins at text, and its bytes in *length: a letter, number, space or other, as GPT-2
+// cuts text into words. Beyond ASCII the usual punctuation and symbols are known; elsewhere tokens may differ
+// from tiktoken's, never their text.
+static char kind_of(const unsigned char *text, int *length) {
+    static const struct { unsigned first, last; char kind; } known[] = {  // the first that holds, or a letter
+        {'A', 'Z', 'L'}, {'a', 'z', 'L'}, {'0', '9', 'N'}, {9, 13, ' '}, {' ', ' ', ' '}, {0, 0x7F, 'O'},
+        {0x85, 0x85, ' '}, {0xA0, 0xA0, ' '}, {0xAA, 0xAA, 'L'}, {0xB5, 0xB5, 'L'}, {0xBA, 0xBA, 'L'},
+        {0xB2, 0xB3, 'N'}, {0xB9, 0xB9, 'N'}, {0xBC, 0xBE, 'N'}, {0x80, 0xBF, 'O'}, {0xD7, 0xD7, 'O'},
+        {0xF7, 0xF7, 'O'}, {0x300, 0x36F, 'O'}, {0x1680, 0x1680, ' '}, {0x2000, 0x200A, ' '},
+        {0x2028, 0x2029, ' '}, {0x202F, 0x202F, ' '}, {0x205F, 0x205F, ' '}, {0x2070, 0x2070, 'N'},
+        {0x2071, 0x2071, 'L'}, {0x2074, 0x2079, 'N'}, {0x207F, 0x207F, 'L'}, {0x2080, 0x2089, 'N'},
+        {0x2090, 0x209C, 'L'}, {0x2150, 0x2189, 'N'}, {0x2460, 0x249B, 'N'}, {0x200B, 0x2BFF, 'O'},
+        {0x3000, 0x3000, ' '}, {0x3005, 0x3007, 'L'}, {0x3001, 0x3020, 'O'}, {0xFE00, 0xFE6F, 'O'},
+        {0xFF10, 0xFF19, 'N'}, {0xFF00, 0xFF20, 'O'}, {0x1F000, 0x10FFFF, 'O'}};
+    unsigned c = *text;
+    *length = 1;
+    if (c >= 0x80) {
+        c &= c < 0xE0 ? 31 : 15;
+        if (*text >= 0xF0) c &= 7;
+        for (; (text[*length] & 0xC0) == 0x80 && *length < 4; ++*length) c = c << 6 | (text[*length] & 63);
+    }
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
+        if (c >= known[i].first && c <= known[i].last) return known[i].kind;
+    return 'L';
+}
+
+// The length of the first word of text (ended by a 0): GPT-2's pattern 's|'t|'re|'ve|'m|'ll|'d| ?letters|
+// ?digits| ?others|spaces, the last of several spaces belonging to the word that follows.
+static int word_length(const unsigned char *text) {
+    static const char *const endings[] = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"};
+    int length, at = 0, last = 0;
+    for (int i = 0; i < 7; i++)
+        if (strncmp((const char *)text, endings[i], strlen(endings[i])) == 0) return (int)strlen(endings[i]);
+    if (*text == ' ' && text[1] && kind_of(text + 1, &length) != ' ') at = 1;
+    char kind = kind_of(text + at, &length);
+    for (; text[at] && kind_of(text + at, &length) == kind; at += length) last = at;
+    return kind == ' ' && text[at] && last > 0 ? last : at;
+}
+
+// Joins two neighbours of `parts` tokens whose text is `word`: those that make the lowest token, the one
+// learnt first. Returns whether any make one.
+static int join_lowest(const Index *x, const unsigned char *word, int *tokens, int parts) {
+    int lowest = -1, best = 0;
+    for (int i = 0; i + 1 < parts; i++) {
+        int length = token_length(x->z, tokens[i]);
+        int joined = find_token(x, word, length + token_length(x->z, tokens[i + 1]));
+        word += length;
+        if (joined < 0 || (lowest >= 0 && joined >= lowest)) continue;
+        lowest = joined;
+        best = i;
+    }
+    if (lowest < 0) return 0;
+    tokens[best] = lowest;
+    memmove(tokens + best + 1, tokens + best + 2, sizeof(int) * (size_t)(parts - best - 2));
+    return 1;
+}
+
+// Tokens of `text`, at most one a byte, into `tokens`; returns how many. A word begins as its bytes, whose
+// neighbours are joined as long as any two make a token: that is byte pair encoding.
+static int encode(const Index *x, const char *text, int *tokens) {
+    int count = 0;
+    for (const unsigned char *word = (const unsigned char *)text; *word; word += word_length(word)) {
+        int parts = word_length(word);
+        for (int i = 0; i < parts; i++) {
+            tokens[count + i] = find_token(x, word + i, 1);
+            if (tokens[count + i] < 0)
+                die(STATUS_DATA, "the tokenizer has no token for byte %d of the prompt", word[i]);
+        }
+        while (join_lowest(x, word, tokens + count, parts)) parts--;
+        count += parts;
+    }
+    return count;
+}
+
+// ---- bytes to a terminal
+
+// A character of UTF-8 on its way to the terminal: `have` of its `length` bytes
+typedef struct { unsigned char bytes[4]; int have, length; } Character;
+
+// Prints a byte (-1: the end), whole characters at a time. ASCII's control characters are left out; others,
+// and what is no UTF-8, become U+FFFD.
+static void print_byte(Character *u, int c) {
+    static const uint32_t least[5] = {0, 0, 0xA0, 0x800, 0x10000};  // U+80 to U+9F are control characters
+    static const char *const unknown = "\xEF\xBF\xBD";
+    if (u->have && (c & 0xC0) != 0x80) {
+        fputs(unknown, stdout);
+        u->have = 0;
+    }
+    if (u->have) {
+        u->bytes[u->have++] = (unsigned char)c;
+        if (u->have < u->length) return;
+        uint32_t code = u->bytes[0] & (0x7Fu >> u->length);
+        for (int i = 1; i < u->length; i++) code = code << 6 | (u->bytes[i] & 63);
+        int valid = code >= least[u->length] && code <= 0x10FFFF && (code < 0xD800 || code >= 0xE000);
+        if (valid) fwrite(u->bytes, 1, (size_t)u->length, stdout);
+        else fputs(unknown, stdout);
+        u->have = 0;
+    } else if (c >= 0xC2 && c <= 0xF4) {
+        u->bytes[0] = (unsigned char)c;
+        u->have = 1;
+        u->length = 2 + (c >= 0xE0) + (c >= 0xF0);
+    } else if (c >= 0x80) {
+        fputs(unknown, stdout);
+    } else if ((c >= 32 && c < 127) || c == '\n' || c == '\t') {
+        putchar(c);
+    }
+}
+
+static void print_characters(const Tokenizer *z, Character *u, int token) {
+    if (token_length(z, token) == 0) printf("%d ", token);
+    for (int i = 1; i <= token_length(z, token); i++) print_byte(u, z->texts[token][i]);
+    fflush(stdout);
+}
+
+// ---- logits
+
+// Writes the logits of the batch that has gone forward, (B, T, V), as numpy.load reads them.
+static void save_logits(Model *m, const char *path) {
+    static float logits[65536];
+    Output o;
+    int N = m->B * m->T, V = m->net.V;
+    char shape[118], header[129], magic[6] = "";
+    snprintf(shape, sizeof shape,
+             "{'descr': '<f4', 'fortran_order': False, 'shape': (%d, %d, %d), }", m->B, m->T, V);
+    // version 1.0, and 118 bytes follow
+    snprintf(header, sizeof header, "\x93NUMPY%c%c%c%c%-117s\n", 1, 0, 118, 0, shape);
+    if (access(path, F_OK) == 0) {
+        FILE *old = open_regular(path);
+        if (fread(magic, 1, 6, old) != 6 || memcmp(magic, header, 6) != 0)
+            die(STATUS_DATA, "%s is there already, and is no .npy", path);
+        fclose(old);
+    }
+    output_open(&o, path, 0);
+    output_write(&o, header, sizeof header - 1);
+    for (int i = 0; i < N; i++) {
+        if (i % m->head_chunk == 0) head_logits(m, i, smaller_of(m->head_chunk, N - i));
+        host_logits(m, i % m->head_chunk, logits);
+        for (int v = 0; v < V; v++) {
+            if (isfinite(logits[v])) continue;
+            unlink(o.aside);
+            die(STATUS_NUMBERS, "the logit of token %d at position %d is not a finite number", v, i);
+        }
+        output_write(&o, logits, (size_t)V * sizeof(float));
+    }
+    output_close(&o);
+}
+
+// ---- samples
+
+typedef struct { double logit; int token; } Candidate;
+
+// Draws a token by softmax(logits / temperature) among the top_k likeliest (0: all), with `draw` uniform in
+// [0, 1). Temperature 0 takes the likeliest; of equals the first counts. logits (V) are finite numbers.
+static int draw_among(const float *logits, int V, double temperature, int top_k, double draw) {
+    static Candidate best[65536];
+    int n = 0, most = top_k > 0 ? smaller_of(top_k, V) : V;
+    double top = -INFINITY, sum = 0;
+    if (temperature == 0) most = 1;
+    for (int v = 0; v < V; v++) {
+        Candidate c = {(double)logits[v], v};
+        if (n == most && c.logit <= best[n - 1].logit) continue;
+        if (n < most) n++;
+        int i = n - 1;  // in order, if some are left out
+        for (; most < V && i > 0 && best[i - 1].logit < c.logit; i--) best[i] = best[i - 1];
+        best[i] = c;
+        top = fmax(top, c.logit);
+    }
+    for (int i = 0; i < n && n > 1; i++) sum += exp((best[i].logit - top) / temperature);
+    for (int i = 0; i < n - 1; i++)
+        if ((draw -= exp((best[i].logit - top) / temperature) / sum) < 0) return best[i].token;
+    return best[n - 1].token;
+}
+
+typedef struct { double temperature; int top_k; uint64_t seed, series; } Sampler;  // a series, its draws
+
+// Prints up to `length` tokens after the `given` ones of `prompt` (at least 1), each drawn from what the
+// network expects after all before it, until an end of text; returns how many. The cache takes all but one.
+static int generate(Model *m, const Tokenizer *z, const int *prompt, int given, int length, Sampler s) {
+    Character u = {{0}, 0, 0};
+    const float *logits = next_logits(m, prompt, given, 0);
+    int drawn = 0;
+    for (; drawn < length; drawn++) {
+        double draw = random_uniform(s.seed, RANDOM_SAMPLES, s.series << 32 | (uint64_t)drawn);
+        int token = draw_among(logits, m->net.V, s.temperature, s.top_k, draw);
+        if (token == z->eot) break;
+        print_characters(z, &u, token);
+        if (drawn + 1 < length) logits = next_logits(m, &token, 1, given + drawn);
+    }
+    print_byte(&u, -1);
+    return drawn;
+}
+
+// ---- the command line
+
+static struct {
+    const char *prompt, *logits;
+    double temperature;
+    int top_k;
+} sample;
+
+static const Option sample_options[] = {
+    {"-e", STRING, &opt.start, "d12", 0, 0, "a model file; or an untrained network: d6 d12 d24 d36 d48"},
+    {"--prompt", STRING, &sample.prompt, NULL, 0, 0, "generate -g tokens after this text; it may be empty"},
+    {"-g", INTEGER, &opt.sample_length, "64", 1, 1 << 24, "tokens to generate, if the context has room"},
+    {"--temperature", NUMBER, &sample.temperature, "1", 0, 100,
+     "logits are divided by it; 0 takes the likeliest token"},
+    {"--top-k", INTEGER, &sample.top_k, "0", 1, 65536, "draw from the k likeliest tokens; 0: from all"},
+    {"--seed", INTEGER, &opt.seed, "1337", 0, 2147483647, "of what is drawn, and of an untrained network"},
+    {"--tokenizer", STRING, &opt.tokenizer, "", 0, 0,
+     "llm.c's gpt2_tokenizer.bin; for GPT-2's vocabulary it is looked for beside -i and here"},
+    {"--logits", STRING, &sample.logits, "", 0, 0,
+     "write the logits of --prompt, or the first batch of -i, to this .npy instead"},
+    {"-i", STRING, &opt.train, "", 0, 0, "tokens for --logits: a .bin of llm.c, or .txt for bytes"},
+    {"-b", INTEGER, &opt.B, "4", 1, 1 << 24, "sequences of -i"},
+    {"-t", INTEGER, &opt.T, "0", 1, 1 << 24, "tokens a sequence of -i; 0: the context"},
+    {"--mode", MODE_NAME, &opt.mode, "", 0, 0, "retrofit and bdia convert a baseline file, and back"},
+    {"--step-size", NUMBER, &opt.step_size, "", 0, 16, "another h than the model's; 0: without blocks"},
+    {"--coefficient", NUMBER, &opt.coefficient, "", -1, 1, "a of retrofit and bdia"},
+    {"--fixed-point", INTEGER, &opt.fixed_point, "", 0, 16, "retrofit: iterations of the estimate"},
+    {"--stem", INTEGER, &opt.stem, "", 0, 65536, "retrofit and bdia: the first steps, which stay ordinary"},
+    {"--stream", STREAM_NAME, &opt.stream, "", 0, 0, "another than the model's"},
+    {"--grid", INTEGER, &opt.grid, "0", 1, 30, "fixed streams are multiples of 2^-grid; 0: the model's"},
+    {"--precision", TYPE_NAME, &opt.precision, DEFAULT_PRECISION, 0, 0, "of what matrix products multiply"},
+    {"--chunk", INTEGER, &opt.chunk, "0", 1, 1 << 24,
+     "sequences a block is evaluated for at a time; 0: by the shape"},
+    {"--head-chunk", INTEGER, &opt.head_chunk, "0", 1, 1 << 24,
+     "tokens the head is evaluated for at a time; 0: by the shape"},
+    {"--help", SWITCH, &opt.help, "0", 0, 0, "print this, and end"},
+    {"--version", SWITCH, &opt.version, "0", 0, 0, "print the version, and end"},
+};
+enum { SAMPLE_OPTIONS = sizeof sample_options / sizeof sample_options[0] };
+
+// Flags that contradict each other.
+static void check_sample_options(void) {
+    if (strlen(opt.start) > PATH - 64 || strlen(sample.logits) > PATH - 64)
+        die(STATUS_USAGE, "-e or --logits: a name of over %d bytes", PATH - 64);
+    if (!sample.prompt && !sample.logits[0])
+        die(STATUS_USAGE, "--prompt is missing, or --logits; --help lists the flags");
+    if (!sample.prompt && !opt.train[0])
+        die(STATUS_USAGE, "-i is missing: tokens for --logits, a .bin of llm.c or a .txt; or --prompt");
+}
+
+// The prompt's tokens, at least one; *given: how many
+static int *encode_prompt(const Tokenizer *z, int *given) {
+    int *tokens = (int *)malloc((strlen(sample.prompt) + 1) * sizeof(int));
+    if (!tokens) die(STATUS_NUMBERS, "out of memory for the prompt");
+    if (sample.prompt[0] && !token_length(z, 0))
+        die(STATUS_DATA, "--prompt needs gpt2_tokenizer.bin: --tokenizer says where it is");
+    Index x = index_open(z);
+    *given = encode(&x, sample.prompt, tokens);
+    free(x.next);
+    if (!*given) tokens[(*given)++] = first_token(z);
+    return tokens;
+}
+
+// The sizes of the batch: that of -b and -t, or a prompt of `given` tokens with a cache for what follows
+static void choose_sample_shape(Model *m, int given) {
+    if (given > m->net.maxT) die(STATUS_USAGE,
+        "a prompt of %d tokens is longer than the context of %d", given, m->net.maxT);
+    if (given) {
+        opt.B = 1;
+        opt.T = given;
+    }
+    if (given && !sample.logits[0]) {  // the last token is not looked at again
+        m->cache_tokens = smaller_of(opt.sample_length + given - 1, m->net.maxT);
+        opt.head_chunk = or_else(opt.head_chunk, 1);
+    }
+    choose_shape(m);
+}
+
+// ---- from the flags to the end
+
+static void load_network(Model *m) {
+    plan(m);
+    model_alloc(m);
+    if (model_path(-1)) load_model(model_path(-1), m);
+    else init_parameters(m, (uint64_t)opt.seed);
+}
+
+static void write_logits(Model *m, const Data *d, const int *prompt, int given) {
+    if (given) to_device(m->inputs, prompt, (size_t)given * sizeof(int));
+    else data_batch(d, m, 0, 0, 0);
+    forward(m);
+    check_numbers(m, 0, 0, NAN);
+    save_logits(m, sample.logits);
+}
+
+static void continue_prompt(Model *m, const Tokenizer *z, const int *prompt, int given) {
+    Sampler s = {sample.temperature, sample.top_k, (uint64_t)opt.seed, 0};
+    Character u = {{0}, 0, 0};
+    double start = seconds();
+    for (const char *c = sample.prompt; *c; c++) print_byte(&u, (unsigned char)*c);
+    print_byte(&u, -1);
+    int drawn = generate(m, z, prompt, given, m->cache_tokens + 1 - given, s);
+    printf("\n");
+    check_numbers(m, 0, 0, NAN);
+    double spent = seconds() - start;
+    fprintf(stderr, "%d tokens after %d in %.2f s, %.1f tokens/s\n", drawn, given, spent, drawn / spent);
+}
+
+// The whole program; returns the exit status.
+int sample_main(int argc, char **argv) {
+    static const char usage[] = "sample_rev_gpt2 -e MODEL --prompt TEXT [flags]";
+    Model m;
+    Data d;
+    Tokenizer z = {0, -1, NULL};
+    int *prompt = NULL, given = 0;
+    memset(&m, 0, sizeof m);
+    memset(&d, 0, sizeof d);
+    parse_options(options, OPTIONS, 1, argv);  // what has no flag here is as the trainer has it
+    if (begin(sample_options, SAMPLE_OPTIONS, usage, argc, argv)) return finish();
+    check_sample_options();
+    if (opt.train[0]) data_open(&d, opt.train);
+    m.net = choose_network(or_else(d.V, 50257), -1);
+    if (sample.prompt) {
+        z = tokenizer_open(find_tokenizer(m.net.V), m.net.V);
+        prompt = encode_prompt(&z, &given);
+    }
+    choose_sample_shape(&m, given);
+    if (!given) data_check(&d, opt.train, m.net.V, m.B, m.T, 0);
+    choose_precision();
+    load_network(&m);
+    if (sample.logits[0]) write_logits(&m, &d, prompt, given);
+    else continue_prompt(&m, &z, prompt, given);
+    model_free(&m);
+    data_close(&d);
+    free(z.texts);
+    free(prompt);
+    return finish();
+}
+
+#ifndef SAMPLE_NO_MAIN
+int main(int argc, char **argv) { return sample_main(argc, argv); }
+#endif
