@@ -25,7 +25,7 @@ The file has six parts; the first declares what it calls of the others.
     I    Reversal       the whole method: networks, streams, forward, step_back, GPT-2's block, the head
     II   Memory         what each policy keeps, and the plan of every byte
     III  Conversions    pretrained networks made reversible: estimates, low bits, the teacher
-    IV   Training       optimizer, random numbers, data, files, text, the loop
+    IV   Training       optimizer, random numbers, data, files, samples, the loop
     V    Command line
     VI   Layers         for the CPU; train_rev_gpt2.cu has them for the GPU
 
