@@ -269,7 +269,7 @@ typedef struct {
     act_t *logits;                      // (head_chunk, Vp), then their gradients
     param_t *teacher;                   // like params
     void *teacher_copy;
-    stream_t *teacher_cur;              // (B, T, C), its last state
+    stream_t *teacher_cur;              // (B, T, C), its last state; NULL: it goes to dprev
     act_t *teacher_logits;              // (head_chunk, Vp)
 
     act_t *cache;           // generating: (evaluations, cache_tokens, 3C), the tokens so far
@@ -923,8 +923,6 @@ static void model_alloc(Model *m) {
         m->prev = m->cur;
         m->dprev = m->dcur;
     }
-    // dprev is idle until the head is done
-    if (m->training && m->net.mode != BASELINE) m->teacher_cur = (stream_t *)m->dprev;
     layers_begin(m->scratch);
 }
 
@@ -1095,7 +1093,9 @@ static Model teacher_of(const Model *m) {
     t.low = NULL;
     t.params = m->teacher;
     t.weight_copy = m->teacher_copy;
-    t.prev = t.cur = m->teacher_cur;
+    // dprev is idle until the head is done; which of two buffers that is changes with every step back
+    t.cur = m->teacher_cur ? m->teacher_cur : (stream_t *)m->dprev;
+    t.prev = t.cur;
     t.logits = m->teacher_logits;
     return t;
 }
