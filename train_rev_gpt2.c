@@ -177,8 +177,8 @@ size_t layers_scratch_bytes(int n, int C, int OC, int NH);  // for products C to
 void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe,
                   int n, int T, int C, int grid);
 // direction 1: s (count) holds prev and becomes next; -1: it holds next and becomes prev. The force is f, or
-// f + f2 if f2 is given. What a fraction alpha drops goes to r (count), a stack for all steps, or to low, a
-// step's own; both are NULL elsewhere, or where it will not be undone. To leave 32 bits is a fault.
+// f + f2 if f2 is given. What a fraction alpha drops goes to r (count), midpoint-a's stack, or to low, a
+// step's own, NULL if it will not be undone; elsewhere both are NULL. To leave 32 bits is a fault.
 void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r,
                  uint32_t *low, size_t count, Coefficients k, int grid, int direction);
 // the norm of x - y (count), or of x if y is NULL; and of r, if given: 0 exactly if not a bit is set
@@ -221,8 +221,8 @@ void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V,
 
 // ---- a model, and a part of its batch
 
-// What is kept for the backward pass: planes are copied back, or else steps are undone. Baseline, whose one
-// plane is both prev and cur, is never undone.
+// What is kept for the backward pass: planes are copied back, or, from REVERSE on, steps undone. Baseline,
+// whose one plane is both prev and cur, is never undone.
 enum Memory {
     STORE,       // every plane, and the internals of every block: what its backward pass needs besides p
     CHECKPOINT,  // every plane; blocks are evaluated again
@@ -272,7 +272,7 @@ typedef struct {
     stream_t *teacher_cur;              // (B, T, C), its last state; NULL: it goes to dprev
     act_t *teacher_logits;              // (head_chunk, Vp)
 
-    act_t *cache;           // generating: (evaluations, cache_tokens, 3C), the tokens so far
+    act_t *cache;           // generating: (evaluations, cache_tokens, cache_width), the tokens so far
     int cache_tokens;       // how many it has room for
     int past;               // how many it holds, which stand before the inputs
     Buffer buffers[MAX_BUFFERS];  // every array above, as planned
@@ -710,7 +710,7 @@ enum Objective { CROSS_ENTROPY, KL, KL_TEACHER };
 // both find the same token likeliest
 enum Metric { LOSS, TEACHER_LOSS, DIVERGENCE, AGREEMENT, METRICS };
 
-// The rows of --plan. The last two are sums: of the five before, and of all.
+// The rows of --plan. The last two are sums: of the four before, and of all.
 enum {
     PARAMETERS, TEACHER, GRADIENTS, OPTIMIZER, DATA, STREAMS, KEPT, WORKSPACE, HEAD, ACTIVATIONS, TOTAL, ROWS
 };
@@ -753,7 +753,8 @@ static stream_t *kept_plane(const Model *m, int k) {
 
 static int keeps_internals(const Model *m, int k) { return k >= steps(&m->net) - m->kept_steps; }
 
-// Of n tokens: the block's own; attn, if the MLP reads it; and the last half, if it is kept to undo the step
+// The bytes of one evaluation of n tokens: the block's own; attn, if the MLP reads it; and the last half, if
+// it is kept to undo the step
 static size_t evaluation_bytes(const Model *m, int halves, size_t n, int kept) {
     size_t rows = (size_t)(halves == BLOCK) + (size_t)(kept && undoes_steps(m));
     return internals_bytes(&m->net, halves, n, NULL) + rows * round256(n * (size_t)m->net.C * sizeof(act_t));
@@ -814,7 +815,6 @@ static void plan(Model *m) {
     size_t C = (size_t)net->C, N = (size_t)m->B * (size_t)m->T, P = parameter_count(net);
     size_t n = (size_t)m->chunk * (size_t)m->T, H = (size_t)m->head_chunk, two = net->mode != BASELINE;
     size_t training = m->training != 0, teacher = m->has_teacher != 0, back = training && undoes_steps(m);
-    int last = steps(net) - 1;  // its internals are the largest, where they differ
     if (m->memory != AUTO || !training) m->kept_steps = training && m->memory == STORE ? steps(net) : 0;
     m->buffer_count = 0;
     add_buffer(m, PARAMETERS, &m->params, P, sizeof(param_t));
@@ -837,11 +837,13 @@ static void plan(Model *m) {
     add_buffer(m, KEPT, &m->kept_planes, training * planes_before(m, steps(net)) * N*C, sizeof(stream_t));
     add_buffer(m, KEPT, &m->low, back * low_words(m), sizeof(uint32_t));
     size_t kept = 0, inside = 0;
-    for (int k = steps(net) - m->kept_steps; k <= last; k++) kept += kept_bytes(m, k);
+    for (int k = 0; k < steps(net); k++) {
+        // estimates are done with before the step's own evaluation, or begin after it: they share a place
+        size_t one = larger_of(evaluation_bytes(m, halves_of(net, k), n, 0), estimate_bytes(m, k, n, 0));
+        if (keeps_internals(m, k)) kept += kept_bytes(m, k);
+        else inside = larger_of(inside, one);
+    }
     add_buffer(m, KEPT, &m->kept_internals, kept, 1);
-    // estimates are done with before the step's own evaluation, or begin after it: they share a place
-    if (m->kept_steps <= last)
-        inside = larger_of(evaluation_bytes(m, halves_of(net, last), n, 0), estimate_bytes(m, last, n, 0));
     if (teacher) inside = larger_of(inside, evaluation_bytes(m, BLOCK, n, 0));
     add_buffer(m, WORKSPACE, &m->internals, inside, 1);
     add_buffer(m, WORKSPACE, &m->normed, n*C, sizeof(act_t));
@@ -934,21 +936,14 @@ static void model_alloc(Model *m) {
 
 static int converted(int mode) { return mode == RETROFIT || mode == BDIA; }
 
-static double default_step_size(int mode, int L) {
-    if (mode == MIDPOINT) return 0.25;
-    return mode == LEAPFROG ? 1 / sqrt(L) : 1;
-}
-static int default_grid(int mode) {
-    if (mode == BASELINE) return 0;
-    if (mode == MIDPOINT_A) return 23;
-    return converted(mode) ? 18 : 20;
-}
+static const int default_grids[MODES] = {0, 20, 23, 20, 20, 18, 18};
 
 // Makes net a network of this mode, with the mode's defaults.
 static void set_mode(Config *net, int mode) {
+    const double h[MODES] = {1, 0.25, 1, 1 / sqrt(net->L), 1, 1, 1};
     net->mode = mode;
-    net->h = (float)default_step_size(mode, net->L);
-    net->grid = default_grid(mode);
+    net->h = (float)h[mode];
+    net->grid = default_grids[mode];
     net->shift = mode == MIDPOINT_A || converted(mode) ? 4 : 0;
     net->a[0] = converted(mode) ? -1 : 0;
     net->K = mode == RETROFIT;
@@ -1036,7 +1031,7 @@ static void estimate_back(Model *m, int k, Chunk c) {
 // bits of each step: word b of 32 elements holds bit b of each. midpoint-a has one stack of remainders.
 
 // s * n/16 for n > 0; the remainder goes on top of the stack *r, so nothing is lost (Maclaurin, Duvenaud &
-// Adams 2015, section 3). remainders_fit (Part IV) sees to it that 16 bits are enough.
+// Adams 2015, section 3). remainders_fit sees to it that 16 bits are enough.
 DEVICE static inline int64_t multiply_sixteenths(int64_t s, int n, uint16_t *r) {
     uint32_t stack = *r * 16u + (uint32_t)(s & 15);
     *r = (uint16_t)(stack / (uint32_t)n);
@@ -1047,6 +1042,17 @@ DEVICE static inline int64_t unmultiply_sixteenths(int64_t s, int n, uint16_t *r
     uint32_t stack = *r * (uint32_t)n + (uint32_t)digit;
     *r = (uint16_t)(stack >> 4);
     return quotient * 16 + (stack & 15);
+}
+
+// Whether 16 bits hold the deepest stack of remainders that multiplying by a_0, a_1, ... can pile up
+static int remainders_fit(const Config *net) {
+    uint64_t bound = 0;
+    for (int k = 0; k < net->L; k++) {
+        if (net->a[k] == 0 || net->a[k] < -255 || net->a[k] > 255) return 0;
+        bound = (16 * bound + 15) / (uint64_t)abs(net->a[k]);
+        if (bound >= 65536) return 0;
+    }
+    return 1;
 }
 
 // What multiply made t of, given its low bits. Dividing as real numbers is exact here, and vectors can do it.
@@ -1216,17 +1222,6 @@ static double random_uniform(uint64_t seed, uint64_t purpose, uint64_t i) {  // 
 static double random_normal(uint64_t seed, uint64_t purpose, uint64_t i) {  // Box-Muller
     double r = sqrt(-2 * log(1 - random_uniform(seed, purpose, 2*i)));
     return r * cos(6.283185307179586 * random_uniform(seed, purpose, 2*i + 1));
-}
-
-// Whether 16 bits hold the deepest stack of remainders that multiplying by a_0, a_1, ... can pile up
-static int remainders_fit(const Config *net) {
-    uint64_t bound = 0;
-    for (int k = 0; k < net->L; k++) {
-        if (net->a[k] == 0 || net->a[k] < -255 || net->a[k] > 255) return 0;
-        bound = (16 * bound + 15) / (uint64_t)abs(net->a[k]);
-        if (bound >= 65536) return 0;
-    }
-    return 1;
 }
 
 // The a_k of midpoint-a (3.7), rounded to sixteenths, redrawn as a whole until their remainders fit.
@@ -2323,7 +2318,7 @@ static void adjust_config(Config *net, const char *path) {
     if ((baseline || conversion) && !isnan(opt.step_size)) die(STATUS_USAGE, "%s has no --step-size", name);
     if (opt.stream == STREAM_FLOAT && opt.grid) die(STATUS_USAGE, "--grid is for --stream fixed");
     if (!isnan(opt.step_size)) net->h = (float)opt.step_size;
-    if (opt.stream == STREAM_FIXED && !net->grid) net->grid = default_grid(net->mode);
+    if (opt.stream == STREAM_FIXED && !net->grid) net->grid = default_grids[net->mode];
     if (opt.grid) net->grid = opt.grid;
     if (opt.stream == STREAM_FLOAT) net->grid = 0;
 }
@@ -2381,7 +2376,7 @@ static Config choose_network(int V, int from) {
     return net;
 }
 
-// The teacher must be what the network was before it was converted.
+// The teacher must be a baseline of the same shape.
 static void choose_teacher(Model *m) {
     m->has_teacher = opt.distill[0] != 0;
     m->objective = m->has_teacher ? KL : CROSS_ENTROPY;
@@ -2396,7 +2391,7 @@ static void choose_teacher(Model *m) {
             t.maxT, t.V, t.Vp, t.L, t.NH, t.C, net.maxT, net.V, net.Vp, net.L, net.NH, net.C);
 }
 
-// Whether the memory policy suits the network
+// Chooses the memory policy; ends where it does not suit the network.
 static void choose_memory(Model *m) {
     const Config *net = &m->net;
     m->memory = net->mode == BASELINE ? STORE : REVERSE;
@@ -3417,14 +3412,14 @@ void scale_cast(act_t *out, const real_t *x, double scale, size_t count) {
     for (size_t i = 0; i < count; i++) out[i] = (real_t)scale * x[i];
 }
 
-void adjoint_update(real_t *A, real_t *B, double alpha, double beta, size_t count) {
+void adjoint_update(real_t *dp, real_t *dnext, double alpha, double beta, size_t count) {
     real_t a = (real_t)alpha, b = (real_t)beta;
     if (alpha == 1 && beta == 0) return;
     profile("adjoint_update", 0, (double)count * 4 * sizeof(real_t));
-    #pragma omp parallel for simd
+    #pragma omp parallel for simd schedule(static, PIECE)
     for (size_t i = 0; i < count; i++) {
-        A[i] += b * B[i];
-        B[i] *= a;
+        dp[i] += b * dnext[i];
+        dnext[i] *= a;
     }
 }
 

@@ -1221,7 +1221,7 @@ attention_backward_kernel(act_t *dqkv, const act_t *dout, const act_t *qkv, cons
         if (first + g + 8*j < T) of_row[j / 2][j % 2] = rows[first + g + 8*j];
     load_tile<OWN, WHOLE>(part, base, x1, stride, T - own, hs);
     load_tile<OWN, WHOLE>(part, base + OWN_BYTES, x2, stride_x2, T - own, hs);
-    for (int left = group; left > 0; left--) {
+    for (int turn = group; turn > 0; turn--) {
         int at = begin - TILE;
         for (; at < end; at += TILE, now = both - now) {  // the first turn only loads
             copy_async_wait<0>();
