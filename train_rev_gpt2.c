@@ -466,9 +466,9 @@ typedef struct {
 } Tensors;
 
 enum { TENSORS = 16 };
-enum { GAIN, BIAS, MATRIX, PROJECTION };  // a projection is a matrix that writes into the streams
+enum { GAIN, BIAS, MATRIX, PROJECTION, EMBEDDING };  // PROJECTION writes into the streams, EMBEDDING has Vp rows
 static const struct { const char *name; int kind, stacked; } tensor_kinds[TENSORS] = {  // stacked over layers
-    {"wte", MATRIX, 0}, {"wpe", MATRIX, 0}, {"ln1w", GAIN, 1}, {"ln1b", BIAS, 1}, {"qkvw", MATRIX, 1},
+    {"wte", EMBEDDING, 0}, {"wpe", MATRIX, 0}, {"ln1w", GAIN, 1}, {"ln1b", BIAS, 1}, {"qkvw", MATRIX, 1},
     {"qkvb", BIAS, 1}, {"attprojw", PROJECTION, 1}, {"attprojb", BIAS, 1}, {"ln2w", GAIN, 1},
     {"ln2b", BIAS, 1}, {"fcw", MATRIX, 1}, {"fcb", BIAS, 1}, {"fcprojw", PROJECTION, 1}, {"fcprojb", BIAS, 1},
     {"lnfw", GAIN, 0}, {"lnfb", BIAS, 0}};
@@ -1244,13 +1244,13 @@ static size_t piece_of(size_t left) { return left < STAGE ? left : (size_t)STAGE
 // and 0 in the padding of the vocabulary.
 static void init_parameters(Model *m, uint64_t seed) {
     const Config *net = &m->net;
-    const double stds[] = {0, 0, 0.02, 0.02 / sqrt(2.0 * net->L)};  // of GAIN, BIAS, MATRIX, PROJECTION
+    const double stds[] = {0, 0, 0.02, 0.02 / sqrt(2.0 * net->L), 0.02};  // of GAIN to EMBEDDING
     size_t one[TENSORS], all[TENSORS], offset = 0;
     tensor_sizes(net, one, all);
     for (int t = 0; t < TENSORS; offset += all[t++]) {
         int kind = tensor_kinds[t].kind;
         size_t drawn = kind >= MATRIX ? all[t] : 0;
-        if (t == 0) drawn = (size_t)net->V * (size_t)net->C;
+        if (kind == EMBEDDING) drawn = (size_t)net->V * (size_t)net->C;
         for (size_t i = 0; i < all[t]; i += STAGE) {
             size_t n = piece_of(all[t] - i);
             #pragma omp parallel for
@@ -2115,7 +2115,7 @@ static const Option options[] = {
     {"--fixed-point", INTEGER, &opt.fixed_point, "", 0, 16,
      "retrofit: iterations K of the estimate, each another block evaluated a step; 1"},
     {"--stem", INTEGER, &opt.stem, "", 0, 65536,
-     "retrofit and bdia: the first steps, which stay ordinary and keep their inputs; 2"},
+     "retrofit and bdia: the first steps, which stay ordinary and keep a state each; 2"},
     {"--distill", STRING, &opt.distill, "", 0, 0,
      "a baseline model file of the same shape: the teacher to come near, and to be compared with"},
     {"--loss", LOSS_NAME, &opt.objective, "", 0, 0,

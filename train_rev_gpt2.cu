@@ -1447,21 +1447,21 @@ void scale_cast(act_t *out, const real_t *x, double scale, size_t count) {
 }
 
 template <int N> static __global__ void
-adjoint_kernel(float *A, float *B, float alpha, float beta, size_t count) {
+adjoint_kernel(float *dp, float *dnext, float alpha, float beta, size_t count) {
     size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N;
     if (i >= count) return;
-    Few<float, N> a = load<N>(A + i), b = load<N>(B + i);
+    Few<float, N> a = load<N>(dp + i), b = load<N>(dnext + i);
     for (int j = 0; j < N; j++) a.e[j] += beta * b.e[j], b.e[j] *= alpha;
-    store<N>(A + i, a);
-    store<N>(B + i, b);
+    store<N>(dp + i, a);
+    store<N>(dnext + i, b);
 }
-void adjoint_update(real_t *A, real_t *B, double alpha, double beta, size_t count) {
+void adjoint_update(real_t *dp, real_t *dnext, double alpha, double beta, size_t count) {
     float a = (float)alpha, b = (float)beta;
     if (alpha == 1 && beta == 0) return;
     profile("adjoint_update", 0, (double)count * 4 * sizeof(real_t));
-    if (count % 4 == 0 && aligned(A) && aligned(B))
-        LAUNCH(adjoint_kernel<4>, blocks_for(count, 4 * THREADS), THREADS, 0, A, B, a, b, count);
-    else LAUNCH(adjoint_kernel<1>, blocks_for(count, THREADS), THREADS, 0, A, B, a, b, count);
+    if (count % 4 == 0 && aligned(dp) && aligned(dnext))
+        LAUNCH(adjoint_kernel<4>, blocks_for(count, 4 * THREADS), THREADS, 0, dp, dnext, a, b, count);
+    else LAUNCH(adjoint_kernel<1>, blocks_for(count, THREADS), THREADS, 0, dp, dnext, a, b, count);
 }
 
 // A block a token: the highest logit and the sum of exponentials in one pass, the gradient in a second
