@@ -1,10 +1,10 @@
-# make            the trainer, and the program that generates text with a trained model
+# make            the trainer, and the programs that generate text with a trained model and say how well it predicts
 # make demo       two minutes: trains a small model on this project's text, lets it write, measures its memory
 # make test       whether all of it is right, without network or Python: a minute or two on two cores
 # make test-asan  the same under Address- and UndefinedBehaviorSanitizer
 # make cxx        compiles the C file as C++17 without its layers, as the CUDA twin includes it
 # make train_rev_gpt2cu  the CUDA twin, with nvcc: CUDA_ARCH=sm_90 for another card than this machine's, PRECISION=FP32 for
-#                        float32 throughout; make sample_rev_gpt2cu generates with it, make test_rev_gpt2cu its tests
+#                        float32 throughout; make sample_rev_gpt2cu eval_rev_gpt2cu use it, make test_rev_gpt2cu its tests
 # make cublas            fetches cuBLAS with pip, if neither the toolkit nor Python has it
 # make test-emulated     the same kernels on the CPU, where there is no GPU
 # make gradients  the two programs dev/reference/reference.py checks against PyTorch
@@ -44,7 +44,7 @@ cuda = $(shell $(NVCC) --version | sed -n 's/.*release \([0-9]*\)\..*/\1/p')
 cublas_package = 'nvidia-cublas$(if $(filter 12,$(cuda)),-cu12)==$(cuda).*'
 EMULATE_FLAGS = -x c++ -std=c++17 -O2 -U_FORTIFY_SOURCE -DEMULATE $(FP32) -include $(ROOT)dev/cuda/emulate.h -Wall -Wextra -Wno-unknown-pragmas $(PROFILED) $(SAN)
 
-all: train_rev_gpt2 sample_rev_gpt2
+all: train_rev_gpt2 sample_rev_gpt2 eval_rev_gpt2
 
 train_rev_gpt2: train_rev_gpt2.c
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
@@ -52,10 +52,13 @@ train_rev_gpt2: train_rev_gpt2.c
 sample_rev_gpt2: dev/sample/sample.c train_rev_gpt2.c
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
-test_rev_gpt2: test_rev_gpt2.c dev/sample/sample.c train_rev_gpt2.c dev/bench/profile.h
+eval_rev_gpt2: dev/eval/eval.c train_rev_gpt2.c
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
-test_rev_gpt2_f64: test_rev_gpt2.c dev/sample/sample.c train_rev_gpt2.c dev/bench/profile.h
+test_rev_gpt2: test_rev_gpt2.c dev/sample/sample.c dev/eval/eval.c train_rev_gpt2.c dev/bench/profile.h
+	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
+
+test_rev_gpt2_f64: test_rev_gpt2.c dev/sample/sample.c dev/eval/eval.c train_rev_gpt2.c dev/bench/profile.h
 	$(CC) $(ALL_CFLAGS) -DREAL=double -o $@ $< $(LDFLAGS) -lm
 
 train_rev_gpt2cu: train_rev_gpt2.cu train_rev_gpt2.c
@@ -64,7 +67,10 @@ train_rev_gpt2cu: train_rev_gpt2.cu train_rev_gpt2.c
 sample_rev_gpt2cu: dev/sample/sample.c train_rev_gpt2.cu train_rev_gpt2.c
 	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) -o $@ $< $(CUBLAS)
 
-test_rev_gpt2cu: test_rev_gpt2.c dev/sample/sample.c train_rev_gpt2.cu train_rev_gpt2.c dev/bench/profile.h
+eval_rev_gpt2cu: dev/eval/eval.c train_rev_gpt2.cu train_rev_gpt2.c
+	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) -o $@ $< $(CUBLAS)
+
+test_rev_gpt2cu: test_rev_gpt2.c dev/sample/sample.c dev/eval/eval.c train_rev_gpt2.cu train_rev_gpt2.c dev/bench/profile.h
 	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) -o $@ $< $(CUBLAS)
 
 train_rev_gpt2_emulated: train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
@@ -73,7 +79,10 @@ train_rev_gpt2_emulated: train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
 sample_rev_gpt2_emulated: dev/sample/sample.c train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
 	$(CXX) $(EMULATE_FLAGS) -DTWIN -o $@ $<
 
-test_rev_gpt2_emulated: test_rev_gpt2.c dev/sample/sample.c train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h dev/bench/profile.h
+eval_rev_gpt2_emulated: dev/eval/eval.c train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
+	$(CXX) $(EMULATE_FLAGS) -DTWIN -o $@ $<
+
+test_rev_gpt2_emulated: test_rev_gpt2.c dev/sample/sample.c dev/eval/eval.c train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h dev/bench/profile.h
 	$(CXX) $(EMULATE_FLAGS) -DTWIN -o $@ $<
 
 test-emulated: test_rev_gpt2_emulated
@@ -121,7 +130,7 @@ clean-tests:
 	rm -f test_rev_gpt2 test_rev_gpt2_f64 test_rev_gpt2cu test_rev_gpt2_emulated
 
 clean: clean-tests
-	rm -f train_rev_gpt2 train_rev_gpt2cu train_rev_gpt2_emulated sample_rev_gpt2 sample_rev_gpt2cu sample_rev_gpt2_emulated
+	rm -f $(foreach p,train sample eval,$(p)_rev_gpt2 $(p)_rev_gpt2cu $(p)_rev_gpt2_emulated)
 	rm -f dev/reference/gradients dev/reference/gradients_f64
 	rm -rf demo
 

@@ -1,8 +1,8 @@
 /*
 test_rev_gpt2.c: what must hold of train_rev_gpt2.c, checked on a machine without network or Python.
 
-It includes the trainer and, around it, the program that generates text, so it can call every function, and wraps
-the allocator and the file operations.
+It includes the trainer and, around it, the programs that generate text and evaluate, so it can call every
+function, and wraps the allocator and the file operations.
 Built with -DREAL=double it checks gradients against finite differences; built as the trainer is, it
 checks everything else. With -DTWIN it includes the CUDA twin instead, whose activations are bf16 or, with
 -DPRECISION_FP32, float. With the argument "kernels" it stops after single layers, with "layers" before what
@@ -10,7 +10,7 @@ starts processes and uses files, with "short" after the first of those; with "br
 lets the trainer die at few moments. It runs
 itself as the trainer (--trainer N flags...) where a process has to die: the N-th file operation then kills
 it half-way, or interrupts it if N is negative; above FULL, the disk is full from operation N - FULL on. As
---sampler flags... it is the program that generates text.
+--sampler flags... it is the program that generates text, as --evaluator the one that evaluates.
 */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -76,6 +76,8 @@ static int fatal_rename(const char *from, const char *to) { return time_to_die()
 #define REV_GPT2_PROFILE "dev/bench/profile.h"  // counts the calls
 #define SAMPLE_NO_MAIN
 #include "dev/sample/sample.c"
+#define EVAL_NO_MAIN
+#include "dev/eval/eval.c"
 #ifdef TWIN
 static const int twin = 1;
 #else
@@ -1384,6 +1386,16 @@ __attribute__((format(printf, 1, 2))) static int sampler(const char *format, ...
     return status;
 }
 
+// The program that evaluates
+__attribute__((format(printf, 1, 2))) static int evaluator(const char *format, ...) {
+    char *argv[64] = {self, (char *)"--evaluator"};
+    va_list args;
+    va_start(args, format);
+    int status = run_as(argv, 2, 0, format, args);
+    va_end(args);
+    return status;
+}
+
 static void write_tokens(const char *name, int count, int V, int header_count) {
     char path[PATH];
     int32_t header[256] = {20240520, 1, header_count, V};
@@ -1595,11 +1607,11 @@ static void test_use(void) {
     check(trainer(0, 0, "-i %s/bytes.txt -b 1 -x 0 -s 1 -g 500 -e %s/bytes/model_00000002.bin", dir, dir) == 0, "long samples in training: %s", output);
     // validation loss: the one of the log
     check(trainer(0, 0, "-e %s/run0/model_00000006.bin -i %s/train0.bin -j %s/val.bin -b 2 -t 16 -m 2 -x 0 -o %s/eval", dir, dir, dir, dir) == 0 &&
-          trainer(0, 0, "-e %s/run0/model_00000006.bin -j %s/val.bin -b 2 -t 16 -m 2 --eval", dir, dir) == 0, "%s", output);
+          evaluator("-e %s/run0/model_00000006.bin -j %s/val.bin -b 2 -t 16 -m 2", dir, dir) == 0, "%s", output);
     read_file("stdout", &x), read_file("eval/log.csv", &y);
     char *last = y ? strstr(y, "\n0,val,") : NULL;
     if (last) snprintf(number, sizeof number, "loss %.4f,", atof(last + 7));
-    check(last && x && strstr(x, number), "--eval says %s, the log %s", x, number);
+    check(last && x && strstr(x, number), "the evaluation says %s, the log %s", x, number);
     free(x), free(y);
     // logits: those of the same pass in this process
     check(sampler("-e %s/run0/model_00000006.bin -i %s/train0.bin -b 2 -t 16 --head-chunk 10 --logits %s/logits.npy", dir, dir, dir) == 0, "%s", output);
@@ -1691,11 +1703,11 @@ static void test_convert(void) {
         char *at = x ? strstr(x, rows[i]) : NULL;
         if (at) logged[i] = atof(at + strlen(rows[i]));
     }
-    check(trainer(0, 0, "-j %s/val.bin -e %s/taught/model_00000004.bin --distill %s/run_base/model_00000006.bin -b 2 -t 16 -m 2 --eval", dir, dir, dir) == 0, "%s", output);
+    check(evaluator("-j %s/val.bin -e %s/taught/model_00000004.bin --distill %s/run_base/model_00000006.bin -b 2 -t 16 -m 2", dir, dir, dir) == 0, "%s", output);
     read_file("stdout", &y);
     if (y) sscanf(y, "validation loss %lf,%*[^|]| teacher %lf | KL %lf | same top token %lf", shown, shown + 1, shown + 2, shown + 3);
     check(logged[2] > 0 && logged[3] > 0 && fabs(logged[0] - shown[0]) < 1e-4 && fabs(logged[1] - shown[1]) < 1e-4 && fabs(logged[2] - shown[2]) < 1e-3 * logged[2] &&
-          fabs(100 * logged[3] - shown[3]) < 0.01, "--eval says %s, the log %s", y, x);
+          fabs(100 * logged[3] - shown[3]) < 0.01, "the evaluation says %s, the log %s", y, x);
     free(x), free(y);
 }
 
@@ -1862,14 +1874,15 @@ static void test_full_disk(void) {
 
 // Bad input: an exit status, and exactly one line that contains the word. D/ is the folder of the tests.
 typedef struct { int status; const char *word, *flags; } Refusal;
-static void check_refusals(int samples, const Refusal *cases, size_t count) {
+enum { TRAINER, SAMPLER, EVALUATOR };
+static void check_refusals(int program, const Refusal *cases, size_t count) {
     for (const Refusal *c = cases; c < cases + count; c++) {
         char flags[1024] = "";
         for (const char *p = c->flags; *p; p++) {
             if (p[0] == 'D' && p[1] == '/') strcat(flags, dir);
             else strncat(flags, p, 1);
         }
-        int status = samples ? sampler("%s", flags) : trainer(0, 0, "%s", flags);
+        int status = program == SAMPLER ? sampler("%s", flags) : program == EVALUATOR ? evaluator("%s", flags) : trainer(0, 0, "%s", flags);
         check(status == c->status && one_line(c->word), "%s: status %d for %d, one line with \"%s\" expected: %s", c->flags, status, c->status, c->word, output);
     }
 }
@@ -1896,20 +1909,17 @@ static void test_bad_input(void) {
         {2, "K, M or G", "-i D/train0.bin --memory auto --budget 1GB"},
         {2, "K, M or G", "-i D/train0.bin --memory auto --budget -1G"},
         {2, "K, M or G", "-i D/train0.bin --memory auto --budget nan"},
-        {2, "does not train", "-e m.bin -j D/val.bin --eval --memory auto --budget 1G"},
         {2, "flag of ./sample_rev_gpt2", "-e d6 --prompt a"},
-        {2, "flag of ./sample_rev_gpt2", "-e d6 -j D/val.bin --eval --prompt a"},
+        {2, "./eval_rev_gpt2", "-e d6 -j D/val.bin --eval"},
         {2, "flag of ./sample_rev_gpt2", "-e d6 -i D/train0.bin --logits D/x.npy"},
         {2, "./sample_rev_gpt2", "-e d6 -i D/train0.bin --temperature 1"},
         {2, "./sample_rev_gpt2", "-e d6 -i D/train0.bin --top-k 3"},
-        {2, "does not train", "-e m.bin -j D/val.bin --eval --profile"},
         {2, "float32", "-i D/train0.bin --precision half"},
         {2, "fixed", "-i D/train0.bin --mode baseline --stream fixed"},
         {2, "--grid", "-i D/train0.bin --stream float --grid 20"},
         {2, "multiple of 1/256", "-i D/train0.bin --mode bdia --coefficient 0.001"},
         {2, "as it was", "-i D/train0.bin --mode bdia --coefficient 0"},
         {2, "--coefficient 0.06250001:", "-i D/train0.bin --mode bdia --coefficient 0.06250001"},
-        {3, "the teacher, --distill", "-e D/bytes0.bin -j D/thirty.txt -b 1 -t 16 --eval --distill D/bytes_nan.bin"},
         {3, "the teacher, --distill", "-e D/bytes0.bin -i D/thirty.txt -b 1 -t 16 -x 2 --mode bdia --distill D/bytes_nan.bin"},
         {1, "no bdia has coefficient -16", "-i D/train0.bin -e D/bdia1.bin"},
         {2, "--coefficient -1:", "-i D/train0.bin --mode bdia --coefficient -1"},
@@ -1945,8 +1955,6 @@ static void test_bad_input(void) {
         {2, "-d -5", "-i D/train0.bin -d -5"},
         {2, "-b 1e3", "-i D/train0.bin -b 1e3"},
         {2, "2^30", "-i D/train0.bin -e d6 --context 1000000 -b 100000"},
-        {2, "--eval needs -j", "-e d6 --eval"},
-        {2, "does not train", "-e d6 -j D/val.bin --eval -o D/nowhere"},
         {1, "not a log", "-i D/train0.bin -e d6 --layers 1 --channels 8 --heads 1 -b 1 -t 16 -y 1 -o D/foreign"},
         {2, "others of llm.c", "-i D/train0.bin -pn 2"},
         {1, "at token 299", "-e d6 --layers 1 -i D/v300.bin -x 0 -s 1 --tokenizer D/cut.bin"},
@@ -1998,7 +2006,7 @@ static void test_bad_input(void) {
         {1, "of 300 tokens, but the model has 32", "-e D/run0/model_00000006.bin --prompt a --tokenizer D/tokenizer300.bin"},
         {1, "cannot write", "-e D/run0/model_00000006.bin -i D/train0.bin -b 1 -t 16 --logits D/no/such/x.npy"},
         {2, "no such flag", "-e m.bin --prompt x --memory store"},
-        {2, "no such flag", "-e d6 --prompt a --eval"},
+        {2, "./eval_rev_gpt2", "-e d6 --prompt a --eval"},
         {2, "others of llm.c", "-e d6 --prompt a -h 1"},
         {2, "twice", "-e d6 --prompt a --prompt b"},
         {2, "--prompt is missing", "-e d6"},
@@ -2009,6 +2017,22 @@ static void test_bad_input(void) {
         {1, "No such file", "-e d6 -i D/nothing.bin --logits D/y.npy"},
         {1, "not a model file", "-e D/train0.bin --prompt a"},
         {1, "its vocabulary has 64", "-e D/run0/model_00000006.bin -i D/other.bin -b 1 -t 16 --logits D/y.npy"},
+    };
+    static const Refusal eval_cases[] = {
+        {2, "-j is missing", "-e d6"},
+        {2, "no such flag", "-e d6 -j D/val.bin -o D/nowhere"},
+        {2, "no such flag", "-e m.bin -j D/val.bin --memory auto --budget 1G"},
+        {2, "a trainer that has it", "-e m.bin -j D/val.bin --profile"},
+        {2, "flag of ./sample_rev_gpt2", "-e d6 -j D/val.bin --prompt a"},
+        {3, "the teacher, --distill", "-e D/bytes0.bin -j D/thirty.txt -b 1 -t 16 --distill D/bytes_nan.bin"},
+        {3, "the loss is not a finite number", "-e D/bytes_nan.bin -j D/thirty.txt -b 1 -t 16"},
+        {2, "midpoint network", "-e D/run0/model_00000006.bin -j D/val.bin --mode bdia"},
+        {2, "a baseline is meant", "-e D/run0/model_00000006.bin -j D/val.bin --distill D/run0/model_00000006.bin"},
+        {2, "longer than the context", "-e D/run0/model_00000006.bin -j D/val.bin -t 17"},
+        {1, "too short", "-e D/bytes0.bin -j D/thirty.txt -b 4 -t 16"},
+        {1, "vocabulary", "-e D/run0/model_00000006.bin -j D/other.bin -b 1 -t 16"},
+        {1, "No such file", "-e D/run0/model_00000006.bin -j D/nothing.bin"},
+        {1, "No such file", "-e D/nothing.bin -j D/val.bin"},
     };
     write_tokens("short.bin", 50, 32, 100);
     write_tokens("other.bin", 500, 64, 500);
@@ -2030,8 +2054,9 @@ static void test_bad_input(void) {
     shell(": > %s/empty.bin; : > %s/empty.txt; printf x > %s/one.txt; printf 12345678901234567890123456789 > %s/thirty.txt", dir, dir, dir, dir);
     write_tokens("shards.bin", 100, 32, 100);
     write_tokens("shards2.bin", 100, 64, 100);
-    check_refusals(0, cases, sizeof cases / sizeof cases[0]);
-    check_refusals(1, sample_cases, sizeof sample_cases / sizeof sample_cases[0]);
+    check_refusals(TRAINER, cases, sizeof cases / sizeof cases[0]);
+    check_refusals(SAMPLER, sample_cases, sizeof sample_cases / sizeof sample_cases[0]);
+    check_refusals(EVALUATOR, eval_cases, sizeof eval_cases / sizeof eval_cases[0]);
     shell("! ls %s | grep nan.npy", dir);  // logits that are no numbers leave no file, half-way or whole
     // a loss that is not a number names the step, and the checkpoint before stays
     int status = trainer(0, 0, "-i %s/train0.bin %s --mode baseline -l 1000 -c 1000 -x 50 -o %s/nan", dir, "-e d6 --layers 2 --channels 16 --heads 2 --context 16 -b 2 -t 16 -n 1", dir);
@@ -2143,6 +2168,10 @@ int main(int argc, char **argv) {
     if (argc > 1 && strcmp(argv[1], "--sampler") == 0) {
         argv[1] = argv[0];
         return sample_main(argc - 1, argv + 1);
+    }
+    if (argc > 1 && strcmp(argv[1], "--evaluator") == 0) {
+        argv[1] = argv[0];
+        return eval_main(argc - 1, argv + 1);
     }
 #ifndef TWIN
     if (argc > 2 && strcmp(argv[1], "--resident") == 0) return resident_matches_plan(atoi(argv[2]));

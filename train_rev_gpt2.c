@@ -1817,7 +1817,7 @@ static struct {
     const char *train, *val, *out, *start, *tokenizer, *distill;
     int resume, save_every, keep, overfit, layers, heads, channels, context, B, T, tokens, steps, warmup;
     int val_every, val_batches, sample_every, sample_length, seed, mode, fixed_point, stem, objective, memory;
-    int precision, stream, grid, chunk, head_chunk, shuffle, save, plan, eval, help, version;
+    int precision, stream, grid, chunk, head_chunk, shuffle, save, plan, help, version;
     double rate, final_fraction, decay, step_size, coefficient, beta1, beta2, budget;
 } opt;
 
@@ -1842,7 +1842,6 @@ static const char *network_flags(const Config *net) {
 #include REV_GPT2_PROFILE
 #else
 #define PROFILE_OPTION
-#define profile_wanted 0
 #define profile(name, flops, bytes) ((void)(flops), (void)(bytes))
 #define profile_step(begins)
 #define profile_print(m, flops_limit)
@@ -2044,18 +2043,6 @@ static void train(Job *j) {
         j->step, opt.out[0] ? "-y 1 goes on from there" : "without -o nothing is saved");
 }
 
-// ---- --eval
-
-static void evaluate(Job *j) {
-    Model *m = &j->m;
-    double means[METRICS];
-    int batches = validate(m, &j->val, means);
-    check_numbers(m, 0, means[LOSS], NAN);
-    printf("validation loss %.4f, perplexity %.2f, ", means[LOSS], exp(means[LOSS]));
-    printf("%d batches of -b %d times -t %d, %s", batches, m->B, m->T, network_flags(&m->net));
-    print_comparison(m, means);
-}
-
 // -------------------------------------------------------------------------------------------------
 // Part V: the command line
 
@@ -2143,7 +2130,6 @@ static const Option options[] = {
     {"--save", TYPE_NAME, &opt.save, "float32", 0, 0, "type of the parameters in model files"},
     PROFILE_OPTION
     {"--plan", SWITCH, &opt.plan, "0", 0, 0, "print where every byte would go, and end"},
-    {"--eval", SWITCH, &opt.eval, "0", 0, 0, "print the loss of -e on -j, and end"},
     {"--tokenizer", STRING, &opt.tokenizer, "", 0, 0,
      "llm.c's gpt2_tokenizer.bin; for GPT-2's vocabulary it is looked for beside -i and here"},
     {"--help", SWITCH, &opt.help, "0", 0, 0, "print this, and end"},
@@ -2192,6 +2178,7 @@ static const Option *find_option(const Option *table, int count, const char *fla
         if (strcmp(flag, o->flag) == 0) return o;
     for (int i = 0; i < 4; i++)
         if (strcmp(flag, moved[i]) == 0) die(STATUS_USAGE, "%s is a flag of ./sample_rev_gpt2", flag);
+    if (strcmp(flag, "--eval") == 0) die(STATUS_USAGE, "--eval is a program of its own: ./eval_rev_gpt2");
     if (strcmp(flag, "--profile") == 0)
         die(STATUS_USAGE, "--profile: make -B PROFILE=1 builds a trainer that has it");
     die(STATUS_USAGE, "%s: no such flag; --help lists them, and says what replaces others of llm.c%s", flag,
@@ -2339,19 +2326,13 @@ static const char *find_tokenizer(int V) {
 static void check_options(void) {
     if (strlen(opt.out) > PATH - 64 || strlen(opt.start) > PATH - 64 || strlen(opt.distill) > PATH - 64)
         die(STATUS_USAGE, "-o, -e or --distill: a name of over %d bytes", PATH - 64);
-    if (opt.eval &&
-        (opt.out[0] || opt.resume || opt.save_every || opt.steps >= 0 || opt.tokens || opt.overfit))
-        die(STATUS_USAGE, "--eval does not train: -o -y -n -x -d -a have no meaning there");
-    if (opt.eval && (opt.budget > 0 || profile_wanted))
-        die(STATUS_USAGE, "--eval does not train: --budget and --profile have no meaning there");
-    if (opt.eval && !opt.val[0]) die(STATUS_USAGE, "--eval needs -j, the tokens to evaluate on");
     if (opt.objective > CROSS_ENTROPY && !opt.distill[0])
         die(STATUS_USAGE, "--loss %s needs --distill, the teacher", objective_names[opt.objective]);
     if (opt.budget > 0 && opt.memory != AUTO) die(STATUS_USAGE, "--budget is for --memory auto");
     if (opt.resume && !opt.out[0]) die(STATUS_USAGE, "-y 1 needs -o, the directory to resume from");
     if (opt.save_every && !opt.out[0])
         die(STATUS_USAGE, "-n %d needs -o, the directory to save to", opt.save_every);
-    if (!opt.train[0] && !opt.plan && !opt.eval) die(STATUS_USAGE,
+    if (!opt.train[0] && !opt.plan) die(STATUS_USAGE,
         "-i is missing: training tokens, a .bin of llm.c or a .txt; --help lists the flags");
 }
 
@@ -2429,7 +2410,7 @@ static int choose_shape(Model *m) {
         die(STATUS_USAGE, "-t: a sequence of %d tokens is longer than the context of %d", m->T, context);
     if ((int64_t)m->B * m->T > 1 << 30)
         die(STATUS_USAGE, "-b %d times -t %d is more than 2^30 tokens; use -d to accumulate", m->B, m->T);
-    if (m->training && opt.sample_every > 0) m->cache_tokens = sampled_tokens(&m->net);
+    if (opt.sample_every > 0) m->cache_tokens = sampled_tokens(&m->net);
     int tokens = m->B * m->T;
     if (opt.tokens % tokens != 0)
         die(STATUS_USAGE, "-d %d is no multiple of -b %d times -t %d", opt.tokens, m->B, m->T);
@@ -2472,22 +2453,19 @@ static int choose_precision(void) {
 // The network, its data and the shape of the run; no memory of the device is taken yet.
 static void choose_job(Job *j) {
     Model *m = &j->m;
-    int V = 50257;
     if (opt.train[0]) data_open(&j->data, opt.train);
     if (opt.val[0]) data_open(&j->val, opt.val);
     j->from = opt.resume ? find_checkpoints(opt.out).last : -1;
     if (j->from > 0) j->step = j->from;
-    if (j->val.V) V = j->val.V;
-    if (j->data.V) V = j->data.V;
-    m->net = choose_network(V, j->from);
-    m->training = !opt.eval;
+    m->net = choose_network(or_else(j->data.V, or_else(j->val.V, 50257)), j->from);
+    m->training = 1;
     if (opt.sample_every) j->z = tokenizer_open(find_tokenizer(m->net.V), m->net.V);
     choose_teacher(m);
     int accumulate = choose_shape(m), precision = choose_precision();
     const Run run = {m->B, m->T, m->chunk, m->head_chunk, accumulate, opt.shuffle, opt.overfit, opt.save,
                      m->net.mode, opt.seed, precision, m->objective, 0};
     j->run = run;
-    if (m->memory != AUTO || !m->training) {
+    if (m->memory != AUTO) {
         plan(m);
         return;
     }
@@ -2515,15 +2493,13 @@ static void print_job(const Job *j) {
 // Checks the data against the network, and counts the steps.
 static void choose_steps(Job *j) {
     Model *m = &j->m;
-    if (opt.train[0])
-        data_check(&j->data, opt.train, m->net.V, m->B, m->T, m->training && opt.shuffle);
+    data_check(&j->data, opt.train, m->net.V, m->B, m->T, opt.shuffle);
     if (opt.val[0]) data_check(&j->val, opt.val, m->net.V, m->B, m->T, 0);
     j->total = opt.steps;
     if (opt.steps >= 0) return;
     int64_t epoch = opt.shuffle ? 0 : all_places(&j->data, m->B, m->T, 0) / j->run.accumulate;
-    if (m->training && epoch < 1)
-        die(STATUS_USAGE, "-x is missing: how many steps? "
-            "There is no once through the tokens with --shuffle, or if -d is more than all");
+    if (epoch < 1) die(STATUS_USAGE, "-x is missing: how many steps? "
+        "There is no once through the tokens with --shuffle, or if -d is more than all");
     j->total = (int)fmin((double)epoch, MAX_STEPS);
 }
 
@@ -2570,12 +2546,11 @@ int rev_gpt2_main(int argc, char **argv) {
     if (begin(options, OPTIONS, "train_rev_gpt2 -i TOKENS [flags]", argc, argv)) return finish();
     check_options();
     choose_job(&j);
-    if (j.m.training || opt.plan) print_job(&j);
+    print_job(&j);
     if (!opt.plan) {
         choose_steps(&j);
         begin_job(&j);
-        if (j.m.training) train(&j);
-        else evaluate(&j);
+        train(&j);
         model_free(&j.m);
     }
     data_close(&j.data);

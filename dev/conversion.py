@@ -26,9 +26,9 @@ RUNS = {  # name: flags, learning rate
     "bdia a=1/4": ("--mode bdia --coefficient 0.25", 1e-4), "bdia a=-1/4": ("--mode bdia --coefficient -0.25", 1e-4),
     "bdia a=-1/16": ("--mode bdia --coefficient -0.0625", 1e-4)}
 
-def trainer(flags, **files):
+def run(program, flags, **files):
     """flags are words; files become -i, -j, -e, -o or --distill."""
-    command = [ROOT / "train_rev_gpt2", *flags.split(), *(x for flag, path in files.items() for x in (f"--{flag}" if flag[1:] else f"-{flag}", path))]
+    command = [ROOT / program, *flags.split(), *(x for flag, path in files.items() for x in (f"--{flag}" if flag[1:] else f"-{flag}", path))]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"conversion.py: {' '.join(map(str, command))}: {done.stderr.strip()}")
@@ -43,7 +43,7 @@ def read(path):
 
 def teacher(out, text):
     subprocess.run([sys.executable, ROOT / "prepro_owt.py", "--text", text, "--tokenizer", "byte", "--val", "last:10%", "--out", out], check=True)
-    trainer(f"{SHAPE} {BATCH} {TRAINING} --mode baseline -x 5000 -l 1e-3 -u 100 -v 250 -n 250 -y 1", i=out / "train_000000.bin", j=out / "val_000000.bin",
+    run("train_rev_gpt2", f"{SHAPE} {BATCH} {TRAINING} --mode baseline -x 5000 -l 1e-3 -u 100 -v 250 -n 250 -y 1", i=out / "train_000000.bin", j=out / "val_000000.bin",
             o=out / "teacher_run")
     rows = [row for row in read(out / "teacher_run/log.csv") if row["split"] == "val"]
     best = min(rows[1:], key=lambda row: float(row["loss"]))
@@ -60,7 +60,7 @@ def sweep(out, _):
                 if mode == "bdia" and (K != 1 or a == -1):
                     continue
                 flags = f"--mode {mode} --coefficient {a} --stem {stem}" + (f" --fixed-point {K}" if mode == "retrofit" else "")
-                said = trainer(f"--eval {BATCH} {flags}", e=out / "teacher.bin", distill=out / "teacher.bin", j=out / "val_000000.bin")
+                said = run("eval_rev_gpt2", f"{BATCH} {flags}", e=out / "teacher.bin", distill=out / "teacher.bin", j=out / "val_000000.bin")
                 rows.append((mode, a, K if mode == "retrofit" else "", stem, *pattern.search(said).groups()))
                 print(*rows[-1])
     table(out / "sweep.csv", rows)
@@ -117,7 +117,7 @@ def folder(out, name):
 def distill(out, _):
     for name, (flags, rate) in RUNS.items():
         if not (folder(out, name) / "model_00000500.bin").exists():
-            said = trainer(f"{BATCH} {TRAINING} {flags} -x 500 -l {rate} -u 20 -v 50 -y 1", i=out / "train_000000.bin", j=out / "val_000000.bin",
+            said = run("train_rev_gpt2", f"{BATCH} {TRAINING} {flags} -x 500 -l {rate} -u 20 -v 50 -y 1", i=out / "train_000000.bin", j=out / "val_000000.bin",
                            e=out / "teacher.bin", distill=out / "teacher.bin", o=folder(out, name))
             print(name, *re.findall(r"validation (loss .*)", said)[-1:], flush=True)
 
@@ -164,7 +164,7 @@ def main():
     text, out = Path(sys.argv[1]), Path(sys.argv[2])
     if not text.is_file():
         sys.exit(f"conversion.py: {text}: no such file")
-    subprocess.run(["make", "-s", "-C", ROOT, "train_rev_gpt2"], check=True)
+    subprocess.run(["make", "-s", "-C", ROOT, "train_rev_gpt2", "eval_rev_gpt2"], check=True)
     for name, (part, result) in PARTS.items():
         if name in sys.argv[3:] or (len(sys.argv) == 3 and not (out / result).exists()):
             part(out, text)

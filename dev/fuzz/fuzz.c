@@ -1,8 +1,9 @@
 /*
-fuzz.c: what a broken or hostile file, or any command line, must not do to train_rev_gpt2.c, or to sample/sample.c. A
-libFuzzer harness; run.sh builds it with -DTARGET= tokens, model, state, tokenizer, flags or sample, and runs it.
+fuzz.c: what a broken or hostile file, or any command line, must not do to train_rev_gpt2.c, sample/sample.c or
+eval/eval.c. A libFuzzer harness; run.sh builds it with -DTARGET= tokens, model, state, tokenizer, flags, sample or eval,
+and runs it.
 
-It includes both programs. The end of the program becomes a jump back, files are one file in memory whatever their
+It includes all three programs. The end of the program becomes a jump back, files are one file in memory whatever their
 name, and all that the trainer holds is written down. So after each input it is known whether the program would have
 ended as it promises, with one line and the right status, or gone on with nothing left open and nothing misread.
 Inputs are the files themselves; what else a target needs (a batch's shape, a prompt) is in the part of the header
@@ -170,6 +171,8 @@ static void write_seed(const char *name, const void *bytes, size_t size) {
 #define access(path, mode) (strlen(path) % 2 ? 0 : -1)
 #define SAMPLE_NO_MAIN
 #include "../sample/sample.c"
+#define EVAL_NO_MAIN
+#include "../eval/eval.c"
 
 static int may_end_with;  // the only status that die may now have
 static int whole;         // whether tokens are being read from a file that is not cut meanwhile
@@ -445,17 +448,17 @@ static void fuzz_flags(const uint8_t *bytes, size_t size) {
     if (opt.help || opt.version) return;
     check_options();
     find_files(argc % 2 ? 256 : 50257, opt.resume ? 7 : -1);
-    m.training = !opt.eval;
+    m.training = 1;
     choose_teacher(&m);
     int accumulate = choose_shape(&m);
     may_end_with = STATUS_OK;
     check_shape(accumulate);
-    double N = (double)m.B * m.T, C = m.net.C, kept = m.training ? 4 * C * N * (double)planes_before(&m, steps(&m.net)) : 0;
-    if (m.memory == STORE && m.training) kept += N * steps(&m.net) * 4 * (m.net.mode == HAMILTONIAN ? 4 : 13) * C;
+    double N = (double)m.B * m.T, C = m.net.C, kept = 4 * C * N * (double)planes_before(&m, steps(&m.net));
+    if (m.memory == STORE) kept += N * steps(&m.net) * 4 * (m.net.mode == HAMILTONIAN ? 4 : 13) * C;
     if (m.memory != STORE || steps(&m.net) < 200 || size % 16 == 0) {  // it takes long for many
         double budget = opt.budget > 0 ? opt.budget : 1e15;
-        int within = m.memory == AUTO && m.training ? plan_within(&m, budget) : 0;
-        if (m.memory != AUTO || !m.training) plan(&m);
+        int within = m.memory == AUTO ? plan_within(&m, budget) : 0;
+        if (m.memory != AUTO) plan(&m);
         plan_rows(&m, rows);
         plan_print(&m);
         if (within && ((double)rows[TOTAL] > budget || m.kept_steps > steps(&m.net))) fail("a plan beyond its budget");
@@ -494,8 +497,8 @@ static void seeds_flags(void) {
         "-i a.txt -e d6 --layers 3 --heads 4 --channels 32 --context 64 --mode leapfrog --memory checkpoint --stream fixed --grid 18",
         "-i a.txt -e d6 --mode midpoint-a --step-size 0.5 --stream float --seed 7 --shuffle --save bf16 --chunk 2 --head-chunk 100",
         "--plan -e d48 --mode hamiltonian --memory store -b 16 --beta1 0.8 --beta2 0.9", "--plan -e d6 --mode baseline -t 0 -x -1",
-        "-e out/model.bin -i x -s 1 --tokenizer t.bin -g 1", "-h", "--help", "--version", "--prompt", "-e d6 --top-k",
-        "-e d6 --eval -j val.bin -b 2 --mode midpoint", "-e model.bin -i x -a 1 -t 3 -x 0x1 -l nan",
+        "-e out/model.bin -i x -s 1 --tokenizer t.bin -g 1", "-h", "--help", "--version", "--prompt", "-e d6 --top-k", "--eval",
+        "-e d6 --plan -j val.bin -b 2 --mode midpoint", "-e model.bin -i x -a 1 -t 3 -x 0x1 -l nan",
         "-e fourteen-b.bin -i x --mode bdia --coefficient -0.0625 --stem 1 --distill teacher.bin --loss kl-teacher -t 3", "-e d6 --mode retrofit --fixed-point 3 --plan",
         "-i x --mode leapfrog --memory auto --budget 2.5G --precision bf16 -t 8 -e d6",
         "-i x --mode hamiltonian --memory checkpoint --layers 65536 --channels 65536 --heads 1 -b 16384 -t 65536 --context 65536"};
@@ -547,6 +550,36 @@ static void seeds_sample(void) {
         "-e fourteen-b.bin -i x --mode bdia --coefficient -0.0625 --stem 1 --grid 19 -t 3 --logits o", "--prompt a --logits o.npy",
         "-e d6 --mode retrofit --fixed-point 3 --prompt ab --stream fixed", "-e d24 --prompt  --step-size 0.5 --temperature 0"};
     write_lines(lines, sizeof lines / sizeof *lines, sample_options, SAMPLE_OPTIONS);
+}
+
+// ---- flags of the program that evaluates
+
+static void fuzz_eval(const uint8_t *bytes, size_t size) {
+    char *argv[256];
+    int argc = split_flags(bytes, size, argv);
+    parse_options(options, OPTIONS, 1, argv);
+    parse_options(eval_options, EVAL_OPTIONS, argc, argv);
+    if (opt.help) print_help(eval_options, EVAL_OPTIONS, "eval_rev_gpt2");
+    if (opt.help || opt.version) return;
+    check_eval_options();
+    find_files(argc % 2 ? 256 : 50257, -1);
+    choose_teacher(&m);
+    choose_shape(&m);
+    may_end_with = STATUS_OK;
+    check_shape(1);
+    if (m.training || m.cache_tokens) fail("an evaluation trains or samples");
+    size_t rows[ROWS];
+    plan(&m);
+    plan_rows(&m, rows);
+    double all = 4 * (1 + m.has_teacher) * 12 * (double)m.net.C * m.net.C * m.net.L + 8 * (double)m.B * m.T * m.net.C;
+    if (m.buffer_count > MAX_BUFFERS || (double)rows[TOTAL] < all) fail("the plan is too small");
+}
+static void seeds_eval(void) {
+    static const char *const lines[] = {
+        "-e out/model.bin -j x -b 2 -t 3 -m 0", "--help", "--version", "-x 3", "-e d6", "-j *.bin -e d6 --mode midpoint --precision bf16",
+        "-e fourteen-b.bin -j x --mode bdia --coefficient -0.0625 --stem 1 --distill teacher.bin -t 3", "-e d6 -j x --mode midpoint-a --step-size 0.5",
+        "-e m.bin -j x --stream fixed --grid 19 --chunk 2 --head-chunk 5", "-e d6 -j x --mode retrofit --fixed-point 3 --stream float"};
+    write_lines(lines, sizeof lines / sizeof *lines, eval_options, EVAL_OPTIONS);
 }
 
 #define JOIN2(a, b) a##b

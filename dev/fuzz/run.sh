@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Fuzzes the readers of token, model, state and tokenizer files, and the flags of two programs: RUNS inputs each, made from small valid ones.
-# usage: dev/fuzz/run.sh RUNS [tokens|model|state|tokenizer|flags|sample ...]     (20000: under a minute on two cores)
+# Fuzzes the readers of token, model, state and tokenizer files, and the flags of three programs: RUNS inputs each, made from small valid ones.
+# usage: dev/fuzz/run.sh RUNS [tokens|model|state|tokenizer|flags|sample|eval ...]     (20000: under a minute on two cores)
 # What is found is shown, and its input kept beside the program that takes it. CC= is a clang, LIBFUZZER= its other flags.
-usage() { echo "usage: dev/fuzz/run.sh RUNS [tokens|model|state|tokenizer|flags|sample ...]" >&2; exit 2; }
+usage() { echo "usage: dev/fuzz/run.sh RUNS [tokens|model|state|tokenizer|flags|sample|eval ...]" >&2; exit 2; }
 case $1 in ''|*[!0-9]*) usage ;; esac
-for target in "${@:2}"; do case $target in tokens|model|state|tokenizer|flags|sample) ;; *) usage ;; esac; done
+for target in "${@:2}"; do case $target in tokens|model|state|tokenizer|flags|sample|eval) ;; *) usage ;; esac; done
 cd "$(dirname "$0")" || exit 1
 runs=$1 CC=${CC:-clang}; shift
-[ $# -gt 0 ] || set -- tokens model state tokenizer flags sample
+[ $# -gt 0 ] || set -- tokens model state tokenizer flags sample eval
 out=$(mktemp -d) passed=0 failed=0
 trap '[ $failed -gt 0 ] || rm -rf "$out"' EXIT
 
@@ -25,6 +25,7 @@ functions() {
     flags) echo set_option parse_options print_help check_options scratch_config adjust_config adjust_conversion choose_network choose_teacher choose_shape plan \
         learning_rate find_tokenizer ;;
     sample) echo set_option parse_options check_sample_options encode_prompt choose_sample_shape find_tokenizer word_length ;;
+    eval) echo set_option parse_options check_eval_options choose_teacher choose_shape ;;
     esac
 }
 
@@ -36,7 +37,7 @@ lines() {
     "$profdata" merge -o "$program.prof" "$program.raw" && "$cov" export "$program" -instr-profile="$program.prof" -format=lcov |
         awk -F'[:,]' -v names="$(functions "${program##*/}")" '
             BEGIN {n = split(names, list, " "); for (i = 1; i <= n; i++) wanted[list[i]] = 1}
-            $1 == "SF" {ours = /train_rev_gpt2\.c|sample\.c/; at = 0; name = ""; split("", start)}
+            $1 == "SF" {ours = /train_rev_gpt2\.c|sample\.c|eval\.c/; at = 0; name = ""; split("", start)}
             ours && $1 == "FN" {name = $NF; sub(/.*:/, "", name); start[$2] = name; seen[name] = 1}
             ours && $1 == "DA" {
                 while (at < $2) if (++at in start) name = start[at]
@@ -63,7 +64,7 @@ for target in "$@"; do
     if [ $status -eq 0 ]; then
         lines "$program"
     else
-        grep -anE '^FAILED|ERROR|runtime error|^ *#[0-9]+ 0x.*(train_rev_gpt2|sample).c|SUMMARY|Test unit' "$program.log" | cut -c1-400 | head -n 20
+        grep -anE '^FAILED|ERROR|runtime error|^ *#[0-9]+ 0x.*(train_rev_gpt2|sample|eval).c|SUMMARY|Test unit' "$program.log" | cut -c1-400 | head -n 20
         echo "  the log: $program.log; again: $program $(ls -d "$program".crash-* "$program".leak-* "$program".timeout-* "$program".oom-* 2>/dev/null | head -n 1)"
     fi
 done

@@ -10,13 +10,14 @@ be included itself. A text becomes tokens by GPT-2's byte pair encoding: it is c
 bytes are joined as long as two neighbours make a token. What the network answers is drawn at a temperature,
 from the likeliest tokens, and printed in whole characters.
 */
-#ifndef REV_GPT2_NO_MAIN
+#ifndef REV_GPT2_INCLUDED  // by another program of its kind
+#define REV_GPT2_INCLUDED
 #define REV_GPT2_NO_MAIN
-#endif
 #ifdef TWIN
 #include "../../train_rev_gpt2.cu"
 #else
 #include "../../train_rev_gpt2.c"
+#endif
 #endif
 
 // ---- a text to tokens
