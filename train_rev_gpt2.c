@@ -73,6 +73,7 @@ typedef union { int32_t fixed; real_t real; } stream_t;  // an element of p: in 
 
 enum { STATUS_OK = 0, STATUS_DATA = 1, STATUS_USAGE = 2, STATUS_NUMBERS = 3, STATUS_INTERRUPTED = 130 };
 
+static const char *program = "train_rev_gpt2";  // its name, and maybe more after a space
 // One clear line, then the end.
 __attribute__((format(printf, 2, 3), noreturn)) static void die(int status, const char *format, ...) {
     char line[2 * 4096];
@@ -82,7 +83,7 @@ __attribute__((format(printf, 2, 3), noreturn)) static void die(int status, cons
     va_end(args);
     for (char *c = line; *c; c++)
         if ((unsigned char)*c < 32 || *c == 127) *c = '?';  // a file's name may hold anything
-    fprintf(stderr, "train_rev_gpt2: %s\n", line);
+    fprintf(stderr, "%.*s: %s\n", (int)strcspn(program, " "), program, line);
     exit(status);
 }
 
@@ -231,7 +232,6 @@ enum Memory {
 };
 
 typedef struct { int row; void *at; size_t bytes; } Buffer;  // at: the pointer in Model that will hold it
-enum { MAX_BUFFERS = 32 };
 
 typedef struct {
     Config net;
@@ -275,7 +275,7 @@ typedef struct {
     act_t *cache;           // generating: (evaluations, cache_tokens, cache_width), the tokens so far
     int cache_tokens;       // how many it has room for
     int past;               // how many it holds, which stand before the inputs
-    Buffer buffers[MAX_BUFFERS];  // every array above, as planned
+    Buffer buffers[32];     // every array above, as planned
     int buffer_count;
 } Model;
 
@@ -466,9 +466,9 @@ typedef struct {
 } Tensors;
 
 enum { TENSORS = 16 };
-enum { GAIN, BIAS, MATRIX, PROJECTION, EMBEDDING };  // PROJECTION writes into the streams, EMBEDDING has Vp rows
+enum { GAIN, BIAS, MATRIX, PROJECTION, VOCABULARY };  // PROJECTION: into the streams; VOCABULARY: of Vp rows
 static const struct { const char *name; int kind, stacked; } tensor_kinds[TENSORS] = {  // stacked over layers
-    {"wte", EMBEDDING, 0}, {"wpe", MATRIX, 0}, {"ln1w", GAIN, 1}, {"ln1b", BIAS, 1}, {"qkvw", MATRIX, 1},
+    {"wte", VOCABULARY, 0}, {"wpe", MATRIX, 0}, {"ln1w", GAIN, 1}, {"ln1b", BIAS, 1}, {"qkvw", MATRIX, 1},
     {"qkvb", BIAS, 1}, {"attprojw", PROJECTION, 1}, {"attprojb", BIAS, 1}, {"ln2w", GAIN, 1},
     {"ln2b", BIAS, 1}, {"fcw", MATRIX, 1}, {"fcb", BIAS, 1}, {"fcprojw", PROJECTION, 1}, {"fcprojb", BIAS, 1},
     {"lnfw", GAIN, 0}, {"lnfb", BIAS, 0}};
@@ -1244,13 +1244,13 @@ static size_t piece_of(size_t left) { return left < STAGE ? left : (size_t)STAGE
 // and 0 in the padding of the vocabulary.
 static void init_parameters(Model *m, uint64_t seed) {
     const Config *net = &m->net;
-    const double stds[] = {0, 0, 0.02, 0.02 / sqrt(2.0 * net->L), 0.02};  // of GAIN to EMBEDDING
+    const double stds[] = {0, 0, 0.02, 0.02 / sqrt(2.0 * net->L), 0.02};  // of GAIN to VOCABULARY
     size_t one[TENSORS], all[TENSORS], offset = 0;
     tensor_sizes(net, one, all);
     for (int t = 0; t < TENSORS; offset += all[t++]) {
         int kind = tensor_kinds[t].kind;
         size_t drawn = kind >= MATRIX ? all[t] : 0;
-        if (kind == EMBEDDING) drawn = (size_t)net->V * (size_t)net->C;
+        if (kind == VOCABULARY) drawn = (size_t)net->V * (size_t)net->C;
         for (size_t i = 0; i < all[t]; i += STAGE) {
             size_t n = piece_of(all[t] - i);
             #pragma omp parallel for
@@ -1423,6 +1423,9 @@ static void output_open(Output *o, const char *path, int of_run) {
     if (of_run) snprintf(o->aside, sizeof o->aside, "%sunfinished.tmp", o->directory);
     if (of_run) unlink(o->aside);
     int fd = open(o->aside, O_WRONLY | O_CREAT | O_EXCL, 0666);
+    if (fd < 0 && errno == EEXIST)
+        die(STATUS_DATA, "cannot write %s: File exists: written by another program now, or left by one that "
+            "was killed: then remove it", o->aside);
     if (fd < 0) cannot("write", o->aside);
     o->file = fdopen(fd, "wb");
     if (!o->file) output_failed(o);
@@ -2174,6 +2177,7 @@ static void set_option(const Option *o, const char *text) {
 
 static const Option *find_option(const Option *table, int count, const char *flag) {
     static const char *const moved[] = {"--prompt", "--logits", "--temperature", "--top-k"};
+    const char *quotes = flag[0] == '-' ? "" : "; a pattern of files needs quotes";
     for (const Option *o = table; o < table + count; o++)
         if (strcmp(flag, o->flag) == 0) return o;
     for (int i = 0; i < 4; i++)
@@ -2181,8 +2185,8 @@ static const Option *find_option(const Option *table, int count, const char *fla
     if (strcmp(flag, "--eval") == 0) die(STATUS_USAGE, "--eval is a program of its own: ./eval_rev_gpt2");
     if (strcmp(flag, "--profile") == 0)
         die(STATUS_USAGE, "--profile: make -B PROFILE=1 builds a trainer that has it");
-    die(STATUS_USAGE, "%s: no such flag; --help lists them, and says what replaces others of llm.c%s", flag,
-        flag[0] == '-' ? "" : "; a pattern of files needs quotes");
+    die(STATUS_USAGE, "%s: no such flag; --help lists them%s%s", flag,
+        table == options ? ", and says what replaces others of llm.c" : "", quotes);
 }
 
 // Sets what a table's flags say, or else the defaults.
@@ -2221,8 +2225,9 @@ static void print_help(const Option *table, int count, const char *usage) {
         if (o->initial && o->initial[0] && o->type != SWITCH) printf(" (%s)", o->initial);
         printf("\n");
     }
-    printf("\nflags with one dash are llm.c's; of its others, --memory replaces -r, and -q 1 a constant -k\n"
-           "exit status: 0 done, 1 data and files, 2 usage, 3 numbers and memory, 130 interrupted\n");
+    if (table == options)
+        printf("\nflags with one dash are llm.c's; of its others, --memory replaces -r, -q 1 a constant -k");
+    printf("\nexit status: 0 done, 1 data and files, 2 usage, 3 numbers and memory, 130 interrupted\n");
 }
 
 // ---- from the flags to a network
@@ -2445,8 +2450,9 @@ static void claim_directory(int from) {
 // Products in --precision, or else, where it cannot be had, in the other one. Returns which.
 static int choose_precision(void) {
     if (layers_bf16(opt.precision)) return opt.precision;
-    fprintf(stderr, "train_rev_gpt2: no products in %s in this processor or build: --precision %s\n",
-            precision_names[opt.precision], precision_names[!opt.precision]);
+    fprintf(stderr, "%.*s: no products in %s in this processor or build: --precision %s\n",
+            (int)strcspn(program, " "), program, precision_names[opt.precision],
+            precision_names[!opt.precision]);
     return !opt.precision;
 }
 
@@ -2531,6 +2537,7 @@ static int finish(void) {
 
 // What a program begins with: its flags, out of a table. Whether they ask for help or the version alone
 static int begin(const Option *table, int count, const char *usage, int argc, char **argv) {
+    program = usage;
     for (int fd = 0; fd <= 2;) fd = open("/dev/null", O_RDWR);  // no file of ours becomes a closed stdout
     signal(SIGXFSZ, SIG_IGN);  // a file that may not grow fails like a full disk
     parse_options(table, count, argc, argv);
