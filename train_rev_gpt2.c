@@ -1807,7 +1807,8 @@ static const float *next_logits(Model *m, const int *tokens, int T, int past) {
 // Draws a token by softmax(logits), with `draw` uniform in [0, 1).
 static int draw_token(const float *logits, int V, double draw) {
     double top = -INFINITY, sum = 0;
-    for (int v = 0; v < V; v++) top = fmax(top, (double)logits[v]);
+    for (int v = 0; v < V; v++)  // not fmax, at which gcc 12 breaks off for arm64
+        if (logits[v] > top) top = (double)logits[v];
     for (int v = 0; v < V; v++) sum += exp((double)logits[v] - top);
     for (int v = 0; v < V - 1; v++)
         if ((draw -= exp((double)logits[v] - top) / sum) < 0) return v;
