@@ -797,10 +797,12 @@ static void test_policies(int bf16) {
                     check(loss == loss0 && memcmp(reference, grads, bytes) == 0, "%s L=%d: --memory %s, %d steps kept, with %d threads has other gradients",
                           name_of(mode), m.net.L, memory_names[m.memory], m.kept_steps, threads);
                     if (memory >= REVERSE) check(drift == 0, "%s L=%d: drift %g", name_of(mode), m.net.L, drift);
-                    device_zero(m.grads, bytes);  // the same batch again: what the first left in buffers must not matter
-                    forward_backward(&m, 1, &drift);
-                    to_host(grads, m.grads, bytes);
-                    check(memcmp(reference, grads, bytes) == 0, "%s L=%d: --memory %s, a second pass has other gradients", name_of(mode), m.net.L, memory_names[m.memory]);
+                    if (s == 3 && threads == 1) {  // the same batch again: what the first left in buffers must not matter
+                        device_zero(m.grads, bytes);
+                        forward_backward(&m, 1, &drift);
+                        to_host(grads, m.grads, bytes);
+                        check(memcmp(reference, grads, bytes) == 0, "%s L=%d: --memory %s, a second pass has other gradients", name_of(mode), m.net.L, memory_names[m.memory]);
+                    }
                     free(grads);
                     model_free(&m);
                 }
