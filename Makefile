@@ -49,10 +49,10 @@ all: train_rev_gpt2 sample_rev_gpt2 eval_rev_gpt2
 train_rev_gpt2: train_rev_gpt2.c
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
-sample_rev_gpt2: dev/sample/sample.c train_rev_gpt2.c
+sample_rev_gpt2: dev/sample/sample.c dev/network_flags.h train_rev_gpt2.c
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
-eval_rev_gpt2: dev/eval/eval.c train_rev_gpt2.c
+eval_rev_gpt2: dev/eval/eval.c dev/network_flags.h train_rev_gpt2.c
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
 test_rev_gpt2: test_rev_gpt2.c dev/sample/sample.c dev/eval/eval.c train_rev_gpt2.c dev/bench/profile.h

@@ -29,20 +29,7 @@ static const Option eval_options[] = {
     {"-m", INTEGER, &opt.val_batches, "20", 0, 1e9, "batches, if there are that many; 0: all"},
     {"--distill", STRING, &opt.distill, "", 0, 0,
      "a baseline model file of the same shape: the teacher to be compared with"},
-    {"--mode", MODE_NAME, &opt.mode, "", 0, 0, "retrofit and bdia convert a baseline file, and back"},
-    {"--step-size", NUMBER, &opt.step_size, "", 0, 16, "another h than the model's; 0: without blocks"},
-    {"--coefficient", NUMBER, &opt.coefficient, "", -1, 1, "a of retrofit and bdia"},
-    {"--fixed-point", INTEGER, &opt.fixed_point, "", 0, 16, "retrofit: iterations of the estimate"},
-    {"--stem", INTEGER, &opt.stem, "", 0, 65536, "retrofit and bdia: the first steps, which stay ordinary"},
-    {"--stream", STREAM_NAME, &opt.stream, "", 0, 0, "another than the model's"},
-    {"--grid", INTEGER, &opt.grid, "0", 1, 30, "fixed streams are multiples of 2^-grid; 0: the model's"},
-    {"--precision", TYPE_NAME, &opt.precision, DEFAULT_PRECISION, 0, 0, "of what matrix products multiply"},
-    {"--chunk", INTEGER, &opt.chunk, "0", 1, 1 << 24,
-     "sequences a block is evaluated for at a time; 0: by the shape"},
-    {"--head-chunk", INTEGER, &opt.head_chunk, "0", 1, 1 << 24,
-     "tokens the head is evaluated for at a time; 0: by the shape"},
-    {"--help", SWITCH, &opt.help, "0", 0, 0, "print this, and end"},
-    {"--version", SWITCH, &opt.version, "0", 0, 0, "print the version, and end"},
+#include "../network_flags.h"
 };
 enum { EVAL_OPTIONS = sizeof eval_options / sizeof eval_options[0] };
 

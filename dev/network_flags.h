@@ -1,0 +1,16 @@
+// The last rows of the tables of flags of programs that use a trained model: what they may change in it, and how it is evaluated
+
+    {"--mode", MODE_NAME, &opt.mode, "", 0, 0, "retrofit and bdia convert a baseline file, and back"},
+    {"--step-size", NUMBER, &opt.step_size, "", 0, 16, "another h than the model's; 0: without blocks"},
+    {"--coefficient", NUMBER, &opt.coefficient, "", -1, 1, "a of retrofit and bdia"},
+    {"--fixed-point", INTEGER, &opt.fixed_point, "", 0, 16, "retrofit: iterations of the estimate"},
+    {"--stem", INTEGER, &opt.stem, "", 0, 65536, "retrofit and bdia: the first steps, which stay ordinary"},
+    {"--stream", STREAM_NAME, &opt.stream, "", 0, 0, "another than the model's"},
+    {"--grid", INTEGER, &opt.grid, "0", 1, 30, "fixed streams are multiples of 2^-grid; 0: the model's"},
+    {"--precision", TYPE_NAME, &opt.precision, DEFAULT_PRECISION, 0, 0, "of what matrix products multiply"},
+    {"--chunk", INTEGER, &opt.chunk, "0", 1, 1 << 24,
+     "sequences a block is evaluated for at a time; 0: by the shape"},
+    {"--head-chunk", INTEGER, &opt.head_chunk, "0", 1, 1 << 24,
+     "tokens the head is evaluated for at a time; 0: by the shape"},
+    {"--help", SWITCH, &opt.help, "0", 0, 0, "print this, and end"},
+    {"--version", SWITCH, &opt.version, "0", 0, 0, "print the version, and end"},
