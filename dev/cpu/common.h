@@ -24,7 +24,7 @@ typedef struct {
     int number;        // from 1; 0 ends the list
     const char *what;  // what changed
     double tolerance;  // the largest error it may have
-    int bf16;          // run with layers_bf16(1)
+    int bf16;          // products of bf16: 1, or 2 for a processor's tiles (TILES)
 } Version;
 typedef struct { const char *name; int d[5]; } Shape;  // name NULL ends the list
 typedef struct {
@@ -125,13 +125,21 @@ enum { LINES, TABLE, CHECK };
 enum { LAST = -1 };  // instead of a version's number
 static int small_shapes;
 static int passed, failed;
-static double limit_flops[2], limit_bytes;  // the best seen
+static double limit_flops[3], limit_bytes;  // the best seen
 static double rates[MOST_EXPERIMENTS][MOST_VERSIONS][MOST_SHAPES];  // flops or bytes a second, the best seen; 0: not measured
 
+static int set_bf16(int bf16) {  // whether it can
+    int can = layers_bf16(bf16 > 0);
+#ifndef TWIN
+    if (bf16 == PAIRS) word_kind = PAIRS;
+    can = can && word_kind == bf16;
+#endif
+    return can;
+}
 static void measure_limits(void) {
-    for (int bf16 = 0; bf16 < 2; bf16++)
-        if (layers_bf16(bf16)) limit_flops[bf16] = fmax(limit_flops[bf16], device_flops());
-    layers_bf16(0);
+    for (int bf16 = 0; bf16 < 3; bf16++)
+        if (set_bf16(bf16)) limit_flops[bf16] = fmax(limit_flops[bf16], device_flops());
+    set_bf16(0);
     limit_bytes = fmax(limit_bytes, device_bandwidth(cold, cold_count));
 }
 static void print_limits(void) {
@@ -141,8 +149,8 @@ static void print_limits(void) {
 #ifdef TWIN
     printf("%s, ", device.name);
 #endif
-    printf("threads: %d, limits: %.1f GFLOP/s, %.1f with bf16 pairs, %.1f GB/s\n", threads, limit_flops[0] * 1e-9, limit_flops[1] * 1e-9,
-           limit_bytes * 1e-9);
+    printf("threads: %d, limits: %.1f GFLOP/s, %.1f with pairs of bf16, %.1f with tiles of them, %.1f GB/s\n", threads,
+           limit_flops[0] * 1e-9, limit_flops[1] * 1e-9, limit_flops[2] * 1e-9, limit_bytes * 1e-9);
 }
 
 // Whether a version is right on the operands as they are
@@ -178,7 +186,7 @@ static void run_experiment(const Experiment *e, double rate[MOST_VERSIONS][MOST_
             double slowest = 0;  // known so far, of another shape
             for (int j = 0; j < c; j++) slowest = r[j] > 0 && (slowest == 0 || r[j] < slowest) ? r[j] : slowest;
             if (mode != CHECK && slowest > 0 && work / slowest > 3) continue;
-            if (!layers_bf16(v->bf16)) continue;  // not on this processor
+            if (!set_bf16(v->bf16)) continue;  // not on this processor
             // what is last was checked at small shapes; a reference of the large ones takes longer than they are timed
             int unchecked = only == LAST && mode == LINES && !small_shapes;
             if ((unchecked || is_right(e, v, &shapes[c])) && mode != CHECK) {
@@ -190,7 +198,7 @@ static void run_experiment(const Experiment *e, double rate[MOST_VERSIONS][MOST_
                            shapes[c].name, v->number, v->what, worst.error, best * 1e3, median * 1e3, r[c] * 1e-9,
                            work_flops > 0 ? "GFLOP/s" : "GB/s", 100 * r[c] / limit);
             }
-            layers_bf16(0);
+            set_bf16(0);
             fflush(stdout);
         }
     }

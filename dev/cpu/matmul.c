@@ -191,7 +191,7 @@ static void packed(real_t *c, int M, int N, int K, Matrix a, Matrix b) { panels(
 static void packed_blocks(real_t *c, int M, int N, int K, Matrix a, Matrix b) { panels(c, M, N, K, a, b, pack_blocks); }
 
 static Product *const products[] = {NULL, naive, vectors, blocks, tiles, packed, packed_blocks};
-enum { TRAINERS = 7, PAIRS = 8, SEPARATE = 9, FUSED = 10 };
+enum { TRAINERS = 7, OF_PAIRS = 8, OF_TILES = 9, SEPARATE = 10, FUSED = 11 };
 
 // ---- the experiments
 
@@ -244,7 +244,7 @@ static void check_forward(int version) {
     size_t all = (size_t)n * (size_t)OC, some = sampled(all, work_flops, 4099);
     for (size_t s = 0; s < some; s++) {
         size_t at = sample(s, some, all), i = at / (size_t)OC, j = at % (size_t)OC;
-        double sum = element(matrix(inp, C, 1), matrix(weight, 1, C), (int)i, (int)j, C, version == PAIRS) + bias[j];
+        double sum = element(matrix(inp, C, 1), matrix(weight, 1, C), (int)i, (int)j, C, version == OF_PAIRS || version == OF_TILES) + bias[j];
         compare("out", at, out[at], version < SEPARATE ? sum : gelu_reference(sum), 1);
     }
 }
@@ -252,13 +252,13 @@ static void check_backward(int version) {
     size_t all = (size_t)n * (size_t)C, some = sampled(all, work_flops, 4099);
     for (size_t s = 0; s < some; s++) {
         size_t at = sample(s, some, all);
-        double sum = element(matrix(dout, OC, 1), matrix(weight, C, 1), (int)(at / (size_t)C), (int)(at % (size_t)C), OC, version == PAIRS);
+        double sum = element(matrix(dout, OC, 1), matrix(weight, C, 1), (int)(at / (size_t)C), (int)(at % (size_t)C), OC, version == OF_PAIRS || version == OF_TILES);
         compare("dinp", at, dinp[at], version < SEPARATE ? sum : sum * slope_reference(pre[at]), 1);
     }
     all = (size_t)OC * (size_t)C, some = sampled(all, work_flops, 4099);
     for (size_t s = 0; s < some; s++) {
         size_t at = sample(s, some, all);
-        double sum = element(matrix(dout, 1, OC), matrix(inp, C, 1), (int)(at / (size_t)C), (int)(at % (size_t)C), n, version == PAIRS);
+        double sum = element(matrix(dout, 1, OC), matrix(inp, C, 1), (int)(at / (size_t)C), (int)(at % (size_t)C), n, version == OF_PAIRS || version == OF_TILES);
         compare("dweight", at, dweight[at], random_at(5, at) + sum, 1);
     }
 }
@@ -271,7 +271,8 @@ static const Version versions[] = {  // 1 to 4 add up all of K in one float, up 
     {5, "+ operands packed, element by element", 1e-4, 0},
     {6, "+ packed by 4 x 4 blocks, several panels at a time", 1e-4, 0},
     {TRAINERS, "the trainer's", 1e-4, 0},
-    {PAIRS, "the trainer's, pairs of bf16", 1e-4, 1},
+    {OF_PAIRS, "the trainer's, pairs of bf16", 1e-4, PAIRS},
+    {OF_TILES, "the trainer's, tiles of bf16", 1e-4, TILES},
     {0, NULL, 0, 0}};
 static const Version with_gelu[] = {
     {SEPARATE, "the product, then a pass of GELU", 1e-4, 0}, {FUSED, "GELU in the product's ending", 1e-4, 0}, {0, NULL, 0, 0}};
