@@ -1138,6 +1138,7 @@ void device_finish(void);          // waits until all that was asked for is done
 void to_device(void *dst, const void *src, size_t bytes);
 size_t device_peak_bytes(void);    // the most this process has held
 double device_flops(void);         // measured limit, FLOP/s of all cores
+double device_fastest(void);       // FLOP/s of the fastest product so far
 int stream_take_fault(void);       // has a value been NaN or out of the grid's range? Forgets it.
 int layers_bf16(int on);           // products round operands to bf16, but for a row or two; whether they can
 // ends the program, and says why, where blocks of so many sequences or samples of so many tokens are too much
@@ -1859,7 +1860,7 @@ typedef struct {
     Run run;
     int from, step, total;  // from: the step of the checkpoint, -1 without one; step: how many are done
     FILE *csv;              // log.csv, or NULL
-    double limit;           // of the device, FLOP/s
+    double limit;           // of the device, FLOP/s: what was measured, or what a product has reached since
 } Job;
 
 // nanoGPT's: a linear warm-up, then a cosine from the rate to its final fraction at the last step.
@@ -1981,6 +1982,7 @@ static void train_step(Job *j) {
     if (!isfinite(norm))
         die(STATUS_NUMBERS, "step %d: the gradient is not finite; what was saved before stays", j->step);
     slow = slow > 0 ? 0.95 * slow + 0.05 * s : s;
+    j->limit = fmax(j->limit, device_fastest());
     printf(divergence ? "step %5d/%d | KL %.3e" : "step %5d/%d | loss %.4f", j->step, j->total, loss);
     printf(" | norm %.4f | lr %.2e | %.0f ms | %.0f tokens/s | %.0f%% of limit | ",
            norm, rate, s * 1e3, speed, 100 * speed * flops_per_token(m) / j->limit);
@@ -2445,11 +2447,16 @@ static void claim_directory(int from) {
 
 // Products in --precision, or else, where it cannot be had, in the other one. Returns which.
 static int choose_precision(void) {
-    if (layers_bf16(opt.precision)) return opt.precision;
-    fprintf(stderr, "%.*s: no products in %s in this processor or build: --precision %s\n",
-            (int)strcspn(program, " "), program, precision_names[opt.precision],
-            precision_names[!opt.precision]);
-    return !opt.precision;
+    const char *name = precision_names[opt.precision], *other = precision_names[!opt.precision];
+    if (!layers_bf16(opt.precision)) {
+        fprintf(stderr, "no products in %s in this processor or build: --precision %s\n", name, other);
+        return !opt.precision;
+    }
+    if (!opt.precision || !layers_bf16(0)) return opt.precision;
+    const double float32 = device_flops();
+    if (layers_bf16(1) && device_flops() < float32)
+        fprintf(stderr, "products in bf16 are slower in this processor than those in float32\n");
+    return opt.precision;
 }
 
 // The network, its data and the shape of the run; no memory of the device is taken yet.
@@ -2542,6 +2549,17 @@ static int begin(const Option *table, int count, const char *usage, int argc, ch
     return opt.help || opt.version;
 }
 
+// GNU's OpenMP lets a thread that waits spin for milliseconds, which makes two programs on the same cores 30
+// times slower. It reads how long before main: unless the user has said it, the program begins again.
+static void spin_briefly(char **argv) {
+#if defined(_OPENMP) && defined(__linux__) && !defined(__clang__)
+    if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
+    setenv("GOMP_SPINCOUNT", "1000", 1);
+    execv("/proc/self/exe", argv);  // where it fails, threads spin
+#endif
+    (void)argv;
+}
+
 // The whole program; returns the exit status.
 int rev_gpt2_main(int argc, char **argv) {
     Job j;
@@ -2563,7 +2581,10 @@ int rev_gpt2_main(int argc, char **argv) {
 }
 
 #ifndef REV_GPT2_NO_MAIN
-int main(int argc, char **argv) { return rev_gpt2_main(argc, argv); }
+int main(int argc, char **argv) {
+    spin_briefly(argv);
+    return rev_gpt2_main(argc, argv);
+}
 #endif
 
 // -------------------------------------------------------------------------------------------------
@@ -2922,7 +2943,7 @@ static inline void transpose_words(words_t w[16]) {
         }
     }
 }
-#if defined(__AMX_BF16__) && defined(__linux__)
+#if (defined(__AMX_BF16__) || defined(__AMXBF16__)) && defined(__linux__)  // gcc's name, older clang's
 #define HAS_TILES
 #include <sys/syscall.h>
 // A thread once says that the processor's tiles are 16 rows of 64 bytes each.
@@ -2971,10 +2992,7 @@ static inline void multiply_tiles(real_t *sums, int K, const real_t *a, const re
         LOAD_TILE(5, next_a + k);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
-        __builtin_prefetch(coming, 1);
-        __builtin_prefetch(coming + 16, 1);
-        __builtin_prefetch(coming + row, 1);
-        __builtin_prefetch(coming + row + 16, 1);
+        for (int j = 0; j < 2*SIDE; j += 16) __builtin_prefetch(coming + j / SIDE * row + j % SIDE, 1);
     }
     _tile_stored(0, sums, ROW);
     _tile_stored(1, sums + 16, ROW);
@@ -2995,7 +3013,9 @@ int layers_bf16(int on) {
     if (on && sizeof(real_t) == sizeof(float)) word_kind = PAIRS;
 #endif
 #ifdef HAS_TILES
+    static int told;
     if (on && sizeof(real_t) == sizeof(float) && tiles_permitted()) word_kind = TILES;
+    else if (on && !told++) fprintf(stderr, "the system keeps tiles (AMX) from this process\n");
 #endif
     return on == (word_kind != NUMBERS);
 }
@@ -3121,6 +3141,8 @@ INLINE void multiply_panels(vector_t (*tile)[NV], int mr, int K, const real_t *a
     for (int i = 0; i < mr; i++)
         for (int v = 0; v < NV; v++) sum[i][v] = zero;
     for (int k = 0; k < K; k++, a += MR, b += NR) {
+        for (int j = 0; j < NR; j += 64 / (int)sizeof(real_t)) __builtin_prefetch(b + 8*NR + j);
+        __builtin_prefetch(a + 8*MR);
         #pragma GCC unroll 12
         for (int i = 0; i < mr; i++)
             #pragma GCC unroll 2
@@ -3160,6 +3182,7 @@ static inline void multiply_tile(real_t *c, int64_t row, int rows, int columns, 
     }
 }
 
+static double fastest;
 static real_t *scratch;
 void layers_begin(void *memory) { scratch = (real_t *)memory; }
 static size_t block_words(int M, int N, int K) {  // words for the blocks of a product
@@ -3182,7 +3205,8 @@ static void gemm(real_t *c, int M, int N, int K, Matrix a, Matrix b, Epilogue e)
     const size_t width = (size_t)N;
     real_t *packed_b = scratch;
     real_t *packed_a = packed_b + smaller_of(NC, (N + nr - 1) / nr * nr) * smaller_of(KC, all);
-    #pragma omp parallel if ((int64_t)M * N * K > 200000)  // less is done before the threads have met
+    const double start = seconds(), multiplied = (double)M * N * K;
+    #pragma omp parallel if (multiplied > 200000)  // less is done before the threads have met
     for (int j0 = 0; j0 < N; j0 += NC)
         for (int k0 = 0; k0 < K; k0 += stretch) {
             const int n = smaller_of(NC, N - j0), k = smaller_of(stretch, K - k0), words = words_of(k);
@@ -3209,6 +3233,7 @@ static void gemm(real_t *c, int M, int N, int K, Matrix a, Matrix b, Epilogue e)
                         }
             }
         }
+    if (multiplied > 1e7) fastest = fmax(fastest, 2 * multiplied / (seconds() - start));
 }
 
 // The same for one thread and small blocks: M is at most TILE, rows of c are `row` apart. It packs on the
@@ -3623,15 +3648,15 @@ void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, doub
 // Does what a core's units can for about half a millisecond, and returns the FLOP: independent chains of
 // multiply-add, or products of tiles from the first cache.
 static double saturate(void) {
-    enum { ROUNDS = 60000, WORDS = 64 };
+    enum { ROUNDS = 60000, PRODUCTS = 1000, WORDS = 64 };
     volatile real_t half = (real_t)0.5;  // read at run time, lest compilers see through the chains
     const real_t word = half;
     vector_t x[MR * NV], factor;
     if (word_kind == TILES) {
         static const real_t zeros[SIDE * WORDS];
         real_t tile[SIDE * SIDE];
-        for (int i = 0; i < ROUNDS / WORDS * 4; i++) multiply_tiles(tile, WORDS, zeros, zeros, tile, 0);
-        return 4.0 * (ROUNDS / WORDS * 4) * SIDE * SIDE * WORDS;
+        for (int i = 0; i < PRODUCTS; i++) multiply_tiles(tile, WORDS, zeros, zeros, tile, 0);
+        return 4.0 * PRODUCTS * SIDE * SIDE * WORDS;
     }
     for (int j = 0; j < LANES; j++) factor[j] = word;
     for (int j = 0; j < MR * NV; j++) x[j] = factor * (real_t)j;
@@ -3646,17 +3671,19 @@ static double saturate(void) {
     return (word_kind == PAIRS ? 4.0 : 2.0) * ROUNDS * MR * NV * LANES;
 }
 
-// The best of some milliseconds on every core
+// The best on every core, within 20 ms
 double device_flops(void) {
-    double best = 0;
-    for (int attempt = 0; attempt < 32; attempt++) {
-        double flops = 0, start = seconds();
+    double best = 0, begun = seconds(), now = begun;
+    while (now - begun < 0.02) {
+        double flops = 0, start = now;
         #pragma omp parallel reduction(+:flops)
         flops += saturate();
-        best = fmax(best, flops / (seconds() - start));
+        now = seconds();
+        best = fmax(best, flops / (now - start));
     }
     return best;
 }
+double device_fastest(void) { return fastest; }
 
 // ==== end of the layers for the CPU =================================================================
 #ifdef REV_GPT2_BLOCK

@@ -10,7 +10,6 @@ cd "$(dirname "$0")/.." && make -s train_rev_gpt2 sample_rev_gpt2 && mkdir -p de
 out=demo seconds=${DEMO_SECONDS:-75}
 net='-e d6 --channels 128 --heads 4 --context 64'
 learn='-b 16 -l 2e-3 -u 50 --beta2 0.99 --shuffle'
-export GOMP_SPINCOUNT=10000  # a thread that waits spins a moment, then sleeps: other programs may run meanwhile
 rm -rf "$out/run" "$out/probe"
 
 # one step of a network of L layers, the rest of the flags as given: its peak memory, less weights, gradients and moments

@@ -5,7 +5,7 @@ are random bits, of exponents near 1 or any, so that sums are rounded, overflow 
     make tiles && ./tiles
 */
 #include <stdint.h>
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+#if (defined(__AMX_BF16__) || defined(__AMXBF16__)) && defined(__AVX512BF16__) && defined(__linux__)
 #define ON_PROCESSOR
 #include <immintrin.h>
 #include <sys/syscall.h>

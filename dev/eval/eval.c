@@ -86,5 +86,8 @@ int eval_main(int argc, char **argv) {
 }
 
 #ifndef EVAL_NO_MAIN
-int main(int argc, char **argv) { return eval_main(argc, argv); }
+int main(int argc, char **argv) {
+    spin_briefly(argv);
+    return eval_main(argc, argv);
+}
 #endif

@@ -369,5 +369,8 @@ int sample_main(int argc, char **argv) {
 }
 
 #ifndef SAMPLE_NO_MAIN
-int main(int argc, char **argv) { return sample_main(argc, argv); }
+int main(int argc, char **argv) {
+    spin_briefly(argv);
+    return sample_main(argc, argv);
+}
 #endif
