@@ -2445,17 +2445,21 @@ static void claim_directory(int from) {
 
 // ---- from the flags to the end
 
+static void warn(const char *line) {
+    fprintf(stderr, "%.*s: %s\n", (int)strcspn(program, " "), program, line);
+}
+
 // Products in --precision, or else, where it cannot be had, in the other one. Returns which.
 static int choose_precision(void) {
-    const char *name = precision_names[opt.precision], *other = precision_names[!opt.precision];
     if (!layers_bf16(opt.precision)) {
-        fprintf(stderr, "no products in %s in this processor or build: --precision %s\n", name, other);
+        if (opt.precision) warn("no products in bf16 in this processor or build: --precision float32");
+        else warn("no products in float32 in this build: --precision bf16");
         return !opt.precision;
     }
     if (!opt.precision || !layers_bf16(0)) return opt.precision;
     const double float32 = device_flops();
-    if (layers_bf16(1) && device_flops() < float32)
-        fprintf(stderr, "products in bf16 are slower in this processor than those in float32\n");
+    if (layers_bf16(1) && device_flops() < 0.8 * float32)
+        warn("products in bf16 are slower in this processor than those in float32");
     return opt.precision;
 }
 
@@ -2550,15 +2554,18 @@ static int begin(const Option *table, int count, const char *usage, int argc, ch
 }
 
 // GNU's OpenMP lets a thread that waits spin for milliseconds, which makes two programs on the same cores 30
-// times slower. It reads how long before main: unless the user has said it, the program begins again.
-static void spin_briefly(char **argv) {
+// times slower. It reads how long before main; so where the environment does not say, the program sets it and
+// begins again. (valgrind follows it with --trace-children=yes.)
 #if defined(_OPENMP) && defined(__linux__) && !defined(__clang__)
+#include <sys/auxv.h>
+static inline void spin_briefly(char **argv) {
     if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
     setenv("GOMP_SPINCOUNT", "1000", 1);
-    execv("/proc/self/exe", argv);  // where it fails, threads spin
-#endif
-    (void)argv;
+    execv((const char *)getauxval(AT_EXECFN), argv);  // where it fails, threads spin
 }
+#else
+static inline void spin_briefly(char **argv) { (void)argv; }
+#endif
 
 // The whole program; returns the exit status.
 int rev_gpt2_main(int argc, char **argv) {
@@ -2898,7 +2905,7 @@ enum { VECTOR_BYTES = 16, MR = 6 };
 typedef real_t vector_t __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real_t)), may_alias));
 enum { LANES = VECTOR_BYTES / sizeof(real_t), NV = 2, NR = NV * LANES };
 // In words, a panel of b (KC, NR) and TASK rows of a stay in L2, blocks of a (MC, KC) and b (KC, NC) in L3.
-// 96 is a multiple of every MR and NR.
+// 96 is a multiple of SIDE and of every MR and NR, KC of a tile's 16 words.
 enum { GROUP = 96, KC = 1024, MC = 12 * GROUP, NC = 32 * GROUP, TASK = 8 * MR, TASK_TILES = 4 * GROUP };
 enum { SIDE = 32, TILE_WORDS = 16 * 16 };  // four tiles hold sums of SIDE rows and SIDE columns
 
@@ -2946,7 +2953,7 @@ static inline void transpose_words(words_t w[16]) {
 #if (defined(__AMX_BF16__) || defined(__AMXBF16__)) && defined(__linux__)  // gcc's name, older clang's
 #define HAS_TILES
 #include <sys/syscall.h>
-// A thread once says that the processor's tiles are 16 rows of 64 bytes each.
+// Each thread says once that the processor's tiles are 16 rows of 64 bytes each.
 static inline void tiles_begin(void) {
     static __thread int begun;
     static const struct {
@@ -2965,19 +2972,20 @@ static int tiles_permitted(void) {
 #endif
 #endif
 
+#define LOAD_TILE(t, x) do { \
+        _tile_loadd(t, (x), 64); \
+        for (int line = 0; line < TILE_WORDS; line += 16) __builtin_prefetch((x) + 2*TILE_WORDS + line); \
+    } while (0)
 // Makes sums (SIDE, SIDE) = words (SIDE, K) of a times words (K, SIDE) of b, two tiles of each side by side.
-// They will go to c, whose rows are `row` apart: c is asked for meanwhile, as are the words two steps on.
-// This makes a product up to 1.7 times as fast where others share the processor, and not slower elsewhere.
+// They will go to c, whose rows are `row` apart: c is asked for meanwhile, and the words that come two steps
+// later. This makes a product up to 1.7 times as fast where others share the processor, not slower elsewhere.
 static inline void multiply_tiles(real_t *sums, int K, const real_t *a, const real_t *b, const real_t *c,
                                   int64_t row) {
 #ifdef HAS_TILES
-#define LOAD_TILE(t, x) do { \
-        _tile_loadd(t, x, 64); \
-        for (int line = 0; line < TILE_WORDS; line += 16) __builtin_prefetch((x) + 2*TILE_WORDS + line); \
-    } while (0)
     enum { ROW = SIDE * sizeof(real_t) };
     const real_t *next_a = a + K*16, *next_b = b + K*16;
     tiles_begin();
+    __asm__ volatile("" : : "r"(a), "r"(b) : "memory");  // gcc's loads of tiles do not say that they read
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -2995,9 +3003,9 @@ static inline void multiply_tiles(real_t *sums, int K, const real_t *a, const re
         for (int j = 0; j < 2*SIDE; j += 16) __builtin_prefetch(coming + j / SIDE * row + j % SIDE, 1);
     }
     _tile_stored(0, sums, ROW);
-    _tile_stored(1, sums + 16, ROW);
-    _tile_stored(2, sums + 16*SIDE, ROW);
-    _tile_stored(3, sums + 16*SIDE + 16, ROW);
+    _tile_stored(1, (sums + 16), ROW);
+    _tile_stored(2, (sums + 16*SIDE), ROW);
+    _tile_stored(3, (sums + 16*SIDE + 16), ROW);
 #else
     (void)sums, (void)K, (void)a, (void)b, (void)c, (void)row;
 #endif
@@ -3009,35 +3017,42 @@ static inline int panel_rows(void) { return word_kind == TILES ? SIDE : MR; }
 static inline int panel_columns(void) { return word_kind == TILES ? SIDE : NR; }
 int layers_bf16(int on) {
     word_kind = NUMBERS;
+    if (!on || sizeof(real_t) != sizeof(float)) return !on;
 #ifdef HAS_PAIRS
-    if (on && sizeof(real_t) == sizeof(float)) word_kind = PAIRS;
+    word_kind = PAIRS;
 #endif
 #ifdef HAS_TILES
-    static int told;
-    if (on && sizeof(real_t) == sizeof(float) && tiles_permitted()) word_kind = TILES;
-    else if (on && !told++) fprintf(stderr, "the system keeps tiles (AMX) from this process\n");
+    static int warned;
+    if (tiles_permitted()) word_kind = TILES;
+    else if (!warned++) warn("the system keeps tiles (AMX) from this process: bf16 is slow, with other bits");
 #endif
-    return on == (word_kind != NUMBERS);
+    return word_kind != NUMBERS;
 }
 
-// Packs panels of `width` rows in pairs: word k*width + i of a panel is x(i, 2k) and x(i, 2k + 1), 0 beyond
-// `rows` and K. Tiles want panels of 16 rows, and those of a first operand transposed 16 by 16 words.
-static inline void pack_pairs(real_t *out, const real_t *x, int64_t row, int64_t col, int rows, int K,
-                              const int width, const int is_first) {
+typedef struct { const real_t *at; int64_t row, col; } Matrix;
+static Matrix matrix(const real_t *at, int64_t row, int64_t col) { return (Matrix){at, row, col}; }
+static inline Matrix part_of(Matrix x, int i, int k) {
+    return matrix(x.at + i*x.row + k*x.col, x.row, x.col);
+}
+
+// Packs pairs of numbers into panels of `width` rows: word k*width + i of a panel is x(i, 2k) and
+// x(i, 2k + 1), 0 beyond `rows` and K. Tiles want panels of 16 rows, those of a first operand transposed
+// 16 by 16 words; where only 16 of SIDE rows are there, what the second panel holds does not matter.
+static inline void pack_pairs(real_t *out, Matrix x, int rows, int K, const int width, const int is_first) {
 #if defined(HAS_PAIRS) || defined(HAS_TILES)
-    const int words = words_of(K), part = smaller_of(width, 16), depth = words / 16, along = col == 1;
+    const int words = words_of(K), part = smaller_of(width, 16), depth = words / 16, along = x.col == 1;
     const int parts = (rows + width - 1) / width * (width / part);
     for (int t = 0; t < parts * depth; t++) {  // 16 words of `part` rows, in the order of memory
         const int i = part * (along ? t / depth : t % parts);
         const int k = 16 * (along ? t % depth : t / parts);
         const int numbers = smaller_of(32, K - 2*k), n = smaller_of(part, rows - i);
-        const real_t *from = x + i*row + 2*k*col;
+        const real_t *from = x.at + i*x.row + 2*k*x.col;
         real_t *to = out + i / width * width * words + k*width + i % width;
         words_t w[16];
         #pragma GCC unroll 16
         for (int j = 0; j < 16; j++) {
-            const real_t *low = from + 2*j*col, *high = low + col;
-            if (along) w[j] = pairs_along(from + j*row, numbers * (j < n));
+            const real_t *low = from + 2*j*x.col, *high = low + x.col;
+            if (along) w[j] = pairs_along(from + j*x.row, numbers * (j < n));
             else w[j] = pairs_across(low, n * (2*j < numbers), high, n * (2*j + 1 < numbers));
         }
         if (along != is_first) transpose_words(w);
@@ -3045,7 +3060,7 @@ static inline void pack_pairs(real_t *out, const real_t *x, int64_t row, int64_t
         for (int j = 0; j < 16; j++) store(to + j*width, w[j], part);
     }
 #else
-    (void)out, (void)x, (void)row, (void)col, (void)rows, (void)K, (void)width, (void)is_first;
+    (void)out, (void)x, (void)rows, (void)K, (void)width, (void)is_first;
 #endif
 }
 
@@ -3090,39 +3105,31 @@ static inline void transpose(real_t *out, int width, const real_t *x, int64_t ro
         for (int i = 0; i < rows; i++) out[i] = x[i*row];
 }
 
-typedef struct { const real_t *at; int64_t row, col; } Matrix;
-static Matrix matrix(const real_t *at, int64_t row, int64_t col) { return (Matrix){at, row, col}; }
-static inline Matrix part_of(Matrix x, int i, int k) {
-    return matrix(x.at + i*x.row + k*x.col, x.row, x.col);
-}
-
-// Packs panels of `width` rows one by one: word k*width + i of a panel is x[i*row + k*col], 0 beyond `rows`.
-INLINE void pack_numbers(real_t *out, const real_t *x, int64_t row, int64_t col, int rows, int K,
-                         const int width) {
+// Packs panels of `width` rows one by one: word k*width + i of a panel is x(i, k), 0 beyond `rows`.
+INLINE void pack_numbers(real_t *out, Matrix x, int rows, int K, const int width) {
     const int whole = rows / width * width, rest = rows - whole;
     if (rest) memset(out + whole*K, 0, sizeof(real_t) * (size_t)(K * width));
-    if (row == 1)  // all panels at once, since they share rows of memory
-        for (int k = 0; k < K; k++, x += col) {
+    if (x.row == 1)  // all panels at once, since they share rows of memory
+        for (int k = 0; k < K; k++, x.at += x.col) {
             real_t *to = out + k*width;
             for (int i = 0; i < whole; i += width, to += K*width)
-                memcpy(to, x + i, sizeof(real_t) * (size_t)width);
-            for (int i = 0; i < rest; i++) to[i] = x[whole + i];
+                memcpy(to, x.at + i, sizeof(real_t) * (size_t)width);
+            for (int i = 0; i < rest; i++) to[i] = x.at[whole + i];
         }
     else
         for (int i = 0; i < rows; i += width)
-            transpose(out + i*K, width, x + i*row, row, smaller_of(width, rows - i), K);
+            transpose(out + i*K, width, x.at + i*x.row, x.row, smaller_of(width, rows - i), K);
 }
 
-// Packs panels of a product's first operand, at x(0, 0), or of its second: there a row is a column.
-static void pack_a(real_t *out, Matrix a, int rows, int K) {
-    if (word_kind == TILES) pack_pairs(out, a.at, a.row, a.col, rows, K, 16, 1);
-    else if (word_kind == PAIRS) pack_pairs(out, a.at, a.row, a.col, rows, K, MR, 0);
-    else pack_numbers(out, a.at, a.row, a.col, rows, K, MR);
+// A product's first operand and its second, whose rows are its columns
+INLINE void pack(real_t *out, Matrix x, int rows, int K, const int width, const int is_first) {
+    if (word_kind == TILES) pack_pairs(out, x, rows, K, 16, is_first);
+    else if (word_kind == PAIRS) pack_pairs(out, x, rows, K, width, 0);
+    else pack_numbers(out, x, rows, K, width);
 }
+static void pack_a(real_t *out, Matrix a, int rows, int K) { pack(out, a, rows, K, MR, 1); }
 static void pack_b(real_t *out, Matrix b, int columns, int K) {
-    if (word_kind == TILES) pack_pairs(out, b.at, b.col, b.row, columns, K, 16, 0);
-    else if (word_kind == PAIRS) pack_pairs(out, b.at, b.col, b.row, columns, K, NR, 0);
-    else pack_numbers(out, b.at, b.col, b.row, columns, K, NR);
+    pack(out, matrix(b.at, b.col, b.row), columns, K, NR, 0);
 }
 
 // What becomes of a product on its way into c
@@ -3237,7 +3244,7 @@ static void gemm(real_t *c, int M, int N, int K, Matrix a, Matrix b, Epilogue e)
 }
 
 // The same for one thread and small blocks: M is at most TILE, rows of c are `row` apart. It packs on the
-// stack (about 50 KB), so that a task of attention needs no other memory.
+// stack (40 KB), so that a task of attention needs no other memory.
 enum { TILE = 64, TILE_A = (TILE + MR - 1) / MR * MR };
 static void gemm_tile(real_t *c, int64_t row, int M, int N, int K, Matrix a, Matrix b, int accumulate) {
     real_t packed_a[TILE_A * TILE], packed_b[TILE * TILE];
@@ -3645,7 +3652,7 @@ void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, doub
     }
 }
 
-// Does what a core's units can for about half a millisecond, and returns the FLOP: independent chains of
+// Does what a core's units can for less than a millisecond, and returns the FLOP: independent chains of
 // multiply-add, or products of tiles from the first cache.
 static double saturate(void) {
     enum { ROUNDS = 60000, PRODUCTS = 1000, WORDS = 64 };
@@ -3671,7 +3678,7 @@ static double saturate(void) {
     return (word_kind == PAIRS ? 4.0 : 2.0) * ROUNDS * MR * NV * LANES;
 }
 
-// The best on every core, within 20 ms
+// Returns the best that all cores do together within 20 ms.
 double device_flops(void) {
     double best = 0, begun = seconds(), now = begun;
     while (now - begun < 0.02) {

@@ -149,7 +149,7 @@ static void backward_rows(int b, int h) {
 
 // ---- 3: a tile of queries against a tile of keys, both in L1
 
-enum { SIDE = 64 };
+enum { SQUARE = 64 };
 
 // c (M, N) += a b, the loop over j goes along memory
 static inline void add_product(real_t *c, int row, int M, int N, int K, const real_t *a, int a_row, int a_col, const real_t *b, int b_row) {
@@ -160,25 +160,25 @@ static inline void add_product(real_t *c, int row, int M, int N, int K, const re
             for (int j = 0; j < N; j++) c[(size_t)i*row + j] += x * b[(size_t)k*b_row + j];
         }
 }
-static void turn(real_t *to, const real_t *x, int row, int rows) {  // to (hs, SIDE) = x (rows, hs)^T
+static void turn(real_t *to, const real_t *x, int row, int rows) {  // to (hs, SQUARE) = x (rows, hs)^T
     for (int i = 0; i < rows; i++)
-        for (int c = 0; c < hs; c++) to[c*SIDE + i] = x[(size_t)i*row + c];
+        for (int c = 0; c < hs; c++) to[c*SQUARE + i] = x[(size_t)i*row + c];
 }
 
 static void forward_tiles(int b, int h) {
     const real_t *q = head_of(qkv, b, h, 0), *k = q + C, *v = k + C;
-    real_t scale = scale_of(), turned[SIDE * 256], score[SIDE * SIDE], top[SIDE], sum[SIDE];
-    for (int q0 = 0; q0 < T; q0 += SIDE) {
-        int queries = smaller_of(SIDE, T - q0);
+    real_t scale = scale_of(), turned[SQUARE * 256], score[SQUARE * SQUARE], top[SQUARE], sum[SQUARE];
+    for (int q0 = 0; q0 < T; q0 += SQUARE) {
+        int queries = smaller_of(SQUARE, T - q0);
         real_t *o = out + ((size_t)b*T + q0)*C + h*hs;
         for (int i = 0; i < queries; i++) top[i] = -1e30f, sum[i] = 0, memset(o + (size_t)i*C, 0, sizeof(real_t) * (size_t)hs);
-        for (int t0 = 0; t0 <= q0; t0 += SIDE) {
-            int keys = smaller_of(SIDE, T - t0);
+        for (int t0 = 0; t0 <= q0; t0 += SQUARE) {
+            int keys = smaller_of(SQUARE, T - t0);
             memset(score, 0, sizeof score);
             turn(turned, k + (size_t)t0*3*C, 3*C, keys);
-            add_product(score, SIDE, queries, keys, hs, q + (size_t)q0*3*C, 3*C, 1, turned, SIDE);
+            add_product(score, SQUARE, queries, keys, hs, q + (size_t)q0*3*C, 3*C, 1, turned, SQUARE);
             for (int i = 0; i < queries; i++) {
-                real_t *s = score + i*SIDE, higher = top[i], shrink;
+                real_t *s = score + i*SQUARE, higher = top[i], shrink;
                 int seen = smaller_of(keys, q0 + i - t0 + 1);
                 for (int j = 0; j < seen; j++) s[j] *= scale, higher = s[j] > higher ? s[j] : higher;
                 sum[i] *= shrink = expf(top[i] - higher);
@@ -187,7 +187,7 @@ static void forward_tiles(int b, int h) {
                 for (int c = 0; c < hs; c++) o[(size_t)i*C + c] *= shrink;
                 top[i] = higher;
             }
-            add_product(o, C, queries, hs, keys, score, SIDE, 1, v + (size_t)t0*3*C, 3*C);
+            add_product(o, C, queries, hs, keys, score, SQUARE, 1, v + (size_t)t0*3*C, 3*C);
         }
         for (int i = 0; i < queries; i++) {
             for (int c = 0; c < hs; c++) o[(size_t)i*C + c] /= sum[i];
@@ -197,37 +197,37 @@ static void forward_tiles(int b, int h) {
 }
 
 static void backward_tiles(int b, int h) {
-    real_t scale = scale_of(), turned[SIDE * 256], p[SIDE * SIDE], ds[SIDE * SIDE];
-    for (int q0 = 0; q0 < T; q0 += SIDE) {
+    real_t scale = scale_of(), turned[SQUARE * 256], p[SQUARE * SQUARE], ds[SQUARE * SQUARE];
+    for (int q0 = 0; q0 < T; q0 += SQUARE) {
         const real_t *q = head_of(qkv, b, h, 0) + (size_t)q0*3*C, *g = dout + ((size_t)b*T + q0)*C + h*hs;
-        int queries = smaller_of(SIDE, T - q0);
-        for (int t0 = 0; t0 <= q0; t0 += SIDE) {
+        int queries = smaller_of(SQUARE, T - q0);
+        for (int t0 = 0; t0 <= q0; t0 += SQUARE) {
             const real_t *k = head_of(qkv, b, h, 1) + (size_t)t0*3*C, *v = k + C;
             real_t *dk = dqkv + (k - qkv), *dv = dk + C;
-            int keys = smaller_of(SIDE, T - t0);
+            int keys = smaller_of(SQUARE, T - t0);
             memset(p, 0, sizeof p), memset(ds, 0, sizeof ds);
             turn(turned, k, 3*C, keys);
-            add_product(p, SIDE, queries, keys, hs, q, 3*C, 1, turned, SIDE);
+            add_product(p, SQUARE, queries, keys, hs, q, 3*C, 1, turned, SQUARE);
             turn(turned, v, 3*C, keys);
-            add_product(ds, SIDE, queries, keys, hs, g, C, 1, turned, SIDE);
+            add_product(ds, SQUARE, queries, keys, hs, g, C, 1, turned, SQUARE);
             for (int i = 0; i < queries; i++) {
                 real_t delta = dot_vectors(g + (size_t)i*C, out + (g - dout) + (size_t)i*C), l = lse[((size_t)b*NH + h)*T + q0 + i];
                 for (int j = 0; j < keys; j++) {
-                    real_t pj = t0 + j <= q0 + i ? expf(p[i*SIDE + j] * scale - l) : 0;
-                    p[i*SIDE + j] = pj;
-                    ds[i*SIDE + j] = pj * (ds[i*SIDE + j] - delta) * scale;
+                    real_t pj = t0 + j <= q0 + i ? expf(p[i*SQUARE + j] * scale - l) : 0;
+                    p[i*SQUARE + j] = pj;
+                    ds[i*SQUARE + j] = pj * (ds[i*SQUARE + j] - delta) * scale;
                 }
             }
-            add_product(dv, 3*C, keys, hs, queries, p, 1, SIDE, g, C);
-            add_product(dk, 3*C, keys, hs, queries, ds, 1, SIDE, q, 3*C);
-            add_product(dqkv + (q - qkv), 3*C, queries, hs, keys, ds, SIDE, 1, k, 3*C);
+            add_product(dv, 3*C, keys, hs, queries, p, 1, SQUARE, g, C);
+            add_product(dk, 3*C, keys, hs, queries, ds, 1, SQUARE, q, 3*C);
+            add_product(dqkv + (q - qkv), 3*C, queries, hs, keys, ds, SQUARE, 1, k, 3*C);
         }
     }
 }
 
 // ---- the experiments
 
-enum { MATRIX_STORED = 1, ROWS_ONLINE, TILES, TRAINERS, PAIRS };
+enum { MATRIX_STORED = 1, ROWS_ONLINE, SQUARES, TRAINERS, OF_PAIRS, OF_TILES };
 static void run_forward(int version) {
     if (version >= TRAINERS) {
         attention_forward(out, lse, qkv, B, T, C, NH, NH);
@@ -289,9 +289,10 @@ static void check_backward(int version) { (void)version, check(1); }
 static const Version versions[] = {
     {MATRIX_STORED, "T x T matrices, plain loops", 5e-5, 0},
     {ROWS_ONLINE, "a row at a time, softmax carried along; vectors, threads", 5e-5, 0},
-    {TILES, "tiles of 64 x 64, small products, softmax along rows", 5e-5, 0},
+    {SQUARES, "tiles of 64 x 64, small products, softmax along rows", 5e-5, 0},
     {TRAINERS, "the trainer's: packed products, a query a lane", 5e-5, 0},
-    {PAIRS, "the trainer's, pairs of bf16", 0.05, 1},
+    {OF_PAIRS, "the trainer's, pairs of bf16", 0.05, PAIRS},
+    {OF_TILES, "the trainer's, tiles of bf16", 0.05, TILES},
     {0, NULL, 0, 0}};
 static const Shape odd[] = {{"2 x 131, 39 channels, 3 heads", {2, 131, 39, 3}}, {"1 x 3, 8 channels, 2 heads", {1, 3, 8, 2}}, {NULL, {0, 0, 0, 0}}};
 static const Shape shapes[] = {{"4 x 256", {4, 256, 768, 12}}, {"1 x 1024", {1, 1024, 768, 12}}, {NULL, {0, 0, 0, 0}}};

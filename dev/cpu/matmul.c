@@ -240,11 +240,12 @@ static void run_gelu_backward(int version) {
     for (size_t i = 0; i < (size_t)n * (size_t)C; i++) dinp[i] *= gelu_slope(pre[i]);
 }
 
+static int of_bf16(int version) { return version == OF_PAIRS || version == OF_TILES; }
 static void check_forward(int version) {
     size_t all = (size_t)n * (size_t)OC, some = sampled(all, work_flops, 4099);
     for (size_t s = 0; s < some; s++) {
         size_t at = sample(s, some, all), i = at / (size_t)OC, j = at % (size_t)OC;
-        double sum = element(matrix(inp, C, 1), matrix(weight, 1, C), (int)i, (int)j, C, version == OF_PAIRS || version == OF_TILES) + bias[j];
+        double sum = element(matrix(inp, C, 1), matrix(weight, 1, C), (int)i, (int)j, C, of_bf16(version)) + bias[j];
         compare("out", at, out[at], version < SEPARATE ? sum : gelu_reference(sum), 1);
     }
 }
@@ -252,13 +253,13 @@ static void check_backward(int version) {
     size_t all = (size_t)n * (size_t)C, some = sampled(all, work_flops, 4099);
     for (size_t s = 0; s < some; s++) {
         size_t at = sample(s, some, all);
-        double sum = element(matrix(dout, OC, 1), matrix(weight, C, 1), (int)(at / (size_t)C), (int)(at % (size_t)C), OC, version == OF_PAIRS || version == OF_TILES);
+        double sum = element(matrix(dout, OC, 1), matrix(weight, C, 1), (int)(at / (size_t)C), (int)(at % (size_t)C), OC, of_bf16(version));
         compare("dinp", at, dinp[at], version < SEPARATE ? sum : sum * slope_reference(pre[at]), 1);
     }
     all = (size_t)OC * (size_t)C, some = sampled(all, work_flops, 4099);
     for (size_t s = 0; s < some; s++) {
         size_t at = sample(s, some, all);
-        double sum = element(matrix(dout, 1, OC), matrix(inp, C, 1), (int)(at / (size_t)C), (int)(at % (size_t)C), n, version == OF_PAIRS || version == OF_TILES);
+        double sum = element(matrix(dout, 1, OC), matrix(inp, C, 1), (int)(at / (size_t)C), (int)(at % (size_t)C), n, of_bf16(version));
         compare("dweight", at, dweight[at], random_at(5, at) + sum, 1);
     }
 }

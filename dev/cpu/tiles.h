@@ -23,6 +23,9 @@ static inline float flush(float x) {  // what is below 2^-126 becomes 0 of its s
     uint32_t bits = tile_bits(x);
     return bits & 0x7F800000 ? x : tile_float(bits & 0x80000000);
 }
+static inline float rounded(double x) {  // what would be below 2^-126, had a float any exponent, likewise
+    return fabs(x) < 0x1.ffffffp-127 ? copysignf(0, (float)x) : (float)x;
+}
 // Rounds to the nearest bf16, ties to even.
 static inline uint32_t bf16_bits(real_t number) {
     uint32_t bits = tile_bits(flush((float)number));
@@ -69,7 +72,7 @@ static inline void tile_multiply(int sums, int a, int b) {
             const float x = flush(tile_float(tile_registers[a][i].at[k / 2] >> k % 2 * 16 << 16));
             for (int j = 0; j < 16; j++) {
                 const float y = flush(tile_float(tile_registers[b][k / 2].at[j] >> k % 2 * 16 << 16));
-                of_parity[k % 2][j] = flush((float)((double)of_parity[k % 2][j] + (double)x * y));
+                of_parity[k % 2][j] = rounded((double)of_parity[k % 2][j] + (double)x * y);
             }
         }
         for (int j = 0; j < 16; j++) {
