@@ -84,12 +84,15 @@ int main(void) {
             b[i] = random_pair(r);
             sums[i] = there[i] = before[i] = random_float(of_sums);
         }
-        if (round == 0) {  // 2^-126 less a little, which only an unbounded exponent rounds below it
-            a[0] = 0x20002000;  // 2^-63 twice; then -1.5 * 2^-75
-            a[1] = 0x9A40;
-            b[0] = 0x2000;
-            b[16] = 0x1980;  // 2^-76
-            before[0] = sums[0] = there[0] = 0;
+        if (round == 6) {  // 2^-126 less a little, which is below it only if it is rounded as if no exponent were least
+            memset(a, 0, sizeof a);
+            memset(b, 0, sizeof b);
+            memset(before, 0, sizeof before);
+            memcpy(sums, before, sizeof before);
+            memcpy(there, before, sizeof before);
+            a[0] = b[0] = 0x2000;  // 2^-63, and 2^-126 is the product
+            a[1] = 0x9A40;         // -1.5 * 2^-75
+            b[16] = 0x1980;        // 2^-76
         }
         tile_load(0, sums, 64);
         tile_load(1, a, 64);
