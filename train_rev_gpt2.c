@@ -2904,8 +2904,8 @@ enum { VECTOR_BYTES = 16, MR = 6 };
 #endif
 typedef real_t vector_t __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real_t)), may_alias));
 enum { LANES = VECTOR_BYTES / sizeof(real_t), NV = 2, NR = NV * LANES };
-// In words, a panel of b (KC, NR) and TASK rows of a stay in L2, blocks of a (MC, KC) and b (KC, NC) in L3.
-// 96 is a multiple of SIDE and of every MR and NR, KC of a tile's 16 words.
+// In words, a panel of b (KC, NR) and TASK rows of a (for tiles TASK_TILES) stay in L2, blocks of a (MC, KC)
+// and b (KC, NC) in L3. 96 is a multiple of SIDE and of every MR and NR, KC of a tile's 16 words.
 enum { GROUP = 96, KC = 1024, MC = 12 * GROUP, NC = 32 * GROUP, TASK = 8 * MR, TASK_TILES = 4 * GROUP };
 enum { SIDE = 32, TILE_WORDS = 16 * 16 };  // four tiles hold sums of SIDE rows and SIDE columns
 
