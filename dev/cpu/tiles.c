@@ -110,6 +110,7 @@ int main(void) {
         round_on_processor(on_processor.at, numbers);
         check(memcmp(&along, &on_processor, sizeof along) == 0, "the processor's rounding", round);
 #endif
+        if (round == 6) check(sums[0] == 0, "a sum below 2^-126", round);
         if (r.at != 0 || r.spread > 20) continue;
         int right = 1;
         for (int i = 0; i < 16; i++)
