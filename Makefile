@@ -1,13 +1,18 @@
 # make            the trainer, and the programs that generate text with a trained model and say how well it predicts
 # make demo       two minutes: trains a small model on this project's text, lets it write, measures its memory
 # make test       whether all of it is right, without network or Python: a minute or two on two cores
+# make tutorial   a network that runs backwards, in 150 lines: dev/tutorial/reverse.md walks through it
 # make test-asan  the same under Address- and UndefinedBehaviorSanitizer
 # make cxx        compiles the C file as C++17 without its layers, as the CUDA twin includes it
 # make train_rev_gpt2cu  the CUDA twin, with nvcc: CUDA_ARCH=sm_90 for another card than this machine's, PRECISION=FP32 for
 #                        float32 throughout; make sample_rev_gpt2cu eval_rev_gpt2cu use it, make test_rev_gpt2cu its tests
 # make cublas            fetches cuBLAS with pip, if neither the toolkit nor Python has it
 # make test-emulated     the same kernels on the CPU, where there is no GPU
+# make debug      the programs without optimization and threads, for a debugger; with STREAMS=1 the trainer prints numbers
+#                 of every state, going forward and coming back
+# make format     lays out the lines that differ from the last commit (clang-format and git-clang-format; pip has both)
 # make gradients  the two programs dev/reference/reference.py checks against PyTorch
+# make help       prints this
 # PROFILE=1 builds a trainer with --profile, which prints the time of a step by layer function.
 # ARCH= builds for any processor of the family, OPENMP= without threads, SAN=... adds sanitizers.
 # What is built already is built again for other flags with -B: make -B PROFILE=1.
@@ -22,7 +27,8 @@ SIMD := $(or $(OPENMP),$(call probe,-fopenmp-simd))
 CFLAGS ?= -O3
 # -Wno-pass-failed: clang need not vectorize every loop that says it may;
 # contraction to FMA is allowed everywhere or nowhere, so that equal expressions give equal bits; no -ffast-math, it hides NaN
-PROFILED = $(if $(PROFILE),-DREV_GPT2_PROFILE='"dev/bench/profile.h"')
+instead_of_profile = $(if $(PROFILE),dev/bench/profile.h,$(if $(STREAMS),dev/tutorial/streams.h))
+PROFILED = $(if $(instead_of_profile),-DREV_GPT2_PROFILE='"$(instead_of_profile)"')
 ALL_CFLAGS = -std=gnu11 $(CFLAGS) $(ARCH) $(SIMD) -fno-math-errno -ffp-contract=fast -Wall -Wextra -Wno-unknown-pragmas -Wno-pass-failed $(PROFILED) $(SAN)
 
 ROOT := $(dir $(lastword $(MAKEFILE_LIST)))
@@ -96,6 +102,24 @@ demo/demo.txt: README.md Makefile prepro_owt.py $(wildcard *.c *.cu $(foreach e,
 demo: train_rev_gpt2 sample_rev_gpt2 demo/demo.txt
 	@sh dev/demo.sh demo/demo.txt
 
+tutorial: dev/tutorial/reverse dev/tutorial/reverse_floats
+	@dev/tutorial/reverse
+	@printf '\n---- the same program, with states of floats\n'
+	@dev/tutorial/reverse_floats
+
+# No contraction: a force, which may be compiled into several functions, gives the same bits in all of them.
+dev/tutorial/reverse dev/tutorial/reverse_floats: dev/tutorial/reverse.c
+	@$(CC) -std=c11 -ffp-contract=off -O2 -Wall -Wextra $(if $(findstring floats,$@),-DFLOATS) $(SAN) -o $@ $< -lm
+
+help:
+	@awk '/^$$/ {exit} {sub(/^# ?/, ""); print}' $(ROOT)Makefile
+
+debug:
+	$(MAKE) -B all CFLAGS="-O0 -g" OPENMP=
+
+format:
+	git clang-format --style=file:dev/clang-format
+
 # Threads wait asleep, so that the tests can share the machine. Both programs print their counts; here they become one
 # line, and a program that dies without its own counts as a failure. GRADIENTS=layers leaves those of whole
 # networks out.
@@ -131,7 +155,7 @@ clean-tests:
 
 clean: clean-tests
 	rm -f $(foreach p,train sample eval,$(p)_rev_gpt2 $(p)_rev_gpt2cu $(p)_rev_gpt2_emulated)
-	rm -f dev/reference/gradients dev/reference/gradients_f64
+	rm -f dev/reference/gradients dev/reference/gradients_f64 dev/tutorial/reverse dev/tutorial/reverse_floats
 	rm -rf demo
 
-.PHONY: all demo test test-asan test-emulated cublas pip_cublas cxx gradients clean-tests clean
+.PHONY: all demo tutorial help debug format test test-asan test-emulated cublas pip_cublas cxx gradients clean-tests clean
