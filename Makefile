@@ -20,9 +20,13 @@
 CC ?= cc
 CXX ?= c++
 probe = $(shell echo 'int main(void) { return 0; }' | $(CC) -x c $(1) -o /dev/null - 2>/dev/null && echo '$(1)')
-ARCH := $(call probe,-march=native)
+ARCH := $(or $(call probe,-march=native),$(call probe,-mcpu=native))
 ARCH += $(and $(ARCH),$(call probe,-mprefer-vector-width=512))
-OPENMP := $(call probe,-fopenmp)
+# OpenMP must link as well. Apple's compiler takes it by another flag, and Homebrew has the library.
+threaded = \#include <omp.h>\nint main(void) { return omp_get_max_threads() == 0; }\n
+links = $(shell t=$$(mktemp) && printf '$(threaded)' | $(CC) -x c - $(1) -o $$t 2>/dev/null && echo '$(1)'; rm -f $$t)
+LIBOMP = $(shell brew --prefix libomp 2>/dev/null)
+OPENMP := $(or $(call links,-fopenmp),$(call links,-Xclang -fopenmp $(LIBOMP:%=-I%/include -L%/lib) -lomp))
 SIMD := $(or $(OPENMP),$(call probe,-fopenmp-simd))
 CFLAGS ?= -O3
 # -Wno-pass-failed: clang need not vectorize every loop that says it may;
@@ -53,6 +57,7 @@ EMULATE_FLAGS = -x c++ -std=c++17 -O2 -U_FORTIFY_SOURCE -DEMULATE $(FP32) -inclu
 all: train_rev_gpt2 sample_rev_gpt2 eval_rev_gpt2
 
 train_rev_gpt2: train_rev_gpt2.c
+	@echo 'OpenMP: $(or $(strip $(OPENMP)),none: one thread (on macOS `brew install libomp` gives more))'
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
 sample_rev_gpt2: dev/sample/sample.c dev/network_flags.h train_rev_gpt2.c
@@ -118,7 +123,7 @@ debug:
 	$(MAKE) -B all CFLAGS="-O0 -g" OPENMP=
 
 format:
-	git clang-format --style=file:dev/clang-format
+	git clang-format --style=file:dev/clang-format; [ $$? -le 1 ]  # 1: it changed something
 
 # Threads wait asleep, so that the tests can share the machine. Both programs print their counts; here they become one
 # line, and a program that dies without its own counts as a failure. GRADIENTS=layers leaves those of whole

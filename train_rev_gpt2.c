@@ -2652,7 +2652,11 @@ void to_host(void *dst, const void *src, size_t bytes) { memcpy(dst, src, bytes)
 size_t device_peak_bytes(void) {
     struct rusage u;
     getrusage(RUSAGE_SELF, &u);
+#ifdef __APPLE__
+    return (size_t)u.ru_maxrss;  // bytes there, KiB elsewhere
+#else
     return (size_t)u.ru_maxrss * 1024;
+#endif
 }
 
 // The least limit that the process's control group, of version 2, or one above it sets: `self` is its
