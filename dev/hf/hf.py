@@ -2,8 +2,8 @@
 """
 Model files to and from Hugging Face's transformers.
 
-    python3 dev/hf.py import HF_FOLDER model.bin      a GPT-2 checkpoint: config.json with model.safetensors, or its shards
-    python3 dev/hf.py export model.bin FOLDER         for AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
+    python3 dev/hf/hf.py import HF_FOLDER model.bin      a GPT-2 checkpoint: config.json with model.safetensors, or its shards
+    python3 dev/hf/hf.py export model.bin FOLDER         for AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
 Imported is the ordinary network, float32: train it as it is, or convert it with --mode retrofit or bdia. Exported, a baseline
 is GPT2LMHeadModel and needs no trust_remote_code; every other mode brings its code, modeling_rev_gpt2.py, along. retrofit and

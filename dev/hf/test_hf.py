@@ -1,7 +1,7 @@
 """
 Tests hf.py and modeling_rev_gpt2.py: transformers and the trainer must compute the same logits from the same weights.
 
-    python3 dev/test_hf.py [--trainer PATH] [--sampler PATH]      without them, what `make` builds
+    python3 dev/hf/test_hf.py [--trainer PATH] [--sampler PATH]      without them, what `make` builds
 
 Needs torch, transformers and safetensors, no network, some 4 GB of memory and a few minutes. The last line is
 `N passed, N failed`, the exit status 1 if any failed.
@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 TMP = tempfile.TemporaryDirectory(prefix="test_hf-")
 ROOM = Path(TMP.name)
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HOME": str(ROOM / "hf_home"), "TRANSFORMERS_VERBOSITY": "error",
@@ -24,7 +25,7 @@ try:
 except ImportError as e:
     print(f"skipped, no package {e.name}\n0 passed, 0 failed")
     sys.exit(0)
-sys.path.append(str(HERE / "reference"))
+sys.path.append(str(ROOT / "dev/reference"))
 from reference import shapes
 
 transformers.utils.logging.disable_progress_bar()
@@ -534,9 +535,9 @@ def main():
     parser.add_argument("--sampler", metavar="PATH", help="the program that writes logits; likewise")
     args = parser.parse_args()
     if not args.trainer or not args.sampler:
-        subprocess.run(["make", "-s", "-C", HERE.parent, "train_rev_gpt2", "sample_rev_gpt2"], check=True)
-    TRAINER = Path(args.trainer or HERE.parent / "train_rev_gpt2").resolve()
-    SAMPLER = Path(args.sampler or HERE.parent / "sample_rev_gpt2").resolve()
+        subprocess.run(["make", "-s", "-C", ROOT, "train_rev_gpt2", "sample_rev_gpt2"], check=True)
+    TRAINER = Path(args.trainer or ROOT / "train_rev_gpt2").resolve()
+    SAMPLER = Path(args.sampler or ROOT / "sample_rev_gpt2").resolve()
     torch.manual_seed(1)
     for test in (test_shapes, test_checkpoints, test_networks, test_tokenizer, test_bad_input, test_interrupted):
         start = time.time()

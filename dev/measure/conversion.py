@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """
-What does converting a pretrained network into a reversible one cost? The figures of dev/conversion.md.
+What does converting a pretrained network into a reversible one cost? The figures of dev/measure/conversion.md.
 
-    python3 dev/conversion.py TEXT OUT [teacher sweep layers distill plot]
+    python3 dev/measure/conversion.py TEXT OUT [teacher sweep layers distill plot]
 
 Without names, everything in this order; what OUT holds already is not done again. TEXT is trained on as bytes, its last tenth held out.
     teacher  a baseline of 12 layers, 5000 steps, the checkpoint with the best validation loss (15 minutes on two cores)
@@ -15,7 +15,7 @@ Losses are of the first 40 batches held out, 40,960 bytes.
 import csv, re, shutil, subprocess, sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHAPE = "-e d6 --layers 12 --channels 128 --heads 4 --context 64"
 BATCH = "-b 16 -t 64 -m 40"
 TRAINING = "--beta2 0.99 --shuffle -q 0.1"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # How far from the true embedding is the one reconstructed at the bottom of the network? Relative error in one
-# training step from scratch, floating-point streams beside integer ones, by depth.  usage: dev/drift.sh
-cd "$(dirname "$0")/.." && make -s train_rev_gpt2 || exit 1
+# training step from scratch, floating-point streams beside integer ones, by depth.  usage: dev/measure/drift.sh
+cd "$(dirname "$0")/../.." && make -s train_rev_gpt2 || exit 1
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 seq 20000 >"$out/numbers.txt"

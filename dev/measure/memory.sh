@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Does memory depend on depth, and is the plan true? Peak resident memory of one training step, less what the plan
 # gives to parameters, gradients and optimizer, beside the planned rest.
-# usage: dev/memory.sh depth      C=256, 64 sequences of 512 tokens, L = 12 to 96, reverse
-#        dev/memory.sh policies   GPT-2 124M, 8 sequences of 512 tokens, each policy
-cd "$(dirname "$0")/.." && make -s train_rev_gpt2 || exit 1
+# usage: dev/measure/memory.sh depth      C=256, 64 sequences of 512 tokens, L = 12 to 96, reverse
+#        dev/measure/memory.sh policies   GPT-2 124M, 8 sequences of 512 tokens, each policy
+cd "$(dirname "$0")/../.." && make -s train_rev_gpt2 || exit 1
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 data=$out/numbers
@@ -35,5 +35,5 @@ PY
     for memory in store checkpoint reverse; do
         row "midpoint $memory" -i "$data.bin" -e d12 -b 8 -t 512 --mode midpoint --memory $memory
     done ;;
-*) echo "usage: dev/memory.sh depth|policies" >&2; exit 2 ;;
+*) echo "usage: dev/measure/memory.sh depth|policies" >&2; exit 2 ;;
 esac

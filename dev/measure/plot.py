@@ -1,7 +1,7 @@
-"""Draws what train_rev_gpt2 logs and plans, as SVG pictures; needs matplotlib. dev/pictures.sh makes those of the README.
+"""Draws what train_rev_gpt2 logs and plans, as SVG pictures; needs matplotlib. dev/measure/pictures.sh makes those of the README.
 
-    python3 dev/plot.py loss RUN... --out loss.svg
-    python3 dev/plot.py memory --out memory.svg [--trainer ./train_rev_gpt2] [-e d12 -b 64 -t 1024 ...]
+    python3 dev/measure/plot.py loss RUN... --out loss.svg
+    python3 dev/measure/plot.py memory --out memory.svg [--trainer ./train_rev_gpt2] [-e d12 -b 64 -t 1024 ...]
 
 loss: each RUN is a directory that a run was given by -o; its name is the label. memory: activations against depth, as
 `train_rev_gpt2 --plan` has them; flags not known here (--channels 1024) go to the trainer as they are.

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Do the reversible networks learn as well as the ordinary one? 1000 steps on the bytes of a text, its last tenth held
-# out: validation loss in nats a byte.  usage: dev/quality.sh TEXT     (about 25 minutes on two cores)
-[ -r "$1" ] || { echo "usage: dev/quality.sh TEXT" >&2; exit 2; }
+# out: validation loss in nats a byte.  usage: dev/measure/quality.sh TEXT     (about 25 minutes on two cores)
+[ -r "$1" ] || { echo "usage: dev/measure/quality.sh TEXT" >&2; exit 2; }
 text=$(realpath "$1")
-cd "$(dirname "$0")/.." && make -s train_rev_gpt2 || exit 1
+cd "$(dirname "$0")/../.." && make -s train_rev_gpt2 || exit 1
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 python3 prepro_owt.py --text "$text" --tokenizer byte --val last:10% --out "$out" >/dev/null || exit 1

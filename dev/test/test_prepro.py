@@ -1,6 +1,6 @@
 """Tests prepro_owt.py by running it on small texts in a temporary folder.
 
-    python3 dev/test_prepro.py
+    python3 dev/test/test_prepro.py
 
 Needs Python and tqdm; what needs another package or tiktoken's gpt2 vocabulary is skipped where it cannot be had.
 """
@@ -19,7 +19,7 @@ import termios
 import time
 import traceback
 
-PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, "prepro_owt.py")
+PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, os.pardir, "prepro_owt.py")
 TRAIN, VAL, TOKENIZER, RECORD = "train_000000.bin", "val_000000.bin", "gpt2_tokenizer.bin", "prepro_owt.json"
 
 

@@ -1,6 +1,6 @@
 """Tests that sample_rev_gpt2 cuts a prompt into the tokens that tiktoken finds.
 
-    python3 dev/test_text.py
+    python3 dev/test/test_text.py
 
 Needs a C compiler and tiktoken's gpt2 vocabulary; where that cannot be had, nothing is tested.
 """
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, os.pardir)
 PROGRAM = r'''
 #define SAMPLE_NO_MAIN
 #include "%s"
@@ -22,7 +22,7 @@ int main(int argc, char **argv) {
     for (int i = 0, n = encode(&x, text, tokens); i < n; i++) printf("%%d\n", tokens[i]);
     return argc != 2;
 }
-''' % os.path.join(HERE, "sample", "sample.c")
+''' % os.path.join(ROOT, "dev", "sample", "sample.c")
 TEXTS = [
     "Hello, world!  It's 12,345 o'clock; we'll see they've I'd you're I'm DON'T it'S\n\n\n x\t\ty \n z   ",
     "Ça va? façade — “quoted” text… l’été\u00a0fin ½ x² €5 ±7 °C ™ © ¿Qué? « » ª º µ ŝŭ ʰ → ≤ ∞ ﬁ Ⅷ ①",
@@ -47,9 +47,9 @@ def main():
         with open(text, "w") as f:
             f.write("some text")
         subprocess.run([os.environ.get("CC", "cc"), "-O2", "-w", "-o", program, source, "-lm"], check=True)
-        subprocess.run([sys.executable, os.path.join(HERE, os.pardir, "prepro_owt.py"), "--text", text, "--val", "last:50%",
+        subprocess.run([sys.executable, os.path.join(ROOT, "prepro_owt.py"), "--text", text, "--val", "last:50%",
                         "--out", folder], check=True, stdout=subprocess.DEVNULL)
-        files = [os.path.join(HERE, os.pardir, name) for name in ("README.md", "train_rev_gpt2.c", "prepro_owt.py")]
+        files = [os.path.join(ROOT, name) for name in ("README.md", "train_rev_gpt2.c", "prepro_owt.py")]
         for text in TEXTS + [open(name, encoding="utf-8").read()[:40000] for name in files]:
             out = subprocess.run([program, table], input=text.encode(), stdout=subprocess.PIPE, check=True).stdout
             same = [int(token) for token in out.split()] == enc.encode_ordinary(text)
