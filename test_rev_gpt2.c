@@ -5,8 +5,10 @@ Python. What must hold of the program, its files and its flags, is in dev/test/p
 It includes the trainer and, around it, the program that generates text, so it can call every function, and
 wraps the allocator. Built with -DREAL=double it checks gradients against finite differences; built as the
 trainer is, it checks everything else. With -DTWIN it includes the CUDA twin instead, whose activations are bf16
-or, with -DPRECISION_FP32, float. With the argument "kernels" it stops after single layers, with "layers" before
-what starts processes; "short" and "brief" are words of the other program, and here mean all.
+or, with -DPRECISION_FP32, float.
+
+The tables of tests at the end say what is run. An argument is the name of a test, or one of these words: "kernels"
+runs those of single layers, "layers" those of networks as well, "short" and "brief" all.
 */
 #include "dev/test/check.h"
 #include <sys/resource.h>
@@ -211,7 +213,7 @@ static double model_loss(void *context) {
     return objective_of(m);
 }
 
-static void test_network_gradients(int objective) {
+static void check_network_gradients(int objective) {
     set_threads(1);  // so small a network has nothing for a second
     for (int mode = 0; mode < (objective ? RETROFIT + 1 : NETWORKS); mode += objective ? RETROFIT : 1) {
         Model m;
@@ -231,6 +233,10 @@ static void test_network_gradients(int objective) {
         }
         model_free(&m);
     }
+}
+
+static void test_network_gradients(void) {
+    for (int objective = CROSS_ENTROPY; objective <= KL_TEACHER; objective++) check_network_gradients(objective);
 }
 
 // One layer on its own: y = f(x, w, b), loss = y . weights.
@@ -359,7 +365,7 @@ static void round_to_bf16(real_t *x, size_t n) {
 }
 
 // Sums of products of numbers that bf16 holds; with it, all others have to be rounded to those first.
-static void test_matmul(int bf16) {
+static void check_matmul(int bf16) {
     static const int shapes[][3] = {{1, 1, 1}, {7, 301, 5}, {37, 60, 180}, {130, 2201, 33}, {1200, 40, 70}, {3, 20, 3200}, {1030, 3100, 20}, {1030, 3100, 20}, {2, 60, 180}, {70, 64, 192}};  // four cross a block each, the last with its scratch for either order; one or two rows go another way
     if (!layers_bf16(bf16)) return;
     for (int i = 0; i < 10; i++) {
@@ -430,8 +436,13 @@ static void test_matmul(int bf16) {
     layers_bf16(0);
 }
 
+static void test_matmul(void) {
+    check_matmul(0);
+    check_matmul(1);
+}
+
 // Scores up to about `spread`, so that later tiles have the higher ones.
-static void test_attention(int bf16, double spread) {
+static void check_attention(int bf16, double spread) {
     static const int shapes[][5] = {{2, 131, 40, 2, 2}, {1, 65, 128, 2, 2}, {1, 70, 128, 1, 1}, {1, 130, 20, 5, 5},  // B, T, C, NH, NKV
                                     {2, 131, 48, 6, 2}, {1, 70, 96, 6, 1}, {1, 129, 30, 6, 2}, {2, 66, 256, 4, 2}};  // fewer heads of keys
     if (!layers_bf16(bf16)) return;
@@ -493,6 +504,12 @@ static void test_attention(int bf16, double spread) {
         release();
     }
     layers_bf16(0);
+}
+
+static void test_attention(void) {
+    check_attention(0, 1);
+    check_attention(0, 300);
+    check_attention(1, 1);
 }
 
 // Losses of logits whose highest stands anywhere, against double precision.
@@ -669,7 +686,7 @@ static void test_multiplication(void) {
     check(wrong == 0, "%d of 20000 products by n/2^m are wrong or do not come back", wrong);
 }
 
-static void test_policies(int bf16) {
+static void check_policies(int bf16) {
     Shape shapes[] = {odd, deep, even, odd, least};
     if (!layers_bf16(bf16)) return;
     if (slow) shapes[1].chunk = 2;
@@ -734,6 +751,13 @@ static void test_policies(int bf16) {
     }
     taught_by = -1;
     set_threads(2);
+    layers_bf16(0);
+}
+
+static void test_policies(void) {
+    check_policies(0);
+    check_policies(1);
+    if (!layers_bf16(1)) printf("  this processor or build has no dot products of bf16: they are not tested\n");
     layers_bf16(0);
 }
 
@@ -942,7 +966,8 @@ static void test_plan(void) {
     }
 }
 
-#ifndef TWIN
+#if !defined(__SANITIZE_ADDRESS__) && !defined(TWIN)  // a sanitizer has memory of its own, a GPU's is not this
+#define HAS_RESIDENT_MEMORY
 // Peak resident memory minus that at start is the plan. In a process of its own, since a peak never falls.
 static int resident_matches_plan(int memory) {
     Shape s = {3, 256, 4, 512, 16, 512, 2, 512};  // a plane of 8 MiB
@@ -1082,7 +1107,7 @@ static char *generated(Model *m, const Tokenizer *z, const int *prompt, int give
 }
 
 // The logits of a token whose past is in the cache are those of a whole forward pass, in every mode and however many came at once.
-static void test_cache(int bf16) {
+static void check_cache(int bf16) {
     if (!layers_bf16(bf16)) return;
     for (int mode = 0; mode < KINDS; mode++)
         for (int s = 0; s < 2; s++) {
@@ -1115,6 +1140,11 @@ static void test_cache(int bf16) {
             model_free(&m);
         }
     layers_bf16(0);
+}
+
+static void test_cache(void) {
+    check_cache(0);
+    check_cache(1);
 }
 
 // Greedy text is what whole forward passes would choose; it ends at an end of text; another series of draws is another text.
@@ -1250,77 +1280,67 @@ static void test_drawing(void) {
     check(other == 0, "at temperature 1, from all tokens, %d draws of 1000 are others", other);
 }
 
+// ---- what is run
+
+enum { KERNELS, LAYERS, ALL };
+static const Word words[] = {{"kernels", KERNELS}, {"layers", LAYERS}, {"short", ALL}, {"brief", ALL}, {NULL, 0}};
+
+#ifndef TWIN
+static const Test double_tests[] = {  // built with -DREAL=double
+    {"layers against finite differences", "layer-gradients", test_layer_gradients, KERNELS},
+    {"networks against finite differences", "network-gradients", test_network_gradients, ALL},
+    {NULL, NULL, NULL, 0}};
+#endif
+
+static const Test tests[] = {
+    {"single layers against plain loops", "matmul", test_matmul, KERNELS},
+    {"single layers against plain loops", "attention", test_attention, KERNELS},
+    {"single layers against plain loops", "classifier", test_classifier, KERNELS},
+    {"single layers against plain loops", "distillation", test_distillation, KERNELS},
+    {"single layers against plain loops", "conversion", test_conversion_is_near, KERNELS},
+    {"single layers against plain loops", "pieces", test_pieces, KERNELS},
+#ifndef TWIN
+    {"single layers against plain loops", "functions", test_functions, KERNELS},
+#endif
+    {"single layers against plain loops", "causality", test_causality, KERNELS},
+    {"single layers against plain loops", "cache", test_cache, KERNELS},
+    {"exact multiplication", "multiplication", test_multiplication, LAYERS},
+    {"store = checkpoint = reverse = auto", "policies", test_policies, LAYERS},
+    {"store = checkpoint = reverse = auto", "work", test_work, LAYERS},
+    {"store = checkpoint = reverse = auto", "bf16", test_bf16_gradients, LAYERS},
+    {"optimizer, accumulation", "optimizer", test_optimizer, LAYERS},
+    {"optimizer, accumulation", "update", test_update, LAYERS},
+    {"optimizer, accumulation", "embedding", test_embedding, LAYERS},
+    {"optimizer, accumulation", "accumulation", test_accumulation, LAYERS},
+    {"samples", "drawing", test_drawing, LAYERS},
+    {"samples", "generate", test_generate, LAYERS},
+    {"samples", "sample-step", test_sample_step, LAYERS},
+    {"a flipped bit, a value out of range", "flipped-bit", test_flipped_bit, ALL},
+    {"a flipped bit, a value out of range", "flipped-bit-ends", test_flipped_bit_ends, ALL},
+    {"a flipped bit, a value out of range", "range", test_range, ALL},
+    {"the plan", "plan", test_plan, ALL},
+#ifdef HAS_RESIDENT_MEMORY
+    {"the plan", "resident", test_resident_memory, ALL},
+#endif
+    {NULL, NULL, NULL, 0}};
+
 int main(int argc, char **argv) {
     if (argc > 1 && strcmp(argv[1], "--flip") == 0) return flipped_bit_ends();
-#ifndef TWIN
+#ifdef HAS_RESIDENT_MEMORY
     if (argc > 2 && strcmp(argv[1], "--resident") == 0) return in_child(resident_matches_plan, atoi(argv[2]));
 #endif
     find_self(argv[0]);
-    static const char *const arguments[] = {"kernels", "layers", "short", "brief"};
-    int known = argc == 1;
-    for (int i = 0; i < 4 && argc == 2; i++) known |= strcmp(argv[1], arguments[i]) == 0;
-    if (!known) die(STATUS_USAGE, "usage: %s [kernels|layers|short|brief]", argv[0]);
     setvbuf(stdout, NULL, _IOLBF, 0);
-    int kernels = argc > 1 && strcmp(argv[1], "kernels") == 0, layers = kernels || (argc > 1 && strcmp(argv[1], "layers") == 0);
-    if (sizeof(real_t) == 8) {
+    const Test *all = tests;
 #ifndef TWIN
-        section("layers against finite differences");
-        test_layer_gradients();
-        if (!layers) {
-            section("networks against finite differences");
-            for (int objective = CROSS_ENTROPY; objective <= KL_TEACHER; objective++) test_network_gradients(objective);
-        }
+    if (sizeof(real_t) == sizeof(double)) all = double_tests;
 #endif
-    } else {
-        section("matrix product and attention against plain loops");
-        test_matmul(0);
-        test_matmul(1);
-        test_attention(0, 1);
-        test_attention(0, 300);
-        test_attention(1, 1);
-        test_classifier();
-        test_distillation();
-        test_conversion_is_near();
-        test_pieces();
-#ifndef TWIN
-        test_functions();
-#endif
-        test_causality();
-        test_cache(0);
-        test_cache(1);
-    }
-    if (sizeof(real_t) == 4 && !kernels) {
-        section("exact multiplication by sixteenths");
-        test_multiplication();
-        section("store = checkpoint = reverse = auto, 1, 2 and 3 threads, float32 and bf16");
-        test_policies(0);
-        test_policies(1);
-        test_work();
-        test_bf16_gradients();
-        if (!layers_bf16(1)) printf("  this processor or build has no dot products of bf16: they are not tested\n");
+    choose_tests(all, words, argc, argv);
+    for (const Test *t = all; t->name; t++) {
+        if (!chosen[t - all]) continue;
+        draws = 0;  // a test has the same numbers whatever is run before it
         layers_bf16(0);
-        section("optimizer, accumulation");
-        test_optimizer();
-        test_update();
-        test_embedding();
-        test_accumulation();
-        section("samples");
-        test_drawing();
-        test_generate();
-        test_sample_step();
+        run_test(t);
     }
-    if (sizeof(real_t) == 4 && !layers) {
-        section("a flipped bit, a value out of range");
-        test_flipped_bit();
-        test_flipped_bit_ends();
-        test_range();
-        section("the plan");
-        test_plan();
-#if !defined(__SANITIZE_ADDRESS__) && !defined(TWIN)
-        test_resident_memory();
-#endif
-    }
-    section(NULL);
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed > 0;
+    return report();
 }

@@ -1,7 +1,7 @@
 /*
 check.h: what the two test programs share, test_rev_gpt2.c for the mathematics and program.c for the program.
 
-It counts checks, prints sections, keeps what is printed, and lets a program run itself in a process of its own
+It counts checks, runs tests by name, keeps what is printed, and lets a program run itself in a process of its own
 where one has to die. It comes before the trainer, so that both can wrap what the trainer calls: hence the
 headers of the card, which must not see what is wrapped.
 */
@@ -44,23 +44,6 @@ __attribute__((format(printf, 2, 3))) static void check(int ok, const char *form
     vprintf(format, args);
     printf("\n");
     va_end(args);
-}
-
-static double wall_clock(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-// Prints what the section before came to, and the name of the one that begins; NULL: none does.
-static void section(const char *name) {
-    static double last;
-    static int before;
-    if (last > 0) printf("  %d checks, %.1f s\n", passed + failed - before, wall_clock() - last);
-    before = passed + failed;
-    last = wall_clock();
-    if (name) printf("%s\n", name);
-    fflush(stdout);
 }
 
 // ---- comparing
@@ -135,4 +118,61 @@ static int run_itself(char **argv, int milliseconds, const char *out) {
     output[fread(output, 1, sizeof output - 1, errors)] = 0;
     fclose(errors);
     return WIFSIGNALED(status) ? 256 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+// ---- running by name
+
+// Tests of a section stand together. A kind is what the words of the command line choose by.
+typedef struct { const char *section, *name; void (*run)(void); int kind; } Test;
+typedef struct { const char *name; int kind; } Word;  // runs the tests up to that kind
+enum { MOST_TESTS = 64 };
+static int chosen[MOST_TESTS];  // by their place in the table
+
+// A line with all names for who asks for one that does not exist
+static void no_such_test(const Test *tests, const Word *words, const char *program, const char *name) {
+    fprintf(stderr, "%s: there is no test %s, but", program, name);
+    for (const Test *t = tests; t->name; t++) fprintf(stderr, " %s", t->name);
+    for (const Word *w = words; w->name; w++) fprintf(stderr, "%s %s", w == words ? "; several are run by" : "", w->name);
+    fprintf(stderr, "; all without a name\n");
+    exit(2);
+}
+
+// Tests that are named run; without a name those that the words allow. Both tables end with an empty row.
+static void choose_tests(const Test *tests, const Word *words, int argc, char **argv) {
+    int most = MOST_TESTS, named = 0;
+    for (int i = 1; i < argc; i++) {
+        int known = 0;
+        for (const Word *w = words; w->name; w++) {
+            if (strcmp(argv[i], w->name) != 0) continue;
+            known = 1;
+            if (w->kind < most) most = w->kind;
+        }
+        for (const Test *t = tests; t->name; t++)
+            if (strcmp(argv[i], t->name) == 0) known = named = chosen[t - tests] = 1;
+        if (!known) no_such_test(tests, words, argv[0], argv[i]);
+    }
+    for (const Test *t = tests; t->name && !named; t++) chosen[t - tests] = t->kind <= most;
+}
+
+static double wall_clock(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void run_test(const Test *t) {
+    static const char *section = "";
+    int before = passed + failed;
+    double start = wall_clock();
+    if (strcmp(section, t->section) != 0) printf("%s\n", section = t->section);
+    fflush(stdout);
+    t->run();
+    printf("  %-20s %6d checks, %.1f s\n", t->name, passed + failed - before, wall_clock() - start);
+    fflush(stdout);
+}
+
+// The last line; returns the exit status.
+static int report(void) {
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed > 0;
 }

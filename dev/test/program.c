@@ -6,9 +6,11 @@ text and evaluate.
 It includes the trainer and, around it, these programs; with -DTWIN the CUDA twin. It wraps the file operations,
 and runs itself as the trainer (--trainer N flags...) where a process has to die: the N-th file operation then
 kills it half-way, or interrupts it if N is negative; above FULL, the disk is full from operation N - FULL on. As
---sampler flags... it is the program that generates text, as --evaluator the one that evaluates. With the
-argument "short" it stops before bad input and dying; with "brief" it does everything, but lets the trainer die
-at few moments.
+--sampler flags... it is the program that generates text, as --evaluator the one that evaluates.
+
+The table of tests at the end says what is run. An argument is the name of a test, which runs after those whose
+files it uses; or one of these words: "short" stops before bad input and dying, "brief" lets the trainer die at
+few moments only.
 */
 #include "check.h"
 
@@ -852,6 +854,38 @@ static void test_batches(void) {
     data_close(&d);
 }
 
+// ---- what is run
+
+enum { SHORT, ALL };
+static const Word words_of_tests[] = {{"short", SHORT}, {"brief", ALL}, {NULL, 0}};
+
+static const Test tests[] = {
+    {"batches, text", "batches", test_batches, SHORT},
+    {"batches, text", "checkpoints", test_find_checkpoints, SHORT},
+    {"batches, text", "text", test_text, SHORT},
+#ifndef TWIN
+    {"batches, text", "container", test_container_limit, SHORT},
+#endif
+    {"training, model files, their use", "training", test_training_is_deterministic, SHORT},
+    {"training, model files, their use", "use", test_use, SHORT},
+    {"training, model files, their use", "convert", test_convert, SHORT},
+    {"bad input", "bad-input", test_bad_input, ALL},
+    {"dying and resuming", "resume", test_resume, ALL},
+    {NULL, NULL, NULL, 0}};
+
+// A test that is run alone is run after those whose files it uses, which come before it in the table.
+static const struct { const char *test, *needs; } files[] = {
+    {"use", "training"}, {"convert", "training"}, {"bad-input", "text training use convert"}};
+
+static void choose_needed(void) {
+    int last = sizeof tests / sizeof tests[0] - 2;
+    for (int i = last; i >= 0; i--)
+        for (size_t j = 0; j < sizeof files / sizeof files[0]; j++) {
+            if (!chosen[i] || strcmp(files[j].test, tests[i].name) != 0) continue;
+            for (int k = 0; k < i; k++) chosen[k] |= strstr(files[j].needs, tests[k].name) != NULL;
+        }
+}
+
 int main(int argc, char **argv) {
     if (argc > 2 && strcmp(argv[1], "--trainer") == 0) {
         die_at_operation = atoi(argv[2]);
@@ -867,34 +901,16 @@ int main(int argc, char **argv) {
         return eval_main(argc - 1, argv + 1);
     }
     find_self(argv[0]);
-    int without_bad_input = argc == 2 && strcmp(argv[1], "short") == 0;
-    brief = argc == 2 && strcmp(argv[1], "brief") == 0;
-    if (argc > 1 && !without_bad_input && !brief) die(STATUS_USAGE, "usage: %s [short|brief]", argv[0]);
     setvbuf(stdout, NULL, _IOLBF, 0);
+    choose_tests(tests, words_of_tests, argc, argv);
+    choose_needed();
+    for (int i = 1; i < argc; i++) brief |= strcmp(argv[i], "brief") == 0;
     if (!mkdtemp(dir)) die(STATUS_DATA, "cannot make %s", dir);
     write_tokens("train0.bin", 700, 32, 700);
     write_tokens("train1.bin", 450, 32, 450);
     write_tokens("val.bin", 300, 32, 300);
-#ifndef TWIN
-    section("the container's limit");
-    test_container_limit();
-#endif
-    section("batches, text");
-    test_batches();
-    test_find_checkpoints();
-    test_text();
-    section("training, model files, their use");
-    test_training_is_deterministic();
-    test_use();
-    test_convert();
-    if (!without_bad_input) {
-        section("bad input");
-        test_bad_input();
-        section("dying and resuming");
-        test_resume();
-    }
+    for (const Test *t = tests; t->name; t++)
+        if (chosen[t - tests]) run_test(t);
     shell("rm -rf %s", dir);
-    section(NULL);
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed > 0;
+    return report();
 }
