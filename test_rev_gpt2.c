@@ -1,14 +1,14 @@
 /*
-test_rev_gpt2.c: what must hold of the mathematics of train_rev_gpt2.c, checked on a machine without network or
-Python. What must hold of the program, its files and its flags, is in dev/test/program.c.
+test_rev_gpt2.c: what must hold of the mathematics of train_rev_gpt2.c, checked on a machine without network
+or Python. What must hold of the program, its files and its flags, is in dev/test/program.c.
 
 It includes the trainer and, around it, the program that generates text, so it can call every function, and
 wraps the allocator. Built with -DREAL=double it checks gradients against finite differences; built as the
-trainer is, it checks everything else. With -DTWIN it includes the CUDA twin instead, whose activations are bf16
-or, with -DPRECISION_FP32, float.
+trainer is, it checks everything else. With -DTWIN it includes the CUDA twin instead, whose activations are
+bf16 or, with -DPRECISION_FP32, float.
 
-The tables of tests at the end say what is run. An argument is the name of a test, or one of these words: "kernels"
-runs those of single layers, "layers" those of networks as well, "short" and "brief" all.
+The tables of tests at the end say what is run. An argument is the name of a test, or one of these words:
+"kernels" runs those of single layers, "layers" those of networks as well, "short" and "brief" all.
 */
 #include "dev/test/check.h"
 #include <sys/resource.h>
@@ -30,14 +30,16 @@ static void *counted_alloc(size_t alignment, size_t bytes) {
 #define SAMPLE_NO_MAIN
 #include "dev/sample/sample.c"
 
-#if defined(_OPENMP) && !defined(TWIN)
-enum { MOST_THREADS = 3, ALL_POLICIES = 2 };  // how many threads are tried, and with which of these numbers all policies
-#else
-enum { MOST_THREADS = 1, ALL_POLICIES = 1 };
-#endif
-// GELU in the epilogue of a product in bf16 may be made of tanh.approx, which is off by 2^-11: that moves 0.5 x (1 + t)
-// by 8e-4 at most, where t is not yet 1, and its slope by 0.5 + |x| du/dx times as much. Float32 is float32 throughout.
+// GELU in the epilogue of a product in bf16 may be made of tanh.approx, which is off by 2^-11: that moves 0.5
+// x (1 + t) by 8e-4 at most, where t is not yet 1, and its slope by 0.5 + |x| du/dx times as much. Float32 is
+// float32 throughout.
 static const double gelu_slack = sizeof(act_t) == 2 ? 1e-3 : 0, slope_slack = sizeof(act_t) == 2 ? 7e-3 : 0;
+
+#ifdef EMULATE
+static const int slow = 1;  // emulated kernels are: what repeats itself is left out
+#else
+static const int slow = 0;
+#endif
 
 static void set_threads(int n) {
 #ifdef _OPENMP
@@ -96,38 +98,53 @@ static param_t *weights_on_device(const real_t *w, size_t n) {  // for products
     return p;
 }
 
-// One network of each mode, and conversions with other numbers: a / 2^shift, K, stem. The last is for a test to set.
+// One network of each mode, then conversions with other numbers: a / 2^shift, K, stem. The last is for a test
+// to set.
 static struct { int mode, a, shift, K, stem; } networks[] = {
-    {BASELINE, 0, 0, 0, 0}, {MIDPOINT, 0, 0, 0, 0}, {MIDPOINT_A, 0, 0, 0, 0}, {LEAPFROG, 0, 0, 0, 0}, {HAMILTONIAN, 0, 0, 0, 0},
-    {RETROFIT, 1, 2, 1, 2}, {BDIA, -1, 4, 0, 2}, {RETROFIT, -1, 0, 2, 1}, {RETROFIT, 3, 4, 3, 3}, {BDIA, -5, 3, 0, 0}, {BDIA, 1, 0, 0, 5},
+    {BASELINE, 0, 0, 0, 0},
+    {MIDPOINT, 0, 0, 0, 0},
+    {MIDPOINT_A, 0, 0, 0, 0},
+    {LEAPFROG, 0, 0, 0, 0},
+    {HAMILTONIAN, 0, 0, 0, 0},
+    {RETROFIT, 1, 2, 1, 2},
+    {BDIA, -1, 4, 0, 2},
+    {RETROFIT, -1, 0, 2, 1},
+    {RETROFIT, 3, 4, 3, 3},
+    {BDIA, -5, 3, 0, 0},
+    {BDIA, 1, 0, 0, 5},
     {BASELINE, 0, 0, 0, 0}};
 enum { NETWORKS = sizeof networks / sizeof networks[0] - 1 };
 #ifdef EMULATE
 enum { KINDS = MODES };  // one network of each mode, where kernels see nothing new in others
-static const int slow = 1;  // emulated kernels are: what repeats itself is left out
 #else
 enum { KINDS = NETWORKS };
-static const int slow = 0;
 #endif
 static const char *name_of(int network) {
     static char text[64];
     int mode = networks[network].mode;
-    snprintf(text, sizeof text, converted(mode) ? "%s (%d / 2^%d, K %d, stem %d)" : "%s", mode_names[mode], networks[network].a, networks[network].shift,
-             networks[network].K, networks[network].stem);
+    if (!converted(mode)) return mode_names[mode];
+    snprintf(text, sizeof text, "%s (%d / 2^%d, K %d, stem %d)", mode_names[mode], networks[network].a,
+             networks[network].shift, networks[network].K, networks[network].stem);
     return text;
 }
 static int grid_of(int network) { return default_grids[networks[network].mode]; }
 static void set_network(Config *net, int network) {
     set_mode(net, networks[network].mode);
     if (!converted(net->mode)) return;
-    net->a[0] = networks[network].a, net->shift = networks[network].shift, net->K = networks[network].K, net->stem = smaller_of(networks[network].stem, net->L);
+    net->a[0] = networks[network].a, net->shift = networks[network].shift;
+    net->K = networks[network].K, net->stem = smaller_of(networks[network].stem, net->L);
 }
 static int taught_by = -1;  // the objective of the next models, which have a teacher then
 
 typedef struct { int L, C, NH, V, B, T, chunk, head_chunk; } Shape;
-static const Shape odd = {5, 60, 3, 65, 3, 37, 2, 50}, deep = {96, 16, 2, 32, 2, 8, 1, 16}, even = {2, 32, 4, 128, 4, 64, 4, 256};
-static const Shape least = {2, 2, 1, 32, 3, 1, 2, 3};  // where padding counts: attention's internals are larger than the MLP's
-static const Shape tiles = {2, 64, 1, 65, 2, 150, 1, 100};  // several of a GPU's, and products as its library takes them
+//                           L   C  NH   V   B    T  chunk  head_chunk
+static const Shape odd   = { 5, 60,  3, 65,  3,  37,  2,     50};  // nothing divides anything
+static const Shape deep  = {96, 16,  2, 32,  2,   8,  1,     16};
+static const Shape even  = { 2, 32,  4, 128, 4,  64,  4,    256};
+// attention's internals are larger than the MLP's
+static const Shape least = { 2,  2,  1, 32,  3,   1,  2,      3};
+// several of a GPU's, as its library takes them
+static const Shape tiles = { 2, 64,  1, 65,  2, 150,  1,    100};
 
 static int evaluations_of(const Config *net, int k) { return has_estimate(net, k) ? net->K + 2 : 1; }
 
@@ -141,12 +158,14 @@ static Model one_sequence(const Model *m, int T) {
 // A planned and allocated model with weights large enough that the forces matter, and a batch.
 static void make_model(Model *m, Shape s, int network, int memory, int grid) {
     memset(m, 0, sizeof *m);
-    m->net.L = s.L, m->net.C = s.C, m->net.NH = s.NH, m->net.V = s.V, m->net.Vp = (s.V + 127) / 128 * 128, m->net.maxT = s.T + 3;
+    m->net.L = s.L, m->net.C = s.C, m->net.NH = s.NH;
+    m->net.V = s.V, m->net.Vp = (s.V + 127) / 128 * 128, m->net.maxT = s.T + 3;
     set_network(&m->net, network);
     m->net.grid = grid;
     if (m->net.mode == MIDPOINT_A) draw_coefficients(&m->net, 5);
     m->has_teacher = taught_by >= 0, m->objective = m->has_teacher ? taught_by : CROSS_ENTROPY;
-    m->B = s.B, m->T = s.T, m->chunk = s.chunk, m->head_chunk = s.head_chunk, m->training = 1, m->cache_tokens = s.T + 2;
+    m->B = s.B, m->T = s.T, m->chunk = s.chunk, m->head_chunk = s.head_chunk;
+    m->training = 1, m->cache_tokens = s.T + 2;
     m->memory = smaller_of(memory, AUTO);  // AUTO, and one and two more: keeps one step, half of them, all
     m->kept_steps = memory == AUTO ? 1 : memory == AUTO + 1 ? steps(&m->net) / 2 : steps(&m->net);
     plan(m);
@@ -178,9 +197,11 @@ static void make_model(Model *m, Shape s, int network, int memory, int grid) {
 
 #define DIRECTIONS 4
 
-// Compares a gradient with finite differences of f along random directions (+-1 in every element): the mean of
-// (d . u)^2 over such u is |d|^2, so this estimates the norm of the difference over the norm of the gradient.
-static void check_gradient(const char *what, double (*f)(void *), void *context, real_t *x, const real_t *gradient, size_t n) {
+// Compares a gradient with finite differences of f along random directions (+-1 in every element): the mean
+// of (d . u)^2 over such u is |d|^2, so this estimates the norm of the difference over the norm of the
+// gradient.
+static void check_gradient(const char *what, double (*f)(void *), void *context, real_t *x,
+                           const real_t *gradient, size_t n) {
     const double eps = 1e-4;
     double difference = 0, norm = 0;
     real_t *saved = (real_t *)malloc(n * sizeof(real_t)), *moved = (real_t *)malloc(n * sizeof(real_t));
@@ -203,7 +224,8 @@ static void check_gradient(const char *what, double (*f)(void *), void *context,
     }
     to_device(x, saved, n * sizeof(real_t));
     free(saved), free(moved);
-    check(sqrt(difference / norm) <= 1e-6, "%s: the gradient differs from finite differences by %.2e", what, sqrt(difference / norm));
+    check(sqrt(difference / norm) <= 1e-6, "%s: the gradient differs from finite differences by %.2e", what,
+          sqrt(difference / norm));
 }
 
 static double model_loss(void *context) {
@@ -213,30 +235,34 @@ static double model_loss(void *context) {
     return objective_of(m);
 }
 
-static void check_network_gradients(int objective) {
-    set_threads(1);  // so small a network has nothing for a second
-    for (int mode = 0; mode < (objective ? RETROFIT + 1 : NETWORKS); mode += objective ? RETROFIT : 1) {
-        Model m;
-        size_t one[TENSORS], all[TENSORS], at = 0;
-        double drift;
-        taught_by = objective ? objective : -1;
-        make_model(&m, odd, mode, mode == BASELINE ? STORE : REVERSE, 0);
-        taught_by = -1;
-        tensor_sizes(&m.net, one, all);
-        forward_backward(&m, 1, &drift);
-        for (int t = 0; t < TENSORS; t++) {
-            char what[128];
-            size_t n = t == 0 ? (size_t)m.net.V * (size_t)m.net.C : all[t];
-            snprintf(what, sizeof what, "%s %s, %s", name_of(mode), tensor_kinds[t].name, objective_names[objective]);
-            check_gradient(what, model_loss, &m, m.params + at, m.grads + at, n);
-            at += all[t];
-        }
-        model_free(&m);
+// For every tensor of a network
+static void check_network_gradients(int network, int objective) {
+    Model m;
+    size_t one[TENSORS], all[TENSORS], at = 0;
+    double drift;
+    taught_by = objective == CROSS_ENTROPY ? -1 : objective;
+    make_model(&m, odd, network, network == BASELINE ? STORE : REVERSE, 0);
+    taught_by = -1;
+    tensor_sizes(&m.net, one, all);
+    forward_backward(&m, 1, &drift);
+    for (int t = 0; t < TENSORS; t++) {
+        char what[128];
+        size_t n = t == 0 ? (size_t)m.net.V * (size_t)m.net.C : all[t];
+        snprintf(what, sizeof what, "%s %s, %s", name_of(network), tensor_kinds[t].name,
+                 objective_names[objective]);
+        check_gradient(what, model_loss, &m, m.params + at, m.grads + at, n);
+        at += all[t];
     }
+    model_free(&m);
 }
 
 static void test_network_gradients(void) {
-    for (int objective = CROSS_ENTROPY; objective <= KL_TEACHER; objective++) check_network_gradients(objective);
+    static const struct { int network, objective; } beside_teacher[] = {
+        {BASELINE, KL}, {RETROFIT, KL}, {BASELINE, KL_TEACHER}, {RETROFIT, KL_TEACHER}};
+    set_threads(1);  // so small a network has nothing for a second
+    for (int network = 0; network < NETWORKS; network++) check_network_gradients(network, CROSS_ENTROPY);
+    for (size_t i = 0; i < sizeof beside_teacher / sizeof beside_teacher[0]; i++)
+        check_network_gradients(beside_teacher[i].network, beside_teacher[i].objective);
 }
 
 // One layer on its own: y = f(x, w, b), loss = y . weights.
@@ -246,7 +272,8 @@ typedef struct {
     stream_t *s;
     int *tokens;
 } Layer;
-enum { MATMUL, MATMUL_GELU, LAYERNORM, ATTENTION, CLASSIFIER, EMBEDDING, DISTILLATION };  // and one more for the other direction
+// The last has one more behind it, for the divergence in the other direction.
+enum { MATMUL, MATMUL_GELU, LAYERNORM, ATTENTION, CLASSIFIER, EMBEDDING, DISTILLATION };
 
 static double layer_loss(void *context) {
     Layer *l = (Layer *)context;
@@ -263,7 +290,8 @@ static double layer_loss(void *context) {
         break;
     case DISTILLATION: case DISTILLATION + 1:
         memcpy(l->y2, l->x, sizeof(real_t) * (size_t)l->n * (size_t)l->C);
-        distillation(l->b, (size_t)l->n, l->y2, l->w, l->tokens, l->n, l->C - 3, l->C, KL + l->kind - DISTILLATION, 0);
+        distillation(l->b, (size_t)l->n, l->y2, l->w, l->tokens, l->n, l->C - 3, l->C,
+                     KL + l->kind - DISTILLATION, 0);
         memcpy(l->y, l->b + DIVERGENCE * l->n, sizeof(real_t) * (size_t)l->n);
         break;
     case EMBEDDING:
@@ -277,10 +305,12 @@ static double layer_loss(void *context) {
 
 static void test_layer_gradients(void) {
     enum { N = 2 * 70, C = 24, OC = 40, T = 70, NH = 6 };  // T crosses a tile of attention
-    Layer l = {0, N, C, OC, T, NH, NH, random_reals(N * 3*C, 1), random_reals(OC * 100, 1), random_reals(200 * OC, 1),
+    Layer l = {0, N, C, OC, T, NH, NH,
+               random_reals(N * 3*C, 1), random_reals(OC * 100, 1), random_reals(200 * OC, 1),
                random_reals(N * 100, 0), random_reals(N * 100, 0), random_reals(N * 100, 1),
                (stream_t *)calloc(2 * N * 100, sizeof(stream_t)), (int *)calloc(N, sizeof(int))};
-    real_t *dx = random_reals(N * 100, 0), *dw = random_reals(OC * 100, 0), *db = random_reals(200 * OC, 0), *dy = random_reals(N * 100, 0);
+    real_t *dx = random_reals(N * 100, 0), *dy = random_reals(N * 100, 0);
+    real_t *dw = random_reals(OC * 100, 0), *db = random_reals(200 * OC, 0);
     void *scratch = device_alloc(layers_scratch_bytes(4096, 4096, 4096, 64));
     layers_begin(scratch);
     for (int i = 0; i < N * 100; i++) l.s[i].real = (real_t)uniform();
@@ -317,7 +347,8 @@ static void test_layer_gradients(void) {
     l.kind = ATTENTION;
     for (int i = 0; i < 3; i++) {
         static const int key_heads[] = {NH, 2, 1};
-        static const char *const what[] = {"attention", "attention, three heads a key", "attention, one head of keys"};
+        static const char *const what[] = {"attention", "attention, three heads a key",
+                                           "attention, one head of keys"};
         l.NKV = key_heads[i];
         layer_loss(&l);
         attention_backward(dx, l.probe, l.x, l.y, l.y2, N / T, T, C, NH, l.NKV);
@@ -355,7 +386,9 @@ static void test_layer_gradients(void) {
 
 // ---- matrix product and attention against the obvious loops
 
-static double gelu_reference(double x) { return 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))); }
+static double gelu_reference(double x) {
+    return 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
+}
 static double gelu_slope_reference(double x) {
     double t = tanh(0.7978845608028654 * (x + 0.044715 * x * x * x));
     return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * 0.7978845608028654 * (1 + 3 * 0.044715 * x * x);
@@ -366,12 +399,23 @@ static void round_to_bf16(real_t *x, size_t n) {
 
 // Sums of products of numbers that bf16 holds; with it, all others have to be rounded to those first.
 static void check_matmul(int bf16) {
-    static const int shapes[][3] = {{1, 1, 1}, {7, 301, 5}, {37, 60, 180}, {130, 2201, 33}, {1200, 40, 70}, {3, 20, 3200}, {1030, 3100, 20}, {1030, 3100, 20}, {2, 60, 180}, {70, 64, 192}};  // four cross a block each, the last with its scratch for either order; one or two rows go another way
+    static const int shapes[][3] = {  // n, C, OC
+        {1, 1, 1},
+        {7, 301, 5},
+        {37, 60, 180},
+        {130, 2201, 33},   // four cross a block each
+        {1200, 40, 70},
+        {3, 20, 3200},
+        {1030, 3100, 20},  // with scratch for either order
+        {1030, 3100, 20},
+        {2, 60, 180},      // one or two rows go another way
+        {70, 64, 192}};
     if (!layers_bf16(bf16)) return;
     for (int i = 0; i < 10; i++) {
         int n = shapes[i][0], C = shapes[i][1], OC = shapes[i][2];
         size_t nC = (size_t)n * (size_t)C, nOC = (size_t)n * (size_t)OC, W = (size_t)OC * (size_t)C;
-        real_t *x = random_reals(nC, 1), *w = random_reals(W + (size_t)OC, 1), *b = w + W, *dy = random_reals(nOC, 1), *pre = random_reals(nC, 3);
+        real_t *x = random_reals(nC, 1), *w = random_reals(W + (size_t)OC, 1), *b = w + W;
+        real_t *dy = random_reals(nOC, 1), *pre = random_reals(nC, 3);
         real_t *was = random_reals(W + (size_t)OC, 1), *got[6];
         double worst = 0, worst_gelu = 0;
         size_t room = i % 2 ? layers_scratch_bytes(n, C, OC, 0) : layers_scratch_bytes(n, OC, C, 0);
@@ -379,17 +423,20 @@ static void check_matmul(int bf16) {
         memset(guard, 0xA5, sizeof guard);
         to_device(scratch + room, guard, sizeof guard);
         layers_begin(scratch);
-        act_t *y = activations(NULL, nOC), *gelu_y = activations(NULL, nOC), *dx = activations(NULL, nC), *slope = activations(NULL, nC);
+        act_t *y = activations(NULL, nOC), *gelu_y = activations(NULL, nOC);
+        act_t *dx = activations(NULL, nC), *slope = activations(NULL, nC);
         param_t *p = weights_on_device(w, W + (size_t)OC);
         matmul_forward(y, activations(x, nC), p, p + W, n, C, OC);
         got[0] = as_reals(y, nOC);
-        round_to_bf16(x, nC), round_to_bf16(w, twin ? W + (size_t)OC : W), round_to_bf16(dy, nOC), round_to_bf16(pre, nC);
+        round_to_bf16(x, nC), round_to_bf16(w, twin ? W + (size_t)OC : W);
+        round_to_bf16(dy, nOC), round_to_bf16(pre, nC);
         p = weights_on_device(w, W + (size_t)OC);
         act_t *X = activations(x, nC), *dY = activations(dy, nOC);
         matmul_forward(y, X, p, p + W, n, C, OC);
         got[1] = as_reals(y, nOC);
         if (bf16 && n > 2)
-            check(memcmp(got[0], got[1], nOC * sizeof(real_t)) == 0, "matmul_forward (%d, %d, %d) does not round to the nearest bf16", n, C, OC);
+            check(memcmp(got[0], got[1], nOC * sizeof(real_t)) == 0,
+                  "matmul_forward (%d, %d, %d) does not round to the nearest bf16", n, C, OC);
         matmul_gelu_forward(gelu_y, y, X, p, p + W, n, C, OC);
         got[2] = as_reals(gelu_y, nOC), got[3] = as_reals(y, nOC);
         for (int r = 0; r < n; r++)
@@ -402,7 +449,8 @@ static void check_matmul(int bf16) {
                 double apart = fmin(off(gelu_reference(sum), gelu), off(gelu_reference(stored), gelu));
                 worst_gelu = larger(worst_gelu, apart - gelu_slack);
             }
-        check(worst < 1e-4 && worst_gelu < 1e-4, "matmul_forward (%d, %d, %d) is off by %g, GELU by %g", n, C, OC, worst, worst_gelu);
+        check(worst < 1e-4 && worst_gelu < 1e-4, "matmul_forward (%d, %d, %d) is off by %g, GELU by %g",
+              n, C, OC, worst, worst_gelu);
         // the gradients of weights are added to what is there
         double sum_w = was[0], sum_b = was[W], last_w = was[W - 1], last_b = was[W + (size_t)OC - 1];
         real_t *dw = (real_t *)on_device(was, (W + (size_t)OC) * sizeof(real_t));
@@ -414,7 +462,8 @@ static void check_matmul(int bf16) {
         }
         sum_w -= got[4][0], sum_b -= got[4][W], last_w -= got[4][W - 1], last_b -= got[4][W + (size_t)OC - 1];
         check(fabs(sum_w) < 1e-3 && fabs(sum_b) < 1e-3 && fabs(last_w) < 1e-3 && fabs(last_b) < 1e-3,
-              "matmul_backward (%d, %d, %d): weight or bias is off by %g, %g, %g, %g", n, C, OC, sum_w, sum_b, last_w, last_b);
+              "matmul_backward (%d, %d, %d): weight or bias is off by %g, %g, %g, %g",
+              n, C, OC, sum_w, sum_b, last_w, last_b);
         matmul_backward(slope, dw, NULL, dY, X, p, activations(pre, nC), n, C, OC);
         free(got[0]), got[0] = as_reals(dx, nC), got[5] = as_reals(slope, nC);
         worst = worst_gelu = 0;
@@ -426,9 +475,11 @@ static void check_matmul(int bf16) {
                 double slope = gelu_slope_reference(pre[r*C + c]), slack = slope_slack * fabs(sum);
                 worst_gelu = larger(worst_gelu, off(sum * slope, got[5][r*C + c]) - slack);
             }
-        check(worst < 1e-3 && worst_gelu < 1e-3, "matmul_backward (%d, %d, %d) is off by %g, times GELU' by %g", n, C, OC, worst, worst_gelu);
+        check(worst < 1e-3 && worst_gelu < 1e-3,
+              "matmul_backward (%d, %d, %d) is off by %g, times GELU' by %g", n, C, OC, worst, worst_gelu);
         to_host(after, scratch + room, sizeof after);
-        check(memcmp(guard, after, sizeof guard) == 0, "matmul (%d, %d, %d) writes past its scratch", n, C, OC);
+        check(memcmp(guard, after, sizeof guard) == 0, "matmul (%d, %d, %d) writes past its scratch",
+              n, C, OC);
         for (int j = 0; j < 6; j++) free(got[j]);
         free(x), free(w), free(dy), free(pre), free(was);
         release();
@@ -443,32 +494,40 @@ static void test_matmul(void) {
 
 // Scores up to about `spread`, so that later tiles have the higher ones.
 static void check_attention(int bf16, double spread) {
-    static const int shapes[][5] = {{2, 131, 40, 2, 2}, {1, 65, 128, 2, 2}, {1, 70, 128, 1, 1}, {1, 130, 20, 5, 5},  // B, T, C, NH, NKV
-                                    {2, 131, 48, 6, 2}, {1, 70, 96, 6, 1}, {1, 129, 30, 6, 2}, {2, 66, 256, 4, 2}};  // fewer heads of keys
+    static const int shapes[][5] = {  // B, T, C, NH, NKV
+        {2, 131, 40, 2, 2}, {1, 65, 128, 2, 2}, {1, 70, 128, 1, 1}, {1, 130, 20, 5, 5},
+        // fewer heads of keys
+        {2, 131, 48, 6, 2}, {1, 70, 96, 6, 1}, {1, 129, 30, 6, 2}, {2, 66, 256, 4, 2}};
     if (!layers_bf16(bf16)) return;
     for (int i = 0; i < 8; i++) {
         int B = shapes[i][0], T = shapes[i][1], C = shapes[i][2], NH = shapes[i][3], NKV = shapes[i][4];
         int HS = C / NH, KV = NKV * HS, S = C + 2*KV;
         size_t N = (size_t)B * (size_t)T;
         real_t *qkv = random_reals(N * (size_t)S, sqrt(spread)), *dy = random_reals(N * (size_t)C, 1);
-        double *p = (double *)calloc((size_t)T, sizeof(double)), *d = (double *)calloc(N * (size_t)S, sizeof(double));
+        double *p = (double *)calloc((size_t)T, sizeof(double));
+        double *d = (double *)calloc(N * (size_t)S, sizeof(double));
         double worst = 0, worst_lse = 0, worst_query = 0, difference = 0, norm = 0;
-        if (bf16) round_to_bf16(qkv, N * (size_t)S), round_to_bf16(dy, N * (size_t)C);  // what remains is the rounding of p, and of what is stored
-        act_t *in = activations(qkv, N * (size_t)S), *out = activations(NULL, N * (size_t)C), *din = activations(NULL, N * (size_t)S);
+        // what remains is the rounding of p, and of what is stored
+        if (bf16) round_to_bf16(qkv, N * (size_t)S), round_to_bf16(dy, N * (size_t)C);
+        act_t *in = activations(qkv, N * (size_t)S), *din = activations(NULL, N * (size_t)S);
+        act_t *out = activations(NULL, N * (size_t)C);
         act_t *alone = activations(NULL, N * (size_t)C);  // a query at a time; not of all tokens
         real_t *lse = (real_t *)on_device(NULL, N * (size_t)NH * sizeof(real_t));
         layers_begin(on_device(NULL, layers_scratch_bytes((int)N, C, 4*C, NH)));
         attention_forward(out, lse, in, B, T, C, NH, NKV);
         attention_backward(din, activations(dy, N * (size_t)C), in, out, lse, B, T, C, NH, NKV);
         for (size_t token = 0; token < N; token += 13)
-            attention_query(alone + token * (size_t)C, in + token / (size_t)T * (size_t)T * (size_t)S, (int)(token % (size_t)T), C, NH, NKV);
-        real_t *got = as_reals(out, N * (size_t)C), *got_lse = from_device(lse, N * (size_t)NH), *got_d = as_reals(din, N * (size_t)S);
-        real_t *got_alone = as_reals(alone, N * (size_t)C);
+            attention_query(alone + token * (size_t)C, in + token / (size_t)T * (size_t)T * (size_t)S,
+                            (int)(token % (size_t)T), C, NH, NKV);
+        real_t *got = as_reals(out, N * (size_t)C), *got_alone = as_reals(alone, N * (size_t)C);
+        real_t *got_lse = from_device(lse, N * (size_t)NH), *got_d = as_reals(din, N * (size_t)S);
         for (int b = 0; b < B; b++)
             for (int h = 0; h < NH; h++)
                 for (int t = 0; t < T; t++) {
                     double sum = 0, highest = -1e30, along = 0;
-                    int at = (b*T + t)*S + h*HS, kt = (b*T + t)*S + C + h / (NH / NKV) * HS, row = (b*T + t)*C + h*HS;  // of query and key in qkv, and in out
+                    // where the query and the key of this token stand in qkv, and its sum in out
+                    int token = b*T + t, at = token*S + h*HS, row = token*C + h*HS;
+                    int kt = token*S + C + h / (NH / NKV) * HS;
                     for (int u = 0; u <= t; u++) {
                         double dot = 0;
                         for (int c = 0; c < HS; c++) dot += (double)qkv[at + c] * qkv[kt - (t - u)*S + c];
@@ -476,7 +535,8 @@ static void check_attention(int bf16, double spread) {
                         highest = larger(highest, p[u]);
                     }
                     for (int u = 0; u <= t; u++) sum += p[u] = exp(p[u] - highest);
-                    worst_lse = larger(worst_lse, fabs(highest + log(sum) - got_lse[(b*NH + h)*T + t]) / spread);
+                    double lse_off = fabs(highest + log(sum) - got_lse[(b*NH + h)*T + t]);
+                    worst_lse = larger(worst_lse, lse_off / spread);
                     for (int c = 0; c < HS; c++) {
                         double o = 0, g = dy[row + c];
                         for (int u = 0; u <= t; u++) {
@@ -485,21 +545,27 @@ static void check_attention(int bf16, double spread) {
                         }
                         along += o * g;
                         worst = larger(worst, off(o, got[row + c]) / sqrt(spread));
-                        if ((b*T + t) % 13 == 0) worst_query = larger(worst_query, off(o, got_alone[row + c]) / sqrt(spread));
+                        if (token % 13 != 0) continue;
+                        worst_query = larger(worst_query, off(o, got_alone[row + c]) / sqrt(spread));
                     }
                     for (int u = 0; u <= t; u++) {
                         double dp = 0;
                         int ku = kt - (t - u)*S;
                         for (int c = 0; c < HS; c++) dp += (double)dy[row + c] * qkv[ku + KV + c];
                         double ds = p[u] / sum * (dp - along) / sqrt(HS);
-                        for (int c = 0; c < HS; c++) d[at + c] += ds * qkv[ku + c], d[ku + c] += ds * qkv[at + c];
+                        for (int c = 0; c < HS; c++) {
+                            d[at + c] += ds * qkv[ku + c];
+                            d[ku + c] += ds * qkv[at + c];
+                        }
                     }
                 }
         for (size_t j = 0; j < N * (size_t)S; j++) difference += pow(d[j] - got_d[j], 2), norm += d[j] * d[j];
         double most = bf16 ? 4e-3 : 1e-5 * fmax(1, spread / 100);
-        check(worst < most && worst_lse < 1e-5, "attention %d is off by %g, its log-sum-exp by %g", i, worst, worst_lse);
+        check(worst < most && worst_lse < 1e-5, "attention %d is off by %g, its log-sum-exp by %g",
+              i, worst, worst_lse);
         check(worst_query < most, "attention %d: a query alone is off by %g", i, worst_query);
-        check(sqrt(difference / norm) < (bf16 ? 1e-2 : 1e-5 * fmax(1, spread / 10)), "attention %d: the gradient is off by %g", i, sqrt(difference / norm));
+        check(sqrt(difference / norm) < (bf16 ? 1e-2 : 1e-5 * fmax(1, spread / 10)),
+              "attention %d: the gradient is off by %g", i, sqrt(difference / norm));
         free(qkv), free(dy), free(p), free(d), free(got), free(got_lse), free(got_d), free(got_alone);
         release();
     }
@@ -528,23 +594,26 @@ static void test_classifier(void) {
         act_t *logits = activations(x, Vp);
         classifier(losses, logits, (int *)on_device(&target, sizeof target), 1, V, Vp, 1);
         real_t *loss = from_device(losses, 1), *d = as_reals(logits, Vp);
-        check(fabs(expected - *loss) < 1e-4 && fabs(d[at] - 1) < 1e-5 && fabs(d[target] + 1) < 1e-5, "a logit of 300 at %d: loss %g for %g", at, (double)*loss, expected);
+        check(fabs(expected - *loss) < 1e-4 && fabs(d[at] - 1) < 1e-5 && fabs(d[target] + 1) < 1e-5,
+              "a logit of 300 at %d: loss %g for %g", at, (double)*loss, expected);
         free(loss), free(d);
         release();
     }
-    real_t x[16] = {1, 2, 3, -1, 0, 5, 99, 99, 0, 0, 0, 0, 0, 0, 99, 99}, *losses = (real_t *)on_device(NULL, 2 * sizeof(real_t));
+    real_t x[16] = {1, 2, 3, -1, 0, 5, 99, 99, 0, 0, 0, 0, 0, 0, 99, 99};
+    real_t *losses = (real_t *)on_device(NULL, 2 * sizeof(real_t));
     int targets[2] = {2, 5};
     act_t *logits = activations(x, 16);
     classifier(losses, logits, (int *)on_device(targets, sizeof targets), 2, 6, 8, 0.5);
     real_t *loss = from_device(losses, 2), *d = as_reals(logits, 16);
     double sum = exp(1) + exp(2) + exp(3) + exp(-1) + 1 + exp(5);
     check(fabs(loss[0] - (log(sum) - 3)) < 1e-5 && fabs(loss[1] - log(6)) < 1e-5, "classifier's losses");
-    check(off(0.5 * (exp(3) / sum - 1), d[2]) < 1e-6 && off(0.5 / 6, d[8]) < 1e-6 && d[6] == 0 && d[15] == 0, "classifier's gradient");
+    check(off(0.5 * (exp(3) / sum - 1), d[2]) < 1e-6 && off(0.5 / 6, d[8]) < 1e-6 && d[6] == 0 && d[15] == 0,
+          "classifier's gradient");
     free(loss), free(d);
     release();
 }
 
-// Losses, divergence both ways and its gradient beside a teacher's logits, against the definitions in double precision.
+// Losses, divergence both ways and its gradient beside a teacher's logits, against their definitions.
 static void test_distillation(void) {
     enum { N = 3, V = 70, Vp = 128 };
     for (int objective = KL; objective <= KL_TEACHER; objective++) {
@@ -554,12 +623,14 @@ static void test_distillation(void) {
         for (int v = 0; v < Vp; v++) y[2*Vp + v] = x[2*Vp + v];  // the last row agrees, the first does not
         x[5] = 9, y[5] = 1, y[6] = 8;
         if (rounding > 0) round_to_bf16(x, N * Vp), round_to_bf16(y, N * Vp);
-        act_t *logits = activations(x, N * Vp), *same = activations(x, N * Vp), *teacher = activations(y, N * Vp);
+        act_t *logits = activations(x, N * Vp), *same = activations(x, N * Vp);
+        act_t *teacher = activations(y, N * Vp);
         real_t *out = (real_t *)on_device(NULL, METRICS * (N + 2) * sizeof(real_t));
         int *on = (int *)on_device(targets, sizeof targets);
         distillation(out, N + 2, same, teacher, on, N, V, Vp, objective, 0);
         distillation(out, N + 2, logits, teacher, on, N, V, Vp, objective, 0.5);
-        real_t *held = from_device(out, METRICS * (N + 2)), *d = as_reals(logits, N * Vp), *kept = as_reals(same, N * Vp);
+        real_t *held = from_device(out, METRICS * (N + 2));
+        real_t *d = as_reals(logits, N * Vp), *kept = as_reals(same, N * Vp);
         double worst = 0, worst_gradient = 0;
         check(memcmp(kept, x, sizeof x) == 0, "distillation without a scale changes the logits");
         for (int i = 0; i < N; i++) {
@@ -572,19 +643,26 @@ static void test_distillation(void) {
                 kl += objective == KL ? exp(p) * (p - q) : exp(q) * (q - p);
             }
             for (int v = 0; v < Vp; v++) {
-                double p = a[v] - lse[0], q = b[v] - lse[1], g = v >= V ? 0 : objective == KL ? exp(p) * (p - q - kl) : exp(p) - exp(q);
+                double p = a[v] - lse[0], q = b[v] - lse[1], g = 0;
+                if (v < V) g = objective == KL ? exp(p) * (p - q - kl) : exp(p) - exp(q);
                 worst_gradient = larger(worst_gradient, off(0.5 * g, d[i * Vp + v]));
             }
-            worst = larger(worst, fabs(held[i] - (lse[0] - a[targets[i]])) + fabs(held[N + 2 + i] - (lse[1] - b[targets[i]])) + fabs(held[2 * (N + 2) + i] - kl));
+            double loss = lse[0] - a[targets[i]], of_teacher = lse[1] - b[targets[i]];
+            worst = larger(worst, fabs(held[i] - loss) + fabs(held[N + 2 + i] - of_teacher) +
+                           fabs(held[2 * (N + 2) + i] - kl));
         }
-        check(worst < 2e-5 && worst_gradient < 2e-6, "%s: losses or divergence are off by %g, the gradient by %g", objective_names[objective], worst, worst_gradient);
-        check(held[3 * (N + 2)] == 0 && held[3 * (N + 2) + 2] == 1 && fabs(held[2 * (N + 2) + 2]) < 1e-6, "agreement, or a divergence of equals");
+        check(worst < 2e-5 && worst_gradient < 2e-6,
+              "%s: losses or divergence are off by %g, the gradient by %g",
+              objective_names[objective], worst, worst_gradient);
+        check(held[3 * (N + 2)] == 0 && held[3 * (N + 2) + 2] == 1 && fabs(held[2 * (N + 2) + 2]) < 1e-6,
+              "agreement, or a divergence of equals");
         free(held), free(d), free(kept);
         release();
     }
 }
 
-// KL of a network to the baseline with the same weights, whose projections are made smaller; equal: with the same block in every layer.
+// KL of a network to the baseline with the same weights, whose projections are made smaller; equal: with the
+// same block in every layer.
 static double kl_of_conversion(int mode, int shift, int K, int stem, double projections, int equal) {
     Model m;
     size_t one[TENSORS], all[TENSORS], at = 0;
@@ -606,24 +684,27 @@ static double kl_of_conversion(int mode, int shift, int K, int stem, double proj
     forward(&m);
     head(&m, 0);
     double kl = objective_of(&m), apart = fabs(mean_of(&m, LOSS) - mean_of(&m, TEACHER_LOSS));
-    if (mode == BASELINE) check(fabs(kl) < 1e-6 && apart == 0 && mean_of(&m, AGREEMENT) == 1, "a copy of the teacher is %g and %g apart from it", kl, apart);
+    if (mode == BASELINE) check(fabs(kl) < 1e-6 && apart == 0 && mean_of(&m, AGREEMENT) == 1,
+                                "a copy of the teacher is %g and %g apart from it", kl, apart);
     free(w);
     model_free(&m);
     return kl;
 }
 
-// A student with its teacher's weights is the teacher. A conversion comes near it as a goes to 0; retrofit also with K where forces are
-// small, and bdia where neighbouring blocks do nearly the same.
+// A student with its teacher's weights is the teacher. A conversion comes near it as a goes to 0; retrofit
+// also with K where forces are small, and bdia where neighbouring blocks do nearly the same.
 static void test_conversion_is_near(void) {
     double before = 1, kl[5];
     kl_of_conversion(BASELINE, 0, 0, 0, 1, 0);
     for (int shift = 1; shift < 8; shift += 2, before = kl[0]) {
         kl[0] = kl_of_conversion(BDIA, shift, 0, 0, 1, 0);
-        check(kl[0] > 0 && kl[0] < before / 4 + rounding, "bdia, a = 1/2^%d: KL %g after %g", shift, kl[0], before);
+        check(kl[0] > 0 && kl[0] < before / 4 + rounding, "bdia, a = 1/2^%d: KL %g after %g", shift, kl[0],
+              before);
     }
     if (rounding > 0) return;  // of logits, which are further apart than these
     for (int K = 0; K < 3; K++) kl[K] = kl_of_conversion(RETROFIT, 2, K, 1, 0.025, 0);
-    check(kl[1] < kl[0] / 4 && kl[2] < kl[1] / 4, "retrofit: KL %g, %g, %g for K = 0, 1, 2", kl[0], kl[1], kl[2]);
+    check(kl[1] < kl[0] / 4 && kl[2] < kl[1] / 4, "retrofit: KL %g, %g, %g for K = 0, 1, 2", kl[0], kl[1],
+          kl[2]);
     kl[3] = kl_of_conversion(BDIA, 2, 0, 1, 0.05, 1), kl[4] = kl_of_conversion(BDIA, 2, 0, 1, 0.025, 1);
     check(kl[4] < kl[3] / 2, "bdia of equal blocks: KL %g, and %g with forces half as large", kl[3], kl[4]);
 }
@@ -632,7 +713,8 @@ static void test_conversion_is_near(void) {
 static void test_pieces(void) {
     enum { COUNT = 1000003 };  // some pieces of 1 MiB, and a part of one
     const size_t bytes = sizeof(real_t) * COUNT, n = 4443;
-    real_t *x = random_reals(COUNT, 1), *zero = (real_t *)calloc(COUNT, sizeof(real_t)), *y = (real_t *)on_device(NULL, bytes), *first = NULL;
+    real_t *x = random_reals(COUNT, 1), *zero = (real_t *)calloc(COUNT, sizeof(real_t)), *first = NULL;
+    real_t *y = (real_t *)on_device(NULL, bytes);
     device_copy(y, on_device(x, bytes), bytes);
     real_t *got = from_device(y, COUNT);
     check(memcmp(x, got, bytes) == 0, "device_copy");
@@ -650,12 +732,14 @@ static void test_pieces(void) {
         adamw(all + n, all + 2*n, all + 4*n, all + 3*n, n, 1e-3, 0.9, 0.95, 0.1, 0.7, 3);
         got = from_device(all, 5 * n);
         if (!first) first = got, got = NULL;
-        else check(memcmp(first, got, sizeof(real_t) * 5 * n) == 0, "AdamW or a float stream has other bits with %d threads", threads);
+        else check(memcmp(first, got, sizeof(real_t) * 5 * n) == 0,
+                   "AdamW or a float stream has other bits with %d threads", threads);
         free(got);
     }
     real_t *force = as_reals(activations(x + 2*n, n), n);
     double worst = 0;
-    for (size_t i = 0; i < n; i++) worst = larger(worst, fabs(2.0 * x[n + i] - x[i] + 0.3 * force[i] - first[i]));
+    for (size_t i = 0; i < n; i++) worst = larger(worst,
+                                                  fabs(2.0 * x[n + i] - x[i] + 0.3 * force[i] - first[i]));
     check(worst < 1e-6, "a step of a float stream is off by %g", worst);
     set_threads(2);
     free(x), free(zero), free(first), free(force);
@@ -664,100 +748,160 @@ static void test_pieces(void) {
 
 // ---- exactness
 
+// By sixteenths, what is lost goes to a stack of remainders; by a fraction whose denominator is a power of
+// two, the low bits are kept. Both come back.
 static void test_multiplication(void) {
     int wrong = 0;
     for (int i = 0; i < 20000; i++) {
         int n = 1 + (int)(random_bits(1, 1, (uint64_t)i) % 255);
-        uint16_t r = (uint16_t)(random_bits(1, 2, (uint64_t)i) % (n < 16 ? 4096u * (unsigned)n / 16 : 4096u)), was = r, r2;
+        unsigned most = n < 16 ? 4096u * (unsigned)n / 16 : 4096u;
+        uint16_t r = (uint16_t)(random_bits(1, 2, (uint64_t)i) % most), was = r, r2;
         int32_t s = (int32_t)random_bits(1, 3, (uint64_t)i);
         int64_t t = multiply_sixteenths(s, n, &r), back = unmultiply_sixteenths(t, n, (r2 = r, &r2));
         wrong += fabs((double)t - (double)s * n / 16) > n || back != s || r2 != was;
     }
     check(wrong == 0, "%d of 20000 products by n/16 are wrong or do not come back", wrong);
     wrong = 0;
-    for (int i = 0; i < 20000; i++) {  // by a fraction whose denominator is a power of two, the low bits kept
+    for (int i = 0; i < 20000; i++) {
         int shift = i % 9, n = shift ? (int)(random_bits(1, 4, (uint64_t)i) % (1u << shift)) | 1 : 1;
         int32_t s = (int32_t)random_bits(1, 5, (uint64_t)i);
         if (i / 9 % 2) n = -n;
+        uint32_t low = (uint32_t)s & ((1u << shift) - 1);
         int64_t t = multiply(s, n, shift);
-        wrong += fabs((double)t - ldexp((double)s * n, -shift)) > 0.5 || unmultiply(t, n, shift, (uint32_t)s & ((1u << shift) - 1)) != s ||
-                 unmultiply(t + 1, n, shift, (uint32_t)s & ((1u << shift) - 1)) == s;
+        wrong += fabs((double)t - ldexp((double)s * n, -shift)) > 0.5 || unmultiply(t, n, shift, low) != s ||
+                 unmultiply(t + 1, n, shift, low) == s;
     }
     check(wrong == 0, "%d of 20000 products by n/2^m are wrong or do not come back", wrong);
 }
 
-static void check_policies(int bf16) {
-    Shape shapes[] = {odd, deep, even, odd, least};
-    if (!layers_bf16(bf16)) return;
-    if (slow) shapes[1].chunk = 2;
-    if (sizeof(act_t) == 2) shapes[2] = tiles;
-    for (int s = 0; s < 5; s++)  // the fourth time with a teacher
-        for (int mode = MIDPOINT; mode < NETWORKS; mode++) {
-            param_t *reference = NULL;
-            double loss0 = 0;
-            int again = mode > BDIA;  // a network of this kind has been here: what takes long is left out
-            if ((again || (bf16 && !twin)) && s > 1) continue;
-            if (again && (bf16 || slow)) continue;
-            if (slow && s == 2 && mode != MIDPOINT && mode != HAMILTONIAN) continue;
-            if (s == 3 && mode > MIDPOINT_A && mode < RETROFIT) continue;
-            taught_by = s == 3 ? KL : -1;
-            for (int threads = again ? ALL_POLICIES : 1; threads <= (again ? ALL_POLICIES : MOST_THREADS); threads++)
-                for (int memory = threads > ALL_POLICIES ? REVERSE : STORE; memory <= (threads == ALL_POLICIES ? AUTO + 2 : REVERSE); memory++) {
-                    Model m;
-                    double drift, loss;
-                    if (slow && s > 0 && memory != STORE && memory != REVERSE && memory != AUTO + 1) continue;
-                    draws = 0;
-                    set_threads(threads);
-                    make_model(&m, shapes[s], mode, memory, mode == MIDPOINT_A ? 23 : 20);
-                    size_t bytes = parameter_count(&m.net) * sizeof(param_t);
-                    loss = forward_backward(&m, 1, &drift);
-                    param_t *grads = (param_t *)malloc(bytes);
-                    to_host(grads, m.grads, bytes);
-                    if (!reference) {
-                        double norm = norm_squared(m.grads, parameter_count(&m.net));
-                        check(isfinite(norm) && norm > 1e-6 && !stream_take_fault(), "%s L=%d: the gradient's norm is %g", name_of(mode), m.net.L, norm);
-                        reference = (param_t *)malloc(bytes);
-                        memcpy(reference, grads, bytes);
-                        loss0 = loss;
-                    }
-                    check(loss == loss0 && memcmp(reference, grads, bytes) == 0, "%s L=%d: --memory %s, %d steps kept, with %d threads has other gradients",
-                          name_of(mode), m.net.L, memory_names[m.memory], m.kept_steps, threads);
-                    if (memory >= REVERSE) check(drift == 0, "%s L=%d: drift %g", name_of(mode), m.net.L, drift);
-                    if (s == 3 && threads == 1) {  // the same batch again: what the first left in buffers must not matter
-                        device_zero(m.grads, bytes);
-                        forward_backward(&m, 1, &drift);
-                        to_host(grads, m.grads, bytes);
-                        check(memcmp(reference, grads, bytes) == 0, "%s L=%d: --memory %s, a second pass has other gradients", name_of(mode), m.net.L, memory_names[m.memory]);
-                    }
-                    free(grads);
-                    model_free(&m);
-                }
-            free(reference);
-        }
-    for (int threads = 1; threads <= MOST_THREADS; threads++) {  // baseline has two policies, and is taught by the way
-        Model m[2];
-        real_t *grads[2];
-        double drift;
-        for (int memory = STORE; memory <= CHECKPOINT; memory++) {
-            draws = 0;
-            set_threads(memory == STORE ? 1 : threads);
-            make_model(&m[memory], odd, BASELINE, memory, 0);
-            forward_backward(&m[memory], 1, &drift);
-            grads[memory] = from_device(m[memory].grads, parameter_count(&m[memory].net));
-        }
-        check(memcmp(grads[0], grads[1], parameter_count(&m[0].net) * sizeof(real_t)) == 0, "baseline: store and checkpoint differ with %d threads", threads);
-        free(grads[0]), free(grads[1]);
-        model_free(&m[0]), model_free(&m[1]);
-    }
-    taught_by = -1;
-    set_threads(2);
-    layers_bf16(0);
+// With how many threads, and under which policies: all six where something may differ by their number
+typedef struct { int threads, first, last; } Tried;
+enum { ALL_POLICIES = AUTO + 2 };  // auto keeps one step, half of them, all
+#if defined(_OPENMP) && !defined(TWIN)
+static const Tried tried[] = {{1, STORE, REVERSE}, {2, STORE, ALL_POLICIES}, {3, REVERSE, REVERSE}};
+static const Tried *const tried_again = &tried[1];  // for conversions with other numbers
+#else
+static const Tried tried[] = {{1, STORE, ALL_POLICIES}};
+static const Tried *const tried_again = &tried[0];
+#endif
+enum { TRIED = sizeof tried / sizeof tried[0] };
+
+// Sets of networks: a bit for each, by its place in the table
+enum {
+    NONE = 0,
+    EACH = (1 << (BDIA + 1)) - (1 << MIDPOINT),  // one of each mode but baseline
+    MORE = (1 << NETWORKS) - (1 << MIDPOINT),    // and conversions with other numbers
+    PAIR = 1 << MIDPOINT | 1 << HAMILTONIAN,     // whole blocks, and halves in turn
+    SOME = 1 << MIDPOINT | 1 << MIDPOINT_A | 1 << RETROFIT | 1 << BDIA};
+
+// Which networks run at which shape. Where activations are bf16, another shape may take its place.
+typedef struct {
+    const Shape *shape, *in_bf16;
+    int taught_by;  // -1: by no teacher
+    int float32, products, card, emulated;  // networks in float32; in bf16, of the CPU's products, of a card
+} Comparison;
+static const Comparison comparisons[] = {
+    // shape  in_bf16  taught_by  float32  products  card  emulated
+    {  &odd,     &odd,        -1,    MORE,     EACH, EACH,     EACH},
+    { &deep,    &deep,        -1,    MORE,     EACH, EACH,     EACH},
+    { &even,   &tiles,        -1,    EACH,     NONE, EACH,     PAIR},
+    {  &odd,     &odd,        KL,    SOME,     NONE, SOME,     SOME},
+    {&least,   &least,        -1,    EACH,     NONE, EACH,     EACH}};
+enum { COMPARISONS = sizeof comparisons / sizeof comparisons[0] };
+
+static int networks_of(const Comparison *c, int bf16) {
+    if (slow) return c->emulated;
+    if (!bf16) return c->float32;
+    return twin ? c->card : c->products;
 }
 
+// What a step of a network gave first, for all other ways to the same
+typedef struct { param_t *grads; double loss; } Reference;
+
+static void check_policy(Shape shape, int network, int memory, int threads, Reference *first) {
+    Model m;
+    double drift;
+    char what[128];
+    draws = 0;
+    set_threads(threads);
+    make_model(&m, shape, network, memory, networks[network].mode == MIDPOINT_A ? 23 : 20);
+    snprintf(what, sizeof what, "%s L=%d: --memory %s, %d steps kept, with %d threads", name_of(network),
+             m.net.L, memory_names[m.memory], m.kept_steps, threads);
+    size_t P = parameter_count(&m.net), bytes = P * sizeof(param_t);
+    double loss = forward_backward(&m, 1, &drift);
+    param_t *grads = (param_t *)malloc(bytes);
+    to_host(grads, m.grads, bytes);
+    if (!first->grads) {
+        double norm = norm_squared(m.grads, P);
+        check(isfinite(norm) && norm > 1e-6 && !stream_take_fault(), "%s: the gradient's norm is %g",
+              what, norm);
+        first->grads = (param_t *)malloc(bytes);
+        memcpy(first->grads, grads, bytes);
+        first->loss = loss;
+    }
+    check(loss == first->loss && memcmp(first->grads, grads, bytes) == 0, "%s: other gradients", what);
+    if (memory >= REVERSE) check(drift == 0, "%s: drift %g", what, drift);
+    // the same batch again: what the first left in buffers must not matter
+    if (taught_by >= 0 && threads == 1) {
+        device_zero(m.grads, bytes);
+        forward_backward(&m, 1, &drift);
+        to_host(grads, m.grads, bytes);
+        check(memcmp(first->grads, grads, bytes) == 0, "%s: a second pass has other gradients", what);
+    }
+    free(grads);
+    model_free(&m);
+}
+
+// few: three policies stand for all, in emulation
+static void check_network(Shape shape, int network, int few) {
+    Reference first = {NULL, 0};
+    const Tried *begin = tried, *end = tried + TRIED;
+    if (network > BDIA) begin = tried_again, end = tried_again + 1;
+    for (const Tried *t = begin; t < end; t++)
+        for (int memory = t->first; memory <= t->last; memory++) {
+            if (few && memory != STORE && memory != REVERSE && memory != AUTO + 1) continue;
+            check_policy(shape, network, memory, t->threads, &first);
+        }
+    free(first.grads);
+}
+
+// Baseline has two policies.
+static void check_baseline(int threads) {
+    Model m[2];
+    real_t *grads[2];
+    double drift;
+    size_t P = 0;
+    for (int memory = STORE; memory <= CHECKPOINT; memory++) {
+        draws = 0;
+        set_threads(memory == STORE ? 1 : threads);
+        make_model(&m[memory], odd, BASELINE, memory, 0);
+        forward_backward(&m[memory], 1, &drift);
+        P = parameter_count(&m[memory].net);
+        grads[memory] = from_device(m[memory].grads, P);
+    }
+    check(memcmp(grads[0], grads[1], P * sizeof(real_t)) == 0,
+          "baseline: store and checkpoint differ with %d threads", threads);
+    free(grads[0]), free(grads[1]);
+    model_free(&m[0]), model_free(&m[1]);
+}
+
+// Gradients are the same bits under every policy, with any number of threads, and a second time.
 static void test_policies(void) {
-    check_policies(0);
-    check_policies(1);
-    if (!layers_bf16(1)) printf("  this processor or build has no dot products of bf16: they are not tested\n");
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        if (!layers_bf16(bf16)) continue;
+        for (int i = 0; i < COMPARISONS; i++) {
+            const Comparison *c = &comparisons[i];
+            Shape shape = sizeof(act_t) == 2 ? *c->in_bf16 : *c->shape;
+            if (slow && shape.L == deep.L) shape.chunk = 2;  // fewer kernels
+            taught_by = c->taught_by;
+            for (int network = 0; network < NETWORKS; network++)
+                if (networks_of(c, bf16) >> network & 1) check_network(shape, network, slow && i > 0);
+        }
+        taught_by = -1;
+        for (int i = 0; i < TRIED; i++) check_baseline(tried[i].threads);
+        set_threads(2);
+    }
+    if (!layers_bf16(1)) printf("  this processor or build has no products of bf16: they are not tested\n");
     layers_bf16(0);
 }
 
@@ -767,31 +911,44 @@ static int calls_of(const char *name) {
     return 0;
 }
 
+// How often an evaluation of the whole network computes attention, and normalizes, a chunk: forward, again if
+// a step is not kept, and for gradients but where one is left from that
+static void count_work(const Model *m, int *attentions, int *norms) {
+    *attentions = *norms = 0;
+    for (int k = 0; k < steps(&m->net); k++) {
+        int kept = keeps_internals(m, k), evaluated = evaluations_of(&m->net, k);
+        int halves = halves_of(&m->net, k) == BLOCK ? 2 : 1, estimates = 2 * (evaluated - 1);
+        if (halves_of(&m->net, k) & ATTN) *attentions += evaluated * (kept ? 1 : 2);
+        *norms += halves + estimates + (kept ? 0 : halves + estimates) + halves - !kept + estimates;
+    }
+}
+
 // A step whose internals are kept is not evaluated again: dev/bench/profile.h counts the calls.
 static void test_work(void) {
-    for (int mode = MIDPOINT; mode < KINDS; mode += slow ? RETROFIT - MIDPOINT : 1)
+    for (int network = MIDPOINT; network < KINDS; network += slow ? RETROFIT - MIDPOINT : 1)
         for (int memory = STORE; memory <= AUTO + 2; memory++) {
             Model m;
             double drift;
-            int chunks = 2, expected = 0, norms;  // odd has 3 sequences, 2 a chunk
-            make_model(&m, odd, mode, memory, grid_of(mode));
-            norms = (m.B * m.T + m.head_chunk - 1) / m.head_chunk;
+            char what[128];
+            const int chunks = 2;  // odd has 3 sequences, 2 a chunk
+            int attentions, norms;
+            make_model(&m, odd, network, memory, grid_of(network));
+            snprintf(what, sizeof what, "%s, %s, %d steps kept", name_of(network), memory_names[m.memory],
+                     m.kept_steps);
             memset(profiles, 0, sizeof profiles);
             profiling = 1;
             forward_backward(&m, 1, &drift);
             profile(NULL, 0, 0);
             profiling = 0;
-            for (int k = 0; k < steps(&m.net); k++) {
-                int halves = halves_of(&m.net, k) == BLOCK ? 2 : 1, kept = keeps_internals(&m, k), estimates = 2 * (evaluations_of(&m.net, k) - 1);
-                if (halves_of(&m.net, k) & ATTN) expected += chunks * evaluations_of(&m.net, k) * (kept ? 1 : 2);
-                // on the way forward, again if not kept, and for gradients but where one is left from that
-                norms += chunks * (halves + estimates + (kept ? 0 : halves + estimates) + halves - !kept + estimates);
-            }
-            check(calls_of("layernorm_forward") == norms, "%s, %s, %d steps kept: %d layernorms, not %d", name_of(mode), memory_names[m.memory], m.kept_steps,
-                  calls_of("layernorm_forward"), norms);
-            check(calls_of("attention_forward") == expected && calls_of("attention_backward") == chunks * evaluations(&m.net, steps(&m.net)) && calls_of("classifier") > 0,
-                  "%s, %s, %d steps kept: attention is computed %d times, not %d", name_of(mode), memory_names[m.memory], m.kept_steps,
-                  calls_of("attention_forward"), expected);
+            count_work(&m, &attentions, &norms);
+            attentions *= chunks;
+            norms = norms * chunks + (m.B * m.T + m.head_chunk - 1) / m.head_chunk;  // and the head's
+            int normed = calls_of("layernorm_forward"), attended = calls_of("attention_forward");
+            int back = calls_of("attention_backward");
+            check(normed == norms, "%s: %d layernorms, not %d", what, normed, norms);
+            check(attended == attentions && back == chunks * evaluations(&m.net, steps(&m.net)) &&
+                  calls_of("classifier") > 0, "%s: attention is computed %d times, not %d", what, attended,
+                  attentions);
             model_free(&m);
         }
 }
@@ -813,8 +970,12 @@ static void test_bf16_gradients(void) {
             to_host(g[bf16], m.grads, P * sizeof(real_t));
             model_free(&m);
         }
-        for (size_t i = 0; i < P; i++) difference += pow((double)g[1][i] - g[0][i], 2), norm += pow((double)g[0][i], 2);
-        check(difference > 0 && sqrt(difference / norm) < 0.05, "%s: gradients in bf16 are off by %g", name_of(mode), sqrt(difference / norm));
+        for (size_t i = 0; i < P; i++) {
+            difference += pow((double)g[1][i] - g[0][i], 2);
+            norm += pow((double)g[0][i], 2);
+        }
+        check(difference > 0 && sqrt(difference / norm) < 0.05, "%s: gradients in bf16 are off by %g",
+              name_of(mode), sqrt(difference / norm));
         free(g[0]), free(g[1]);
     }
     layers_bf16(0);
@@ -846,8 +1007,10 @@ static void test_flipped_bit(void) {
             forward(&m);
             flip(m.cur + 77, bit);
             backward(&m, 1, &drift);
-            check(stream_take_fault() || drift > 0, "%s: bit %d flipped before the backward pass went unnoticed", name_of(mode), bit);
-            if (m.kept_planes) {  // steps with alpha = 0: what they made, what they overwrote, and what comes from there
+            check(stream_take_fault() || drift > 0,
+                  "%s: bit %d flipped before the backward pass went unnoticed", name_of(mode), bit);
+            // steps with alpha = 0: what they made, what they overwrote, and what comes from there
+            if (m.kept_planes) {
                 forward(&m);
                 head(&m, 1.0 / (m.B * m.T));
                 m.uncancelled = 0;
@@ -860,10 +1023,12 @@ static void test_flipped_bit(void) {
                 forward(&m);
                 flip(m.kept_planes + (size_t)(m.net.stem - 1) * plane_size(&m) + 99, bit);
                 backward(&m, 1, &drift);
-                check(stream_take_fault() || drift > 0, "%s: bit %d flipped in a kept plane went unnoticed", name_of(mode), bit);
+                check(stream_take_fault() || drift > 0, "%s: bit %d flipped in a kept plane went unnoticed",
+                      name_of(mode), bit);
             }
             forward_backward(&m, 1, &drift);
-            check(!stream_take_fault() && drift == 0, "%s: a flipped bit is not forgotten by the next pass", name_of(mode));
+            check(!stream_take_fault() && drift == 0, "%s: a flipped bit is not forgotten by the next pass",
+                  name_of(mode));
             if (m.low) {
                 forward(&m);
                 flip((stream_t *)m.low + 5, bit);
@@ -889,7 +1054,8 @@ static int flipped_bit_ends(void) {
 static void test_flipped_bit_ends(void) {
     char *argv[] = {self, (char *)"--flip", NULL};
     int status = run_itself(argv, 0, NULL);
-    check(status == STATUS_NUMBERS && strstr(output, "did not come back"), "a flipped bit ended with %d: %s", status, output);
+    check(status == STATUS_NUMBERS && strstr(output, "did not come back"), "a flipped bit ended with %d: %s",
+          status, output);
 }
 
 static void fill(param_t *p, size_t count, double value) {
@@ -899,9 +1065,11 @@ static void fill(param_t *p, size_t count, double value) {
     free(x);
 }
 
-// A force that is NaN or too large, an embedding that is, and a sum of two values inside the range that leaves it.
+// A force that is NaN or too large, an embedding that is, and a sum of two values inside the range that
+// leaves it.
 static void test_range(void) {
-    static const char *const what[] = {"a force of 1e5", "a force that is NaN", "an embedding of 1e5", "a sum of 1500 and more"};
+    static const char *const what[] = {"a force of 1e5", "a force that is NaN", "an embedding of 1e5",
+                                       "a sum of 1500 and more"};
     for (int mode = MIDPOINT; mode < KINDS; mode++)
         for (int kind = 0; kind < 4; kind++) {
             Model m;
@@ -916,57 +1084,92 @@ static void test_range(void) {
                 fill(w.attprojb, C, 1500 / coefficients(&m.net, 0).gamma);
             }
             forward_backward(&m, 1, &drift);
-            check(stream_take_fault() && !stream_take_fault(), "%s: %s went unnoticed", name_of(mode), what[kind]);
+            check(stream_take_fault() && !stream_take_fault(), "%s: %s went unnoticed", name_of(mode),
+                  what[kind]);
             model_free(&m);
         }
 }
 
 // ---- memory
 
+// What the allocators hand out is the plan.
 static void test_plan(void) {
-    for (int i = 0; i < 2 * NETWORKS; i++)
-        for (int mode = i / 2, memory = STORE; memory <= (mode == BASELINE ? CHECKPOINT : AUTO + 2); memory++) {
+    for (int i = 0; i < 2 * NETWORKS; i++) {
+        int network = i / 2, last = network == BASELINE ? CHECKPOINT : AUTO + 2;
+        for (int memory = STORE; memory <= last; memory++) {
             Model m;
             size_t rows[ROWS], before = allocated;
             taught_by = i % 2 ? KL : -1;
-            make_model(&m, odd, mode, memory, mode == BASELINE ? 0 : 20);
+            make_model(&m, odd, network, memory, network == BASELINE ? 0 : 20);
             taught_by = -1;
             plan_rows(&m, rows);
-            check(allocated - before == rows[TOTAL], "%s, %s: planned %zu bytes, allocated %zu", name_of(mode), memory_names[m.memory],
-                  rows[TOTAL], allocated - before);
+            check(allocated - before == rows[TOTAL], "%s, %s: planned %zu bytes, allocated %zu",
+                  name_of(network), memory_names[m.memory], rows[TOTAL], allocated - before);
             model_free(&m);
-        }
-    // GPT-2 124M, 64 sequences of 1024 tokens, default chunks
-    Model m;
-    memset(&m, 0, sizeof m);
-    m.net.L = 12, m.net.C = 768, m.net.NH = 12, m.net.V = 50257, m.net.Vp = 50304, m.net.maxT = 1024, m.net.grid = 20;
-    m.B = 64, m.T = 1024, m.head_chunk = head_chunk_tokens, m.chunk = default_chunk(m.T), m.training = 1;
-    for (int mode = MIDPOINT; mode < NETWORKS; mode++) {
-        size_t at12[ROWS], at96[ROWS], token_layers = (size_t)m.B * (size_t)m.T * 12;
-        set_network(&m.net, mode), m.memory = REVERSE;
-        for (int k = 0; k < 96 && mode == MIDPOINT_A; k++) m.net.a[k] = 16;
-        m.net.L = 96, plan(&m), plan_rows(&m, at96);
-        m.net.L = 12, plan(&m), plan_rows(&m, at12);
-        size_t plane = (size_t)m.B * (size_t)m.T * 768, stem = (size_t)m.net.stem, bits = plane / 8 * (size_t)m.net.shift * converted(m.net.mode);
-        check(at12[ACTIVATIONS] - at12[KEPT] == at96[ACTIVATIONS] - at96[KEPT] && at12[KEPT] == 4 * plane * stem + (12 - stem) * bits &&
-              at96[KEPT] == 4 * plane * stem + (96 - stem) * bits, "%s: %zu bytes of activations at L=12, %zu at L=96; kept %zu and %zu", name_of(mode),
-              at12[ACTIVATIONS], at96[ACTIVATIONS], at12[KEPT], at96[KEPT]);
-        check(converted(m.net.mode) || (double)at12[ACTIVATIONS] <= ((mode == MIDPOINT_A ? 1.40 : 1.30) + (twin ? rounding > 0 ? 1 : 3 : 0)) * (1 << 30), "%s: %zu bytes of activations", name_of(mode), at12[ACTIVATIONS]);  // a GPU's chunks are larger
-        m.memory = STORE, plan(&m), plan_rows(&m, at12);
-        check(at12[KEPT] <= (size_t)evaluations_of(&m.net, 11) * token_layers * 768 * (14*sizeof(act_t) + 2*sizeof(stream_t)), "%s: store keeps %zu bytes", name_of(mode), at12[KEPT]);
-        // a budget is used up to the last step that fits
-        m.net.L = 96, m.memory = AUTO;
-        for (int share = 0; share <= 8; share++) {
-            double least = plan_keeping(&m, 0), most = plan_keeping(&m, steps(&m.net)), budget = least + (most - least) / 8 * share;
-            int enough = plan_within(&m, budget), kept = m.kept_steps, more = kept < steps(&m.net) && plan_keeping(&m, kept + 1) <= budget;
-            check(enough && plan_keeping(&m, kept) <= budget && !more && (abs(kept - steps(&m.net) * share / 8) <= 1 || evaluations_of(&m.net, kept) > 1),
-                  "%s: a budget of %.0f bytes keeps %d steps", name_of(mode), budget, kept);
-            check(!plan_within(&m, least - 1) && m.kept_steps == 0, "%s: a budget that is too small is enough", name_of(mode));
         }
     }
 }
 
-#if !defined(__SANITIZE_ADDRESS__) && !defined(TWIN)  // a sanitizer has memory of its own, a GPU's is not this
+// GPT-2 124M as a network, 64 sequences of 1024 tokens, default chunks, planned and not allocated
+static Model large_model(int network) {
+    Model m;
+    memset(&m, 0, sizeof m);
+    m.net.L = 12, m.net.C = 768, m.net.NH = 12, m.net.V = 50257, m.net.Vp = 50304, m.net.maxT = 1024;
+    m.net.grid = 20;
+    m.B = 64, m.T = 1024, m.head_chunk = head_chunk_tokens, m.chunk = default_chunk(m.T), m.training = 1;
+    set_network(&m.net, network);
+    m.memory = REVERSE;
+    for (int k = 0; k < 96 && network == MIDPOINT_A; k++) m.net.a[k] = 16;
+    return m;
+}
+
+// Reversing, nothing but what is kept for ordinary steps and low bits depends on depth.
+static void test_plan_of_depth(void) {
+    for (int network = MIDPOINT; network < NETWORKS; network++) {
+        Model m = large_model(network);
+        size_t at12[ROWS], at96[ROWS];
+        m.net.L = 96, plan(&m), plan_rows(&m, at96);
+        m.net.L = 12, plan(&m), plan_rows(&m, at12);
+        size_t tokens = (size_t)m.B * (size_t)m.T, plane = tokens * 768, stem = (size_t)m.net.stem;
+        size_t bits = plane / 8 * (size_t)m.net.shift * converted(m.net.mode);
+        check(at12[ACTIVATIONS] - at12[KEPT] == at96[ACTIVATIONS] - at96[KEPT] &&
+              at12[KEPT] == 4 * plane * stem + (12 - stem) * bits &&
+              at96[KEPT] == 4 * plane * stem + (96 - stem) * bits,
+              "%s: %zu bytes of activations at L=12, %zu at L=96; kept %zu and %zu", name_of(network),
+              at12[ACTIVATIONS], at96[ACTIVATIONS], at12[KEPT], at96[KEPT]);
+        double most = (network == MIDPOINT_A ? 1.40 : 1.30) * (1 << 30);
+        if (twin) most += (rounding > 0 ? 1.0 : 3.0) * (1 << 30);  // a GPU's chunks are larger
+        check(converted(m.net.mode) || (double)at12[ACTIVATIONS] <= most, "%s: %zu bytes of activations",
+              name_of(network), at12[ACTIVATIONS]);
+        m.memory = STORE, plan(&m), plan_rows(&m, at12);
+        size_t of_channel = 14 * sizeof(act_t) + 2 * sizeof(stream_t);
+        check(at12[KEPT] <= (size_t)evaluations_of(&m.net, 11) * tokens * 12 * 768 * of_channel,
+              "%s: store keeps %zu bytes", name_of(network), at12[KEPT]);
+    }
+}
+
+// A budget is used up to the last step that fits.
+static void test_budget(void) {
+    for (int network = MIDPOINT; network < NETWORKS; network++) {
+        Model m = large_model(network);
+        m.net.L = 96, m.memory = AUTO;
+        int all = steps(&m.net);
+        double least = plan_keeping(&m, 0), most = plan_keeping(&m, all);
+        for (int share = 0; share <= 8; share++) {
+            double budget = least + (most - least) / 8 * share;
+            int enough = plan_within(&m, budget), kept = m.kept_steps;
+            int more = kept < all && plan_keeping(&m, kept + 1) <= budget;
+            int near = abs(kept - all * share / 8) <= 1 || evaluations_of(&m.net, kept) > 1;
+            check(enough && plan_keeping(&m, kept) <= budget && !more && near,
+                  "%s: a budget of %.0f bytes keeps %d steps", name_of(network), budget, kept);
+            check(!plan_within(&m, least - 1) && m.kept_steps == 0,
+                  "%s: a budget that is too small is enough",
+                  name_of(network));
+        }
+    }
+}
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(TWIN)  // a sanitizer has its own memory, a GPU's is not this
 #define HAS_RESIDENT_MEMORY
 // Peak resident memory minus that at start is the plan. In a process of its own, since a peak never falls.
 static int resident_matches_plan(int memory) {
@@ -985,8 +1188,8 @@ static int resident_matches_plan(int memory) {
     return 1;
 }
 
-// What f returns, in a child: that of a program that has just begun, for exec hands the peak of what it replaces
-// on, and a fork does not.
+// What f returns, in a child: that of a program that has just begun, for exec hands the peak of what it
+// replaces on, and a fork does not.
 static int in_child(int (*f)(int), int argument) {
     int status;
     pid_t child = fork();
@@ -999,7 +1202,8 @@ static void test_resident_memory(void) {
     for (int memory = STORE; memory <= AUTO + 2; memory++) {
         char number[16], *argv[] = {self, (char *)"--resident", number, NULL};
         snprintf(number, sizeof number, "%d", memory);
-        check(run_itself(argv, 0, NULL) == 0, "--memory %s: %s", memory_names[smaller_of(memory, AUTO)], output);
+        check(run_itself(argv, 0, NULL) == 0, "--memory %s: %s", memory_names[smaller_of(memory, AUTO)],
+              output);
     }
 }
 #endif
@@ -1022,10 +1226,11 @@ static void test_optimizer(void) {
     }
     release();
     opt.rate = 1, opt.warmup = 10, opt.final_fraction = 0.1;
-    check(fabs(learning_rate(0, 110) - 1 / 11.0) < 1e-12 && learning_rate(10, 110) == 1 && fabs(learning_rate(60, 110) - 0.55) < 1e-12 &&
-          fabs(learning_rate(110, 110) - 0.1) < 1e-12, "the schedule is not nanoGPT's cosine");
-    check(to_bf16(1.0f) == 0x3F80 && to_bf16(1.00390625f) == 0x3F80 && to_bf16(1.01171875f) == 0x3F82 && from_bf16(0xC040) == -3.0f &&
-          to_bf16((float)NAN) == 0x7FC0, "bf16 is not rounded to nearest even");
+    check(fabs(learning_rate(0, 110) - 1 / 11.0) < 1e-12 && learning_rate(10, 110) == 1 &&
+          fabs(learning_rate(60, 110) - 0.55) < 1e-12 && fabs(learning_rate(110, 110) - 0.1) < 1e-12,
+          "the schedule is not nanoGPT's cosine");
+    check(to_bf16(1.0f) == 0x3F80 && to_bf16(1.00390625f) == 0x3F80 && to_bf16(1.01171875f) == 0x3F82 &&
+          from_bf16(0xC040) == -3.0f && to_bf16((float)NAN) == 0x7FC0, "bf16 is not rounded to nearest even");
 }
 
 // update: clips at norm 1, decays matrices and embeddings and nothing else, touches every tensor.
@@ -1039,16 +1244,18 @@ static void test_update(void) {
     update(&m, 0.01, 0.9, 0.95, 0.5, 1);
     after = from_device(m.params, P);
     for (int t = 0; t < TENSORS; at += all[t++]) {
-        int matrix = strcmp(tensor_kinds[t].name + strlen(tensor_kinds[t].name) - 1, "b") != 0 && strncmp(tensor_kinds[t].name, "ln", 2) != 0;
-        double worst = 0;
-        for (size_t i = at; i < at + all[t]; i++) worst = larger(worst, fabs(after[i] - before[i] * (matrix ? 1 - 0.01 * 0.5 : 1)));
-        check(worst < 1e-6, "decay of %s is off by %g", tensor_kinds[t].name, worst);
+        const char *name = tensor_kinds[t].name;
+        int matrix = name[strlen(name) - 1] != 'b' && strncmp(name, "ln", 2) != 0;
+        double worst = 0, left = matrix ? 1 - 0.01 * 0.5 : 1;
+        for (size_t i = at; i < at + all[t]; i++) worst = larger(worst, fabs(after[i] - before[i] * left));
+        check(worst < 1e-6, "decay of %s is off by %g", name, worst);
     }
     for (size_t i = 0; i < P; i++) after[i] = 1;
     to_device(m.grads, after, P * sizeof(real_t));
     double norm = update(&m, 0, 0.9, 0.95, 0, 1);
     to_host(&first, m.m, sizeof first), to_host(&last, m.m + P - 1, sizeof last);
-    check(fabs(norm - sqrt((double)P)) < 1e-3 && fabs(first - 0.1 / norm) < 1e-8 && fabs(last - 0.1 / norm) < 1e-8, "the gradient is not clipped at norm 1");
+    check(fabs(norm - sqrt((double)P)) < 1e-3 && fabs(first - 0.1 / norm) < 1e-8 &&
+          fabs(last - 0.1 / norm) < 1e-8, "the gradient is not clipped at norm 1");
     fill(m.grads + 5, 1, NAN);
     free(before), before = from_device(m.params, P);
     check(isnan(update(&m, 1, 0.9, 0.95, 1, 2)), "the norm of a gradient that is NaN");
@@ -1063,16 +1270,18 @@ static void test_update(void) {
 static void test_functions(void) {
     double worst = 0, worst_gelu = 0;
     for (double x = -80; x < 80; x += 0.01) {
-        double u = 0.7978845608028654 * (x + 0.044715 * x * x * x), t = tanh(u), du = 0.7978845608028654 * (1 + 3 * 0.044715 * x * x);
+        double of_gelu = (double)gelu((real_t)x) - gelu_reference(x);
+        double of_slope = (double)gelu_slope((real_t)x) - gelu_slope_reference(x);
         worst = larger(worst, fabs((double)real_exp((real_t)x) / exp((double)(real_t)x) - 1));
-        worst_gelu = larger(worst_gelu, fabs((double)gelu((real_t)x) - 0.5 * x * (1 + t)) / fmax(1, fabs(x)));
-        worst_gelu = larger(worst_gelu, fabs((double)gelu_slope((real_t)x) - (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * du)));
+        worst_gelu = larger(worst_gelu, larger(fabs(of_gelu) / fmax(1, fabs(x)), fabs(of_slope)));
     }
     check(worst < 4e-7, "exp is off by %g", worst);
     check(worst_gelu < 4e-6, "GELU or its slope is off by %g", worst_gelu);  // u itself is rounded
-    check(isnan(real_exp((real_t)NAN)) && isnan(real_exp((real_t)-NAN)) && real_exp(0) == 1 && real_exp(-1e30f) == 0 && real_exp(-INFINITY) == 0 &&
-          real_exp(-86.9f) > 0 && real_exp(88.6f) > 2.9e38 && real_exp(100) > 3.4e38 && real_exp(1e3f) > 3.4e38 && real_exp(1e30f) > 3.4e38 &&
-          real_exp(INFINITY) > 3.4e38, "exp at NaN, 0 or far out");
+    int small = real_exp(0) == 1 && real_exp(-1e30f) == 0 && real_exp(-INFINITY) == 0 && real_exp(-86.9f) > 0;
+    int large = real_exp(88.6f) > 2.9e38 && real_exp(100) > 3.4e38 && real_exp(1e3f) > 3.4e38 &&
+                real_exp(1e30f) > 3.4e38 && real_exp(INFINITY) > 3.4e38;
+    check(isnan(real_exp((real_t)NAN)) && isnan(real_exp((real_t)-NAN)) && small && large,
+          "exp at NaN, 0 or far out");
 }
 
 #endif
@@ -1084,15 +1293,19 @@ static void test_causality(void) {
         size_t row = 60 * sizeof(stream_t);
         make_model(&m, odd, HAMILTONIAN, memory, 20);
         forward(&m);
-        stream_t *whole = (stream_t *)malloc(row * (size_t)m.T), *some = (stream_t *)malloc(row * (size_t)m.T);
+        stream_t *whole = (stream_t *)malloc(row * (size_t)m.T);
+        stream_t *some = (stream_t *)malloc(row * (size_t)m.T);
         to_host(whole, m.cur, row * (size_t)m.T);
-        for (int t = 3; t <= m.T; t += 12) {  // one or two tokens take another path through the matrix product
+        // one or two tokens take another path through the matrix product
+        for (int t = 3; t <= m.T; t += 12) {
             double worst = 0;
             Model shorter = one_sequence(&m, t);
             forward(&shorter);
             to_host(some, shorter.cur, row * (size_t)t);
-            for (int i = 0; i < 60 * t; i++) worst = larger(worst, abs(whole[i].fixed - some[i].fixed) / 1048576.0);
-            check(worst <= (twin ? 0.1 : 0), "the first %d tokens depend on what follows, by %g", t, worst);  // libraries choose by size
+            for (int i = 0; i < 60 * t; i++) worst = larger(worst, abs(whole[i].fixed - some[i].fixed));
+            worst /= 1 << 20;
+            // a GPU's library chooses its kernels by size
+            check(worst <= (twin ? 0.1 : 0), "the first %d tokens depend on what follows, by %g", t, worst);
         }
         free(whole), free(some);
         model_free(&m);
@@ -1106,7 +1319,8 @@ static char *generated(Model *m, const Tokenizer *z, const int *prompt, int give
     return captured();
 }
 
-// The logits of a token whose past is in the cache are those of a whole forward pass, in every mode and however many came at once.
+// The logits of a token whose past is in the cache are those of a whole forward pass, in every mode and
+// however many came at once.
 static void check_cache(int bf16) {
     if (!layers_bf16(bf16)) return;
     for (int mode = 0; mode < KINDS; mode++)
@@ -1135,7 +1349,8 @@ static void check_cache(int bf16) {
                 }
                 to_device(m.inputs, tokens, (size_t)m.T * sizeof(int));
             }
-            check(worst < (bf16 ? 3e-2 : 1e-5) * fmax(1, largest), "%s: cached logits are off by %g of %g", name_of(mode), worst, largest);
+            check(worst < (bf16 ? 3e-2 : 1e-5) * fmax(1, largest), "%s: cached logits are off by %g of %g",
+                  name_of(mode), worst, largest);
             free(whole), free(tokens);
             model_free(&m);
         }
@@ -1147,7 +1362,8 @@ static void test_cache(void) {
     check_cache(1);
 }
 
-// Greedy text is what whole forward passes would choose; it ends at an end of text; another series of draws is another text.
+// Greedy text is what whole forward passes would choose; it ends at an end of text; another series of draws
+// is another text.
 static void test_generate(void) {
     for (int i = 0; i < 2 * KINDS; i++) {
         Model m;
@@ -1173,7 +1389,8 @@ static void test_generate(void) {
             if (prompt[t] < 0 || prompt[t] >= m.net.V) prompt[t] = 0;
             worst = larger(worst, logits[best] - logits[prompt[t]]);
         }
-        check(worst <= (twin ? 0.1 : 0) && strcmp(next, " ") == 0, "%s: greedy text is %s, by %g not the likeliest", name_of(mode), text, worst);
+        check(worst <= (twin ? 0.1 : 0) && strcmp(next, " ") == 0,
+              "%s: greedy text is %s, by %g not the likeliest", name_of(mode), text, worst);
         z.eot = prompt[given];
         free(text);
         text = generated(&m, &z, prompt, given, length, greedy);
@@ -1190,7 +1407,8 @@ static void test_generate(void) {
     }
 }
 
-// Samples in training are generate's, at temperature 1 from all tokens, however far the cache in the gradients reaches.
+// Samples in training are generate's, at temperature 1 from all tokens, however far the cache in the
+// gradients reaches.
 static void test_sample_step(void) {
     Job j;
     memset(&j, 0, sizeof j);
@@ -1212,7 +1430,8 @@ static void test_sample_step(void) {
     model_free(&j.m);
 }
 
-// What the embedding adds to the gradients of words comes to the same as what it adds to those of places: every token has one of each.
+// What the embedding adds to the gradients of words comes to the same as what it adds to those of places:
+// every token has one of each.
 static void test_embedding(void) {
     Model m;
     double drift, worst = 0, most = 0;
@@ -1230,7 +1449,8 @@ static void test_embedding(void) {
         for (size_t t = 0; t < (size_t)m.net.maxT; t++) place += all[(words + t) * C + c];
         worst = larger(worst, fabs(word - place)), most = larger(most, fabs(place));
     }
-    check(most > 0 && worst < 1e-4 * most, "gradients of words are off those of places by %g of %g", worst, most);
+    check(most > 0 && worst < 1e-4 * most, "gradients of words are off those of places by %g of %g", worst,
+          most);
     free(of_head), free(all);
     model_free(&m);
 }
@@ -1256,13 +1476,15 @@ static void test_accumulation(void) {
     real_t *a = from_device(whole.grads, P), *b = from_device(half.grads, P);
     for (size_t i = 0; i < P; i++) worst = larger(worst, fabs(a[i] - b[i])), norm = larger(norm, fabs(a[i]));
     free(a), free(b);
-    check(worst < (1e-5 + rounding) * norm, "two micro-batches differ from one batch by %g of %g", worst, norm);
+    check(worst < (1e-5 + rounding) * norm, "two micro-batches differ from one batch by %g of %g", worst,
+          norm);
     model_free(&whole), model_free(&half);
 }
 
 static void test_drawing(void) {
     const float logits[5] = {0, 2, 1, -1, 0.5f}, ties[4] = {1, 3, 3, 2};
-    const struct { double temperature; int top_k; } cases[] = {{1, 0}, {0.5, 0}, {2, 3}, {1, 1}, {0, 0}, {1, 5}};
+    static const struct { double temperature; int top_k; } cases[] = {
+        {1, 0}, {0.5, 0}, {2, 3}, {1, 1}, {0, 0}, {1, 5}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         double p[5], sum = 0, worst = 0, t = cases[i].temperature;
         int counts[5] = {0}, draws = 20000, order[5] = {3, 0, 1, 4, 2};  // rank of each
@@ -1272,18 +1494,23 @@ static void test_drawing(void) {
         }
         for (int d = 0; d < draws; d++) counts[draw_among(logits, 5, t, cases[i].top_k, (d + 0.5) / draws)]++;
         for (int v = 0; v < 5; v++) worst = larger(worst, fabs(counts[v] / (double)draws - p[v] / sum));
-        check(worst < 1e-3, "temperature %g, top-k %d: a token's share is off by %g", t, cases[i].top_k, worst);
+        check(worst < 1e-3, "temperature %g, top-k %d: a token's share is off by %g",
+              t, cases[i].top_k, worst);
     }
-    for (int d = 0; d < 10; d++) check(draw_among(ties, 4, 1, 1, d / 10.0) == 1 && draw_among(ties, 4, 0, 0, d / 10.0) == 1, "of equals, not the first");
+    for (int d = 0; d < 10; d++)
+        check(draw_among(ties, 4, 1, 1, d / 10.0) == 1 && draw_among(ties, 4, 0, 0, d / 10.0) == 1,
+              "of equals, not the first");
     int other = 0;
-    for (int d = 0; d < 1000; d++) other += draw_token(logits, 5, d / 1000.0) != draw_among(logits, 5, 1, 0, d / 1000.0);
+    for (int d = 0; d < 1000; d++)
+        other += draw_token(logits, 5, d / 1000.0) != draw_among(logits, 5, 1, 0, d / 1000.0);
     check(other == 0, "at temperature 1, from all tokens, %d draws of 1000 are others", other);
 }
 
 // ---- what is run
 
 enum { KERNELS, LAYERS, ALL };
-static const Word words[] = {{"kernels", KERNELS}, {"layers", LAYERS}, {"short", ALL}, {"brief", ALL}, {NULL, 0}};
+static const Word words[] = {
+    {"kernels", KERNELS}, {"layers", LAYERS}, {"short", ALL}, {"brief", ALL}, {NULL, 0}};
 
 #ifndef TWIN
 static const Test double_tests[] = {  // built with -DREAL=double
@@ -1319,6 +1546,8 @@ static const Test tests[] = {
     {"a flipped bit, a value out of range", "flipped-bit-ends", test_flipped_bit_ends, ALL},
     {"a flipped bit, a value out of range", "range", test_range, ALL},
     {"the plan", "plan", test_plan, ALL},
+    {"the plan", "plan-of-depth", test_plan_of_depth, ALL},
+    {"the plan", "budget", test_budget, ALL},
 #ifdef HAS_RESIDENT_MEMORY
     {"the plan", "resident", test_resident_memory, ALL},
 #endif

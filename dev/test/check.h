@@ -1,8 +1,8 @@
 /*
 check.h: what the two test programs share, test_rev_gpt2.c for the mathematics and program.c for the program.
 
-It counts checks, runs tests by name, keeps what is printed, and lets a program run itself in a process of its own
-where one has to die. It comes before the trainer, so that both can wrap what the trainer calls: hence the
+It counts checks, runs tests by name, keeps what is printed, and lets a program run itself in a process of its
+own where one has to die. It comes before the trainer, so that both can wrap what the trainer calls: hence the
 headers of the card, which must not see what is wrapped.
 */
 #ifndef _GNU_SOURCE
@@ -48,8 +48,8 @@ __attribute__((format(printf, 2, 3))) static void check(int ok, const char *form
 
 // ---- comparing
 
-// What is stored as an activation is rounded, relative to its size, by at most this: to bf16, or not at all. A
-// variable, or nvcc warns of what it rules out.
+// What is stored as an activation is rounded, relative to its size, by at most this: to bf16, or not at all.
+// A variable, or nvcc warns of what it rules out.
 #if defined(TWIN) && !defined(PRECISION_FP32)
 static double rounding = 1 / 256.0;
 #else
@@ -95,9 +95,9 @@ static void find_self(const char *name) {
     if (!realpath("/proc/self/exe", self)) snprintf(self, sizeof self, "%s", name);
 }
 
-// Runs this program with these arguments, its stdout in the file `out` unless that is NULL. After `milliseconds`,
-// if not 0, it is killed. Returns its exit status, or 256 + the signal; its stderr is left in `output`. A fork
-// alone would not do: threads and a card's driver do not survive it.
+// Runs this program with these arguments, its stdout in the file `out` unless that is NULL. After
+// `milliseconds`, if not 0, it is killed. Returns its exit status, or 256 + the signal; its stderr is left in
+// `output`. A fork alone would not do: threads and a card's driver do not survive it.
 static int run_itself(char **argv, int milliseconds, const char *out) {
     int status;
     FILE *errors = tmpfile();
@@ -132,7 +132,8 @@ static int chosen[MOST_TESTS];  // by their place in the table
 static void no_such_test(const Test *tests, const Word *words, const char *program, const char *name) {
     fprintf(stderr, "%s: there is no test %s, but", program, name);
     for (const Test *t = tests; t->name; t++) fprintf(stderr, " %s", t->name);
-    for (const Word *w = words; w->name; w++) fprintf(stderr, "%s %s", w == words ? "; several are run by" : "", w->name);
+    for (const Word *w = words; w->name; w++) fprintf(stderr, "%s %s",
+                                                      w == words ? "; several are run by" : "", w->name);
     fprintf(stderr, "; all without a name\n");
     exit(2);
 }
