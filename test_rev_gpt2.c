@@ -397,8 +397,115 @@ static void round_to_bf16(real_t *x, size_t n) {
     for (size_t i = 0; i < n; i++) x[i] = (real_t)from_bf16(to_bf16((float)x[i]));
 }
 
+// The operands of a product (n, C) by (OC, C) and a bias (OC), and what gradients are added to
+typedef struct {
+    int n, C, OC;
+    size_t nC, nOC, W;  // elements of x, of y and of w; the bias stands behind w
+    real_t *x, *w, *dy, *pre, *was;
+    act_t *on_x, *on_dy;  // on the device
+    param_t *on_w;
+} Operands;
+
+// y, and GELU of it: in the product's ending, of the sum, or behind it, of what was stored
+static void check_product(const Operands *o) {
+    const int n = o->n, C = o->C, OC = o->OC;
+    double worst = 0, worst_gelu = 0;
+    act_t *y = activations(NULL, o->nOC), *of_gelu = activations(NULL, o->nOC);
+    matmul_forward(y, o->on_x, o->on_w, o->on_w + o->W, n, C, OC);
+    real_t *alone = as_reals(y, o->nOC);
+    matmul_gelu_forward(of_gelu, y, o->on_x, o->on_w, o->on_w + o->W, n, C, OC);
+    real_t *got = as_reals(y, o->nOC), *got_gelu = as_reals(of_gelu, o->nOC);
+    for (int r = 0; r < n; r++)
+        for (int k = 0; k < OC; k++) {
+            double sum = o->w[o->W + (size_t)k], stored = got[r*OC + k], gelu = got_gelu[r*OC + k];
+            for (int c = 0; c < C; c++) sum += (double)o->x[r*C + c] * o->w[k*C + c];
+            worst = larger(worst, larger(off(sum, alone[r*OC + k]), off(sum, stored)));
+            double apart = fmin(off(gelu_reference(sum), gelu), off(gelu_reference(stored), gelu));
+            worst_gelu = larger(worst_gelu, apart - gelu_slack);
+        }
+    check(worst < 1e-4 && worst_gelu < 1e-4, "matmul_forward (%d, %d, %d) is off by %g, GELU by %g",
+          n, C, OC, worst, worst_gelu);
+    free(alone), free(got), free(got_gelu);
+}
+
+// The gradients of weights are added to what is there: their first and last elements
+static void check_weight_gradients(const Operands *o, const real_t *got) {
+    const int n = o->n, C = o->C, OC = o->OC;
+    const size_t last = o->W + (size_t)OC - 1;
+    double sum_w = o->was[0], sum_b = o->was[o->W], last_w = o->was[o->W - 1], last_b = o->was[last];
+    for (int r = 0; r < n; r++) {
+        sum_w += (double)o->dy[r*OC] * o->x[r*C], sum_b += o->dy[r*OC];
+        last_w += (double)o->dy[r*OC + OC - 1] * o->x[r*C + C - 1], last_b += o->dy[r*OC + OC - 1];
+    }
+    sum_w -= got[0], sum_b -= got[o->W], last_w -= got[o->W - 1], last_b -= got[last];
+    check(fabs(sum_w) < 1e-3 && fabs(sum_b) < 1e-3 && fabs(last_w) < 1e-3 && fabs(last_b) < 1e-3,
+          "matmul_backward (%d, %d, %d): weight or bias is off by %g, %g, %g, %g",
+          n, C, OC, sum_w, sum_b, last_w, last_b);
+}
+
+// dx, and dx times GELU's slope
+static void check_product_back(const Operands *o) {
+    const int n = o->n, C = o->C, OC = o->OC;
+    double worst = 0, worst_gelu = 0;
+    act_t *dx = activations(NULL, o->nC), *sloped = activations(NULL, o->nC);
+    real_t *dw = (real_t *)on_device(o->was, (o->W + (size_t)OC) * sizeof(real_t));
+    matmul_backward(dx, dw, dw + o->W, o->on_dy, o->on_x, o->on_w, NULL, n, C, OC);
+    real_t *got_dw = from_device(dw, o->W + (size_t)OC);
+    check_weight_gradients(o, got_dw);
+    matmul_backward(sloped, dw, NULL, o->on_dy, o->on_x, o->on_w, activations(o->pre, o->nC), n, C, OC);
+    real_t *got = as_reals(dx, o->nC), *got_sloped = as_reals(sloped, o->nC);
+    for (int r = 0; r < n; r++)
+        for (int c = 0; c < C; c++) {
+            double sum = 0, slope = gelu_slope_reference(o->pre[r*C + c]);
+            for (int k = 0; k < OC; k++) sum += (double)o->dy[r*OC + k] * o->w[k*C + c];
+            worst = larger(worst, off(sum, got[r*C + c]));
+            worst_gelu = larger(worst_gelu, off(sum * slope, got_sloped[r*C + c]) - slope_slack * fabs(sum));
+        }
+    check(worst < 1e-3 && worst_gelu < 1e-3,
+          "matmul_backward (%d, %d, %d) is off by %g, times GELU' by %g", n, C, OC, worst, worst_gelu);
+    free(got_dw), free(got), free(got_sloped);
+}
+
+// Products in bf16 round their operands to the nearest. A row or two are products as they are.
+static void check_rounding(const Operands *o, const real_t *got) {
+    act_t *y = activations(NULL, o->nOC);
+    matmul_forward(y, o->on_x, o->on_w, o->on_w + o->W, o->n, o->C, o->OC);
+    real_t *rounded = as_reals(y, o->nOC);
+    check(memcmp(got, rounded, o->nOC * sizeof(real_t)) == 0,
+          "matmul_forward (%d, %d, %d) does not round to the nearest bf16", o->n, o->C, o->OC);
+    free(rounded);
+}
+
 // Sums of products of numbers that bf16 holds; with it, all others have to be rounded to those first.
-static void check_matmul(int bf16) {
+static void check_matmul(int n, int C, int OC, int bf16, int order) {
+    Operands o = {n, C, OC, (size_t)n * (size_t)C, (size_t)n * (size_t)OC, (size_t)OC * (size_t)C,
+                  NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL};
+    const size_t all = o.W + (size_t)OC;
+    size_t room = order ? layers_scratch_bytes(n, C, OC, 0) : layers_scratch_bytes(n, OC, C, 0);
+    char guard[64], after[64], *scratch = (char *)on_device(NULL, room + sizeof guard);
+    memset(guard, 0xA5, sizeof guard);
+    to_device(scratch + room, guard, sizeof guard);
+    layers_begin(scratch);
+    o.x = random_reals(o.nC, 1), o.w = random_reals(all, 1), o.dy = random_reals(o.nOC, 1);
+    o.pre = random_reals(o.nC, 3), o.was = random_reals(all, 1);
+    act_t *y = activations(NULL, o.nOC);
+    param_t *w = weights_on_device(o.w, all);
+    matmul_forward(y, activations(o.x, o.nC), w, w + o.W, n, C, OC);
+    real_t *got = as_reals(y, o.nOC);
+    round_to_bf16(o.x, o.nC), round_to_bf16(o.w, twin ? all : o.W);
+    round_to_bf16(o.dy, o.nOC), round_to_bf16(o.pre, o.nC);
+    o.on_w = weights_on_device(o.w, all);
+    o.on_x = activations(o.x, o.nC), o.on_dy = activations(o.dy, o.nOC);
+    if (bf16 && n > 2) check_rounding(&o, got);
+    check_product(&o);
+    check_product_back(&o);
+    to_host(after, scratch + room, sizeof after);
+    check(memcmp(guard, after, sizeof guard) == 0, "matmul (%d, %d, %d) writes past its scratch", n, C, OC);
+    free(got), free(o.x), free(o.w), free(o.dy), free(o.pre), free(o.was);
+    release();
+}
+
+static void test_matmul(void) {
     static const int shapes[][3] = {  // n, C, OC
         {1, 1, 1},
         {7, 301, 5},
@@ -410,172 +517,103 @@ static void check_matmul(int bf16) {
         {1030, 3100, 20},
         {2, 60, 180},      // one or two rows go another way
         {70, 64, 192}};
-    if (!layers_bf16(bf16)) return;
-    for (int i = 0; i < 10; i++) {
-        int n = shapes[i][0], C = shapes[i][1], OC = shapes[i][2];
-        size_t nC = (size_t)n * (size_t)C, nOC = (size_t)n * (size_t)OC, W = (size_t)OC * (size_t)C;
-        real_t *x = random_reals(nC, 1), *w = random_reals(W + (size_t)OC, 1), *b = w + W;
-        real_t *dy = random_reals(nOC, 1), *pre = random_reals(nC, 3);
-        real_t *was = random_reals(W + (size_t)OC, 1), *got[6];
-        double worst = 0, worst_gelu = 0;
-        size_t room = i % 2 ? layers_scratch_bytes(n, C, OC, 0) : layers_scratch_bytes(n, OC, C, 0);
-        char guard[64], after[64], *scratch = (char *)on_device(NULL, room + sizeof guard);
-        memset(guard, 0xA5, sizeof guard);
-        to_device(scratch + room, guard, sizeof guard);
-        layers_begin(scratch);
-        act_t *y = activations(NULL, nOC), *gelu_y = activations(NULL, nOC);
-        act_t *dx = activations(NULL, nC), *slope = activations(NULL, nC);
-        param_t *p = weights_on_device(w, W + (size_t)OC);
-        matmul_forward(y, activations(x, nC), p, p + W, n, C, OC);
-        got[0] = as_reals(y, nOC);
-        round_to_bf16(x, nC), round_to_bf16(w, twin ? W + (size_t)OC : W);
-        round_to_bf16(dy, nOC), round_to_bf16(pre, nC);
-        p = weights_on_device(w, W + (size_t)OC);
-        act_t *X = activations(x, nC), *dY = activations(dy, nOC);
-        matmul_forward(y, X, p, p + W, n, C, OC);
-        got[1] = as_reals(y, nOC);
-        if (bf16 && n > 2)
-            check(memcmp(got[0], got[1], nOC * sizeof(real_t)) == 0,
-                  "matmul_forward (%d, %d, %d) does not round to the nearest bf16", n, C, OC);
-        matmul_gelu_forward(gelu_y, y, X, p, p + W, n, C, OC);
-        got[2] = as_reals(gelu_y, nOC), got[3] = as_reals(y, nOC);
-        for (int r = 0; r < n; r++)
-            for (int o = 0; o < OC; o++) {
-                double sum = b[o];
-                for (int c = 0; c < C; c++) sum += (double)x[r*C + c] * w[o*C + c];
-                worst = larger(larger(worst, off(sum, got[1][r*OC + o])), off(sum, got[3][r*OC + o]));
-                // GELU of the sum, or of what was stored of it: in the product's ending, or behind it
-                double gelu = got[2][r*OC + o], stored = got[3][r*OC + o];
-                double apart = fmin(off(gelu_reference(sum), gelu), off(gelu_reference(stored), gelu));
-                worst_gelu = larger(worst_gelu, apart - gelu_slack);
-            }
-        check(worst < 1e-4 && worst_gelu < 1e-4, "matmul_forward (%d, %d, %d) is off by %g, GELU by %g",
-              n, C, OC, worst, worst_gelu);
-        // the gradients of weights are added to what is there
-        double sum_w = was[0], sum_b = was[W], last_w = was[W - 1], last_b = was[W + (size_t)OC - 1];
-        real_t *dw = (real_t *)on_device(was, (W + (size_t)OC) * sizeof(real_t));
-        matmul_backward(dx, dw, dw + W, dY, X, p, NULL, n, C, OC);
-        got[4] = from_device(dw, W + (size_t)OC);
-        for (int r = 0; r < n; r++) {
-            sum_w += (double)dy[r*OC] * x[r*C], sum_b += dy[r*OC];
-            last_w += (double)dy[r*OC + OC - 1] * x[r*C + C - 1], last_b += dy[r*OC + OC - 1];
+    for (int bf16 = 0; bf16 < 2; bf16++)
+        for (int i = 0; i < 10 && layers_bf16(bf16); i++)
+            check_matmul(shapes[i][0], shapes[i][1], shapes[i][2], bf16, i % 2);
+    layers_bf16(0);
+}
+
+typedef struct { int B, T, C, NH, NKV; } AttentionShape;
+
+// Attention and the gradient of out . dy by their definitions: out (B, T, C), lse (B, NH, T), and what is
+// added to d, which is like qkv
+static void attention_reference(AttentionShape s, const real_t *qkv, const real_t *dy,
+                                double *out, double *lse, double *d) {
+    const int T = s.T, HS = s.C / s.NH, KV = s.NKV * HS, S = s.C + 2*KV;
+    double *p = (double *)calloc((size_t)T, sizeof(double));
+    for (int i = 0; i < s.B * s.NH * T; i++) {
+        int b = i / T / s.NH, h = i / T % s.NH, t = i % T, row = (b*T + t)*s.C + h*HS;
+        // where the query stands, and the first key of its sequence
+        int query = (b*T + t)*S + h*HS, key = b*T*S + s.C + h / (s.NH / s.NKV) * HS;
+        const real_t *q = qkv + query, *k = qkv + key, *v = k + KV, *g = dy + row;
+        double *dq = d + query, *dk = d + key, *dv = dk + KV, sum = 0, highest = -1e30, along = 0;
+        for (int u = 0; u <= t; u++) {
+            double dot = 0;
+            for (int c = 0; c < HS; c++) dot += (double)q[c] * k[u*S + c];
+            p[u] = dot / sqrt(HS);
+            highest = larger(highest, p[u]);
         }
-        sum_w -= got[4][0], sum_b -= got[4][W], last_w -= got[4][W - 1], last_b -= got[4][W + (size_t)OC - 1];
-        check(fabs(sum_w) < 1e-3 && fabs(sum_b) < 1e-3 && fabs(last_w) < 1e-3 && fabs(last_b) < 1e-3,
-              "matmul_backward (%d, %d, %d): weight or bias is off by %g, %g, %g, %g",
-              n, C, OC, sum_w, sum_b, last_w, last_b);
-        matmul_backward(slope, dw, NULL, dY, X, p, activations(pre, nC), n, C, OC);
-        free(got[0]), got[0] = as_reals(dx, nC), got[5] = as_reals(slope, nC);
-        worst = worst_gelu = 0;
-        for (int r = 0; r < n; r++)
-            for (int c = 0; c < C; c++) {
-                double sum = 0;
-                for (int o = 0; o < OC; o++) sum += (double)dy[r*OC + o] * w[o*C + c];
-                worst = larger(worst, off(sum, got[0][r*C + c]));
-                double slope = gelu_slope_reference(pre[r*C + c]), slack = slope_slack * fabs(sum);
-                worst_gelu = larger(worst_gelu, off(sum * slope, got[5][r*C + c]) - slack);
+        for (int u = 0; u <= t; u++) sum += p[u] = exp(p[u] - highest);
+        for (int u = 0; u <= t; u++) p[u] /= sum;
+        lse[i] = highest + log(sum);
+        for (int c = 0; c < HS; c++) {
+            double o = 0;
+            for (int u = 0; u <= t; u++) {
+                o += p[u] * v[u*S + c];
+                dv[u*S + c] += p[u] * g[c];
             }
-        check(worst < 1e-3 && worst_gelu < 1e-3,
-              "matmul_backward (%d, %d, %d) is off by %g, times GELU' by %g", n, C, OC, worst, worst_gelu);
-        to_host(after, scratch + room, sizeof after);
-        check(memcmp(guard, after, sizeof guard) == 0, "matmul (%d, %d, %d) writes past its scratch",
-              n, C, OC);
-        for (int j = 0; j < 6; j++) free(got[j]);
-        free(x), free(w), free(dy), free(pre), free(was);
-        release();
+            out[row + c] = o;
+            along += o * g[c];
+        }
+        for (int u = 0; u <= t; u++) {
+            double dp = 0;
+            for (int c = 0; c < HS; c++) dp += (double)g[c] * v[u*S + c];
+            double ds = p[u] * (dp - along) / sqrt(HS);
+            for (int c = 0; c < HS; c++) dq[c] += ds * k[u*S + c], dk[u*S + c] += ds * q[c];
+        }
     }
-    layers_bf16(0);
+    free(p);
 }
 
-static void test_matmul(void) {
-    check_matmul(0);
-    check_matmul(1);
-}
-
-// Scores up to about `spread`, so that later tiles have the higher ones.
-static void check_attention(int bf16, double spread) {
-    static const int shapes[][5] = {  // B, T, C, NH, NKV
-        {2, 131, 40, 2, 2}, {1, 65, 128, 2, 2}, {1, 70, 128, 1, 1}, {1, 130, 20, 5, 5},
-        // fewer heads of keys
-        {2, 131, 48, 6, 2}, {1, 70, 96, 6, 1}, {1, 129, 30, 6, 2}, {2, 66, 256, 4, 2}};
-    if (!layers_bf16(bf16)) return;
-    for (int i = 0; i < 8; i++) {
-        int B = shapes[i][0], T = shapes[i][1], C = shapes[i][2], NH = shapes[i][3], NKV = shapes[i][4];
-        int HS = C / NH, KV = NKV * HS, S = C + 2*KV;
-        size_t N = (size_t)B * (size_t)T;
-        real_t *qkv = random_reals(N * (size_t)S, sqrt(spread)), *dy = random_reals(N * (size_t)C, 1);
-        double *p = (double *)calloc((size_t)T, sizeof(double));
-        double *d = (double *)calloc(N * (size_t)S, sizeof(double));
-        double worst = 0, worst_lse = 0, worst_query = 0, difference = 0, norm = 0;
-        // what remains is the rounding of p, and of what is stored
-        if (bf16) round_to_bf16(qkv, N * (size_t)S), round_to_bf16(dy, N * (size_t)C);
-        act_t *in = activations(qkv, N * (size_t)S), *din = activations(NULL, N * (size_t)S);
-        act_t *out = activations(NULL, N * (size_t)C);
-        act_t *alone = activations(NULL, N * (size_t)C);  // a query at a time; not of all tokens
-        real_t *lse = (real_t *)on_device(NULL, N * (size_t)NH * sizeof(real_t));
-        layers_begin(on_device(NULL, layers_scratch_bytes((int)N, C, 4*C, NH)));
-        attention_forward(out, lse, in, B, T, C, NH, NKV);
-        attention_backward(din, activations(dy, N * (size_t)C), in, out, lse, B, T, C, NH, NKV);
-        for (size_t token = 0; token < N; token += 13)
-            attention_query(alone + token * (size_t)C, in + token / (size_t)T * (size_t)T * (size_t)S,
-                            (int)(token % (size_t)T), C, NH, NKV);
-        real_t *got = as_reals(out, N * (size_t)C), *got_alone = as_reals(alone, N * (size_t)C);
-        real_t *got_lse = from_device(lse, N * (size_t)NH), *got_d = as_reals(din, N * (size_t)S);
-        for (int b = 0; b < B; b++)
-            for (int h = 0; h < NH; h++)
-                for (int t = 0; t < T; t++) {
-                    double sum = 0, highest = -1e30, along = 0;
-                    // where the query and the key of this token stand in qkv, and its sum in out
-                    int token = b*T + t, at = token*S + h*HS, row = token*C + h*HS;
-                    int kt = token*S + C + h / (NH / NKV) * HS;
-                    for (int u = 0; u <= t; u++) {
-                        double dot = 0;
-                        for (int c = 0; c < HS; c++) dot += (double)qkv[at + c] * qkv[kt - (t - u)*S + c];
-                        p[u] = dot / sqrt(HS);
-                        highest = larger(highest, p[u]);
-                    }
-                    for (int u = 0; u <= t; u++) sum += p[u] = exp(p[u] - highest);
-                    double lse_off = fabs(highest + log(sum) - got_lse[(b*NH + h)*T + t]);
-                    worst_lse = larger(worst_lse, lse_off / spread);
-                    for (int c = 0; c < HS; c++) {
-                        double o = 0, g = dy[row + c];
-                        for (int u = 0; u <= t; u++) {
-                            o += p[u] / sum * qkv[kt - (t - u)*S + KV + c];
-                            d[kt - (t - u)*S + KV + c] += p[u] / sum * g;
-                        }
-                        along += o * g;
-                        worst = larger(worst, off(o, got[row + c]) / sqrt(spread));
-                        if (token % 13 != 0) continue;
-                        worst_query = larger(worst_query, off(o, got_alone[row + c]) / sqrt(spread));
-                    }
-                    for (int u = 0; u <= t; u++) {
-                        double dp = 0;
-                        int ku = kt - (t - u)*S;
-                        for (int c = 0; c < HS; c++) dp += (double)dy[row + c] * qkv[ku + KV + c];
-                        double ds = p[u] / sum * (dp - along) / sqrt(HS);
-                        for (int c = 0; c < HS; c++) {
-                            d[at + c] += ds * qkv[ku + c];
-                            d[ku + c] += ds * qkv[at + c];
-                        }
-                    }
-                }
-        for (size_t j = 0; j < N * (size_t)S; j++) difference += pow(d[j] - got_d[j], 2), norm += d[j] * d[j];
-        double most = bf16 ? 4e-3 : 1e-5 * fmax(1, spread / 100);
-        check(worst < most && worst_lse < 1e-5, "attention %d is off by %g, its log-sum-exp by %g",
-              i, worst, worst_lse);
-        check(worst_query < most, "attention %d: a query alone is off by %g", i, worst_query);
-        check(sqrt(difference / norm) < (bf16 ? 1e-2 : 1e-5 * fmax(1, spread / 10)),
-              "attention %d: the gradient is off by %g", i, sqrt(difference / norm));
-        free(qkv), free(dy), free(p), free(d), free(got), free(got_lse), free(got_d), free(got_alone);
-        release();
+// Scores up to about `spread`, so that later tiles have the higher ones
+static void check_attention(AttentionShape s, int bf16, double spread) {
+    const int C = s.C, NH = s.NH, NKV = s.NKV, S = C + 2 * NKV * (C / NH);
+    const size_t T = (size_t)s.T, N = (size_t)s.B * T;
+    const size_t NC = N * (size_t)C, NS = N * (size_t)S, L = N * (size_t)NH;
+    double worst = 0, worst_lse = 0, worst_query = 0, difference = 0, norm = 0;
+    real_t *qkv = random_reals(NS, sqrt(spread)), *dy = random_reals(NC, 1);
+    // what remains is the rounding of p, and of what is stored
+    if (bf16) round_to_bf16(qkv, NS), round_to_bf16(dy, NC);
+    double *o = (double *)calloc(NC + L + NS, sizeof(double)), *l = o + NC, *d = l + L;
+    attention_reference(s, qkv, dy, o, l, d);
+    act_t *in = activations(qkv, NS), *din = activations(NULL, NS), *out = activations(NULL, NC);
+    act_t *alone = activations(NULL, NC);  // a query at a time; not of all tokens
+    real_t *lse = (real_t *)on_device(NULL, L * sizeof(real_t));
+    layers_begin(on_device(NULL, layers_scratch_bytes((int)N, C, 4*C, NH)));
+    attention_forward(out, lse, in, s.B, s.T, C, NH, NKV);
+    attention_backward(din, activations(dy, NC), in, out, lse, s.B, s.T, C, NH, NKV);
+    for (size_t token = 0; token < N; token += 13)
+        attention_query(alone + token * (size_t)C, in + token / T * T * (size_t)S, (int)(token % T),
+                        C, NH, NKV);
+    real_t *got = as_reals(out, NC), *got_alone = as_reals(alone, NC), *got_lse = from_device(lse, L);
+    real_t *got_d = as_reals(din, NS);
+    for (size_t j = 0; j < L; j++) worst_lse = larger(worst_lse, fabs(l[j] - got_lse[j]) / spread);
+    for (size_t j = 0; j < NC; j++) {
+        worst = larger(worst, off(o[j], got[j]) / sqrt(spread));
+        if (j / (size_t)C % 13 != 0) continue;
+        worst_query = larger(worst_query, off(o[j], got_alone[j]) / sqrt(spread));
     }
-    layers_bf16(0);
+    for (size_t j = 0; j < NS; j++) difference += pow(d[j] - got_d[j], 2), norm += d[j] * d[j];
+    char what[64];
+    snprintf(what, sizeof what, "attention (%d, %d, %d), %d and %d heads", s.B, s.T, C, NH, NKV);
+    double most = bf16 ? 4e-3 : 1e-5 * fmax(1, spread / 100);
+    double most_d = bf16 ? 1e-2 : 1e-5 * fmax(1, spread / 10);
+    check(worst < most && worst_lse < 1e-5, "%s is off by %g, its log-sum-exp by %g", what, worst, worst_lse);
+    check(worst_query < most, "%s: a query alone is off by %g", what, worst_query);
+    check(sqrt(difference / norm) < most_d, "%s: the gradient is off by %g", what, sqrt(difference / norm));
+    free(qkv), free(dy), free(o), free(got), free(got_lse), free(got_d), free(got_alone);
+    release();
 }
 
 static void test_attention(void) {
-    check_attention(0, 1);
-    check_attention(0, 300);
-    check_attention(1, 1);
+    static const AttentionShape shapes[] = {
+        {2, 131, 40, 2, 2}, {1, 65, 128, 2, 2}, {1, 70, 128, 1, 1}, {1, 130, 20, 5, 5},
+        {2, 131, 48, 6, 2}, {1, 70, 96, 6, 1}, {1, 129, 30, 6, 2}, {2, 66, 256, 4, 2}};  // fewer key heads
+    static const struct { int bf16; double spread; } kinds[] = {{0, 1}, {0, 300}, {1, 1}};
+    for (int kind = 0; kind < 3; kind++)
+        for (int i = 0; i < 8 && layers_bf16(kinds[kind].bf16); i++)
+            check_attention(shapes[i], kinds[kind].bf16, kinds[kind].spread);
+    layers_bf16(0);
 }
 
 // Losses of logits whose highest stands anywhere, against double precision.
