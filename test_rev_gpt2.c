@@ -2,13 +2,25 @@
 test_rev_gpt2.c: what must hold of the mathematics of train_rev_gpt2.c, checked on a machine without network
 or Python. What must hold of the program, its files and its flags, is in dev/test/program.c.
 
-It includes the trainer and, around it, the program that generates text, so it can call every function, and
-wraps the allocator. Built with -DREAL=double it checks gradients against finite differences; built as the
-trainer is, it checks everything else. With -DTWIN it includes the CUDA twin instead, whose activations are
-bf16 or, with -DPRECISION_FP32, float.
+What is claimed, in this order:
+
+- in double precision the gradients of every layer and every network are those of finite differences;
+- a layer gives what its formula gives, for sizes that fit no block and for any number of threads;
+- a conversion is near the network it comes from; no token depends on what follows it;
+- gradients are the same bits under every policy and with any number of threads, beside a teacher too; what is
+  kept is not computed again; a flipped bit or a value out of range does not go unnoticed;
+- memory is what was planned, to the byte, and when reversing does not depend on depth;
+- the optimizer, clipping, decay and accumulation of a training step are what they are said to be;
+- generation by the cache is what whole forward passes give.
+
+The file includes the trainer and, around it, the program that generates text, so it can call every function,
+and wraps the allocator. Built with -DREAL=double it checks the first claim; built as the trainer is, all
+others. With -DTWIN it includes the CUDA twin instead, whose activations are bf16 or, with -DPRECISION_FP32,
+float.
 
 The tables of tests at the end say what is run. An argument is the name of a test, or one of these words:
-"kernels" runs those of single layers, "layers" those of networks as well, "short" and "brief" all.
+"kernels" runs those of single layers, "layers" all but those of memory and of what goes wrong, "short" and
+"brief" all.
 */
 #include "dev/test/check.h"
 #include <sys/resource.h>
@@ -384,7 +396,7 @@ static void test_layer_gradients(void) {
 
 #endif
 
-// ---- matrix product and attention against the obvious loops
+// ---- layers against their formulas
 
 static double gelu_reference(double x) {
     return 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
@@ -699,6 +711,66 @@ static void test_distillation(void) {
     }
 }
 
+// What is cut into pieces, for copying or for threads, is whole, and the same bits for any number of threads.
+static void test_pieces(void) {
+    enum { COUNT = 1000003 };  // some pieces of 1 MiB, and a part of one
+    const size_t bytes = sizeof(real_t) * COUNT, n = 4443;
+    real_t *x = random_reals(COUNT, 1), *zero = (real_t *)calloc(COUNT, sizeof(real_t)), *first = NULL;
+    real_t *y = (real_t *)on_device(NULL, bytes);
+    device_copy(y, on_device(x, bytes), bytes);
+    real_t *got = from_device(y, COUNT);
+    check(memcmp(x, got, bytes) == 0, "device_copy");
+    device_zero(y, bytes - sizeof(real_t));
+    free(got), got = from_device(y, COUNT);
+    check(memcmp(got, zero, bytes - sizeof(real_t)) == 0 && got[COUNT - 1] == x[COUNT - 1], "device_zero");
+    free(got);
+    for (size_t i = 3*n; i < 4*n; i++) x[i] *= x[i];
+    for (int threads = 1; threads <= (twin ? 1 : 5); threads++) {
+        real_t *all = (real_t *)on_device(x, sizeof(real_t) * 5 * n);
+        act_t *force = activations(x + 2*n, n);
+        set_threads(threads);
+        Coefficients leapfrog = {-1, 2, 0, 0.3};
+        stream_step((stream_t *)all, (stream_t *)(all + n), force, NULL, NULL, NULL, n, leapfrog, 0, 1);
+        adamw(all + n, all + 2*n, all + 4*n, all + 3*n, n, 1e-3, 0.9, 0.95, 0.1, 0.7, 3);
+        got = from_device(all, 5 * n);
+        if (!first) first = got, got = NULL;
+        else check(memcmp(first, got, sizeof(real_t) * 5 * n) == 0,
+                   "AdamW or a float stream has other bits with %d threads", threads);
+        free(got);
+    }
+    real_t *force = as_reals(activations(x + 2*n, n), n);
+    double worst = 0;
+    for (size_t i = 0; i < n; i++) worst = larger(worst,
+                                                  fabs(2.0 * x[n + i] - x[i] + 0.3 * force[i] - first[i]));
+    check(worst < 1e-6, "a step of a float stream is off by %g", worst);
+    set_threads(2);
+    free(x), free(zero), free(first), free(force);
+    release();
+}
+
+#ifndef TWIN
+// The vectorized exponential and what is built on it, against libm.
+static void test_functions(void) {
+    double worst = 0, worst_gelu = 0;
+    for (double x = -80; x < 80; x += 0.01) {
+        double of_gelu = (double)gelu((real_t)x) - gelu_reference(x);
+        double of_slope = (double)gelu_slope((real_t)x) - gelu_slope_reference(x);
+        worst = larger(worst, fabs((double)real_exp((real_t)x) / exp((double)(real_t)x) - 1));
+        worst_gelu = larger(worst_gelu, larger(fabs(of_gelu) / fmax(1, fabs(x)), fabs(of_slope)));
+    }
+    check(worst < 4e-7, "exp is off by %g", worst);
+    check(worst_gelu < 4e-6, "GELU or its slope is off by %g", worst_gelu);  // u itself is rounded
+    int small = real_exp(0) == 1 && real_exp(-1e30f) == 0 && real_exp(-INFINITY) == 0 && real_exp(-86.9f) > 0;
+    int large = real_exp(88.6f) > 2.9e38 && real_exp(100) > 3.4e38 && real_exp(1e3f) > 3.4e38 &&
+                real_exp(1e30f) > 3.4e38 && real_exp(INFINITY) > 3.4e38;
+    check(isnan(real_exp((real_t)NAN)) && isnan(real_exp((real_t)-NAN)) && small && large,
+          "exp at NaN, 0 or far out");
+}
+
+#endif
+
+// ---- networks against one another
+
 // KL of a network to the baseline with the same weights, whose projections are made smaller; equal: with the
 // same block in every layer.
 static double kl_of_conversion(int mode, int shift, int K, int stem, double projections, int equal) {
@@ -747,41 +819,30 @@ static void test_conversion_is_near(void) {
     check(kl[4] < kl[3] / 2, "bdia of equal blocks: KL %g, and %g with forces half as large", kl[3], kl[4]);
 }
 
-// What is cut into pieces, for copying or for threads, is whole, and the same bits for any number of threads.
-static void test_pieces(void) {
-    enum { COUNT = 1000003 };  // some pieces of 1 MiB, and a part of one
-    const size_t bytes = sizeof(real_t) * COUNT, n = 4443;
-    real_t *x = random_reals(COUNT, 1), *zero = (real_t *)calloc(COUNT, sizeof(real_t)), *first = NULL;
-    real_t *y = (real_t *)on_device(NULL, bytes);
-    device_copy(y, on_device(x, bytes), bytes);
-    real_t *got = from_device(y, COUNT);
-    check(memcmp(x, got, bytes) == 0, "device_copy");
-    device_zero(y, bytes - sizeof(real_t));
-    free(got), got = from_device(y, COUNT);
-    check(memcmp(got, zero, bytes - sizeof(real_t)) == 0 && got[COUNT - 1] == x[COUNT - 1], "device_zero");
-    free(got);
-    for (size_t i = 3*n; i < 4*n; i++) x[i] *= x[i];
-    for (int threads = 1; threads <= (twin ? 1 : 5); threads++) {
-        real_t *all = (real_t *)on_device(x, sizeof(real_t) * 5 * n);
-        act_t *force = activations(x + 2*n, n);
-        set_threads(threads);
-        Coefficients leapfrog = {-1, 2, 0, 0.3};
-        stream_step((stream_t *)all, (stream_t *)(all + n), force, NULL, NULL, NULL, n, leapfrog, 0, 1);
-        adamw(all + n, all + 2*n, all + 4*n, all + 3*n, n, 1e-3, 0.9, 0.95, 0.1, 0.7, 3);
-        got = from_device(all, 5 * n);
-        if (!first) first = got, got = NULL;
-        else check(memcmp(first, got, sizeof(real_t) * 5 * n) == 0,
-                   "AdamW or a float stream has other bits with %d threads", threads);
-        free(got);
+// A shorter batch of one sequence goes through the same numbers: what comes later changes nothing before it.
+static void test_causality(void) {
+    for (int memory = STORE; memory <= REVERSE; memory++) {
+        Model m;
+        size_t row = 60 * sizeof(stream_t);
+        make_model(&m, odd, HAMILTONIAN, memory, 20);
+        forward(&m);
+        stream_t *whole = (stream_t *)malloc(row * (size_t)m.T);
+        stream_t *some = (stream_t *)malloc(row * (size_t)m.T);
+        to_host(whole, m.cur, row * (size_t)m.T);
+        // one or two tokens take another path through the matrix product
+        for (int t = 3; t <= m.T; t += 12) {
+            double worst = 0;
+            Model shorter = one_sequence(&m, t);
+            forward(&shorter);
+            to_host(some, shorter.cur, row * (size_t)t);
+            for (int i = 0; i < 60 * t; i++) worst = larger(worst, abs(whole[i].fixed - some[i].fixed));
+            worst /= 1 << 20;
+            // a GPU's library chooses its kernels by size
+            check(worst <= (twin ? 0.1 : 0), "the first %d tokens depend on what follows, by %g", t, worst);
+        }
+        free(whole), free(some);
+        model_free(&m);
     }
-    real_t *force = as_reals(activations(x + 2*n, n), n);
-    double worst = 0;
-    for (size_t i = 0; i < n; i++) worst = larger(worst,
-                                                  fabs(2.0 * x[n + i] - x[i] + 0.3 * force[i] - first[i]));
-    check(worst < 1e-6, "a step of a float stream is off by %g", worst);
-    set_threads(2);
-    free(x), free(zero), free(first), free(force);
-    release();
 }
 
 // ---- exactness
@@ -1246,7 +1307,7 @@ static void test_resident_memory(void) {
 }
 #endif
 
-// ---- optimizer, schedule, bf16
+// ---- training
 
 static void test_optimizer(void) {
     double p = 0.5, m1 = 0, v1 = 0;
@@ -1303,52 +1364,58 @@ static void test_update(void) {
     model_free(&m);
 }
 
-#ifndef TWIN
-// The vectorized exponential and what is built on it, against libm.
-static void test_functions(void) {
-    double worst = 0, worst_gelu = 0;
-    for (double x = -80; x < 80; x += 0.01) {
-        double of_gelu = (double)gelu((real_t)x) - gelu_reference(x);
-        double of_slope = (double)gelu_slope((real_t)x) - gelu_slope_reference(x);
-        worst = larger(worst, fabs((double)real_exp((real_t)x) / exp((double)(real_t)x) - 1));
-        worst_gelu = larger(worst_gelu, larger(fabs(of_gelu) / fmax(1, fabs(x)), fabs(of_slope)));
+// What the embedding adds to the gradients of words comes to the same as what it adds to those of places:
+// every token has one of each.
+static void test_embedding(void) {
+    Model m;
+    double drift, worst = 0, most = 0;
+    make_model(&m, odd, MIDPOINT, REVERSE, 20);
+    size_t P = parameter_count(&m.net), C = (size_t)m.net.C, words = (size_t)m.net.Vp;
+    forward(&m);
+    head(&m, 1.0 / (m.B * m.T));
+    real_t *of_head = from_device(m.grads, P);
+    device_zero(m.grads, P * sizeof(real_t));
+    forward_backward(&m, 1, &drift);
+    real_t *all = from_device(m.grads, P);
+    for (size_t c = 0; c < C; c++) {
+        double word = 0, place = 0;
+        for (size_t v = 0; v < words; v++) word += (double)all[v*C + c] - of_head[v*C + c];
+        for (size_t t = 0; t < (size_t)m.net.maxT; t++) place += all[(words + t) * C + c];
+        worst = larger(worst, fabs(word - place)), most = larger(most, fabs(place));
     }
-    check(worst < 4e-7, "exp is off by %g", worst);
-    check(worst_gelu < 4e-6, "GELU or its slope is off by %g", worst_gelu);  // u itself is rounded
-    int small = real_exp(0) == 1 && real_exp(-1e30f) == 0 && real_exp(-INFINITY) == 0 && real_exp(-86.9f) > 0;
-    int large = real_exp(88.6f) > 2.9e38 && real_exp(100) > 3.4e38 && real_exp(1e3f) > 3.4e38 &&
-                real_exp(1e30f) > 3.4e38 && real_exp(INFINITY) > 3.4e38;
-    check(isnan(real_exp((real_t)NAN)) && isnan(real_exp((real_t)-NAN)) && small && large,
-          "exp at NaN, 0 or far out");
+    check(most > 0 && worst < 1e-4 * most, "gradients of words are off those of places by %g of %g", worst,
+          most);
+    free(of_head), free(all);
+    model_free(&m);
 }
 
-#endif
-
-// A shorter batch of one sequence goes through the same numbers: what comes later changes nothing before it.
-static void test_causality(void) {
-    for (int memory = STORE; memory <= REVERSE; memory++) {
-        Model m;
-        size_t row = 60 * sizeof(stream_t);
-        make_model(&m, odd, HAMILTONIAN, memory, 20);
-        forward(&m);
-        stream_t *whole = (stream_t *)malloc(row * (size_t)m.T);
-        stream_t *some = (stream_t *)malloc(row * (size_t)m.T);
-        to_host(whole, m.cur, row * (size_t)m.T);
-        // one or two tokens take another path through the matrix product
-        for (int t = 3; t <= m.T; t += 12) {
-            double worst = 0;
-            Model shorter = one_sequence(&m, t);
-            forward(&shorter);
-            to_host(some, shorter.cur, row * (size_t)t);
-            for (int i = 0; i < 60 * t; i++) worst = larger(worst, abs(whole[i].fixed - some[i].fixed));
-            worst /= 1 << 20;
-            // a GPU's library chooses its kernels by size
-            check(worst <= (twin ? 0.1 : 0), "the first %d tokens depend on what follows, by %g", t, worst);
-        }
-        free(whole), free(some);
-        model_free(&m);
+static void test_accumulation(void) {
+    Model whole, half;
+    Shape s = even;
+    double drift, worst = 0, norm = 0;
+    make_model(&whole, s, MIDPOINT, REVERSE, 20);
+    forward_backward(&whole, 1, &drift);
+    s.B = 2, s.chunk = 1;
+    draws = 0;
+    make_model(&half, s, MIDPOINT, REVERSE, 20);
+    size_t P = parameter_count(&half.net);
+    device_copy(half.params, whole.params, P * sizeof(param_t));
+    for (int i = 0; i < 2; i++) {
+        int tokens[2][2 * 64];  // of even's T
+        to_host(tokens[0], whole.inputs + i * 2 * s.T, sizeof tokens[0]);
+        to_host(tokens[1], whole.targets + i * 2 * s.T, sizeof tokens[1]);
+        set_batch(&half, tokens[0], tokens[1]);
+        forward_backward(&half, 0.5, &drift);
     }
+    real_t *a = from_device(whole.grads, P), *b = from_device(half.grads, P);
+    for (size_t i = 0; i < P; i++) worst = larger(worst, fabs(a[i] - b[i])), norm = larger(norm, fabs(a[i]));
+    free(a), free(b);
+    check(worst < (1e-5 + rounding) * norm, "two micro-batches differ from one batch by %g of %g", worst,
+          norm);
+    model_free(&whole), model_free(&half);
 }
+
+// ---- generation
 
 // What generate prints
 static char *generated(Model *m, const Tokenizer *z, const int *prompt, int given, int length, Sampler s) {
@@ -1398,6 +1465,31 @@ static void check_cache(int bf16) {
 static void test_cache(void) {
     check_cache(0);
     check_cache(1);
+}
+
+static void test_drawing(void) {
+    const float logits[5] = {0, 2, 1, -1, 0.5f}, ties[4] = {1, 3, 3, 2};
+    static const struct { double temperature; int top_k; } cases[] = {
+        {1, 0}, {0.5, 0}, {2, 3}, {1, 1}, {0, 0}, {1, 5}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        double p[5], sum = 0, worst = 0, t = cases[i].temperature;
+        int counts[5] = {0}, draws = 20000, order[5] = {3, 0, 1, 4, 2};  // rank of each
+        for (int v = 0; v < 5; v++) {
+            int in = t > 0 && (cases[i].top_k == 0 || order[v] < cases[i].top_k);
+            sum += p[v] = in ? exp(logits[v] / t) : t == 0 && v == 1;
+        }
+        for (int d = 0; d < draws; d++) counts[draw_among(logits, 5, t, cases[i].top_k, (d + 0.5) / draws)]++;
+        for (int v = 0; v < 5; v++) worst = larger(worst, fabs(counts[v] / (double)draws - p[v] / sum));
+        check(worst < 1e-3, "temperature %g, top-k %d: a token's share is off by %g",
+              t, cases[i].top_k, worst);
+    }
+    for (int d = 0; d < 10; d++)
+        check(draw_among(ties, 4, 1, 1, d / 10.0) == 1 && draw_among(ties, 4, 0, 0, d / 10.0) == 1,
+              "of equals, not the first");
+    int other = 0;
+    for (int d = 0; d < 1000; d++)
+        other += draw_token(logits, 5, d / 1000.0) != draw_among(logits, 5, 1, 0, d / 1000.0);
+    check(other == 0, "at temperature 1, from all tokens, %d draws of 1000 are others", other);
 }
 
 // Greedy text is what whole forward passes would choose; it ends at an end of text; another series of draws
@@ -1468,82 +1560,6 @@ static void test_sample_step(void) {
     model_free(&j.m);
 }
 
-// What the embedding adds to the gradients of words comes to the same as what it adds to those of places:
-// every token has one of each.
-static void test_embedding(void) {
-    Model m;
-    double drift, worst = 0, most = 0;
-    make_model(&m, odd, MIDPOINT, REVERSE, 20);
-    size_t P = parameter_count(&m.net), C = (size_t)m.net.C, words = (size_t)m.net.Vp;
-    forward(&m);
-    head(&m, 1.0 / (m.B * m.T));
-    real_t *of_head = from_device(m.grads, P);
-    device_zero(m.grads, P * sizeof(real_t));
-    forward_backward(&m, 1, &drift);
-    real_t *all = from_device(m.grads, P);
-    for (size_t c = 0; c < C; c++) {
-        double word = 0, place = 0;
-        for (size_t v = 0; v < words; v++) word += (double)all[v*C + c] - of_head[v*C + c];
-        for (size_t t = 0; t < (size_t)m.net.maxT; t++) place += all[(words + t) * C + c];
-        worst = larger(worst, fabs(word - place)), most = larger(most, fabs(place));
-    }
-    check(most > 0 && worst < 1e-4 * most, "gradients of words are off those of places by %g of %g", worst,
-          most);
-    free(of_head), free(all);
-    model_free(&m);
-}
-
-static void test_accumulation(void) {
-    Model whole, half;
-    Shape s = even;
-    double drift, worst = 0, norm = 0;
-    make_model(&whole, s, MIDPOINT, REVERSE, 20);
-    forward_backward(&whole, 1, &drift);
-    s.B = 2, s.chunk = 1;
-    draws = 0;
-    make_model(&half, s, MIDPOINT, REVERSE, 20);
-    size_t P = parameter_count(&half.net);
-    device_copy(half.params, whole.params, P * sizeof(param_t));
-    for (int i = 0; i < 2; i++) {
-        int tokens[2][2 * 64];  // of even's T
-        to_host(tokens[0], whole.inputs + i * 2 * s.T, sizeof tokens[0]);
-        to_host(tokens[1], whole.targets + i * 2 * s.T, sizeof tokens[1]);
-        set_batch(&half, tokens[0], tokens[1]);
-        forward_backward(&half, 0.5, &drift);
-    }
-    real_t *a = from_device(whole.grads, P), *b = from_device(half.grads, P);
-    for (size_t i = 0; i < P; i++) worst = larger(worst, fabs(a[i] - b[i])), norm = larger(norm, fabs(a[i]));
-    free(a), free(b);
-    check(worst < (1e-5 + rounding) * norm, "two micro-batches differ from one batch by %g of %g", worst,
-          norm);
-    model_free(&whole), model_free(&half);
-}
-
-static void test_drawing(void) {
-    const float logits[5] = {0, 2, 1, -1, 0.5f}, ties[4] = {1, 3, 3, 2};
-    static const struct { double temperature; int top_k; } cases[] = {
-        {1, 0}, {0.5, 0}, {2, 3}, {1, 1}, {0, 0}, {1, 5}};
-    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        double p[5], sum = 0, worst = 0, t = cases[i].temperature;
-        int counts[5] = {0}, draws = 20000, order[5] = {3, 0, 1, 4, 2};  // rank of each
-        for (int v = 0; v < 5; v++) {
-            int in = t > 0 && (cases[i].top_k == 0 || order[v] < cases[i].top_k);
-            sum += p[v] = in ? exp(logits[v] / t) : t == 0 && v == 1;
-        }
-        for (int d = 0; d < draws; d++) counts[draw_among(logits, 5, t, cases[i].top_k, (d + 0.5) / draws)]++;
-        for (int v = 0; v < 5; v++) worst = larger(worst, fabs(counts[v] / (double)draws - p[v] / sum));
-        check(worst < 1e-3, "temperature %g, top-k %d: a token's share is off by %g",
-              t, cases[i].top_k, worst);
-    }
-    for (int d = 0; d < 10; d++)
-        check(draw_among(ties, 4, 1, 1, d / 10.0) == 1 && draw_among(ties, 4, 0, 0, d / 10.0) == 1,
-              "of equals, not the first");
-    int other = 0;
-    for (int d = 0; d < 1000; d++)
-        other += draw_token(logits, 5, d / 1000.0) != draw_among(logits, 5, 1, 0, d / 1000.0);
-    check(other == 0, "at temperature 1, from all tokens, %d draws of 1000 are others", other);
-}
-
 // ---- what is run
 
 enum { KERNELS, LAYERS, ALL };
@@ -1558,37 +1574,37 @@ static const Test double_tests[] = {  // built with -DREAL=double
 #endif
 
 static const Test tests[] = {
-    {"single layers against plain loops", "matmul", test_matmul, KERNELS},
-    {"single layers against plain loops", "attention", test_attention, KERNELS},
-    {"single layers against plain loops", "classifier", test_classifier, KERNELS},
-    {"single layers against plain loops", "distillation", test_distillation, KERNELS},
-    {"single layers against plain loops", "conversion", test_conversion_is_near, KERNELS},
-    {"single layers against plain loops", "pieces", test_pieces, KERNELS},
+    {"layers against their formulas", "matmul", test_matmul, KERNELS},
+    {"layers against their formulas", "attention", test_attention, KERNELS},
+    {"layers against their formulas", "classifier", test_classifier, KERNELS},
+    {"layers against their formulas", "distillation", test_distillation, KERNELS},
+    {"layers against their formulas", "pieces", test_pieces, KERNELS},
 #ifndef TWIN
-    {"single layers against plain loops", "functions", test_functions, KERNELS},
+    {"layers against their formulas", "functions", test_functions, KERNELS},
 #endif
-    {"single layers against plain loops", "causality", test_causality, KERNELS},
-    {"single layers against plain loops", "cache", test_cache, KERNELS},
-    {"exact multiplication", "multiplication", test_multiplication, LAYERS},
-    {"store = checkpoint = reverse = auto", "policies", test_policies, LAYERS},
-    {"store = checkpoint = reverse = auto", "work", test_work, LAYERS},
-    {"store = checkpoint = reverse = auto", "bf16", test_bf16_gradients, LAYERS},
-    {"optimizer, accumulation", "optimizer", test_optimizer, LAYERS},
-    {"optimizer, accumulation", "update", test_update, LAYERS},
-    {"optimizer, accumulation", "embedding", test_embedding, LAYERS},
-    {"optimizer, accumulation", "accumulation", test_accumulation, LAYERS},
-    {"samples", "drawing", test_drawing, LAYERS},
-    {"samples", "generate", test_generate, LAYERS},
-    {"samples", "sample-step", test_sample_step, LAYERS},
-    {"a flipped bit, a value out of range", "flipped-bit", test_flipped_bit, ALL},
-    {"a flipped bit, a value out of range", "flipped-bit-ends", test_flipped_bit_ends, ALL},
-    {"a flipped bit, a value out of range", "range", test_range, ALL},
-    {"the plan", "plan", test_plan, ALL},
-    {"the plan", "plan-of-depth", test_plan_of_depth, ALL},
-    {"the plan", "budget", test_budget, ALL},
+    {"networks against one another", "conversion", test_conversion_is_near, KERNELS},
+    {"networks against one another", "causality", test_causality, KERNELS},
+    {"exactness", "multiplication", test_multiplication, LAYERS},
+    {"exactness", "policies", test_policies, LAYERS},
+    {"exactness", "work", test_work, LAYERS},
+    {"exactness", "bf16", test_bf16_gradients, LAYERS},
+    {"exactness", "flipped-bit", test_flipped_bit, ALL},
+    {"exactness", "flipped-bit-ends", test_flipped_bit_ends, ALL},
+    {"exactness", "range", test_range, ALL},
+    {"memory", "plan", test_plan, ALL},
+    {"memory", "plan-of-depth", test_plan_of_depth, ALL},
+    {"memory", "budget", test_budget, ALL},
 #ifdef HAS_RESIDENT_MEMORY
-    {"the plan", "resident", test_resident_memory, ALL},
+    {"memory", "resident", test_resident_memory, ALL},
 #endif
+    {"training", "optimizer", test_optimizer, LAYERS},
+    {"training", "update", test_update, LAYERS},
+    {"training", "embedding", test_embedding, LAYERS},
+    {"training", "accumulation", test_accumulation, LAYERS},
+    {"generation", "cache", test_cache, KERNELS},
+    {"generation", "drawing", test_drawing, LAYERS},
+    {"generation", "generate", test_generate, LAYERS},
+    {"generation", "sample-step", test_sample_step, LAYERS},
     {NULL, NULL, NULL, 0}};
 
 int main(int argc, char **argv) {
