@@ -1,8 +1,17 @@
 /*
-program.c: what must hold of the program, checked on a machine without network or Python: its files, resuming
-after death at any moment, what it says of bad input; and of the programs that generate text and evaluate.
+program.c: what must hold of the program, checked on a machine without network or Python.
 
-It includes the trainer and, around it, these programs; with -DTWIN the CUDA twin. It wraps the file
+What is claimed, in this order:
+
+- batches cover the tokens; checkpoints are complete pairs; a container's limit is respected;
+- text becomes GPT-2's tokens and comes back, and a terminal is shown nothing that it would obey;
+- training gives the same bytes for any policy and number of threads, and files come back as they were;
+- text, logits and losses of the programs that use a model are those of its network;
+- a conversion and back is the same file, and a teacher is not forgotten;
+- bad input, numbers that blow up, a full disk or a folder that vanishes end with one line and a status;
+- a run that dies at any moment, half-way through a file operation, is resumed and ends with the same bytes.
+
+The file includes the trainer and, around it, these programs; with -DTWIN the CUDA twin. It wraps the file
 operations and runs itself as the trainer (--trainer N flags...) where a process has to die: the N-th file
 operation then kills it half-way, or interrupts it if N is negative; above FULL, the disk is full from
 operation N - FULL on. As --sampler flags... it is the program that generates text, as --evaluator the one
@@ -636,140 +645,6 @@ static void test_compare(void) {
     free(x), free(y);
 }
 
-// ---- dying and resuming
-
-// The trainer dies at one file operation after the other and is resumed; the run that was never cut stays in
-// the folder `kept`.
-static void check_dying(const char *variant, int first) {
-    char flags[512];
-    int died = 1, operation;
-    snprintf(flags, sizeof flags, "-i train*.bin -j val.bin " TINY "%s", variant);
-    check_ok(trainer("%s -o whole", flags));
-    for (operation = first; died && operation < 500; operation += brief ? 17 : 1) {
-        shell("rm -rf cut");
-        died = dying_trainer(operation, 0, "%s -o cut", flags) == 256 + SIGKILL;
-        if (!died) break;
-        check(trainer("%s -o cut -y 1", flags) == 0, "after dying at file operation %d it did not resume: %s",
-              operation, output);
-        check(same_files("whole/model_00000006.bin", "cut/model_00000006.bin") &&
-              same_files("whole/state_00000006.bin", "cut/state_00000006.bin"),
-              "%s: dying at file operation %d changed the result", variant, operation);
-        check(same_logs("whole/log.csv", "cut/log.csv"), "%s: dying at file operation %d changed the log",
-              variant, operation);
-    }
-    check(operation > 40 && !died, "only %d file operations could be interrupted", operation);
-    // Ctrl-C: the step is finished and saved
-    shell("rm -rf cut");
-    int status = dying_trainer(-12, 0, "%s -o cut", flags);
-    check(status == STATUS_INTERRUPTED && one_line("interrupted after step"), "Ctrl-C ended with %d: %s",
-          status, output);
-    check(trainer("%s -o cut -y 1", flags) == 0 &&
-          same_files("whole/model_00000006.bin", "cut/model_00000006.bin") &&
-          same_logs("whole/log.csv", "cut/log.csv"), "Ctrl-C changed the result");
-    shell("rm -rf cut kept; mv whole kept");
-}
-
-static void test_dying(void) {
-    char *x;
-    check_dying("--mode midpoint-a --shuffle --save bf16", 1);
-    check_dying("--mode leapfrog -d 64 -nk 1", 6);
-    // a run that only wrote its initial model can be resumed as well
-    static const char flags[] =
-        "-i train*.bin -j val.bin " SMALL "-b 2 -n 2 -v 3 -m 2 --mode leapfrog -d 64 -nk 1";
-    check(trainer("%s -x 0 -o zero", flags) == 0 && trainer("%s -x 6 -o zero -y 1", flags) == 0 &&
-          same_files("kept/model_00000006.bin", "zero/model_00000006.bin") &&
-          same_logs("kept/log.csv", "zero/log.csv"), "-x 0 and resuming is not one run: %s", output);
-    check(read_file("kept/model_00000004.bin", &x) == 0 && read_file("kept/model_00000006.bin", &x) > 0,
-          "-nk 1 keeps another number of checkpoints");
-    free(x);
-}
-
-// A longer run in `whole`, cut in `cut`: its flags, its last step and what that leaves
-static char long_run[256], whole_model[64], cut_model[64], cut_state[64];
-static int last_step;
-
-// Killed at random moments
-static void test_killed(void) {
-    static const char shape[] = SMALL "-b 2 -t 16 -nk 2";
-    last_step = brief ? 64 : 400;
-    snprintf(long_run, sizeof long_run, "-i train*.bin %s --mode hamiltonian -x %d -n 7", shape, last_step);
-    snprintf(whole_model, sizeof whole_model, "whole/model_%08d.bin", last_step);
-    snprintf(cut_model, sizeof cut_model, "cut/model_%08d.bin", last_step);
-    snprintf(cut_state, sizeof cut_state, "cut/state_%08d.bin", last_step);
-    double start = seconds();
-    check_ok(trainer("-i train0.bin %s -x 0", shape));
-    int start_ms = (int)(1000 * (seconds() - start));  // a GPU's processes take their time to begin
-    start = seconds();
-    check_ok(trainer("%s -o whole", long_run));
-    int kills = 0, run_ms = (int)(1000 * (seconds() - start)) - start_ms;
-    uint64_t seed = (uint64_t)time(NULL);
-    printf("  killed at random with seed %" PRIu64 "\n", seed);
-    for (int i = 0; i < (brief ? 2 : 5); i++) {
-        int milliseconds = 1 + start_ms + (int)(random_uniform(seed, 0, (uint64_t)i) * run_ms / 3);
-        kills += dying_trainer(0, milliseconds, "%s -o cut -y 1", long_run) == 256 + SIGKILL;
-    }
-    check_ok(trainer("%s -o cut -y 1", long_run));
-    check(kills > 0, "no run was killed");
-    check(same_files(whole_model, cut_model) && same_logs("whole/log.csv", "cut/log.csv"),
-          "being killed %d times changed the result", kills);
-}
-
-// The bytes that --plan says are needed in all
-static double planned(const char *memory) {
-    char *x;
-    check_ok(trainer("%s -o planned --memory %s --plan", long_run, memory));
-    read_file("stdout", &x);
-    char *total = x ? strstr(x, "\ntotal ") : NULL;
-    double bytes = total ? atof(total + 7) : 0;
-    free(x);
-    return bytes;
-}
-
-// Policy and budget may change on resuming, what shapes the arithmetic may not.
-static void test_changed_flags(void) {
-    double least = planned("reverse"), most = planned("store");
-    shell("rm -rf cut; cp -r whole cut; rm %s %s", cut_model, cut_state);
-    check(trainer("%s -o cut -y 1 --memory checkpoint", long_run) == 0 && same_files(whole_model, cut_model),
-          "another policy changed the result");
-    shell("rm %s %s", cut_model, cut_state);
-    int status = trainer("%s -o cut -y 1 --memory auto --budget %.0f", long_run, floor((least + most) / 2));
-    check(least < most && status == 0 && same_files(whole_model, cut_model),
-          "--memory auto between %.0f and %.0f bytes changed the result: %s", least, most, output);
-    status = trainer("%s -o planned --memory auto --budget %.0f", long_run, floor(least / 2));
-    check(status == STATUS_USAGE && one_line("are needed"), "half of what is needed is enough: %d, %s",
-          status, output);
-    int has_bf16 = layers_bf16(1), both = layers_bf16(0) && has_bf16;
-    status = trainer("%s -o cut -y 1 --precision %s", long_run, precision_names[both || !has_bf16]);
-    check(status == (both ? STATUS_USAGE : STATUS_OK) && (both || strstr(output, "no products in")),
-          "another --precision on resuming ended with %d: %s", status, output);
-    check(trainer("%s -o cut -y 1 --chunk 1", long_run) == STATUS_USAGE, "another --chunk on resuming");
-    check(trainer("%s -o cut -y 1 --grid 18", long_run) == STATUS_USAGE, "another --grid on resuming");
-    check(trainer("%s -o cut", long_run) == STATUS_USAGE, "checkpoints would have been overwritten");
-}
-
-// A state or model that is not what was saved is not resumed: what is done to it, $S and $M, beside an older
-// state, $B; and a word of the line that says so
-static void test_damaged_files(void) {
-    static const struct { const char *command, *word; } states[] = {
-        {"cp $M $S", "not a state file"}, {": > $S", "not a state file"},
-        {"truncate -s 700 $S", "not a state file"}, {"truncate -s 5000 $S", "5000 bytes"},
-        {"echo >> $S", "bytes"}, {"cp $B $S", "and step"}};
-    for (size_t i = 0; i < sizeof states / sizeof states[0]; i++) {
-        shell("rm -rf cut; cp -r whole cut; M=%s S=%s B=cut/state_%08d.bin; %s", cut_model, cut_state,
-              (last_step - 1) / 7 * 7, states[i].command);
-        int status = trainer("%s -o cut -y 1", long_run);
-        check(status == STATUS_DATA && one_line(states[i].word), "%s: %d, %s",
-              states[i].command, status, output);
-    }
-    shell("rm -rf cut; cp -r whole cut");
-    damage(cut_state, 5000, 0);
-    check(trainer("%s -o cut -y 1", long_run) == STATUS_DATA && strstr(output, "checksum"),
-          "a corrupt state was taken: %s", output);
-    damage(cut_model, 5000, 1);
-    check(trainer("%s -o cut -y 1", long_run) == STATUS_DATA && strstr(output, "bytes"),
-          "a truncated model was taken: %s", output);
-}
-
 // ---- bad input
 
 // An exit status, and exactly one line that contains the word
@@ -1082,6 +957,140 @@ static void test_foreign_files(void) {
         status = trainer("-i train0.bin -e broken.bin -b 2 -x 1");
         check(status == STATUS_DATA, "a broken model ended with %d: %s", status, output);
     }
+}
+
+// ---- dying and resuming
+
+// The trainer dies at one file operation after the other and is resumed; the run that was never cut stays in
+// the folder `kept`.
+static void check_dying(const char *variant, int first) {
+    char flags[512];
+    int died = 1, operation;
+    snprintf(flags, sizeof flags, "-i train*.bin -j val.bin " TINY "%s", variant);
+    check_ok(trainer("%s -o whole", flags));
+    for (operation = first; died && operation < 500; operation += brief ? 17 : 1) {
+        shell("rm -rf cut");
+        died = dying_trainer(operation, 0, "%s -o cut", flags) == 256 + SIGKILL;
+        if (!died) break;
+        check(trainer("%s -o cut -y 1", flags) == 0, "after dying at file operation %d it did not resume: %s",
+              operation, output);
+        check(same_files("whole/model_00000006.bin", "cut/model_00000006.bin") &&
+              same_files("whole/state_00000006.bin", "cut/state_00000006.bin"),
+              "%s: dying at file operation %d changed the result", variant, operation);
+        check(same_logs("whole/log.csv", "cut/log.csv"), "%s: dying at file operation %d changed the log",
+              variant, operation);
+    }
+    check(operation > 40 && !died, "only %d file operations could be interrupted", operation);
+    // Ctrl-C: the step is finished and saved
+    shell("rm -rf cut");
+    int status = dying_trainer(-12, 0, "%s -o cut", flags);
+    check(status == STATUS_INTERRUPTED && one_line("interrupted after step"), "Ctrl-C ended with %d: %s",
+          status, output);
+    check(trainer("%s -o cut -y 1", flags) == 0 &&
+          same_files("whole/model_00000006.bin", "cut/model_00000006.bin") &&
+          same_logs("whole/log.csv", "cut/log.csv"), "Ctrl-C changed the result");
+    shell("rm -rf cut kept; mv whole kept");
+}
+
+static void test_dying(void) {
+    char *x;
+    check_dying("--mode midpoint-a --shuffle --save bf16", 1);
+    check_dying("--mode leapfrog -d 64 -nk 1", 6);
+    // a run that only wrote its initial model can be resumed as well
+    static const char flags[] =
+        "-i train*.bin -j val.bin " SMALL "-b 2 -n 2 -v 3 -m 2 --mode leapfrog -d 64 -nk 1";
+    check(trainer("%s -x 0 -o zero", flags) == 0 && trainer("%s -x 6 -o zero -y 1", flags) == 0 &&
+          same_files("kept/model_00000006.bin", "zero/model_00000006.bin") &&
+          same_logs("kept/log.csv", "zero/log.csv"), "-x 0 and resuming is not one run: %s", output);
+    check(read_file("kept/model_00000004.bin", &x) == 0 && read_file("kept/model_00000006.bin", &x) > 0,
+          "-nk 1 keeps another number of checkpoints");
+    free(x);
+}
+
+// A longer run in `whole`, cut in `cut`: its flags, its last step and what that leaves
+static char long_run[256], whole_model[64], cut_model[64], cut_state[64];
+static int last_step;
+
+// Killed at random moments
+static void test_killed(void) {
+    static const char shape[] = SMALL "-b 2 -t 16 -nk 2";
+    last_step = brief ? 64 : 400;
+    snprintf(long_run, sizeof long_run, "-i train*.bin %s --mode hamiltonian -x %d -n 7", shape, last_step);
+    snprintf(whole_model, sizeof whole_model, "whole/model_%08d.bin", last_step);
+    snprintf(cut_model, sizeof cut_model, "cut/model_%08d.bin", last_step);
+    snprintf(cut_state, sizeof cut_state, "cut/state_%08d.bin", last_step);
+    double start = seconds();
+    check_ok(trainer("-i train0.bin %s -x 0", shape));
+    int start_ms = (int)(1000 * (seconds() - start));  // a GPU's processes take their time to begin
+    start = seconds();
+    check_ok(trainer("%s -o whole", long_run));
+    int kills = 0, run_ms = (int)(1000 * (seconds() - start)) - start_ms;
+    uint64_t seed = (uint64_t)time(NULL);
+    printf("  killed at random with seed %" PRIu64 "\n", seed);
+    for (int i = 0; i < (brief ? 2 : 5); i++) {
+        int milliseconds = 1 + start_ms + (int)(random_uniform(seed, 0, (uint64_t)i) * run_ms / 3);
+        kills += dying_trainer(0, milliseconds, "%s -o cut -y 1", long_run) == 256 + SIGKILL;
+    }
+    check_ok(trainer("%s -o cut -y 1", long_run));
+    check(kills > 0, "no run was killed");
+    check(same_files(whole_model, cut_model) && same_logs("whole/log.csv", "cut/log.csv"),
+          "being killed %d times changed the result", kills);
+}
+
+// The bytes that --plan says are needed in all
+static double planned(const char *memory) {
+    char *x;
+    check_ok(trainer("%s -o planned --memory %s --plan", long_run, memory));
+    read_file("stdout", &x);
+    char *total = x ? strstr(x, "\ntotal ") : NULL;
+    double bytes = total ? atof(total + 7) : 0;
+    free(x);
+    return bytes;
+}
+
+// Policy and budget may change on resuming, what shapes the arithmetic may not.
+static void test_changed_flags(void) {
+    double least = planned("reverse"), most = planned("store");
+    shell("rm -rf cut; cp -r whole cut; rm %s %s", cut_model, cut_state);
+    check(trainer("%s -o cut -y 1 --memory checkpoint", long_run) == 0 && same_files(whole_model, cut_model),
+          "another policy changed the result");
+    shell("rm %s %s", cut_model, cut_state);
+    int status = trainer("%s -o cut -y 1 --memory auto --budget %.0f", long_run, floor((least + most) / 2));
+    check(least < most && status == 0 && same_files(whole_model, cut_model),
+          "--memory auto between %.0f and %.0f bytes changed the result: %s", least, most, output);
+    status = trainer("%s -o planned --memory auto --budget %.0f", long_run, floor(least / 2));
+    check(status == STATUS_USAGE && one_line("are needed"), "half of what is needed is enough: %d, %s",
+          status, output);
+    int has_bf16 = layers_bf16(1), both = layers_bf16(0) && has_bf16;
+    status = trainer("%s -o cut -y 1 --precision %s", long_run, precision_names[both || !has_bf16]);
+    check(status == (both ? STATUS_USAGE : STATUS_OK) && (both || strstr(output, "no products in")),
+          "another --precision on resuming ended with %d: %s", status, output);
+    check(trainer("%s -o cut -y 1 --chunk 1", long_run) == STATUS_USAGE, "another --chunk on resuming");
+    check(trainer("%s -o cut -y 1 --grid 18", long_run) == STATUS_USAGE, "another --grid on resuming");
+    check(trainer("%s -o cut", long_run) == STATUS_USAGE, "checkpoints would have been overwritten");
+}
+
+// A state or model that is not what was saved is not resumed: what is done to it, $S and $M, beside an older
+// state, $B; and a word of the line that says so
+static void test_damaged_files(void) {
+    static const struct { const char *command, *word; } states[] = {
+        {"cp $M $S", "not a state file"}, {": > $S", "not a state file"},
+        {"truncate -s 700 $S", "not a state file"}, {"truncate -s 5000 $S", "5000 bytes"},
+        {"echo >> $S", "bytes"}, {"cp $B $S", "and step"}};
+    for (size_t i = 0; i < sizeof states / sizeof states[0]; i++) {
+        shell("rm -rf cut; cp -r whole cut; M=%s S=%s B=cut/state_%08d.bin; %s", cut_model, cut_state,
+              (last_step - 1) / 7 * 7, states[i].command);
+        int status = trainer("%s -o cut -y 1", long_run);
+        check(status == STATUS_DATA && one_line(states[i].word), "%s: %d, %s",
+              states[i].command, status, output);
+    }
+    shell("rm -rf cut; cp -r whole cut");
+    damage(cut_state, 5000, 0);
+    check(trainer("%s -o cut -y 1", long_run) == STATUS_DATA && strstr(output, "checksum"),
+          "a corrupt state was taken: %s", output);
+    damage(cut_model, 5000, 1);
+    check(trainer("%s -o cut -y 1", long_run) == STATUS_DATA && strstr(output, "bytes"),
+          "a truncated model was taken: %s", output);
 }
 
 // ---- what is run
