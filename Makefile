@@ -5,7 +5,8 @@
 # make test-asan  the same under Address- and UndefinedBehaviorSanitizer
 # make cxx        compiles the C file as C++17 without its layers, as the CUDA twin includes it
 # make train_rev_gpt2cu  the CUDA twin, with nvcc: CUDA_ARCH=sm_90 for another card than this machine's, PRECISION=FP32 for
-#                        float32 throughout; make sample_rev_gpt2cu eval_rev_gpt2cu use it, make test_rev_gpt2cu its tests
+#                        float32 throughout; make sample_rev_gpt2cu eval_rev_gpt2cu use it; make test_rev_gpt2cu and
+#                        make test_programcu build its tests
 # make cublas            fetches cuBLAS with pip, if neither the toolkit nor Python has it
 # make test-emulated     the same kernels on the CPU, where there is no GPU
 # make debug      the programs without optimization and threads, for a debugger; with STREAMS=1 the trainer prints numbers
@@ -66,11 +67,18 @@ sample_rev_gpt2: dev/sample/sample.c dev/network_flags.h train_rev_gpt2.c
 eval_rev_gpt2: dev/eval/eval.c dev/network_flags.h train_rev_gpt2.c
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
-test_rev_gpt2: test_rev_gpt2.c dev/sample/sample.c dev/eval/eval.c train_rev_gpt2.c dev/bench/profile.h
+# The mathematics, in float32 and in double precision; and the program
+MATHEMATICS = test_rev_gpt2.c dev/test/check.h dev/sample/sample.c train_rev_gpt2.c dev/bench/profile.h
+PROGRAM = dev/test/program.c dev/test/check.h dev/sample/sample.c dev/eval/eval.c dev/network_flags.h train_rev_gpt2.c dev/bench/profile.h
+
+test_rev_gpt2: $(MATHEMATICS)
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
-test_rev_gpt2_f64: test_rev_gpt2.c dev/sample/sample.c dev/eval/eval.c train_rev_gpt2.c dev/bench/profile.h
+test_rev_gpt2_f64: $(MATHEMATICS)
 	$(CC) $(ALL_CFLAGS) -DREAL=double -o $@ $< $(LDFLAGS) -lm
+
+test_program: $(PROGRAM)
+	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
 train_rev_gpt2cu: train_rev_gpt2.cu train_rev_gpt2.c
 	$(NVCC) $(ALL_NVCCFLAGS) -o $@ $< $(CUBLAS)
@@ -81,7 +89,10 @@ sample_rev_gpt2cu: dev/sample/sample.c train_rev_gpt2.cu train_rev_gpt2.c
 eval_rev_gpt2cu: dev/eval/eval.c train_rev_gpt2.cu train_rev_gpt2.c
 	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) -o $@ $< $(CUBLAS)
 
-test_rev_gpt2cu: test_rev_gpt2.c dev/sample/sample.c dev/eval/eval.c train_rev_gpt2.cu train_rev_gpt2.c dev/bench/profile.h
+test_rev_gpt2cu: $(MATHEMATICS) train_rev_gpt2.cu
+	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) -o $@ $< $(CUBLAS)
+
+test_programcu: $(PROGRAM) train_rev_gpt2.cu
 	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) -o $@ $< $(CUBLAS)
 
 train_rev_gpt2_emulated: train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
@@ -93,11 +104,22 @@ sample_rev_gpt2_emulated: dev/sample/sample.c train_rev_gpt2.cu train_rev_gpt2.c
 eval_rev_gpt2_emulated: dev/eval/eval.c train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
 	$(CXX) $(EMULATE_FLAGS) -DTWIN -o $@ $<
 
-test_rev_gpt2_emulated: test_rev_gpt2.c dev/sample/sample.c dev/eval/eval.c train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h dev/bench/profile.h
+test_rev_gpt2_emulated: $(MATHEMATICS) train_rev_gpt2.cu dev/cuda/emulate.h
 	$(CXX) $(EMULATE_FLAGS) -DTWIN -o $@ $<
 
-test-emulated: test_rev_gpt2_emulated
-	./test_rev_gpt2_emulated brief
+test_program_emulated: $(PROGRAM) train_rev_gpt2.cu dev/cuda/emulate.h
+	$(CXX) $(EMULATE_FLAGS) -DTWIN -o $@ $<
+
+# Runs programs, each with its arguments in quotes. They print their counts; here these become one line, and a program
+# that dies without its own counts as a failure. Threads wait asleep, so that the tests can share the machine.
+count = @for t in $(1); do \
+		OMP_WAIT_POLICY=passive $$t; s=$$?; [ $$s -le 1 ] || echo "0 passed, 1 failed: $$t ended with status $$s"; done | \
+	awk -v programs="$$(set -- $(1); echo $$\#)" '{print} \
+		/^[0-9]+ passed, [0-9]+ failed/ {p += $$1; f += $$3; n++} \
+		END {if (n < programs) f++; printf "%d passed, %d failed\n", p, f; exit f > 0}'
+
+test-emulated: test_rev_gpt2_emulated test_program_emulated
+	$(call count,"./test_rev_gpt2_emulated brief" "./test_program_emulated brief")
 
 # The text of the demo is this project's own.
 demo/demo.txt: README.md Makefile prepro_owt.py $(wildcard *.c *.cu $(foreach e,py sh c,dev/*.$e dev/*/*.$e))
@@ -125,14 +147,9 @@ debug:
 format:
 	git clang-format --style=file:dev/clang-format; [ $$? -le 1 ]  # 1: it changed something
 
-# Threads wait asleep, so that the tests can share the machine. Both programs print their counts; here they become one
-# line, and a program that dies without its own counts as a failure. GRADIENTS=layers leaves those of whole
-# networks out.
-test: test_rev_gpt2 test_rev_gpt2_f64
-	@for t in "./test_rev_gpt2_f64 $(GRADIENTS)" ./test_rev_gpt2; do \
-		OMP_WAIT_POLICY=passive $$t; s=$$?; [ $$s -le 1 ] || echo "0 passed, 1 failed: $$t ended with status $$s"; done | \
-	awk '/^[0-9]+ passed, [0-9]+ failed/ {p += $$1; f += $$3; n++} {print} \
-		END {if (n < 2) f++; printf "%d passed, %d failed\n", p, f; exit f > 0}'
+# GRADIENTS=layers leaves the gradients of whole networks out; BRIEF=brief most of the moments to die at.
+test: test_rev_gpt2 test_rev_gpt2_f64 test_program
+	$(call count,"./test_rev_gpt2_f64 $(GRADIENTS)" ./test_rev_gpt2 "./test_program $(BRIEF)")
 
 test-asan:
 	$(MAKE) clean-tests
@@ -157,6 +174,7 @@ dev/reference/gradients dev/reference/gradients_f64: dev/reference/gradients.c t
 
 clean-tests:
 	rm -f test_rev_gpt2 test_rev_gpt2_f64 test_rev_gpt2cu test_rev_gpt2_emulated
+	rm -f test_program test_programcu test_program_emulated
 
 clean: clean-tests
 	rm -f $(foreach p,train sample eval,$(p)_rev_gpt2 $(p)_rev_gpt2cu $(p)_rev_gpt2_emulated)

@@ -1,0 +1,1183 @@
+/*
+program.c: what must hold of the program, checked on a machine without network or Python.
+
+What is claimed, in this order:
+
+- batches cover the tokens; checkpoints are complete pairs; a container's limit is respected;
+- text becomes GPT-2's tokens and comes back, and a terminal is shown nothing that it would obey;
+- training gives the same bytes for any policy and number of threads, and files come back as they were;
+- text, logits and losses of the programs that use a model are those of its network;
+- a conversion and back is the same file, and a teacher is not forgotten;
+- bad input, numbers that blow up, a full disk or a folder that vanishes end with one line and a status;
+- a run that dies at any moment, half-way through a file operation, is resumed and ends with the same bytes.
+
+The file includes the trainer and, around it, these programs; with -DTWIN the CUDA twin. It wraps the file
+operations and runs itself as the trainer (--trainer N flags...) where a process has to die: the N-th file
+operation then kills it half-way, or interrupts it if N is negative; above FULL, the disk is full from
+operation N - FULL on. As --sampler flags... it is the program that generates text, as --evaluator the one
+that evaluates.
+
+The table at the end says what is run. An argument is the name of a test, which is run after those whose files
+it uses; or one of these words: "short" stops before bad input and dying, "brief" lets the trainer die at few
+moments only.
+*/
+#include "check.h"
+
+// ---- file operations that fail
+
+enum { FULL = 1000 };
+static int file_operations, die_at_operation;  // 0: never
+
+static int time_to_die(void) {
+    file_operations++;
+    if (die_at_operation < 0 && file_operations == -die_at_operation) raise(SIGINT);
+    if (die_at_operation > FULL) return file_operations >= die_at_operation - FULL;
+    return file_operations == die_at_operation;
+}
+static int end_or_fail(int error) {
+    if (die_at_operation <= FULL) raise(SIGKILL);
+    errno = error;
+    return -1;
+}
+static size_t fatal_fwrite(const void *data, size_t size, size_t count, FILE *f) {
+    if (!time_to_die()) return fwrite(data, size, count, f);
+    (void)!fwrite(data, size, count / 2, f);
+    fflush(f);
+    end_or_fail(ENOSPC);
+    return count / 2;
+}
+static int fatal_fsync(int fd) { return time_to_die() ? end_or_fail(EIO) : fsync(fd); }
+static int fatal_rename(const char *from, const char *to) {
+    return time_to_die() ? end_or_fail(EROFS) : rename(from, to);
+}
+
+#define fwrite fatal_fwrite
+#define fsync fatal_fsync
+#define rename fatal_rename
+#define REV_GPT2_PROFILE "dev/bench/profile.h"  // for --profile
+#define SAMPLE_NO_MAIN
+#include "../sample/sample.c"
+#define EVAL_NO_MAIN
+#include "../eval/eval.c"
+
+static int brief;  // few of the moments to die at, for programs that take long to begin or to run
+
+// ---- running the programs
+
+// Networks for most tests
+#define SMALL "-e d6 --layers 2 --channels 16 --heads 2 --context 16 "
+#define TINY SMALL "-b 2 -t 16 -x 6 -n 2 -v 3 -m 2 "
+
+// Is what was printed one line, with this word? Of the twin's lines the trainer's are counted: a card's
+// driver may have any to say, and the trainer one of its own where the library has no way to multiply.
+static int one_line(const char *word) {
+    static const char ours[] = "_rev_gpt2: ", library[] = "train_rev_gpt2: cuBLASLt has no way";
+    int lines = 0, found = 0;
+    for (char *line = output, *end; (end = strchr(line, '\n')) != NULL; line = end + 1) {
+        char *at = strstr(line, word);
+        int from_us = strncmp(line + strcspn(line, "_"), ours, strlen(ours)) == 0;
+        if (twin && (!from_us || strncmp(line, library, strlen(library)) == 0)) continue;
+        lines++;
+        found |= at && at < end;
+    }
+    return lines == 1 && found;
+}
+
+// Runs this program as another, argv[1 .. argc - 1], with the flags; its stdout is left in the file `stdout`,
+// its stderr in `output`. A flag's value is one word; in that of --prompt _ stands for a space.
+static int run_as(char **argv, int argc, int milliseconds, const char *format, va_list args) {
+    char flags[2048];
+    vsnprintf(flags, sizeof flags, format, args);
+    for (char *word = strtok(flags, " "); word && argc < 63; word = strtok(NULL, " ")) {
+        argv[argc++] = word;
+        for (char *c = word; strcmp(argv[argc - 2], "--prompt") == 0 && *c; c++) *c = *c == '_' ? ' ' : *c;
+    }
+    return run_itself(argv, milliseconds, "stdout");
+}
+
+// The trainer, which dies at a file operation as --trainer has it, or is killed after milliseconds; 0:
+// neither
+__attribute__((format(printf, 3, 4)))
+static int dying_trainer(int operation, int milliseconds, const char *format, ...) {
+    char number[16], *argv[64] = {self, (char *)"--trainer", number};
+    va_list args;
+    va_start(args, format);
+    snprintf(number, sizeof number, "%d", operation);
+    int status = run_as(argv, 3, milliseconds, format, args);
+    va_end(args);
+    return status;
+}
+__attribute__((format(printf, 1, 2))) static int trainer(const char *format, ...) {
+    char *argv[64] = {self, (char *)"--trainer", (char *)"0"};
+    va_list args;
+    va_start(args, format);
+    int status = run_as(argv, 3, 0, format, args);
+    va_end(args);
+    return status;
+}
+__attribute__((format(printf, 1, 2))) static int sampler(const char *format, ...) {
+    char *argv[64] = {self, (char *)"--sampler"};
+    va_list args;
+    va_start(args, format);
+    int status = run_as(argv, 2, 0, format, args);
+    va_end(args);
+    return status;
+}
+__attribute__((format(printf, 1, 2))) static int evaluator(const char *format, ...) {
+    char *argv[64] = {self, (char *)"--evaluator"};
+    va_list args;
+    va_start(args, format);
+    int status = run_as(argv, 2, 0, format, args);
+    va_end(args);
+    return status;
+}
+
+static void check_ok(int status) { check(status == STATUS_OK, "status %d: %s", status, output); }
+
+__attribute__((format(printf, 1, 2))) static void shell(const char *format, ...) {
+    char command[2 * PATH];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(command, sizeof command, format, args);
+    va_end(args);
+    check(system(command) == 0, "%s", command);
+}
+
+// ---- files
+
+static void write_tokens(const char *name, int count, int V, int header_count) {
+    int32_t header[256] = {20240520, 1, header_count, V};
+    FILE *f = fopen(name, "wb");
+    (fwrite)(header, sizeof header, 1, f);
+    for (int i = 0; i < count; i++) {
+        uint16_t token = (uint16_t)(random_bits(8, 8, (uint64_t)i) % 16 + (uint64_t)(i % 7));
+        (fwrite)(&token, sizeof token, 1, f);
+    }
+    fclose(f);
+}
+
+// A tokenizer of V tokens: the bytes, then these, then as many more as are needed; `end` is the end of text.
+static const char *const joined[] = {" t", "he", " the", "in", "re", "on", " a", "at", "st", "\n\n", "'s",
+                                     "  "};
+static void write_tokenizer(const char *name, int V, int end, int header_V) {
+    char text[32];
+    int32_t header[256] = {20240328, 2, header_V, end};
+    FILE *f = fopen(name, "wb");
+    (fwrite)(header, sizeof header, 1, f);
+    for (int i = 0; i < V; i++) {
+        if (i < 268) snprintf(text, sizeof text, "%s", i < 256 ? "" : joined[i - 256]);
+        else snprintf(text, sizeof text, "<%d>", i);
+        if (i < 256) text[0] = (char)i;
+        size_t length = i < 256 ? 1 : strlen(text);
+        fputc((int)length, f);
+        (fwrite)(text, 1, length, f);
+    }
+    fclose(f);
+}
+
+// The bytes of a file in memory of its own, ended by a 0, and how many they are; NULL and 0 if there is none
+static size_t read_file(const char *name, char **data) {
+    struct stat st;
+    *data = NULL;
+    FILE *f = fopen(name, "rb");
+    if (!f || fstat(fileno(f), &st) != 0) return 0;
+    *data = (char *)malloc((size_t)st.st_size + 1);
+    size_t n = fread(*data, 1, (size_t)st.st_size, f);
+    (*data)[n] = 0;
+    fclose(f);
+    return n;
+}
+
+static int same_files(const char *a, const char *b) {
+    char *x, *y;
+    size_t n = read_file(a, &x), k = read_file(b, &y);
+    int same = n > 0 && n == k && memcmp(x, y, n) == 0;
+    free(x), free(y);
+    return same;
+}
+
+// The columns of log.csv that do not measure time or memory are the same.
+static int same_logs(const char *a, const char *b) {
+    char *x, *y, *p, *q;
+    size_t n = read_file(a, &x), k = read_file(b, &y);
+    int same = n > 0 && k > 0;
+    for (p = x, q = y; same && *p && *q; p = strchr(p, '\n') + 1, q = strchr(q, '\n') + 1) {
+        char *end = p;
+        for (int comma = 0; comma < 5 && *end && *end != '\n'; end++) comma += *end == ',';
+        same = strncmp(p, q, (size_t)(end - p)) == 0;
+    }
+    same = same && *p == *q;
+    free(x), free(y);
+    return same;
+}
+
+// Changes a bit of the byte at a place, or cuts the file there.
+static void damage(const char *name, long at, int truncate_there) {
+    char c = 0;
+    if (truncate_there) {
+        check(truncate(name, at) == 0, "cannot cut %s", name);
+        return;
+    }
+    int fd = open(name, O_RDWR);
+    check(pread(fd, &c, 1, at) == 1, "cannot read %s", name);
+    c ^= 0x10;
+    check(pwrite(fd, &c, 1, at) == 1, "cannot write %s", name);
+    close(fd);
+}
+
+// ---- what is read: batches, checkpoints, limits
+
+// Batches in order cover every shard once.
+static void check_order(const Data *d, Model *m) {
+    int64_t batches = all_places(d, 2, 16, 0), first = (d->shards[0].count - 1) / 32;
+    check(batches == first + (d->shards[1].count - 1) / 32, "%d batches", (int)batches);
+    for (int64_t i = 0; i <= batches; i++) {
+        int second = i % batches >= first;
+        int64_t at = (i % batches - (second ? first : 0)) * 32;
+        unsigned char raw[66];
+        int in[32], out[32], same = 1;
+        data_batch(d, m, (uint64_t)i, 0, 0);
+        to_host(in, m->inputs, sizeof in), to_host(out, m->targets, sizeof out);
+        if (pread(d->shards[second].fd, raw, sizeof raw, 1024 + 2 * at) != sizeof raw) same = 0;
+        for (int j = 0; j < 32; j++) same &= in[j] == raw[2*j] && out[j] == raw[2*j + 2];
+        check(same, "batch %d is not tokens %d to %d of its shard", (int)i, (int)at, (int)at + 32);
+    }
+}
+
+// Random offsets stay inside, and differ.
+static void check_shuffle(const Data *d, Model *m) {
+    int different = 0, shifted = 1, first_token = -1;
+    for (uint64_t i = 0; i < 200; i++) {
+        int in[32], out[32];
+        data_batch(d, m, i, 1, 42);
+        to_host(in, m->inputs, sizeof in), to_host(out, m->targets, sizeof out);
+        shifted &= memcmp(in + 1, out, 15 * sizeof(int)) == 0;
+        shifted &= memcmp(in + 17, out + 16, 15 * sizeof(int)) == 0;
+        different += first_token >= 0 && in[0] != first_token;
+        first_token = in[0];
+    }
+    check(shifted, "targets of a random batch are not its inputs moved by one");
+    check(different > 100, "random batches are not random");
+}
+
+static void test_batches(void) {
+    Model m;
+    Data d;
+    memset(&m, 0, sizeof m);
+    m.net.L = 1, m.net.C = 8, m.net.NH = 1, m.net.V = 32, m.net.Vp = 128, m.net.maxT = 16, m.net.grid = 20;
+    set_mode(&m.net, MIDPOINT);
+    m.B = 2, m.T = 16, m.chunk = 2, m.head_chunk = 32, m.memory = REVERSE;
+    plan(&m), model_alloc(&m);
+    data_open(&d, "train*.bin");
+    check(d.shard_count == 2 && d.V == 32, "%d shards with vocabulary %d", d.shard_count, d.V);
+    check_order(&d, &m);
+    check_shuffle(&d, &m);
+    model_free(&m);
+    data_close(&d);
+}
+
+// What a folder holds are complete pairs; names that only begin like one are none, wherever they are read.
+static void test_checkpoints(void) {
+    shell("mkdir names; cd names; touch model_00000003.bin state_00000003.bin model_00000004.bin "
+          "state_00000007.bin state_00000009.bin model_00000007.xyz model_00000009.bak model_0000000.bin "
+          "model_00000005.bin.tmp");
+    Checkpoints c = find_checkpoints("names");
+    check(c.count == 1 && c.first == 3 && c.last == 3 && c.models == 2, "%d pairs from %d to %d, %d models",
+          c.count, c.first, c.last, c.models);
+}
+
+#ifndef TWIN
+// The least limit of the control groups above the process counts.
+static void test_container(void) {
+    shell("mkdir -p mount/a/b/c; echo max > mount/a/b/memory.max; echo 5000000 > mount/a/memory.max; "
+          "echo 6000000 > mount/memory.max");
+    shell("printf '1:name=systemd:/\\n0::/a/b/c\\n' > groups");
+    size_t limit = container_limit("groups", "mount");
+    check(limit == 5000000, "a group above: %zu", limit);
+    shell("printf '0::/\\nx\\n' > groups");
+    limit = container_limit("groups", "mount");
+    check(limit == 6000000, "the root: %zu", limit);
+    shell("printf '2:memory:/a\\n' > groups");
+    check(container_limit("groups", "mount") == SIZE_MAX && container_limit("/nowhere", "mount") == SIZE_MAX,
+          "no limit");
+}
+#endif
+
+// ---- text
+
+// Lower tokens are joined first: " the" = " t" + "he", though "in" and "he" meet as well. No word crosses
+// a space.
+static void test_encoding(void) {
+    static const struct { const char *text; int count, tokens[12]; } codes[] = {
+        {" the", 1, {258}},
+        {"the the", 3, {'t', 257, 258}},
+        {" thin", 3, {256, 'h', 259}},
+        {"it's", 3, {'i', 't', 266}},
+        {"x  the", 3, {'x', ' ', 258}},
+        {"a  ", 2, {'a', 267}},
+        {"a\n\n", 2, {'a', 265}},
+        {"a\n\nb", 4, {'a', '\n', '\n', 'b'}},
+        {"\xC3\xA9", 2, {0xC3, 0xA9}},
+        {"", 0, {0}}};
+    write_tokenizer("tokenizer300.bin", 300, 299, 300);
+    Tokenizer z = tokenizer_open("tokenizer300.bin", 300), bytes = tokenizer_open(NULL, 256);
+    check(z.eot == 299 && bytes.eot == -1, "ends of text");
+    Index x = index_open(&z);
+    for (size_t i = 0; i < sizeof codes / sizeof codes[0]; i++) {
+        int tokens[16], count = encode(&x, codes[i].text, tokens);
+        size_t size = sizeof(int) * (size_t)count;
+        check(count == codes[i].count && memcmp(tokens, codes[i].tokens, size) == 0,
+              "\"%s\" becomes %d tokens, the first %d", codes[i].text, count, tokens[0]);
+    }
+    for (uint64_t i = 0; i < 300; i++) {  // any bytes come back, whether UTF-8 or not
+        char text[40] = "", back[40] = "";
+        int tokens[40], n = (int)(random_bits(1, 1, i) % 39), at = 0;
+        uint64_t range = i < 150 ? 255 : 127;
+        for (int j = 0; j < n; j++) text[j] = (char)(1 + random_bits(1, i + 2, (uint64_t)j) % range);
+        int count = encode(&x, text, tokens);
+        for (int j = 0; j < count; j++) {
+            size_t length = (size_t)token_length(&z, tokens[j]);
+            memcpy(back + at, z.texts[tokens[j]] + 1, length);
+            at += (int)length;
+        }
+        check(at == n && memcmp(text, back, 40) == 0, "a text of %d bytes comes back as %d", n, at);
+    }
+    free(x.next), free(z.texts), free(bytes.texts);
+}
+
+// Where the first word of a text ends
+static void test_words(void) {
+    static const struct { const char *text; int length; } cuts[] = {
+        {"hello world", 5}, {" world!", 6}, {"123abc", 3}, {" 12", 3}, {"...a", 3}, {"'llama", 3},
+        {"'tis", 2}, {" 's", 2}, {"   a", 2}, {"\t\ta", 1}, {"\xC3\xA9t\xC3\xA9 ", 5}, {"\xE2\x80\x94x", 3},
+        {"\xC2\xBD\x31z", 3}, {"\xE3\x80\x80x", 3}, {"\xF0\x9F\x8E\x89x", 4}, {"\xFF", 1}};
+    for (size_t i = 0; i < sizeof cuts / sizeof cuts[0]; i++) {
+        int length = word_length((const unsigned char *)cuts[i].text);
+        check(length == cuts[i].length, "the first word of \"%s\" has %d bytes", cuts[i].text, length);
+    }
+}
+
+#define UNICODE "a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x8E\x89\n\tb"  // of one to four bytes
+typedef struct { const char *bytes, *shown; } Display;
+
+// What reaches the terminal is UTF-8 without control characters; what is no UTF-8 is shown as U+FFFD, here ?.
+static void test_terminal(void) {
+    static const Display displays[] = {
+        {UNICODE, UNICODE}, {"\x1B[31mx\x07\r\x7F", "[31mx"}, {"\xE2\x82", "?"}, {"\xE2\x82z", "?z"},
+        {"\xE2\x82\xC3\xA9", "?\xC3\xA9"}, {"\x80", "?"}, {"\xC0\xAF", "??"}, {"\xED\xA0\x80", "?"},
+        {"\xC2\x9B", "?"}, {"\xF4\x90\x80\x80", "?"}, {"\xE0\x80\x80", "?"}, {"\xFF\xFE", "??"}};
+    for (size_t i = 0; i < sizeof displays / sizeof displays[0]; i++) {
+        Character u = {{0}, 0, 0};
+        char expected[64] = "";
+        capture();
+        for (const char *c = displays[i].bytes; *c; c++) print_byte(&u, (unsigned char)*c);
+        print_byte(&u, -1);
+        char *text = captured();
+        for (const char *c = displays[i].shown; *c; c++) {
+            if (*c == '?') strcat(expected, "\xEF\xBF\xBD");
+            else strncat(expected, c, 1);
+        }
+        check(strcmp(text, expected) == 0, "text %d is shown as %s", (int)i, text);
+        free(text);
+    }
+}
+
+// Samples in training are only without control characters, be they of two bytes, also in two tokens.
+static void test_sampled_text(void) {
+    static const Display displays[] = {
+        {UNICODE, UNICODE}, {"\x1B[31mx\x07\r\x7F", "[31mx"}, {"\xC2\x9B", "\xC2"},
+        {"\xC2\x9B\x9B", "\xC2"}, {"\xC2\x1B\x80z", "\xC2z"}, {"\xC2\xA0\xC2", "\xC2\xA0\xC2"},
+        {"\x9Bz", "z"}, {"\xC3\x9B", "\xC3\x9B"}};
+    Tokenizer bytes = tokenizer_open(NULL, 256);
+    for (size_t i = 0; i < sizeof displays / sizeof displays[0]; i++) {
+        capture();
+        for (const char *c = displays[i].bytes; *c; c++) print_token(&bytes, (unsigned char)*c);
+        char *text = captured();
+        check(strcmp(text, displays[i].shown) == 0, "text %d is sampled as %s", (int)i, text);
+        free(text);
+    }
+    free(bytes.texts);
+}
+
+// ---- training
+
+// The final model is the same bytes for every policy and number of threads.
+static void test_deterministic(void) {
+    static const struct { const char *threads, *memory, *model; } runs[] = {
+        {"1", "store", "run0/model_00000006.bin"},
+        {"2", "checkpoint", "run1/model_00000006.bin"},
+        {"3", "reverse", "run2/model_00000006.bin"}};
+    for (int i = 0; i < 3; i++) {
+        setenv("OMP_NUM_THREADS", runs[i].threads, 1);
+        check_ok(trainer("-i train0.bin " TINY "--mode midpoint --memory %s -o run%d", runs[i].memory, i));
+        check(same_files(runs[0].model, runs[i].model), "%s with %s threads trains another model",
+              runs[i].memory, runs[i].threads);
+    }
+    unsetenv("OMP_NUM_THREADS");
+}
+
+// What is printed about the time changes nothing, and adds up.
+static void test_profile(void) {
+    char *printed;
+    double share, shares = 0;
+    int status = trainer("-i train0.bin " TINY "--mode midpoint --profile -o profile");
+    check(status == 0 && same_files("run0/model_00000006.bin", "profile/model_00000006.bin"),
+          "--profile trains another model");
+    read_file("stdout", &printed);
+    char *line = strstr(printed, "\nlayer function");
+    if (line) line++;
+    while (line && (line = strchr(line + 1, '\n')) != NULL && sscanf(line, "%*s %*d %*f %lf%%", &share) == 1)
+        shares += share;
+    check(fabs(shares - 100) < 2 && strstr(printed, "matmul_backward") && !strstr(printed, " inf"),
+          "the shares of --profile are %g %%: %s", shares, printed);
+    free(printed);
+}
+
+// Products in bf16 train another model, and the same one whatever the policy.
+static void test_precision(void) {
+    int has_bf16 = layers_bf16(1), both = layers_bf16(0) && has_bf16;
+    int status = trainer("-i train0.bin " TINY "--mode midpoint --precision bf16 -o bf16");
+    check(status == 0 && same_files("run0/model_00000006.bin", "bf16/model_00000006.bin") == !both,
+          "--precision bf16 trains the model of float32");
+    check(has_bf16 || strstr(output, "no products in bf16"), "without bf16: %s", output);
+    status = trainer("-i train0.bin " TINY "--mode midpoint --precision bf16 --memory store -o bf16store");
+    check(status == 0 && same_files("bf16/model_00000006.bin", "bf16store/model_00000006.bin"),
+          "in bf16 store trains another model");
+}
+
+// A model file that is loaded and saved again is the same file, in bf16 too; a baseline has llm.c's layout.
+static void test_model_files(void) {
+    char *x;
+    static const int32_t expected[] = {20240326, 3, 16, 32, 2, 2, 16, 128, 0, 0, 0};
+    const size_t size = 1024 + 4 * (128*16 + 16*16 + 2 * (12*16*16 + 13*16) + 2*16);
+    int status = trainer("-i train0.bin -b 2 -e run0/model_00000006.bin -x 0 -o again");
+    check(status == 0 && same_files("run0/model_00000006.bin", "again/model_00000000.bin"),
+          "loading and saving changed a model: %s", output);
+    check_ok(trainer("-i train0.bin " SMALL "-b 2 --mode baseline -x 0 -o base"));
+    check(trainer("-i train0.bin -b 2 -e run0/model_00000006.bin -x 0 --save bf16 -o half") == 0 &&
+          trainer("-i train0.bin -b 2 -e half/model_00000000.bin -x 0 --save bf16 -o half2") == 0 &&
+          same_files("half/model_00000000.bin", "half2/model_00000000.bin"),
+          "a bf16 model is not what was saved: %s", output);
+    size_t bytes = read_file("base/model_00000000.bin", &x);
+    check(bytes == size && memcmp(x, expected, sizeof expected) == 0, "a baseline is not in llm.c's format");
+    free(x);
+}
+
+// A .txt is read as bytes.
+static void test_bytes(void) {
+    shell("head -c 3000 run0/model_00000006.bin > bytes.txt");
+    check_ok(trainer("-i bytes.txt -e d6 --layers 1 --channels 8 --heads 2 --context 16 -x 2 -s 1 -g 9"));
+    check_ok(trainer("-i bytes.txt -e d6 --layers 2 --channels 8 --heads 2 --context 32 -x 2 -o bytes"));
+}
+
+// ---- the use of a model: its text, its loss, its logits
+
+#define BYTES "-e bytes/model_00000002.bin "
+#define TRAINED "-e run0/model_00000006.bin "
+
+// The text is the same for any number of threads, another for another seed, and ends where the context does.
+static void test_sample(void) {
+    char *x;
+    for (int threads = 1; threads <= 3; threads++) {
+        char n[2] = {(char)('0' + threads), 0};
+        setenv("OMP_NUM_THREADS", n, 1);
+        int status = sampler(BYTES "--prompt ab_cd -g 20 --top-k 9 --temperature 0.8");
+        check(status == 0 && strstr(output, "20 tokens after 5 in"), "%s", output);
+        shell("cp stdout text%d", threads);
+    }
+    unsetenv("OMP_NUM_THREADS");
+    size_t n = read_file("text1", &x);
+    check(n >= 6 && strncmp(x, "ab cd", 5) == 0 && same_files("text1", "text2") &&
+          same_files("text1", "text3"),
+          "the text depends on threads: %s", x);
+    free(x);
+    int status = sampler(BYTES "--prompt ab_cd -g 20 --top-k 9 --temperature 0.8 --seed 5");
+    check(status == 0 && !same_files("text1", "stdout"), "another seed, the same text");
+    status = sampler(BYTES "--prompt abc -g 500");
+    check(status == 0 && strstr(output, "30 tokens after 3 in"), "the context is 32: %s", output);
+    check_ok(trainer("-i bytes.txt -b 1 -x 0 -s 1 -g 500 " BYTES));  // long samples in training
+}
+
+// The loss of an evaluation is the one of the log.
+static void test_evaluate(void) {
+    char *x, *y, number[32] = "";
+    check(trainer(TRAINED "-i train0.bin -j val.bin -b 2 -t 16 -m 2 -x 0 -o eval") == 0 &&
+          evaluator(TRAINED "-j val.bin -b 2 -t 16 -m 2") == 0, "%s", output);
+    read_file("stdout", &x), read_file("eval/log.csv", &y);
+    char *last = y ? strstr(y, "\n0,val,") : NULL;
+    if (last) snprintf(number, sizeof number, "loss %.4f,", atof(last + 7));
+    check(last && x && strstr(x, number), "the evaluation says %s, the log %s", x, number);
+    free(x), free(y);
+}
+
+// Logits in a file are those of the same pass in this process.
+static void test_logits(void) {
+    char *x;
+    check_ok(sampler(TRAINED "-i train0.bin -b 2 -t 16 --head-chunk 10 --logits logits.npy"));
+    size_t n = read_file("logits.npy", &x), size = 128 + 4 * 32 * 32;
+    static const char path[] = "run0/model_00000006.bin";
+    Model m;
+    Data d;
+    memset(&m, 0, sizeof m);
+    m.net = load_model(path, NULL), m.B = 2, m.T = 16, m.chunk = 2, m.head_chunk = 32, m.memory = REVERSE;
+    plan(&m), model_alloc(&m), load_model(path, &m);
+    data_open(&d, "train0.bin"), data_batch(&d, &m, 0, 0, 0);
+    forward(&m), head_logits(&m, 0, 32);
+    double worst = 0;
+    for (int i = 0; i < 32 * 32 && n == size; i++) {
+        float got;
+        act_t want;
+        memcpy(&got, x + 128 + 4 * i, sizeof got);
+        to_host(&want, m.logits + i / 32 * m.net.Vp + i % 32, sizeof want);
+        worst = larger(worst, off((float)want, got));  // a library may multiply 10 tokens otherwise than 32
+    }
+    int head = n == size && memcmp(x, "\x93NUMPY\1\0\x76", 10) == 0 && x[127] == '\n';
+    check(head && strstr(x + 10, "'<f4'") && strstr(x + 10, "(2, 16, 32)") && worst < 1e-6,
+          "--logits: %d bytes, off by %g", (int)n, worst);
+    free(x);
+    model_free(&m), data_close(&d);
+}
+
+// What "abcde" and a byte look like on the terminal; control characters are left out
+static void show_byte(char *text, int byte) {
+    const char *end = byte >= 32 || byte == '\n' || byte == '\t' ? "abcde%c\n" : "abcde\n";
+    if (byte >= 128) end = "abcde\xEF\xBF\xBD\n";
+    snprintf(text, 16, end, byte);
+}
+
+// A prompt's logits are rows of its tokens, and the last one decides what a greedy text begins with.
+static void test_prompt_logits(void) {
+    char *x;
+    float row[256] = {0};
+    int best = 0, said = 0;
+    check_ok(sampler(BYTES "--prompt abcde --logits prompt.npy"));
+    size_t n = read_file("prompt.npy", &x), size = 128 + 4 * 5 * 256;
+    check(n == size && strstr(x + 10, "(1, 5, 256)"), "a prompt's logits have %d bytes", (int)n);
+    if (n == size) memcpy(row, x + 128 + 4 * 4 * 256, sizeof row);
+    free(x);
+    for (int v = 1; v < 256; v++) best = row[v] > row[best] ? v : best;
+    check_ok(sampler(BYTES "--prompt abcde -g 1 --temperature 0"));
+    read_file("stdout", &x);
+    // a library may multiply one token otherwise than five, and round otherwise
+    double least = row[best] - 1e-6 - 2 * rounding * fabs(row[best]);
+    for (int v = 0; v < 256 && x; v++) {
+        char shown[16];
+        if (v != best && (!twin || row[v] < least)) continue;
+        show_byte(shown, v);
+        said |= strcmp(x, shown) == 0;
+    }
+    check(said, "the likeliest byte is %d, the text %s", best, x ? x : "");
+    free(x);
+}
+
+// ---- conversions
+
+// A baseline converted and back is the same file, and the header says what it was converted to.
+static void test_convert(void) {
+    // header: mode, grid, K, stem, shift, a
+    static const struct { const char *flags; int32_t header[6]; } kinds[] = {
+        {"--mode bdia", {6, 18, 0, 2, 4, -1}},
+        {"--mode retrofit --coefficient 1 --fixed-point 2 --stem 1", {5, 18, 2, 1, 0, 16}},
+        {"--mode bdia --coefficient -0.75 --stem 0", {6, 18, 0, 0, 2, -3}}};
+    for (int i = 0; i < 3; i++) {
+        const char *flags = kinds[i].flags;
+        char *x, there[64], back[64], twice[64];
+        int32_t header[17] = {0};
+        snprintf(there, sizeof there, "there%d/model_00000000.bin", i);
+        snprintf(back, sizeof back, "back%d/model_00000000.bin", i);
+        snprintf(twice, sizeof twice, "twice%d/model_00000000.bin", i);
+        check(trainer("-i train0.bin -b 2 -x 0 -e base/model_00000000.bin %s -o there%d", flags, i) == 0 &&
+              trainer("-i train0.bin -b 2 -x 0 -e %s --mode baseline -o back%d", there, i) == 0,
+              "%s", output);
+        check(same_files("base/model_00000000.bin", back), "%s and back is another file", flags);
+        if (read_file(there, &x) > sizeof header) memcpy(header, x, sizeof header);
+        const int32_t got[] = {header[8], header[10], header[11], header[12], header[13], header[16]};
+        check(header[1] == 1003 && memcmp(got, kinds[i].header, sizeof got) == 0,
+              "%s: header %d %d %d %d %d %d", flags, got[0], got[1], got[2], got[3], got[4], got[5]);
+        free(x);
+        check_ok(trainer("-i train0.bin -b 2 -x 0 -e %s -o twice%d", there, i));
+        check(same_files(there, twice), "%s: loading and saving changed the model", flags);
+    }
+}
+
+// A run beside a teacher, in any policy and cut in two, gives the same bytes; it goes on beside no other.
+static void test_teacher(void) {
+    static const char flags[] = "-i train0.bin -j val.bin -e base/model_00000000.bin --distill "
+        "run_base/model_00000006.bin --mode bdia --coefficient 0.25 -b 2 -t 16 -n 2 -v 2 -m 2";
+    check_ok(trainer("-i train0.bin " TINY "--mode baseline -o run_base"));
+    check_ok(trainer("%s -x 4 -o taught", flags));
+    shell("cp -r taught cut_short; rm cut_short/*4.bin");
+    check(trainer("%s -x 4 -o cut_short -y 1 --memory store", flags) == 0 &&
+          same_files("taught/model_00000004.bin", "cut_short/model_00000004.bin") &&
+          same_files("taught/state_00000004.bin", "cut_short/state_00000004.bin") &&
+          same_logs("taught/log.csv", "cut_short/log.csv"), "a run that was cut has other bytes: %s", output);
+    int status = trainer("%s -x 5 -o cut_short -y 1 --loss kl-teacher", flags);
+    check(status == STATUS_USAGE && strstr(output, "--loss kl;"), "another --loss on resuming: %s", output);
+    status = trainer("-i train0.bin -b 2 -t 16 -x 5 -o cut_short -y 1");
+    check(status == STATUS_USAGE && strstr(output, "and --distill"), "no teacher on resuming: %s", output);
+    status = trainer("-i train0.bin -b 2 -t 16 -x 5 -o cut_short -y 1 --distill base/model_00000000.bin");
+    check(status == STATUS_USAGE && strstr(output, "--loss kl and another --distill"),
+          "another teacher on resuming: %s", output);
+    status = trainer("%s -x 5 -o cut_short -y 1 --stem 1", flags);
+    check(status == STATUS_USAGE && strstr(output, "--coefficient 0.25 --stem 2"),
+          "another --stem on resuming: %s", output);
+}
+
+// A model's validation beside its teacher is the log's last rows.
+static void test_compare(void) {
+    double logged[METRICS] = {0}, shown[METRICS] = {-1, -1, -1, -1};
+    static const char *const rows[METRICS] = {
+        "\n4,val,", "\n4,val_teacher,", "\n4,val_kl,", "\n4,val_agreement,"};
+    char *x, *y;
+    read_file("taught/log.csv", &x);
+    for (int i = 0; i < METRICS; i++) {
+        char *at = x ? strstr(x, rows[i]) : NULL;
+        if (at) logged[i] = atof(at + strlen(rows[i]));
+    }
+    check_ok(evaluator("-j val.bin -e taught/model_00000004.bin --distill run_base/model_00000006.bin "
+                       "-b 2 -t 16 -m 2"));
+    read_file("stdout", &y);
+    if (y) sscanf(y, "validation loss %lf,%*[^|]| teacher %lf | KL %lf | same top token %lf",
+                  shown, shown + 1, shown + 2, shown + 3);
+    int losses = fabs(logged[0] - shown[0]) < 1e-4 && fabs(logged[1] - shown[1]) < 1e-4;
+    check(losses && logged[2] > 0 && logged[3] > 0 && fabs(logged[2] - shown[2]) < 1e-3 * logged[2] &&
+          fabs(100 * logged[3] - shown[3]) < 0.01, "the evaluation says %s, the log %s", y, x);
+    free(x), free(y);
+}
+
+// ---- bad input
+
+// An exit status, and exactly one line that contains the word
+typedef struct { int status; const char *word, *flags; } Refusal;
+typedef int (*Program)(const char *flags, ...);
+
+static void check_refusals(Program program, const Refusal *cases) {
+    for (const Refusal *c = cases; c->word; c++) {
+        int status = program("%s", c->flags);
+        check(status == c->status && one_line(c->word),
+              "%s: status %d for %d, one line with \"%s\" expected: %s",
+              c->flags, status, c->status, c->word, output);
+    }
+}
+
+#define ONE_LAYER "-e d6 --layers 1 --channels 8 --heads 1 "
+#define BASE "-e base/model_00000000.bin "
+
+static const Refusal trainer_refusals[] = {
+    // flags and their values
+    {2, "-i", "-e d12"},
+    {2, "no such flag", "-i train0.bin --frobnicate"},
+    {2, "no such flag", "-i train0.bin -r 1"},
+    {2, "others of llm.c", "-i train0.bin -pn 2"},
+    {2, "--help", "-i train0.bin -h 1"},
+    {2, "twice", "-i train0.bin -b 2 -b 4"},
+    {2, "needs a value", "-i train0.bin -b"},
+    {2, "-b 0", "-i train0.bin -b 0"},
+    {2, "-b 4x", "-i train0.bin -b 4x"},
+    {2, "-b 1e3", "-i train0.bin -b 1e3"},
+    {2, "-b 99999999999999999999", "-i train0.bin -b 99999999999999999999"},
+    {2, "-d -5", "-i train0.bin -d -5"},
+    {2, "-l nan", "-i train0.bin -l nan"},
+    {2, "-l 1e999", "-i train0.bin -l 1e999"},
+    {2, "--step-size", "-i train0.bin -e d6 --step-size x"},
+    {2, "float32", "-i train0.bin --precision half"},
+    {2, "flag of ./sample_rev_gpt2", "-e d6 --prompt a"},
+    {2, "flag of ./sample_rev_gpt2", "-e d6 -i train0.bin --logits x.npy"},
+    {2, "./sample_rev_gpt2", "-e d6 -i train0.bin --temperature 1"},
+    {2, "./sample_rev_gpt2", "-e d6 -i train0.bin --top-k 3"},
+    {2, "./eval_rev_gpt2", "-e d6 -j val.bin --eval"},
+    {2, "-y 1 needs -o", "-i train0.bin -y 1"},
+    {2, "needs -o", "-i train0.bin -n 5"},
+    {2, "-x is missing", "-i train0.bin -e d6 -b 1 -t 16 --shuffle"},
+    // networks, streams and shapes
+    {2, "midpoint", "-i train0.bin --mode euler"},
+    {2, "fixed", "-i train0.bin --mode baseline --stream fixed"},
+    {2, "--grid", "-i train0.bin --stream float --grid 20"},
+    {2, "d6, d12", "-i train0.bin -e d7"},
+    {2, "heads", "-i train0.bin -e d6 --heads 5"},
+    {2, "context", "-i train0.bin -e d6 --context 16 -t 32"},
+    {2, "multiple", "-i train0.bin -e d6 -b 2 -t 16 -d 33"},
+    {2, "2^30", "-i train0.bin -e d6 --context 1000000 -b 100000"},
+    {2, "keeps them", "-i train0.bin " TRAINED "--layers 3"},
+    {2, "midpoint network", "-i train0.bin " TRAINED "--mode leapfrog"},
+    // memory
+    {2, "reversed", "-i train0.bin --mode baseline --memory reverse"},
+    {2, "reversed", "-i train0.bin --mode baseline --memory auto"},
+    {2, "--memory auto", "-i train0.bin --budget 1G"},
+    {2, "--budget 1024:", "-i train0.bin --memory auto --budget 1K"},
+    {2, "--budget 3145728:", "-i train0.bin --memory auto --budget 3M"},
+    {2, "--budget 536870912:", "-i train0.bin --memory auto --budget 0.5G"},
+    {2, "K, M or G", "-i train0.bin --memory auto --budget 1T"},
+    {2, "K, M or G", "-i train0.bin --memory auto --budget G"},
+    {2, "K, M or G", "-i train0.bin --memory auto --budget 1GB"},
+    {2, "K, M or G", "-i train0.bin --memory auto --budget -1G"},
+    {2, "K, M or G", "-i train0.bin --memory auto --budget nan"},
+    {3, "out of memory", "-i train0.bin -e d48 --layers 65536 --channels 4096 --heads 64 -b 1 -t 16"},
+    // conversions and teachers
+    {2, "multiple of 1/256", "-i train0.bin --mode bdia --coefficient 0.001"},
+    {2, "as it was", "-i train0.bin --mode bdia --coefficient 0"},
+    {2, "--coefficient 0.06250001:", "-i train0.bin --mode bdia --coefficient 0.06250001"},
+    {2, "--coefficient -1:", "-i train0.bin --mode bdia --coefficient -1"},
+    {2, "--coefficient 1.5", "-i train0.bin --mode bdia --coefficient 1.5"},
+    {2, "is for --mode retrofit", "-i train0.bin --mode bdia --fixed-point 2"},
+    {2, "are for --mode retrofit and bdia", "-i train0.bin --mode midpoint --stem 1"},
+    {2, "are for --mode retrofit and bdia", "-i train0.bin " BASE "--coefficient 1"},
+    {2, "takes 1 to 12", "-i train0.bin --mode retrofit --stem 0"},
+    {2, "takes 0 to 6", "-i train0.bin -e d6 --mode bdia --stem 7"},
+    {2, "every rounding by 16", "-i train0.bin --mode bdia --stream float -t 16"},
+    {2, "bdia has no --step-size", "-i train0.bin --mode bdia --step-size 1"},
+    {2, "midpoint network", "-i train0.bin " TRAINED "--mode bdia"},
+    {1, "no bdia has coefficient 0", "-i train0.bin -e bdia0.bin"},
+    {1, "no bdia has coefficient -16", "-i train0.bin -e bdia1.bin"},
+    {1, "no bdia has coefficient -1 / 2^9", "-i train0.bin -e bdia9.bin"},
+    {2, "--loss kl needs --distill", "-i train0.bin --loss kl"},
+    {1, "No such file", "-i train0.bin --distill nothing.bin"},
+    {2, "a baseline is meant", "-i train0.bin --distill run0/model_00000006.bin"},
+    {2, "but the model has", "-i train0.bin -e d6 --distill base/model_00000000.bin"},
+    {3, "the teacher, --distill",
+     "-e bytes0.bin -i thirty.txt -b 1 -t 16 -x 2 --mode bdia --distill bytes_nan.bin"},
+    // tokens
+    {1, "No such file", "-i nothing.bin"},
+    {1, "?name", "-i a\nname.bin"},
+    {1, "not a regular file", "-i ."},
+    {1, "not a token file", "-i empty.bin"},
+    {1, "not a token file", "-i run0/model_00000006.bin"},
+    {1, "has 0 tokens", "-i empty.txt -b 1 -t 16"},
+    {1, "has 1 tokens", "-i one.txt -b 1 -t 16"},
+    {1, "-5 tokens", "-i negative.bin"},
+    {1, "instead of", "-i short.bin"},
+    {1, "too short", "-i train0.bin -e d6 -b 64 -t 1024"},
+    {1, "a vocabulary of 70000", "-i v70000.bin"},
+    {1, "vocabulary", "-i train0.bin -j other.bin -e d6 -b 1 -t 16"},
+    {1, "but the vocabulary has 6", "-i small.bin " ONE_LAYER "-b 1 -t 16"},
+    {1, "shards.bin has", "-i shard*.bin -e d6 -b 1 -t 16"},
+    {1, "at token 299", "-e d6 --layers 1 -i v300.bin -x 0 -s 1 --tokenizer cut.bin"},
+    {1, "goes on", "-e d6 --layers 1 -i v300.bin -x 0 -s 1 --tokenizer long.bin"},
+    {1, "end of text", "-e d6 --layers 1 -i v300.bin -x 0 -s 1 --tokenizer end.bin"},
+    // models and folders
+    {1, "No such file", "-i train0.bin -e nothing.bin"},
+    {1, "not a regular file", "-i train0.bin -e ./"},
+    {1, "not a model file", "-i train0.bin -e empty.bin"},
+    {1, "not a model file", "-i train0.bin -e train0.bin"},
+    {1, "cannot make", "-i train0.bin " ONE_LAYER "-b 1 -t 16 -o no/such/place"},
+    {1, "not a log", "-i train0.bin " ONE_LAYER "-b 1 -t 16 -y 1 -o foreign"},
+#ifdef TWIN  // what a GPU's kernels do not take
+    {2, "heads of 136 channels", "-i train0.bin -e d6 --layers 1 --channels 136 --heads 1 -b 1 -t 16"},
+    {2, "4104 channels", "-i train0.bin -e d6 --layers 1 --channels 4104 --heads 54 -b 1 -t 16"},
+    {2, "65535 sequences", "-i train0.bin " ONE_LAYER "-b 65536 -t 1 --chunk 65536"},
+    {2, "for the scores of", "-i train0.bin " ONE_LAYER "--context 100000 -b 1 -t 16 -x 0 -s 1 -g 99999"},
+#endif
+    {0, NULL, NULL}};
+
+static const Refusal sampler_refusals[] = {
+    // flags and their values
+    {2, "--prompt is missing", "-e d6"},
+    {2, "-i is missing", "-e d6 --logits x.npy"},
+    {2, "--prompt needs a value", "-e d6 --prompt"},
+    {2, "twice", "-e d6 --prompt a --prompt b"},
+    {2, "no such flag", "-e d6 --prompt a -x 5"},
+    {2, "no such flag", "-e d6 --prompt a -h 1"},
+    {2, "no such flag", "-e d6 --prompt a --distill base/model_00000000.bin"},
+    {2, "no such flag", "-e m.bin --prompt x --memory store"},
+    {2, "./eval_rev_gpt2", "-e d6 --prompt a --eval"},
+    {2, "-g 0", "-e d6 --prompt a -g 0"},
+    {2, "--temperature", "-e d6 --prompt a --temperature -1"},
+    {2, "--top-k", "-e d6 --prompt a --top-k x"},
+    {2, "longer than the context", BYTES "--prompt abcdefghijklmnopqrstuvwxyzabcdefghi"},
+    {2, "longer than the context", TRAINED "-i train0.bin -b 1 -t 17 --logits y.npy"},
+    {2, "midpoint network", TRAINED "--prompt a --mode leapfrog"},
+    // what is read
+    {1, "No such file", "-e nothing.bin --prompt a"},
+    {1, "not a model file", "-e train0.bin --prompt a"},
+    {1, "No such file", "-e d6 -i nothing.bin --logits y.npy"},
+    {1, "too short", BYTES "-i thirty.txt -b 4 -t 16 --logits y.npy"},
+    {1, "its vocabulary has 64", TRAINED "-i other.bin -b 1 -t 16 --logits y.npy"},
+    {1, "--tokenizer says where", TRAINED "--prompt abc"},
+    {1, "No such file", TRAINED "--prompt a --tokenizer nothing.bin"},
+    {1, "not a tokenizer file", TRAINED "--prompt a --tokenizer train0.bin"},
+    {1, "of 300 tokens, but the model has 32", TRAINED "--prompt a --tokenizer tokenizer300.bin"},
+    {3, "logit of token", "-e nan.bin --prompt abc"},
+    {3, "logit of token 0 at position 0", "-e nan.bin --prompt abc --logits nan.npy"},
+    // what is written
+    {1, "is no .npy", TRAINED "-i train0.bin -b 1 -t 16 --logits run0/log.csv"},
+    {1, "not a regular file", TRAINED "-i train0.bin -b 1 -t 16 --logits /dev/null"},
+    {1, "File exists", TRAINED "-i train0.bin -b 1 -t 16 --logits new.npy"},
+    {1, "cannot write", TRAINED "-i train0.bin -b 1 -t 16 --logits no/such/x.npy"},
+    {0, NULL, NULL}};
+
+static const Refusal evaluator_refusals[] = {
+    // flags and their values
+    {2, "-j is missing", "-e d6"},
+    {2, "no such flag", "-e d6 -j val.bin -o nowhere"},
+    {2, "no such flag", "-e m.bin -j val.bin --memory auto --budget 1G"},
+    {2, "a trainer that has it", "-e m.bin -j val.bin --profile"},
+    {2, "flag of ./sample_rev_gpt2", "-e d6 -j val.bin --prompt a"},
+    {2, "longer than the context", TRAINED "-j val.bin -t 17"},
+    {2, "midpoint network", TRAINED "-j val.bin --mode bdia"},
+    {2, "a baseline is meant", TRAINED "-j val.bin --distill run0/model_00000006.bin"},
+    // what is read
+    {1, "No such file", TRAINED "-j nothing.bin"},
+    {1, "No such file", "-e nothing.bin -j val.bin"},
+    {1, "too short", "-e bytes0.bin -j thirty.txt -b 4 -t 16"},
+    {1, "vocabulary", TRAINED "-j other.bin -b 1 -t 16"},
+    {3, "the loss is not a finite number", "-e bytes_nan.bin -j thirty.txt -b 1 -t 16"},
+    {3, "the teacher, --distill", "-e bytes0.bin -j thirty.txt -b 1 -t 16 --distill bytes_nan.bin"},
+    {0, NULL, NULL}};
+
+// Puts a number at one of the places of four bytes that a file has.
+static void patch(const char *name, int slot, int32_t value) {
+    FILE *f = fopen(name, "r+b");
+    fseek(f, 4 * slot, SEEK_SET);
+    (fwrite)(&value, sizeof value, 1, f);
+    fclose(f);
+}
+
+// Files that something is wrong with
+static void make_bad_files(void) {
+    enum { WEIGHTS = 256, NOT_A_NUMBER = 0x7FC00000 };
+    write_tokens("short.bin", 50, 32, 100);
+    write_tokens("other.bin", 500, 64, 500);
+    write_tokens("small.bin", 500, 6, 500);
+    write_tokens("v300.bin", 5000, 300, 5000);
+    write_tokens("v70000.bin", 500, 70000, 500);
+    write_tokens("negative.bin", 500, 32, -5);
+    write_tokens("shards.bin", 100, 32, 100);
+    write_tokens("shards2.bin", 100, 64, 100);
+    write_tokenizer("cut.bin", 299, 0, 300);
+    write_tokenizer("long.bin", 301, 0, 300);
+    write_tokenizer("end.bin", 300, 300, 300);
+    shell(": > empty.bin; : > empty.txt; printf x > one.txt; "
+          "printf 12345678901234567890123456789 > thirty.txt");
+    // models of bytes with a weight that is NaN, and a baseline without
+    shell("cp bytes/model_00000002.bin nan.bin");
+    patch("nan.bin", WEIGHTS, NOT_A_NUMBER);
+    check_ok(trainer("-i bytes.txt -e d6 --layers 2 --channels 8 --heads 2 --context 32 --mode baseline -x 0 "
+                     "-o bytes_base"));
+    shell("cp bytes_base/model_00000000.bin bytes0.bin; cp bytes0.bin bytes_nan.bin");
+    patch("bytes_nan.bin", WEIGHTS, NOT_A_NUMBER);
+    // the coefficient of a bdia network is 0, -16 or -1 / 2^9: its numerator is slot 16, its shift slot 13
+    shell("for i in 0 1 9; do cp there0/model_00000000.bin bdia$i.bin; done");
+    patch("bdia0.bin", 16, 0);
+    patch("bdia1.bin", 16, -16);
+    patch("bdia9.bin", 13, 9);
+    // a file that another program is writing, and a log of something else
+    shell(": > new.npy.tmp; mkdir foreign; echo a,b,c > foreign/log.csv");
+}
+
+static void test_refusals(void) {
+    make_bad_files();
+    check_refusals(trainer, trainer_refusals);
+    check_refusals(sampler, sampler_refusals);
+    check_refusals(evaluator, evaluator_refusals);
+    shell("! ls | grep nan.npy");  // logits that are no numbers leave no file, half-way or whole
+}
+
+// A run that blows up says where; what it saved before computes.
+static void test_blowing_up(void) {
+    char *x = NULL;
+    int status = trainer("-i train0.bin " SMALL "-b 2 -t 16 -n 1 --mode baseline "
+                         "-l 1000 -c 1000 -x 50 -o nan");
+    check(status == STATUS_NUMBERS && strstr(output, "step ") && read_file("nan/log.csv", &x) > 0,
+          "a run that blows up ended with %d: %s", status, output);
+    free(x);
+    status = trainer("-i train0.bin " SMALL "-b 2 -t 16 --mode midpoint -l 1000 -c 1000 -x 50");
+    check(status == STATUS_NUMBERS && strstr(output, "grid"),
+          "streams that leave the range ended with %d: %s", status, output);
+    status = trainer("-i train0.bin " SMALL "-l 1 -c 1000 -x 30 -nk 1 -n 1 -o blow");
+    check(status == STATUS_NUMBERS, "a run that blows up ended with %d: %s", status, output);
+    for (int i = 1; i < 30; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "blow/model_%08d.bin", i);
+        if (read_file(name, &x) > 0)
+            check(trainer("-i train0.bin -j val.bin -b 4 -e %s -x 0", name) == 0,
+                  "%s does not compute: %s", name, output);
+        free(x);
+    }
+}
+
+// The disk is full, or read-only, from any file operation on: one line, status 1; what was saved is whole.
+static void test_full_disk(void) {
+    static const char flags[] = "-i train0.bin " TINY "--mode leapfrog -o disk";
+    int operation, status = STATUS_DATA;
+    for (operation = 1; status == STATUS_DATA && operation < 200; operation += brief ? 11 : 1) {
+        shell("rm -rf disk");
+        status = dying_trainer(FULL + operation, 0, "%s", flags);
+        if (status == 0) break;
+        check(status == STATUS_DATA && one_line("cannot write"),
+              "a disk full from operation %d on ended with %d: %s", operation, status, output);
+        check(trainer("%s -y 1", flags) == 0, "after a disk full from operation %d on it did not resume: %s",
+              operation, output);
+        check(operation == 1 || same_files("disk/model_00000006.bin", "firstdisk.bin"),
+              "a disk full from operation %d on changed the result", operation);
+        if (operation == 1) shell("cp disk/model_00000006.bin firstdisk.bin");
+    }
+    check(status == 0 && operation > 20, "only %d file operations", operation);
+}
+
+// Whoever reads the output goes away: the step is finished and saved. The folder vanishes: it cannot be.
+static void test_vanishing(void) {
+    shell("%s --trainer 0 -i train0.bin " SMALL "-b 2 -t 16 -x 9000 -n 0 -o pipe 2> stderr | "
+          "head -n 3 > /dev/null; test -e pipe/state_0000*.bin && grep -q 'its reader has gone' stderr",
+              self);
+    shell("(i=0; while [ ! -e gone/model_00000003.bin ] && [ $((i += 1)) -lt 3000 ]; do sleep 0.01; done; "
+          "mv gone went) &");
+    int status = trainer("-i train0.bin " SMALL "-b 2 -t 16 -x 9000 -n 1 -o gone");
+    check(status == STATUS_DATA && one_line("cannot write"), "a folder that vanished ended with %d: %s",
+          status, output);
+}
+
+// Not where a sanitizer or a driver reserves more, or a GPU's memory is meant
+#if !defined(__SANITIZE_ADDRESS__) && !defined(TWIN)
+#define HAS_ADDRESS_LIMIT
+// Less address space than the plan is said before anything is allocated.
+static void test_little_memory(void) {
+    shell("ulimit -v 1000000; %s --trainer 0 -i train0.bin -e d24 -b 16 -t 16 2> stderr > stdout; "
+          "test $? = 3 && grep -q 'the machine has 0.9' stderr", self);
+}
+#endif
+
+// A model that was changed or broken is not read, nor do two runs share a folder.
+static void test_foreign_files(void) {
+    shell("cp -r run0 forged; cp run0/model_00000002.bin forged/model_00000006.bin");
+    int status = trainer("-i train0.bin " TINY "--mode midpoint -y 1 -o forged");
+    check(status == STATUS_DATA && strstr(output, "checksum"), "another step's model resumed with %d: %s",
+          status, output);
+    shell("mkdir busy");
+    int lock = open("busy", O_RDONLY);
+    flock(lock, LOCK_EX);
+    status = trainer("-i train0.bin " TINY "-o busy");
+    check(status == STATUS_DATA && strstr(output, "another run"), "a folder in use was taken: %d %s",
+          status, output);
+    close(lock);
+    status = trainer("-x 1 -i train0.bin -e d6 -t 16 -o run0");
+    check(status == STATUS_USAGE, "a folder of another run was taken");
+    for (int cut = 0; cut < 2; cut++) {
+        shell("cp run0/model_00000006.bin broken.bin");
+        damage("broken.bin", cut ? 3000 : 13, cut);
+        status = trainer("-i train0.bin -e broken.bin -b 2 -x 1");
+        check(status == STATUS_DATA, "a broken model ended with %d: %s", status, output);
+    }
+}
+
+// ---- dying and resuming
+
+// The trainer dies at one file operation after the other and is resumed; the run that was never cut stays in
+// the folder `kept`.
+static void check_dying(const char *variant, int first) {
+    char flags[512];
+    int died = 1, operation;
+    snprintf(flags, sizeof flags, "-i train*.bin -j val.bin " TINY "%s", variant);
+    check_ok(trainer("%s -o whole", flags));
+    for (operation = first; died && operation < 500; operation += brief ? 17 : 1) {
+        shell("rm -rf cut");
+        died = dying_trainer(operation, 0, "%s -o cut", flags) == 256 + SIGKILL;
+        if (!died) break;
+        check(trainer("%s -o cut -y 1", flags) == 0, "after dying at file operation %d it did not resume: %s",
+              operation, output);
+        check(same_files("whole/model_00000006.bin", "cut/model_00000006.bin") &&
+              same_files("whole/state_00000006.bin", "cut/state_00000006.bin"),
+              "%s: dying at file operation %d changed the result", variant, operation);
+        check(same_logs("whole/log.csv", "cut/log.csv"), "%s: dying at file operation %d changed the log",
+              variant, operation);
+    }
+    check(operation > 40 && !died, "only %d file operations could be interrupted", operation);
+    // Ctrl-C: the step is finished and saved
+    shell("rm -rf cut");
+    int status = dying_trainer(-12, 0, "%s -o cut", flags);
+    check(status == STATUS_INTERRUPTED && one_line("interrupted after step"), "Ctrl-C ended with %d: %s",
+          status, output);
+    check(trainer("%s -o cut -y 1", flags) == 0 &&
+          same_files("whole/model_00000006.bin", "cut/model_00000006.bin") &&
+          same_logs("whole/log.csv", "cut/log.csv"), "Ctrl-C changed the result");
+    shell("rm -rf cut kept; mv whole kept");
+}
+
+static void test_dying(void) {
+    char *x;
+    check_dying("--mode midpoint-a --shuffle --save bf16", 1);
+    check_dying("--mode leapfrog -d 64 -nk 1", 6);
+    // a run that only wrote its initial model can be resumed as well
+    static const char flags[] =
+        "-i train*.bin -j val.bin " SMALL "-b 2 -n 2 -v 3 -m 2 --mode leapfrog -d 64 -nk 1";
+    check(trainer("%s -x 0 -o zero", flags) == 0 && trainer("%s -x 6 -o zero -y 1", flags) == 0 &&
+          same_files("kept/model_00000006.bin", "zero/model_00000006.bin") &&
+          same_logs("kept/log.csv", "zero/log.csv"), "-x 0 and resuming is not one run: %s", output);
+    check(read_file("kept/model_00000004.bin", &x) == 0 && read_file("kept/model_00000006.bin", &x) > 0,
+          "-nk 1 keeps another number of checkpoints");
+    free(x);
+}
+
+// A longer run in `whole`, cut in `cut`: its flags, its last step and what that leaves
+static char long_run[256], whole_model[64], cut_model[64], cut_state[64];
+static int last_step;
+
+// Killed at random moments
+static void test_killed(void) {
+    static const char shape[] = SMALL "-b 2 -t 16 -nk 2";
+    last_step = brief ? 64 : 400;
+    snprintf(long_run, sizeof long_run, "-i train*.bin %s --mode hamiltonian -x %d -n 7", shape, last_step);
+    snprintf(whole_model, sizeof whole_model, "whole/model_%08d.bin", last_step);
+    snprintf(cut_model, sizeof cut_model, "cut/model_%08d.bin", last_step);
+    snprintf(cut_state, sizeof cut_state, "cut/state_%08d.bin", last_step);
+    double start = seconds();
+    check_ok(trainer("-i train0.bin %s -x 0", shape));
+    int start_ms = (int)(1000 * (seconds() - start));  // a GPU's processes take their time to begin
+    start = seconds();
+    check_ok(trainer("%s -o whole", long_run));
+    int kills = 0, run_ms = (int)(1000 * (seconds() - start)) - start_ms;
+    uint64_t seed = (uint64_t)time(NULL);
+    printf("  killed at random with seed %" PRIu64 "\n", seed);
+    for (int i = 0; i < (brief ? 2 : 5); i++) {
+        int milliseconds = 1 + start_ms + (int)(random_uniform(seed, 0, (uint64_t)i) * run_ms / 3);
+        kills += dying_trainer(0, milliseconds, "%s -o cut -y 1", long_run) == 256 + SIGKILL;
+    }
+    check_ok(trainer("%s -o cut -y 1", long_run));
+    check(kills > 0, "no run was killed");
+    check(same_files(whole_model, cut_model) && same_logs("whole/log.csv", "cut/log.csv"),
+          "being killed %d times changed the result", kills);
+}
+
+// The bytes that --plan says are needed in all
+static double planned(const char *memory) {
+    char *x;
+    check_ok(trainer("%s -o planned --memory %s --plan", long_run, memory));
+    read_file("stdout", &x);
+    char *total = x ? strstr(x, "\ntotal ") : NULL;
+    double bytes = total ? atof(total + 7) : 0;
+    free(x);
+    return bytes;
+}
+
+// Policy and budget may change on resuming, what shapes the arithmetic may not.
+static void test_changed_flags(void) {
+    double least = planned("reverse"), most = planned("store");
+    shell("rm -rf cut; cp -r whole cut; rm %s %s", cut_model, cut_state);
+    check(trainer("%s -o cut -y 1 --memory checkpoint", long_run) == 0 && same_files(whole_model, cut_model),
+          "another policy changed the result");
+    shell("rm %s %s", cut_model, cut_state);
+    int status = trainer("%s -o cut -y 1 --memory auto --budget %.0f", long_run, floor((least + most) / 2));
+    check(least < most && status == 0 && same_files(whole_model, cut_model),
+          "--memory auto between %.0f and %.0f bytes changed the result: %s", least, most, output);
+    status = trainer("%s -o planned --memory auto --budget %.0f", long_run, floor(least / 2));
+    check(status == STATUS_USAGE && one_line("are needed"), "half of what is needed is enough: %d, %s",
+          status, output);
+    int has_bf16 = layers_bf16(1), both = layers_bf16(0) && has_bf16;
+    status = trainer("%s -o cut -y 1 --precision %s", long_run, precision_names[both || !has_bf16]);
+    check(status == (both ? STATUS_USAGE : STATUS_OK) && (both || strstr(output, "no products in")),
+          "another --precision on resuming ended with %d: %s", status, output);
+    check(trainer("%s -o cut -y 1 --chunk 1", long_run) == STATUS_USAGE, "another --chunk on resuming");
+    check(trainer("%s -o cut -y 1 --grid 18", long_run) == STATUS_USAGE, "another --grid on resuming");
+    check(trainer("%s -o cut", long_run) == STATUS_USAGE, "checkpoints would have been overwritten");
+}
+
+// A state or model that is not what was saved is not resumed: what is done to it, $S and $M, beside an older
+// state, $B; and a word of the line that says so
+static void test_damaged_files(void) {
+    static const struct { const char *command, *word; } states[] = {
+        {"cp $M $S", "not a state file"}, {": > $S", "not a state file"},
+        {"truncate -s 700 $S", "not a state file"}, {"truncate -s 5000 $S", "5000 bytes"},
+        {"echo >> $S", "bytes"}, {"cp $B $S", "and step"}};
+    for (size_t i = 0; i < sizeof states / sizeof states[0]; i++) {
+        shell("rm -rf cut; cp -r whole cut; M=%s S=%s B=cut/state_%08d.bin; %s", cut_model, cut_state,
+              (last_step - 1) / 7 * 7, states[i].command);
+        int status = trainer("%s -o cut -y 1", long_run);
+        check(status == STATUS_DATA && one_line(states[i].word), "%s: %d, %s",
+              states[i].command, status, output);
+    }
+    shell("rm -rf cut; cp -r whole cut");
+    damage(cut_state, 5000, 0);
+    check(trainer("%s -o cut -y 1", long_run) == STATUS_DATA && strstr(output, "checksum"),
+          "a corrupt state was taken: %s", output);
+    damage(cut_model, 5000, 1);
+    check(trainer("%s -o cut -y 1", long_run) == STATUS_DATA && strstr(output, "bytes"),
+          "a truncated model was taken: %s", output);
+}
+
+// ---- what is run
+
+enum { SHORT, ALL };
+static const Word words[] = {{"short", SHORT}, {"brief", ALL}, {NULL, 0}};
+
+static const Test tests[] = {
+    {"what is read", "batches", test_batches, SHORT},
+    {"what is read", "checkpoints", test_checkpoints, SHORT},
+#ifndef TWIN
+    {"what is read", "container", test_container, SHORT},
+#endif
+    {"text", "encoding", test_encoding, SHORT},
+    {"text", "words", test_words, SHORT},
+    {"text", "terminal", test_terminal, SHORT},
+    {"text", "sampled-text", test_sampled_text, SHORT},
+    {"training", "deterministic", test_deterministic, SHORT},
+    {"training", "profile", test_profile, SHORT},
+    {"training", "precision", test_precision, SHORT},
+    {"training", "model-files", test_model_files, SHORT},
+    {"training", "bytes", test_bytes, SHORT},
+    {"the use of a model", "sample", test_sample, SHORT},
+    {"the use of a model", "evaluate", test_evaluate, SHORT},
+    {"the use of a model", "logits", test_logits, SHORT},
+    {"the use of a model", "prompt-logits", test_prompt_logits, SHORT},
+    {"conversions", "convert", test_convert, SHORT},
+    {"conversions", "teacher", test_teacher, SHORT},
+    {"conversions", "compare", test_compare, SHORT},
+    {"bad input", "refusals", test_refusals, ALL},
+    {"bad input", "blowing-up", test_blowing_up, ALL},
+    {"bad input", "full-disk", test_full_disk, ALL},
+    {"bad input", "vanishing", test_vanishing, ALL},
+#ifdef HAS_ADDRESS_LIMIT
+    {"bad input", "little-memory", test_little_memory, ALL},
+#endif
+    {"bad input", "foreign-files", test_foreign_files, ALL},
+    {"dying and resuming", "dying", test_dying, ALL},
+    {"dying and resuming", "killed", test_killed, ALL},
+    {"dying and resuming", "changed-flags", test_changed_flags, ALL},
+    {"dying and resuming", "damaged-files", test_damaged_files, ALL},
+    {NULL, NULL, NULL, 0}};
+
+// A test that is named is run after those whose files it uses, which stand before it in the table of tests.
+static const struct { const char *test, *uses; } files[] = {
+    {"profile", "deterministic"}, {"precision", "deterministic"}, {"model-files", "deterministic"},
+    {"bytes", "deterministic"}, {"evaluate", "deterministic"}, {"logits", "deterministic"},
+    {"foreign-files", "deterministic"},
+    {"sample", "bytes"}, {"prompt-logits", "bytes"},
+    {"convert", "model-files"}, {"teacher", "model-files"}, {"compare", "teacher"},
+    {"refusals", "encoding"}, {"refusals", "bytes"}, {"refusals", "convert"},
+    {"changed-flags", "killed"}, {"damaged-files", "killed"}};
+
+static void choose_files(void) {
+    for (int i = sizeof tests / sizeof tests[0] - 2; i >= 0; i--)
+        for (size_t j = 0; j < sizeof files / sizeof files[0]; j++) {
+            if (!chosen[i] || strcmp(files[j].test, tests[i].name) != 0) continue;
+            for (int k = 0; k < i; k++) chosen[k] |= strcmp(files[j].uses, tests[k].name) == 0;
+        }
+}
+
+int main(int argc, char **argv) {
+    static char folder[] = "/tmp/rev_gpt2_test_XXXXXX";
+    if (argc > 2 && strcmp(argv[1], "--trainer") == 0) {
+        die_at_operation = atoi(argv[2]);
+        argv[2] = argv[0];
+        return rev_gpt2_main(argc - 2, argv + 2);
+    }
+    if (argc > 1 && strcmp(argv[1], "--sampler") == 0) {
+        argv[1] = argv[0];
+        return sample_main(argc - 1, argv + 1);
+    }
+    if (argc > 1 && strcmp(argv[1], "--evaluator") == 0) {
+        argv[1] = argv[0];
+        return eval_main(argc - 1, argv + 1);
+    }
+    find_self(argv[0]);
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    choose_tests(tests, words, argc, argv);
+    choose_files();
+    for (int i = 1; i < argc; i++) brief |= strcmp(argv[i], "brief") == 0;
+    if (!mkdtemp(folder) || chdir(folder) != 0) die(STATUS_DATA, "cannot make %s", folder);
+    write_tokens("train0.bin", 700, 32, 700);
+    write_tokens("train1.bin", 450, 32, 450);
+    write_tokens("val.bin", 300, 32, 300);
+    for (const Test *t = tests; t->name; t++)
+        if (chosen[t - tests]) run_test(t);
+    shell("rm -rf %s", folder);
+    return report();
+}
