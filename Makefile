@@ -34,6 +34,7 @@ CFLAGS ?= -O3
 # contraction to FMA is allowed everywhere or nowhere, so that equal expressions give equal bits; no -ffast-math, it hides NaN
 instead_of_profile = $(if $(PROFILE),dev/bench/profile.h,$(if $(STREAMS),dev/tutorial/streams.h))
 PROFILED = $(if $(instead_of_profile),-DREV_GPT2_PROFILE='"$(instead_of_profile)"')
+CHOICES = -DREV_GPT2_CHOICES='"dev/eval/choices.h"'
 ALL_CFLAGS = -std=gnu11 $(CFLAGS) $(ARCH) $(SIMD) -fno-math-errno -ffp-contract=fast -Wall -Wextra -Wno-unknown-pragmas -Wno-pass-failed $(PROFILED) $(SAN)
 
 ROOT := $(dir $(lastword $(MAKEFILE_LIST)))
@@ -57,19 +58,19 @@ EMULATE_FLAGS = -x c++ -std=c++17 -O2 -U_FORTIFY_SOURCE -DEMULATE $(FP32) -inclu
 
 all: train_rev_gpt2 sample_rev_gpt2 eval_rev_gpt2
 
-train_rev_gpt2: train_rev_gpt2.c
+train_rev_gpt2: train_rev_gpt2.c dev/eval/choices.h
 	@echo 'OpenMP: $(or $(strip $(OPENMP)),none: one thread (on macOS `brew install libomp` gives more))'
-	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
+	$(CC) $(ALL_CFLAGS) $(CHOICES) -o $@ $< $(LDFLAGS) -lm
 
 sample_rev_gpt2: dev/sample/sample.c dev/network_flags.h train_rev_gpt2.c
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
-eval_rev_gpt2: dev/eval/eval.c dev/network_flags.h train_rev_gpt2.c
+eval_rev_gpt2: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h train_rev_gpt2.c
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
 # The mathematics, in float32 and in double precision; and the program
 MATHEMATICS = test_rev_gpt2.c dev/test/check.h dev/sample/sample.c train_rev_gpt2.c dev/bench/profile.h
-PROGRAM = dev/test/program.c dev/test/check.h dev/sample/sample.c dev/eval/eval.c dev/network_flags.h train_rev_gpt2.c dev/bench/profile.h
+PROGRAM = dev/test/program.c dev/test/check.h dev/sample/sample.c dev/eval/eval.c dev/eval/choices.h dev/network_flags.h train_rev_gpt2.c dev/bench/profile.h
 
 test_rev_gpt2: $(MATHEMATICS)
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm

@@ -33,6 +33,7 @@ import atexit
 import bisect
 import collections
 import contextlib
+import errno
 import fcntl
 import functools
 import glob
@@ -116,6 +117,10 @@ def tokenizer_file(enc):
 # ---------------------------------------------------------------------------------------------------------------------
 # files
 
+# What some file systems answer where a folder is synced; files are, all the same.
+CANNOT_SYNC_FOLDERS = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EROFS}
+
+
 @contextlib.contextmanager
 def trying(to, path, hint):
     try:
@@ -144,7 +149,11 @@ def save(out, record, files={}):
                 os.replace(path + ".tmp", path)
         with writing(out):
             folder = os.open(out, os.O_RDONLY)
-            os.fsync(folder)  # a rename is on the disk only once its folder is
+            try:
+                os.fsync(folder)  # a rename is on the disk only once its folder is
+            except OSError as e:
+                if e.errno not in CANNOT_SYNC_FOLDERS:
+                    raise
             os.close(folder)
     finally:
         for path in paths:  # after a success there is none left

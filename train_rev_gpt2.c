@@ -1157,16 +1157,19 @@ static double seconds(void) {
 
 // ---- losses
 
-// The mean of a metric over the batch. Reading it waits for all that was asked for before: it is read last.
-static double mean_of(const Model *m, enum Metric metric) {
+// Adds a metric of the batch's tokens to `sum`, one after the other: sums over batches do not depend on how
+// these are cut. Reading it waits for all that was asked for before: it is read last.
+static double add_metric(double sum, const Model *m, enum Metric metric) {
     size_t N = (size_t)m->B * (size_t)m->T;
     real_t *values = (real_t *)malloc(N * sizeof(real_t));
-    double total = 0;
     if (!values) die(STATUS_NUMBERS, "out of memory for the losses of %zu tokens", N);
     to_host(values, m->losses + (size_t)metric * N, N * sizeof(real_t));
-    for (size_t i = 0; i < N; i++) total += values[i];
+    for (size_t i = 0; i < N; i++) sum += values[i];
     free(values);
-    return total / (double)N;
+    return sum;
+}
+static double mean_of(const Model *m, enum Metric metric) {
+    return add_metric(0, m, metric) / ((double)m->B * m->T);
 }
 
 static double objective_of(const Model *m) {
@@ -1266,25 +1269,40 @@ static void init_parameters(Model *m, uint64_t seed) {
 
 // ---- data: shards of tokens, read in order as llm.c does or at random offsets as nanoGPT does
 
+enum { GPT2_V = 50257 };  // the vocabulary of files that name none
 typedef struct {
     char *path;
-    int fd, width;         // width: bytes a token
+    int width;             // bytes a token
     int64_t start, count;  // of the tokens in the file
 } Shard;
-typedef struct { glob_t files; Shard *shards; int shard_count, V; } Data;
+typedef struct {
+    glob_t files;
+    Shard *shards;
+    int shard_count, V;
+    const Shard *current;  // the one that is open, or NULL: there may be more than files a process may open
+    int fd;
+} Data;
 
-// Opens s->path, a .txt of bytes or llm.c's token file; returns its vocabulary.
-static int shard_open(Shard *s) {
+static int shard_fd(Data *d, const Shard *s) {
+    if (d->current == s) return d->fd;
+    if (d->current) close(d->fd);
+    d->fd = open(s->path, O_RDONLY | O_NONBLOCK);  // a pipe without a writer would block
+    if (d->fd < 0) die(STATUS_DATA, "%s: %s", s->path, strerror(errno));
+    d->current = s;
+    return d->fd;
+}
+
+// Looks into s->path, a .txt of bytes or llm.c's token file; returns its vocabulary.
+static int shard_check(Shard *s, int fd) {
     struct stat st;
     int32_t header[256];
     size_t length = strlen(s->path);
-    s->fd = open(s->path, O_RDONLY | O_NONBLOCK);  // a pipe without a writer would block
-    if (s->fd < 0 || fstat(s->fd, &st) != 0) die(STATUS_DATA, "%s: %s", s->path, strerror(errno));
+    if (fstat(fd, &st) != 0) die(STATUS_DATA, "%s: %s", s->path, strerror(errno));
     if (!S_ISREG(st.st_mode)) die(STATUS_DATA, "%s: not a regular file", s->path);
     s->width = 1;
     s->count = st.st_size;
     if (length > 4 && strcmp(s->path + length - 4, ".txt") == 0) return 256;
-    if (pread(s->fd, header, sizeof header, 0) != sizeof header || header[0] != 20240520 || header[1] != 1)
+    if (pread(fd, header, sizeof header, 0) != sizeof header || header[0] != 20240520 || header[1] != 1)
         die(STATUS_DATA, "%s: not a token file (256 int32, the first 20240520 and 1, then uint16) nor a .txt",
             s->path);
     s->width = 2;
@@ -1293,10 +1311,11 @@ static int shard_open(Shard *s) {
     if (s->count < 0 || st.st_size != s->start + 2 * s->count)
         die(STATUS_DATA, "%s: its header says %" PRId64 " tokens, but it has %" PRId64 " bytes instead of "
             "%" PRId64, s->path, s->count, (int64_t)st.st_size, s->start + 2 * s->count);
-    return header[3] ? header[3] : 50257;
+    return header[3] ? header[3] : GPT2_V;
 }
 
 static int within(int x, int least, int most) { return x >= least && x <= most; }
+static int or_else(int flag, int otherwise) { return flag ? flag : otherwise; }  // 0: not given
 static void data_open(Data *d, const char *pattern) {
     if (glob(pattern, GLOB_NOCHECK, NULL, &d->files) != 0)
         die(STATUS_DATA, "%s: cannot be searched for", pattern);
@@ -1307,7 +1326,7 @@ static void data_open(Data *d, const char *pattern) {
     for (int i = 0; i < d->shard_count; i++) {
         Shard *s = &d->shards[i];
         s->path = d->files.gl_pathv[i];
-        int V = shard_open(s);
+        int V = shard_check(s, shard_fd(d, s));
         if (!within(V, 1, 65536))
             die(STATUS_DATA, "%s: a vocabulary of %d; 1 to 65536 is possible", s->path, V);
         if (d->V && d->V != V)
@@ -1317,30 +1336,31 @@ static void data_open(Data *d, const char *pattern) {
 }
 
 static void data_close(Data *d) {
-    for (int i = 0; i < d->shard_count; i++) close(d->shards[i].fd);
+    if (d->current) close(d->fd);
     if (d->shards) globfree(&d->files);
     free(d->shards);
 }
 
-// How many places a batch (in order) or a sequence (shuffled) can begin at, with a target after its end
-static int64_t places(const Shard *s, int B, int T, int shuffle) {
-    if (shuffle) return s->count > T ? s->count - T : 0;
-    return s->count > 0 ? (s->count - 1) / ((int64_t)B * T) : 0;
+// How many sequences of T tokens a shard has, with a target after their end: one after the other, or shuffled
+// at any place
+static int64_t sequences_in(const Shard *s, int T, int shuffle) {
+    if (s->count <= T) return 0;
+    return shuffle ? s->count - T : (s->count - 1) / T;
 }
-static int64_t all_places(const Data *d, int B, int T, int shuffle) {
+static int64_t sequences_of(const Data *d, int T, int shuffle) {
     int64_t sum = 0;
-    for (int i = 0; i < d->shard_count; i++) sum += places(&d->shards[i], B, T, shuffle);
+    for (int i = 0; i < d->shard_count; i++) sum += sequences_in(&d->shards[i], T, shuffle);
     return sum;
 }
 
 // Tokens [position, position + n] of a shard: the first n to inputs, the last n to targets.
-static void read_sequence(const Data *d, const Shard *s, int64_t position, int n, int *inputs, int *targets) {
+static void read_sequence(Data *d, const Shard *s, int64_t position, int n, int *inputs, int *targets) {
     enum { PIECE = 4096 };
     unsigned char raw[2 * (PIECE + 1)];
     for (int i = 0; i < n; i += PIECE) {
         int count = smaller_of(PIECE, n - i);
         size_t bytes = (size_t)(count + 1) * (size_t)s->width;
-        if (pread(s->fd, raw, bytes, s->start + (position + i) * s->width) != (ssize_t)bytes)
+        if (pread(shard_fd(d, s), raw, bytes, s->start + (position + i) * s->width) != (ssize_t)bytes)
             die(STATUS_DATA, "%s: cannot read token %" PRId64 ": was the file cut?", s->path, position + i);
         for (int j = 0; j <= count; j++) {
             int token = s->width == 1 ? raw[j] : raw[2*j] | raw[2*j + 1] << 8;
@@ -1361,32 +1381,36 @@ static void set_batch(Model *m, const int *inputs, const int *targets) {
     if (m->order) layers_order(m->order, inputs, N);
 }
 
-// Batch number `index`, read whole before any of it goes to the device.
-static void data_batch(const Data *d, Model *m, uint64_t index, int shuffle, uint64_t seed) {
-    uint64_t room = (uint64_t)all_places(d, m->B, m->T, shuffle), B = (uint64_t)m->B, draw = index;
+// The batch whose first sequence has the number `first`, read whole before any of it goes to the device
+static void data_batch(Data *d, Model *m, uint64_t first, int shuffle, uint64_t seed) {
+    uint64_t room = (uint64_t)sequences_of(d, m->T, shuffle), B = (uint64_t)m->B;
     size_t T = (size_t)m->T, N = (size_t)m->B * T;
     int *inputs = (int *)malloc(2 * N * sizeof(int)), *targets = inputs + N;
     if (!inputs) die(STATUS_NUMBERS, "out of memory for a batch of %zu tokens", N);
     for (size_t b = 0; b < B; b++) {
-        if (shuffle) draw = random_bits(seed, RANDOM_BATCHES, index * B + b);
-        int64_t place = (int64_t)(draw % room), here;
+        uint64_t number = shuffle ? random_bits(seed, RANDOM_BATCHES, first + b) : first + b;
+        int64_t place = (int64_t)(number % room), here;
         const Shard *s = d->shards;
-        for (; place >= (here = places(s, m->B, m->T, shuffle)); s++) place -= here;
-        if (!shuffle) place = (place * m->B + (int64_t)b) * m->T;
-        read_sequence(d, s, place, m->T, inputs + b * T, targets + b * T);
+        for (; place >= (here = sequences_in(s, m->T, shuffle)); s++) place -= here;
+        read_sequence(d, s, shuffle ? place : place * m->T, m->T, inputs + b * T, targets + b * T);
     }
     set_batch(m, inputs, targets);
     free(inputs);
 }
 
-static void data_check(const Data *d, const char *pattern, int V, int B, int T, int shuffle) {
-    if (d->V != V) die(STATUS_DATA, "%s: its vocabulary has %d tokens, the model's %d", pattern, d->V, V);
-    if (all_places(d, B, T, shuffle) > 0) return;
-    int64_t longest = 0, needed = shuffle ? T : (int64_t)B * T;
+// Tokens of a smaller vocabulary suit a model that only pads it, such as GPT-2's 50257 one of 50304.
+static int vocabulary_suits(int of_tokens, int V) {
+    return of_tokens <= V && (of_tokens + 127) / 128 == (V + 127) / 128;
+}
+
+static void data_check(const Data *d, const char *pattern, int V, int T) {
+    int64_t longest = 0;
+    if (!vocabulary_suits(d->V, V))
+        die(STATUS_DATA, "%s: its vocabulary has %d tokens, the model's %d", pattern, d->V, V);
     for (int i = 0; i < d->shard_count; i++)
         if (d->shards[i].count > longest) longest = d->shards[i].count;
-    die(STATUS_DATA, "%s: too short, the longest file has %" PRId64 " tokens; -b %d -t %d takes %" PRId64
-        " and one more", pattern, longest, B, T, needed);
+    if (longest <= T) die(STATUS_DATA,
+        "%s: too short, the longest file has %" PRId64 " tokens; -t %d takes %d", pattern, longest, T, T + 1);
 }
 
 // ---- files: the model in llm.c's format, the optimizer's state beside it. A file is written aside, synced
@@ -1434,11 +1458,15 @@ static void output_open(Output *o, const char *path, int of_run) {
 static void output_write(Output *o, const void *data, size_t bytes) {
     if (fwrite(data, 1, bytes, o->file) != bytes) output_failed(o);
 }
+// Whether a file system cannot do what was asked, for a directory: that is no failure to write.
+static int unsupported(int error) {
+    return error == EINVAL || error == ENOSYS || error == ENOTSUP || error == EOPNOTSUPP || error == EROFS;
+}
 static void output_close(Output *o) {
     if (fflush(o->file) != 0 || fsync(fileno(o->file)) != 0) output_failed(o);
     if (fclose(o->file) != 0 || rename(o->aside, o->path) != 0) output_failed(o);
     int directory = open(o->directory, O_RDONLY);  // the rename itself must survive a power cut
-    if (directory < 0 || fsync(directory) != 0) output_failed(o);
+    if (directory < 0 || (fsync(directory) != 0 && !unsupported(errno))) output_failed(o);
     close(directory);
 }
 
@@ -1625,24 +1653,27 @@ static void save_state(const Model *m, const char *directory, int step, const Ru
     output_close(&o);
 }
 
-// A resumed run must be what the state's was.
+// A resumed run must be what the state's was, but for how a step's sequences are cut into micro-batches.
 static void check_run(const Run *was, const Run *run, const char *path) {
-    static const char *const teachers[2][2] = {  // with one then, with one now
-        {"", " and no --distill"}, {" and --distill", " and another --distill"}};
-    const char *teacher = was->teacher == run->teacher ? "" : teachers[was->teacher != 0][run->teacher != 0];
-    int known = within(was->objective, CROSS_ENTROPY, KL_TEACHER);
-    if (was->objective != run->objective || was->teacher != run->teacher)
-        die(STATUS_USAGE, "%s was trained with --loss %s%s; resume with the same", path,
-            objective_names[known ? was->objective : 0], teacher);
-    if (was->precision != run->precision)
-        die(STATUS_USAGE, "%s was trained %s", path, was->precision ?
-            "with --precision bf16; resume so, on a processor that has it" :
-            "in float32; resume without --precision bf16");
-    if (memcmp(was, run, sizeof *was) != 0)
-        die(STATUS_USAGE, "%s was saved with -b %d -t %d --chunk %d --head-chunk %d --seed %d -a %d "
-            "--save %s%s and %d micro-batches a step; resume with the same",
-            path, was->B, was->T, was->chunk, was->head_chunk, was->seed, was->overfit != 0,
-            precision_names[was->bf16 != 0], was->shuffle ? " --shuffle" : ", no --shuffle", was->accumulate);
+    const char *shuffle = was->shuffle ? "--shuffle" : "no --shuffle";
+    const char *teacher = was->teacher ? "--distill" : "no --distill";
+    if (was->teacher && run->teacher && was->teacher != run->teacher) teacher = "another --distill";
+    Run same = *was;
+    if (was->B != run->B && (int64_t)was->B * was->accumulate == (int64_t)run->B * run->accumulate) {
+        same.B = run->B;
+        same.accumulate = run->accumulate;
+        same.chunk = run->chunk;
+        same.head_chunk = run->head_chunk;
+    }
+    int named = within(was->objective, CROSS_ENTROPY, KL_TEACHER);
+    if (memcmp(&same, run, sizeof same) != 0)
+        die(STATUS_USAGE, "%s was saved with -b %d -t %d, %d micro-batches a step, -a %d --seed %d --save %s "
+            "--precision %s --loss %s --chunk %d --head-chunk %d, %s, %s; resume with the same", path, was->B,
+            was->T, was->accumulate, was->overfit != 0, was->seed, precision_names[was->bf16 != 0],
+            precision_names[was->precision != 0], objective_names[named ? was->objective : 0], was->chunk,
+            was->head_chunk, shuffle, teacher);
+    if (was->B != run->B)
+        printf("-b %d, not %d: the same sequences, but other bits from here on\n", run->B, was->B);
 }
 
 // Reads what save_state wrote, after the model beside it has been read.
@@ -1738,10 +1769,10 @@ static FILE *log_open(const char *directory, int step) {
 typedef unsigned char Text[256];                       // of a token: its length, then its bytes
 typedef struct { int V, eot; Text *texts; } Tokenizer;  // eot: the token between documents, or -1
 
-// Reads llm.c's gpt2_tokenizer.bin, which must have V tokens. With path NULL a token is a byte, or if V is
+// Reads llm.c's gpt2_tokenizer.bin, which must suit V tokens. With path NULL a token is a byte, or if V is
 // not 256 has no text; GPT-2's end of text is known all the same.
 static Tokenizer tokenizer_open(const char *path, int V) {
-    Tokenizer z = {V, V == 50257 ? 50256 : -1, (Text *)calloc((size_t)V, sizeof(Text))};
+    Tokenizer z = {V, vocabulary_suits(GPT2_V, V) ? GPT2_V - 1 : -1, (Text *)calloc((size_t)V, sizeof(Text))};
     int32_t header[256];
     if (!z.texts) die(STATUS_NUMBERS, "out of memory for a tokenizer of %d tokens", V);
     for (int i = 0; i < V && V == 256; i++) {
@@ -1751,13 +1782,14 @@ static Tokenizer tokenizer_open(const char *path, int V) {
     if (!path) return z;
     FILE *f = open_input(path, header, TOKENIZER_MAGIC, "tokenizer file");
     if (!within(header[1], 1, 2)) die(STATUS_DATA, "%s: version %d; 1 and 2 can be read", path, header[1]);
-    if (header[2] != V) die(STATUS_DATA, "%s: of %d tokens, but the model has %d", path, header[2], V);
+    if (header[2] < 1 || !vocabulary_suits(header[2], V))
+        die(STATUS_DATA, "%s: of %d tokens, but the model has %d", path, header[2], V);
     if (header[1] == 2) z.eot = header[3];  // version 1 does not say
     if (!within(z.eot, -1, V - 1)) die(STATUS_DATA, "%s: its end of text is token %d of %d", path, z.eot, V);
-    for (int i = 0; i < V; i++) {
+    for (int i = 0; i < header[2]; i++) {
         unsigned char *text = z.texts[i];
         if (fread(text, 1, 1, f) != 1 || !text[0] || fread(text + 1, 1, text[0], f) != text[0])
-            die(STATUS_DATA, "%s: ends early, or is corrupt, at token %d of %d", path, i, V);
+            die(STATUS_DATA, "%s: ends early, or is corrupt, at token %d of %d", path, i, header[2]);
     }
     if (fgetc(f) != EOF) die(STATUS_DATA, "%s: goes on after its last token", path);
     fclose(f);
@@ -1885,24 +1917,31 @@ static void check_numbers(const Model *m, int step, double loss, double drift) {
             "the memory or the program is faulty", step, drift);
 }
 
+// Set by a signal. What takes long looks at it after every batch.
+static volatile sig_atomic_t interrupted;
+
 // How many means a validation has: the loss, and with a teacher what compares the two
 static int metrics_of(const Model *m) { return m->has_teacher ? METRICS : LOSS + 1; }
 
-// The means over the validation batches. Returns how many batches these are.
-static int validate(Model *m, const Data *d, double means[METRICS]) {
-    int objective = m->objective, batches = (int)fmin((double)all_places(d, m->B, m->T, 0), 1 << 30);
-    if (opt.val_batches) batches = smaller_of(batches, opt.val_batches);
+// The means over -m validation batches, or all, whose last may be shorter. Returns how many sequences these
+// are.
+static int64_t validate(Model *m, Data *d, double means[METRICS]) {
+    const int objective = m->objective, B = m->B;
+    int64_t count = sequences_of(d, m->T, 0), wanted = (int64_t)opt.val_batches * B;
+    if (wanted && wanted < count) count = wanted;
     if (objective == KL_TEACHER) m->objective = KL;  // one divergence to compare runs by
     memset(means, 0, METRICS * sizeof *means);
-    for (int i = 0; i < batches; i++) {
+    for (int64_t i = 0; i < count && !interrupted; i += B) {
+        m->B = (int)fmin(B, (double)(count - i));
         data_batch(d, m, (uint64_t)i, 0, 0);
         forward(m);
         head(m, 0);
-        for (int metric = LOSS; metric < metrics_of(m); metric++)
-            means[metric] += mean_of(m, (enum Metric)metric) / batches;
+        for (int k = LOSS; k < metrics_of(m); k++) means[k] = add_metric(means[k], m, (enum Metric)k);
     }
+    for (int k = LOSS; k < metrics_of(m); k++) means[k] /= (double)count * m->T;
+    m->B = B;
     m->objective = objective;
-    return batches;
+    return count;
 }
 
 static void print_comparison(const Model *m, const double means[METRICS]) {
@@ -1916,6 +1955,7 @@ static void validate_step(Job *j) {
     static const char *const splits[METRICS] = {"val", "val_teacher", "val_kl", "val_agreement"};
     double means[METRICS];
     validate(&j->m, &j->val, means);
+    if (interrupted) return;
     check_numbers(&j->m, j->step, means[LOSS], NAN);
     printf("step %5d/%d | validation loss %.4f", j->step, j->total, means[LOSS]);
     print_comparison(&j->m, means);
@@ -1927,7 +1967,7 @@ static void sample_step(Job *j) {
     int token = first_token(&j->z);
     uint64_t seed = (uint64_t)j->run.seed, series = (uint64_t)j->step << 32;
     printf("--- sample after step %d\n", j->step);
-    for (int i = 0; i < j->m.cache_tokens; i++) {
+    for (int i = 0; i < j->m.cache_tokens && !interrupted; i++) {
         const float *logits = next_logits(&j->m, &token, 1, i);
         token = draw_token(logits, j->z.V, random_uniform(seed, RANDOM_SAMPLES, series | (uint64_t)i));
         if (token == j->z.eot) break;
@@ -1948,31 +1988,34 @@ static void save_step(Job *j) {
     save_checkpoint(m, opt.out, j->step, &j->run, opt.keep);
 }
 
-// The gradients of an optimizer step, over all its micro-batches. Returns its loss; *drift: the largest.
-static double step_gradients(Job *j, double *drift) {
+// The gradients of an optimizer step, over all its micro-batches, its loss, and the largest drift. Returns
+// whether that was not interrupted.
+static int step_gradients(Job *j, double *loss, double *drift) {
     const Run *run = &j->run;
-    double loss = 0, off;
+    const uint64_t sequences = (uint64_t)run->B * (uint64_t)run->accumulate;
+    uint64_t first = run->overfit ? 0 : (uint64_t)j->step * sequences;
+    double off;
+    *loss = 0;
     *drift = NAN;
     device_zero(j->m.grads, parameter_count(&j->m.net) * sizeof(real_t));
-    for (int i = 0; i < run->accumulate; i++) {
-        uint64_t batch = (uint64_t)i;
-        if (!run->overfit) batch += (uint64_t)j->step * (uint64_t)run->accumulate;
+    for (int i = 0; i < run->accumulate; i++, first += (uint64_t)run->B) {
+        if (interrupted) return 0;
         profile("(reading)", 0, 0);
-        data_batch(&j->data, &j->m, batch, run->shuffle, (uint64_t)run->seed);
-        loss += forward_backward(&j->m, 1.0 / run->accumulate, &off) / run->accumulate;
+        data_batch(&j->data, &j->m, first, run->shuffle, (uint64_t)run->seed);
+        *loss += forward_backward(&j->m, 1.0 / run->accumulate, &off) / run->accumulate;
         *drift = fmax(*drift, off);  // either may be NAN
     }
-    return loss;
+    return 1;
 }
 
-// One optimizer step; prints its line and logs it.
+// One optimizer step; prints its line and logs it. An interrupt between its batches leaves all as it was.
 static void train_step(Job *j) {
     static double slow;  // a running mean of the seconds a step takes, for the time left
     Model *m = &j->m;
     int divergence = m->objective != CROSS_ENTROPY;
-    double start = seconds(), rate = learning_rate(j->step, j->total), drift;
+    double start = seconds(), rate = learning_rate(j->step, j->total), loss, drift;
     profile_step(1);
-    double loss = step_gradients(j, &drift);
+    if (!step_gradients(j, &loss, &drift)) return;
     j->step++;
     check_numbers(m, j->step, loss, drift);
     double norm = update(m, rate, opt.beta1, opt.beta2, opt.decay, j->step);
@@ -1996,9 +2039,8 @@ static void train_step(Job *j) {
     fprintf(j->csv, ",%zu\n", device_peak_bytes());
 }
 
-static volatile sig_atomic_t interrupted;
 static void on_interrupt(int signal_number) {
-    static const char notice[] = "\nfinishing this step; once more ends at once\n";
+    static const char notice[] = "\nfinishing this batch; once more ends at once\n";
     (void)signal_number;
     interrupted = 1;
     (void)!write(1, notice, sizeof notice - 1);
@@ -2013,6 +2055,16 @@ static void catch_signals(void) {
     sigaction(SIGTERM, &action, NULL);
     signal(SIGPIPE, SIG_IGN);  // who reads the output may end first: train notices, and nothing is lost
 }
+
+// `make` puts dev/eval/choices.h here, which answers questions every -v steps.
+#ifdef REV_GPT2_CHOICES
+#include REV_GPT2_CHOICES
+#else
+#define CHOICES_OPTION
+#define choices_begin(m) ((void)0)
+#define choices_step(j) ((void)0)
+#define choices_end() ((void)0)
+#endif
 
 // Whether what happens every so many steps, and at the end, happens after this one. Never if every is 0.
 static int due(int every, int step, int end) { return every > 0 && (end || step % every == 0); }
@@ -2030,10 +2082,13 @@ static void train(Job *j) {
     printf("\n");
     if (began > j->total)
         printf("-x %d: the checkpoint is further than that already, at step %d\n", j->total, began);
+    if (began < j->total && opt.warmup >= j->total)
+        printf("-u %d: the warm-up takes all %d steps, and never reaches -l\n", opt.warmup, j->total);
     for (;;) {
         int step = j->step, fresh = step > saved, end = step >= j->total;
-        if (fresh && opt.val[0] && due(opt.val_every, step, end)) validate_step(j);
-        if (fresh && due(opt.sample_every, step, end)) sample_step(j);
+        if (fresh && !interrupted && opt.val[0] && due(opt.val_every, step, end)) validate_step(j);
+        if (fresh && !interrupted && due(opt.val_every, step, end)) choices_step(j);
+        if (fresh && !interrupted && due(opt.sample_every, step, end)) sample_step(j);
         if (j->csv && fflush(j->csv) != 0) cannot("write", log_path(opt.out));
         end |= interrupted || fflush(stdout) != 0;
         if (fresh && j->csv && (end || (step > 0 && due(opt.save_every, step, 0)))) {
@@ -2129,6 +2184,7 @@ static const Option options[] = {
     {"--seed", INTEGER, &opt.seed, "1337", 0, 2147483647, "of weights, coefficients a_k, batches, samples"},
     {"--shuffle", SWITCH, &opt.shuffle, "0", 0, 0, "sequences from random offsets; else in order"},
     {"--save", TYPE_NAME, &opt.save, "float32", 0, 0, "type of the parameters in model files"},
+    CHOICES_OPTION
     PROFILE_OPTION
     {"--plan", SWITCH, &opt.plan, "0", 0, 0, "print where every byte would go, and end"},
     {"--tokenizer", STRING, &opt.tokenizer, "", 0, 0,
@@ -2230,8 +2286,6 @@ static void print_help(const Option *table, int count, const char *usage) {
 
 // ---- from the flags to a network
 
-static int or_else(int flag, int otherwise) { return flag ? flag : otherwise; }  // 0: not given
-
 // The network that the flags describe, when it starts from scratch.
 static Config scratch_config(int V) {
     const int *shape = NULL;
@@ -2319,7 +2373,7 @@ static const char *find_tokenizer(int V) {
     static char beside[PATH + 32];
     const char *slash = strrchr(opt.train, '/');
     if (opt.tokenizer[0]) return opt.tokenizer;
-    if (V != 50257) return NULL;
+    if (!vocabulary_suits(GPT2_V, V)) return NULL;
     snprintf(beside, sizeof beside, "%.*s%s", slash ? (int)(slash - opt.train + 1) : 0, opt.train, here);
     if (access(beside, F_OK) == 0) return beside;
     return access(here, F_OK) == 0 ? here : NULL;
@@ -2428,12 +2482,19 @@ static int choose_shape(Model *m) {
     return or_else(opt.tokens, tokens) / tokens;
 }
 
+static void warn(const char *line) {
+    fprintf(stderr, "%.*s: %s\n", (int)strcspn(program, " "), program, line);
+}
+
 // Makes -o, or takes it from others until the process ends; nothing of another run will be overwritten there.
 static void claim_directory(int from) {
     if (mkdir(opt.out, 0777) != 0 && errno != EEXIST) cannot("make", opt.out);
     int lock = open(opt.out, O_RDONLY | O_DIRECTORY);
     if (lock < 0) cannot("open", opt.out);
-    if (flock(lock, LOCK_EX | LOCK_NB) != 0) die(STATUS_DATA, "%s is in use by another run", opt.out);
+    if (flock(lock, LOCK_EX | LOCK_NB) != 0) {
+        if (errno == EWOULDBLOCK) die(STATUS_DATA, "%s is in use by another run", opt.out);
+        warn("-o: its file system has no locks, so nothing keeps a second run out of it");
+    }
     Checkpoints c = find_checkpoints(opt.out);
     if (!opt.resume && (c.models || access(log_path(opt.out), F_OK) == 0))
         die(STATUS_USAGE, "%s already holds a run: -y 1 resumes it, or choose another -o", opt.out);
@@ -2444,10 +2505,6 @@ static void claim_directory(int from) {
 }
 
 // ---- from the flags to the end
-
-static void warn(const char *line) {
-    fprintf(stderr, "%.*s: %s\n", (int)strcspn(program, " "), program, line);
-}
 
 // Products in --precision, or else, where it cannot be had, in the other one. Returns which.
 static int choose_precision(void) {
@@ -2470,7 +2527,7 @@ static void choose_job(Job *j) {
     if (opt.val[0]) data_open(&j->val, opt.val);
     j->from = opt.resume ? find_checkpoints(opt.out).last : -1;
     if (j->from > 0) j->step = j->from;
-    m->net = choose_network(or_else(j->data.V, or_else(j->val.V, 50257)), j->from);
+    m->net = choose_network(or_else(j->data.V, or_else(j->val.V, GPT2_V)), j->from);
     m->training = 1;
     if (opt.sample_every) j->z = tokenizer_open(find_tokenizer(m->net.V), m->net.V);
     choose_teacher(m);
@@ -2506,12 +2563,13 @@ static void print_job(const Job *j) {
 // Checks the data against the network, and counts the steps.
 static void choose_steps(Job *j) {
     Model *m = &j->m;
-    data_check(&j->data, opt.train, m->net.V, m->B, m->T, opt.shuffle);
-    if (opt.val[0]) data_check(&j->val, opt.val, m->net.V, m->B, m->T, 0);
+    data_check(&j->data, opt.train, m->net.V, m->T);
+    if (opt.val[0]) data_check(&j->val, opt.val, m->net.V, m->T);
+    choices_begin(m);
     j->total = opt.steps;
     if (opt.steps >= 0) return;
-    int64_t epoch = opt.shuffle ? 0 : all_places(&j->data, m->B, m->T, 0) / j->run.accumulate;
-    if (epoch < 1) die(STATUS_USAGE, "-x is missing: how many steps? "
+    int64_t epoch = sequences_of(&j->data, m->T, 0) / ((int64_t)m->B * j->run.accumulate);
+    if (epoch < 1 || opt.shuffle) die(STATUS_USAGE, "-x is missing: how many steps? "
         "There is no once through the tokens with --shuffle, or if -d is more than all");
     j->total = (int)fmin((double)epoch, MAX_STEPS);
 }
@@ -2542,16 +2600,27 @@ static int finish(void) {
     return STATUS_OK;
 }
 
+static void on_illegal_instruction(int signal_number) {
+    static const char line[] = "rev_gpt2: built for another processor; make -B builds it for this one\n";
+    (void)signal_number, (void)!write(2, line, sizeof line - 1);
+    _exit(STATUS_USAGE);
+}
+
 // What a program begins with: its flags, out of a table. Whether they ask for help or the version alone
 static int begin(const Option *table, int count, const char *usage, int argc, char **argv) {
     program = usage;
     for (int fd = 0; fd <= 2;) fd = open("/dev/null", O_RDWR);  // no file of ours becomes a closed stdout
     signal(SIGXFSZ, SIG_IGN);  // a file that may not grow fails like a full disk
+    signal(SIGILL, on_illegal_instruction);
     parse_options(table, count, argc, argv);
     if (opt.help) print_help(table, count, usage);
     if (opt.version) printf("rev_gpt2 0.1\n");
     return opt.help || opt.version;
 }
+
+#if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
+#error "-Ofast and -ffast-math assume that no number is NaN, and reorder sums: build with -O3"
+#endif
 
 // GNU's OpenMP lets a thread that waits spin for milliseconds, which makes two programs on the same cores 30
 // times slower. It reads how long before main; so where the environment does not say, the program sets it and
@@ -2583,6 +2652,7 @@ int rev_gpt2_main(int argc, char **argv) {
     }
     data_close(&j.data);
     data_close(&j.val);
+    choices_end();
     free(j.z.texts);
     return finish();
 }

@@ -1,7 +1,9 @@
 /*
-eval.c: how well a model predicts a text. It prints the loss, with the trainer's network and validation.
+eval.c: how well a model predicts a text, and how often it chooses the right answer, with the trainer's
+network and validation.
 
     ./eval_rev_gpt2 -e model.bin -j tokens.bin                     the loss of each token, and its perplexity
+    ./eval_rev_gpt2 -e model.bin --choices piqa.bin                the accuracy on dev/eval/choices.py's files
     ./eval_rev_gpt2 -e gpt2.bin -j tokens.bin --mode bdia --distill gpt2.bin
                                                                    beside a teacher: how near the two are
 
@@ -11,6 +13,9 @@ included itself.
 #ifndef REV_GPT2_INCLUDED  // by another program of its kind
 #define REV_GPT2_INCLUDED
 #define REV_GPT2_NO_MAIN
+#ifndef REV_GPT2_CHOICES
+#define REV_GPT2_CHOICES "dev/eval/choices.h"
+#endif
 #ifdef TWIN
 #include "../../train_rev_gpt2.cu"
 #else
@@ -24,6 +29,8 @@ static const Option eval_options[] = {
     {"-e", STRING, &opt.start, "d12", 0, 0, "a model file; or an untrained network: d6 d12 d24 d36 d48"},
     {"-j", STRING, &opt.val, "", 0, 0,
      "tokens: a file or a pattern in quotes (.bin of llm.c, or .txt for bytes)"},
+    CHOICES_OPTION
+    {"--csv", STRING, &asked.csv, "", 0, 0, "write the log-likelihoods of all choices to this file"},
     {"-b", INTEGER, &opt.B, "4", 1, 1 << 24, "sequences a batch"},
     {"-t", INTEGER, &opt.T, "0", 1, 1 << 24, "tokens a sequence; 0: the context"},
     {"-m", INTEGER, &opt.val_batches, "20", 0, 1e9, "batches, if there are that many; 0: all"},
@@ -36,8 +43,9 @@ enum { EVAL_OPTIONS = sizeof eval_options / sizeof eval_options[0] };
 static void check_eval_options(void) {
     if (strlen(opt.start) > PATH - 64 || strlen(opt.distill) > PATH - 64)
         die(STATUS_USAGE, "-e or --distill: a name of over %d bytes", PATH - 64);
-    if (!opt.val[0]) die(STATUS_USAGE,
-        "-j is missing: the tokens to evaluate on, a .bin of llm.c or a .txt; --help lists the flags");
+    if (!opt.val[0] && !asked.pattern[0]) die(STATUS_USAGE, "-j is missing: the tokens to evaluate on, a "
+        ".bin of llm.c or a .txt; or --choices; --help lists the flags");
+    if (strlen(asked.csv) > PATH - 64) die(STATUS_USAGE, "--csv: a name of over %d bytes", PATH - 64);
 }
 
 // ---- from the flags to the end
@@ -53,13 +61,62 @@ static void load_networks(Model *m) {
     load_model(opt.distill, &teacher);
 }
 
-static void evaluate(Model *m, const Data *d) {
+static void evaluate(Model *m, Data *d) {
     double means[METRICS];
-    int batches = validate(m, d, means);
+    int64_t sequences = validate(m, d, means);
     check_numbers(m, 0, means[LOSS], NAN);
     printf("validation loss %.4f, perplexity %.2f, ", means[LOSS], exp(means[LOSS]));
-    printf("%d batches of -b %d times -t %d, %s", batches, m->B, m->T, network_flags(&m->net));
+    printf("%" PRId64 " sequences of -t %d, %s", sequences, m->T, network_flags(&m->net));
     print_comparison(m, means);
+}
+
+// Every completion's score, as the numbers behind the accuracies
+static void write_scores(const Model *m) {
+    char line[PATH + 256];
+    Output o;
+    output_open(&o, asked.csv, 0);
+    snprintf(line, sizeof line, "file,question,completion,tokens,characters,loglikelihood,label%s\n",
+             m->has_teacher ? ",teacher" : "");
+    output_write(&o, line, strlen(line));
+    for (const Choices *c = asked.files; c < asked.files + asked.count; c++)
+        for (int i = 0; i < c->count; i++) {
+            const Completion *x = &c->all[i];
+            int q = x->question, in_question = i - c->first[q];
+            int length = snprintf(line, sizeof line, "\"%s\",%d,%d,%d,%d,%.6f,%d", c->path, q, in_question,
+                                  x->ending, x->characters, x->score[0], c->labels[q]);
+            if (m->has_teacher) snprintf(line + length, sizeof line - (size_t)length, ",%.6f", x->score[1]);
+            strcat(line, "\n");
+            output_write(&o, line, strlen(line));
+        }
+    output_close(&o);
+}
+
+static void print_file(const char *name, const Accuracy *a, const Model *m) {
+    printf("%s: ", name);
+    print_accuracy(a);
+    if (m->has_teacher) printf(", as the teacher chooses %.2f%%, log-likelihoods %.3g apart",
+                               100 * a->same / a->questions, a->apart / a->completions);
+    printf("\n");
+}
+
+static void evaluate_choices(const Model *m) {
+    Accuracy all = {0, 0, 0, 0, 0, 0};
+    Model teacher = teacher_of(m);
+    const double start = seconds();
+    teacher.has_teacher = 0;
+    for (int i = 0; i < asked.count; i++) {
+        Choices *c = &asked.files[i];
+        Accuracy a = {0, 0, 0, 0, 0, 0};
+        choices_score(m, c, 0);
+        if (m->has_teacher) choices_score(&teacher, c, 1);
+        check_numbers(m, 0, c->all[0].score[0], NAN);
+        add_accuracy(&a, c);
+        add_accuracy(&all, c);
+        print_file(c->path, &a, m);
+    }
+    if (asked.count > 1) print_file("all", &all, m);
+    fprintf(stderr, "%.1f questions/s\n", all.questions / (seconds() - start));
+    if (asked.csv[0]) write_scores(m);
 }
 
 // The whole program; returns the exit status.
@@ -72,16 +129,19 @@ int eval_main(int argc, char **argv) {
     if (begin(eval_options, EVAL_OPTIONS, "eval_rev_gpt2 -e MODEL -j TOKENS [flags]", argc, argv))
         return finish();
     check_eval_options();
-    data_open(&d, opt.val);
-    m.net = choose_network(or_else(d.V, 50257), -1);
+    if (opt.val[0]) data_open(&d, opt.val);
+    m.net = choose_network(or_else(d.V, GPT2_V), -1);
     choose_teacher(&m);
     choose_shape(&m);
     choose_precision();
-    data_check(&d, opt.val, m.net.V, m.B, m.T, 0);
+    if (opt.val[0]) data_check(&d, opt.val, m.net.V, m.T);
+    choices_begin(&m);
     load_networks(&m);
-    evaluate(&m, &d);
+    if (opt.val[0]) evaluate(&m, &d);
+    if (asked.count) evaluate_choices(&m);
     model_free(&m);
     data_close(&d);
+    choices_end();
     return finish();
 }
 

@@ -1,7 +1,7 @@
 /*
 fuzz.c: what a broken or hostile file, or any command line, must not do to train_rev_gpt2.c, sample/sample.c or
-eval/eval.c. A libFuzzer harness; run.sh builds it with -DTARGET= tokens, model, state, tokenizer, flags, sample or eval,
-and runs it.
+eval/eval.c. A libFuzzer harness; run.sh builds it with -DTARGET= tokens, model, state, tokenizer, flags, sample, eval
+or choices, and runs it.
 
 It includes all three programs. The end of the program becomes a jump back, files are one file in memory whatever their
 name, and all that the trainer holds is written down. So after each input it is known whether the program would have
@@ -171,6 +171,7 @@ static void write_seed(const char *name, const void *bytes, size_t size) {
 #define globfree(g) (void)(g)
 #define rename(from, to) 0
 #define access(path, mode) (strlen(path) % 2 ? 0 : -1)
+#define REV_GPT2_CHOICES "dev/eval/choices.h"
 #define SAMPLE_NO_MAIN
 #include "../sample/sample.c"
 #define EVAL_NO_MAIN
@@ -220,21 +221,23 @@ static void fuzz_tokens(const uint8_t *bytes, size_t size) {
     int shuffle = how >> 8 & 1;
     uint64_t index;
     memcpy(&index, size >= 32 ? bytes + 24 : (const uint8_t *)"\0\0\0\0\0\0\0", 8);
+    memset(&d, 0, sizeof d);
     memset(&m, 0, sizeof m);
     m.T = 1 + (int)(T < 16000 ? T % 16 : T - 10000), m.B = m.T > 16 ? 1 : 1 + (int)(how >> 4 & 7);
     glob_count = 1 + (int)(how & 3) % 3;
     for (int i = 0; i < glob_count; i++) globbed[i] = (char *)names[i + (how >> (12 + i) & 1) * 4];
     may_end_with = STATUS_DATA;
     data_open(&d, "*");
-    data_check(&d, "*", how >> 9 & 1 ? 50257 : d.V, m.B, m.T, shuffle);
+    data_check(&d, "*", how >> 9 & 1 ? 50257 : d.V, m.T);
     size_t n = (size_t)m.B * (size_t)m.T;
     m.inputs = (int *)ours(n * sizeof(int)), m.targets = (int *)ours(n * sizeof(int));
     whole = !(how >> 10 & 1);
     if (!whole) put_file(bytes, size / 2);
     for (int k = 0; k < (m.T > 16 ? 1 : 3); k++) {
         data_batch(&d, &m, index + (uint64_t)k, shuffle, index);
-        int in_order = !shuffle && glob_count == 1 && d.shards[0].width == 2;
-        check_batch(d.V, in_order ? bytes + 1024 + 2*n * (size_t)((index + (uint64_t)k) % (uint64_t)all_places(&d, m.B, m.T, 0)) : NULL);
+        uint64_t room = (uint64_t)sequences_of(&d, m.T, 0), first = (index + (uint64_t)k) % room;
+        int in_order = !shuffle && glob_count == 1 && d.shards[0].width == 2 && first + (uint64_t)m.B <= room;
+        check_batch(d.V, in_order ? bytes + 1024 + 2 * (uint64_t)m.T * first : NULL);
     }
     data_close(&d);
 }
@@ -351,9 +354,9 @@ static void check_encode(const Tokenizer *z, const char *text) {
         if (n < 1 || (size_t)n > length - i) fail("a word of no length, or beyond the text");
     }
     may_end_with = STATUS_DATA;
-    int count = encode(&x, prompt, tokens);
+    int count = encode(&x, prompt, 0, tokens);
     may_end_with = STATUS_OK;
-    free(x.next);
+    free(x.slots);
     for (int i = 0; i < count; at += (size_t)token_length(z, tokens[i++]))
         if (tokens[i] < 0 || tokens[i] >= z->V || tokens[i] == z->eot || token_length(z, tokens[i]) < 1 ||
             (size_t)token_length(z, tokens[i]) > length - at ||
@@ -582,6 +585,52 @@ static void seeds_eval(void) {
         "-e fourteen-b.bin -j x --mode bdia --coefficient -0.0625 --stem 1 --distill teacher.bin -t 3", "-e d6 -j x --mode midpoint-a --step-size 0.5",
         "-e m.bin -j x --stream fixed --grid 19 --chunk 2 --head-chunk 5", "-e d6 -j x --mode retrofit --fixed-point 3 --stream float"};
     write_lines(lines, sizeof lines / sizeof *lines, eval_options, EVAL_OPTIONS);
+}
+
+// ---- files of choices; header words 5 to 7 are the model that they are for
+
+static void fuzz_choices(const uint8_t *bytes, size_t size) {
+    Choices c;
+    may_end_with = STATUS_DATA;
+    choices_open(&c, "choices.bin");
+    const uint16_t *end = c.words + (size - 1024) / 2;
+    memset(&m, 0, sizeof m);
+    m.T = 1 + (int)((uint32_t)word(bytes, size, 5) % 9), m.B = 4, m.chunk = 2, m.net.NH = 2;
+    m.net.V = word(bytes, size, 6) == 1 ? 50304 : c.V;
+    choices_fit(&c, &m);
+    may_end_with = STATUS_OK;
+    if (c.first[c.questions] != c.count) fail("completions are lost");
+    for (int i = 0; i < c.count; i++) {
+        const Completion *x = &c.all[i];
+        if (x->context < 1 || x->ending < 1 || x->inputs > m.T || x->inputs != x->context + x->ending - 1) fail("a wrong completion");
+        if (x->before < c.words || x->before + x->context > end || x->after < c.words || x->after + x->ending > end) fail("tokens beyond the file");
+        for (int k = 0; k <= x->inputs; k++)
+            if (token_of(x, k) >= c.V) fail("a token beyond the vocabulary");
+        c.all[i].score[0] = i % 7;
+    }
+    Accuracy a = {0, 0, 0, 0, 0, 0};
+    add_accuracy(&a, &c);
+    if (a.questions != c.questions || a.right > a.questions) fail("a wrong accuracy");
+    choices_close(&c);
+}
+static void seeds_choices(void) {
+    for (int i = 0; i < 6; i++) {
+        struct { int32_t header[256]; uint16_t words[256]; } f = {{20240522, 2 - i % 2, 3, 0, i == 2 ? 300 : 0, i, i == 4}, {0}};
+        uint16_t *at = f.words;
+        for (int q = 0; q < 3; q++) {
+            uint16_t *begin = at;
+            *at++ = 65535, *at++ = 0, *at++ = (uint16_t)(i % 2 ? q : 0), *at++ = 1, *at++ = 2;
+            if (i % 2) *at++ = 2, *at++ = 40, *at++ = 41;
+            for (int k = 0; k < 2; k++) {
+                *at++ = (uint16_t)(i % 2 ? 1 + k : 3 + k);
+                if (i % 2 == 0) *at++ = 2, *at++ = 9, *at++ = 40, *at++ = 41;
+                for (int t = 0; t < 1 + k; t++) *at++ = (uint16_t)(42 + t);
+            }
+            begin[1] = (uint16_t)((at - begin) * (i % 2 ? 2 : 1));
+        }
+        snprintf(path, sizeof path, "choices%d", i);
+        write_seed(path, &f, 1024 + 2 * (size_t)(at - f.words));
+    }
 }
 
 #define JOIN2(a, b) a##b

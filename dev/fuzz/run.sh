@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Fuzzes the readers of token, model, state and tokenizer files, and the flags of three programs: RUNS inputs each, made from small valid ones.
-# usage: dev/fuzz/run.sh RUNS [tokens|model|state|tokenizer|flags|sample|eval ...]     (20000: under a minute on two cores)
+# usage: dev/fuzz/run.sh RUNS [tokens|model|state|tokenizer|flags|sample|eval|choices ...]     (20000: under a minute on two cores)
 # What is found is shown, and its input kept beside the program that takes it. CC= is a clang, LIBFUZZER= its other flags.
-usage() { echo "usage: dev/fuzz/run.sh RUNS [tokens|model|state|tokenizer|flags|sample|eval ...]" >&2; exit 2; }
+usage() { echo "usage: dev/fuzz/run.sh RUNS [tokens|model|state|tokenizer|flags|sample|eval|choices ...]" >&2; exit 2; }
 case $1 in ''|*[!0-9]*) usage ;; esac
-for target in "${@:2}"; do case $target in tokens|model|state|tokenizer|flags|sample|eval) ;; *) usage ;; esac; done
+for target in "${@:2}"; do case $target in tokens|model|state|tokenizer|flags|sample|eval|choices) ;; *) usage ;; esac; done
 cd "$(dirname "$0")" || exit 1
 runs=$1 CC=${CC:-clang}; shift
-[ $# -gt 0 ] || set -- tokens model state tokenizer flags sample eval
+[ $# -gt 0 ] || set -- tokens model state tokenizer flags sample eval choices
 out=$(mktemp -d) passed=0 failed=0
 trap '[ $failed -gt 0 ] || rm -rf "$out"' EXIT
 
@@ -18,13 +18,14 @@ printf '%s\n' "$@" | xargs -P 2 -I{} "$CC" -std=gnu11 -g -O1 -Wall -Wextra -Wno-
 # What a target is about: its coverage is measured there.
 functions() {
     case $1 in
-    tokens) echo data_open data_close places all_places read_sequence set_batch data_batch data_check ;;
+    tokens) echo data_open data_close shard_fd shard_check sequences_in sequences_of read_sequence set_batch data_batch data_check ;;
     model) echo open_input check_size load_model read_parameters remainders_fit tensor_sizes choose_network ;;
     state) echo open_input check_size load_state read_parameters write_parameters checksum state_checksum model_header ;;
-    tokenizer) echo tokenizer_open find_token kind_of index_open word_length encode print_byte print_characters print_token first_token ;;
+    tokenizer) echo tokenizer_open find_token find_slot push_pair pop_pair join_pair encode_word kind_of index_open word_length encode print_byte print_characters print_token first_token ;;
     flags) echo set_option parse_options print_help check_options scratch_config adjust_config adjust_conversion choose_network choose_teacher choose_shape plan \
         learning_rate find_tokenizer ;;
     sample) echo set_option parse_options check_sample_options encode_prompt choose_sample_shape find_tokenizer word_length ;;
+    choices) echo take_words add_completion read_question choices_open choices_fit answer_of add_accuracy ;;
     eval) echo set_option parse_options check_eval_options choose_teacher choose_shape ;;
     esac
 }
@@ -37,7 +38,7 @@ lines() {
     "$profdata" merge -o "$program.prof" "$program.raw" && "$cov" export "$program" -instr-profile="$program.prof" -format=lcov |
         awk -F'[:,]' -v names="$(functions "${program##*/}")" '
             BEGIN {n = split(names, list, " "); for (i = 1; i <= n; i++) wanted[list[i]] = 1}
-            $1 == "SF" {ours = /train_rev_gpt2\.c|sample\.c|eval\.c/; at = 0; name = ""; split("", start)}
+            $1 == "SF" {ours = /train_rev_gpt2\.c|sample\.c|eval\.c|choices\.h/; at = 0; name = ""; split("", start)}
             ours && $1 == "FN" {name = $NF; sub(/.*:/, "", name); start[$2] = name; seen[name] = 1}
             ours && $1 == "DA" {
                 while (at < $2) if (++at in start) name = start[at]

@@ -22,7 +22,7 @@ int main(int argc, char **argv) {
     model_alloc(&m);
     load_model(opt.start, &m);
     data_open(&tokens, argv[2]);
-    data_check(&tokens, argv[2], m.net.V, m.B, m.T, 0);
+    data_check(&tokens, argv[2], m.net.V, m.T);
     data_batch(&tokens, &m, 0, 0, 0);
     double drift, loss = forward_backward(&m, 1, &drift);
     check_numbers(&m, 1, loss, drift);

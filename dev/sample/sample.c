@@ -22,32 +22,40 @@ from the likeliest tokens, and printed in whole characters.
 
 // ---- a text to tokens
 
-// The tokens by their first byte: the first one (V: none), and the one after each, (V)
-typedef struct { const Tokenizer *z; int first[256], *next; } Index;
+// The tokens by their texts: a hash table of tokens, -1 where a slot is empty
+typedef struct { const Tokenizer *z; int *slots; uint32_t mask; } Index;
 
 static int token_length(const Tokenizer *z, int token) { return z->texts[token][0]; }
 
+// The slot of the token whose text is these bytes, or the empty one where it would be.
+static int *find_slot(const Index *x, const unsigned char *text, int length) {
+    uint32_t hash = 2166136261u;  // FNV-1a
+    for (int i = 0; i < length; i++) hash = (hash ^ text[i]) * 16777619u;
+    for (;; hash++) {
+        int *slot = &x->slots[hash & x->mask];
+        if (*slot < 0) return slot;
+        if (token_length(x->z, *slot) == length && memcmp(x->z->texts[*slot] + 1, text, (size_t)length) == 0)
+            return slot;
+    }
+}
+
 static Index index_open(const Tokenizer *z) {
-    Index x;
-    x.z = z;
-    x.next = (int *)calloc((size_t)z->V, sizeof(int));
-    if (!x.next) die(STATUS_NUMBERS, "out of memory for an index of %d tokens", z->V);
-    for (int c = 0; c < 256; c++) x.first[c] = z->V;
-    for (int i = z->V - 1; i >= 0; i--) {
-        int c = z->texts[i][1];
+    Index x = {z, NULL, 1};
+    while (x.mask < 2 * (uint32_t)z->V) x.mask = 2 * x.mask + 1;
+    x.slots = (int *)malloc((x.mask + 1) * sizeof(int));
+    if (!x.slots) die(STATUS_NUMBERS, "out of memory for an index of %d tokens", z->V);
+    for (uint32_t i = 0; i <= x.mask; i++) x.slots[i] = -1;
+    for (int i = 0; i < z->V; i++) {
         if (i == z->eot || token_length(z, i) == 0) continue;
-        x.next[i] = x.first[c];
-        x.first[c] = i;
+        int *slot = find_slot(&x, z->texts[i] + 1, token_length(z, i));
+        if (*slot < 0) *slot = i;  // of equal texts the first counts
     }
     return x;
 }
 
 // The token whose text is these bytes, or -1; never the end of text.
 static int find_token(const Index *x, const unsigned char *text, int length) {
-    const Tokenizer *z = x->z;
-    for (int i = x->first[*text]; i < z->V; i = x->next[i])
-        if (token_length(z, i) == length && memcmp(z->texts[i] + 1, text, (size_t)length) == 0) return i;
-    return -1;
+    return length > 255 ? -1 : *find_slot(x, text, length);
 }
 
 // What kind of character begins at text, and its bytes in *length: a letter, number, space or other, as GPT-2
@@ -89,38 +97,101 @@ static int word_length(const unsigned char *text) {
     return kind == ' ' && text[at] && last > 0 ? last : at;
 }
 
-// Joins two neighbours of `parts` tokens whose text is `word`: those that make the lowest token, the one
-// learnt first. Returns whether any make one.
-static int join_lowest(const Index *x, const unsigned char *word, int *tokens, int parts) {
-    int lowest = -1, best = 0;
-    for (int i = 0; i + 1 < parts; i++) {
-        int length = token_length(x->z, tokens[i]);
-        int joined = find_token(x, word, length + token_length(x->z, tokens[i + 1]));
-        word += length;
-        if (joined < 0 || (lowest >= 0 && joined >= lowest)) continue;
-        lowest = joined;
-        best = i;
-    }
-    if (lowest < 0) return 0;
-    tokens[best] = lowest;
-    memmove(tokens + best + 1, tokens + best + 2, sizeof(int) * (size_t)(parts - best - 2));
-    return 1;
+// Two neighbours that make a token: where the first begins in its word, and the bytes of both
+typedef struct { int token, at, length; } Pair;
+
+// Bytes of a word that are a token: how many, 0 once others swallowed them, and how many the ones before have
+typedef struct { int token, length, before; } Segment;
+
+// A word on its way to tokens
+typedef struct {
+    const Index *x;
+    const unsigned char *text;
+    int length;
+    Segment *segments;  // by the byte they begin at
+    Pair *heap;         // pairs that make a token, the lowest first; some have lost their segments meanwhile
+    int pairs;
+} Encoding;
+
+static int comes_first(Pair a, Pair b) { return a.token != b.token ? a.token < b.token : a.at < b.at; }
+
+static void push_pair(Encoding *w, int at) {
+    const int second = at + w->segments[at].length;
+    if (second >= w->length) return;
+    Pair p = {0, at, w->segments[at].length + w->segments[second].length};
+    p.token = find_token(w->x, w->text + at, p.length);
+    if (p.token < 0) return;
+    int i = w->pairs++;
+    for (; i > 0 && comes_first(p, w->heap[(i - 1) / 2]); i = (i - 1) / 2) w->heap[i] = w->heap[(i - 1) / 2];
+    w->heap[i] = p;
 }
 
-// Tokens of `text`, at most one a byte, into `tokens`; returns how many. A word begins as its bytes, whose
-// neighbours are joined as long as any two make a token: that is byte pair encoding.
-static int encode(const Index *x, const char *text, int *tokens) {
-    int count = 0;
-    for (const unsigned char *word = (const unsigned char *)text; *word; word += word_length(word)) {
-        int parts = word_length(word);
-        for (int i = 0; i < parts; i++) {
-            tokens[count + i] = find_token(x, word + i, 1);
-            if (tokens[count + i] < 0)
-                die(STATUS_DATA, "the tokenizer has no token for byte %d of the prompt", word[i]);
-        }
-        while (join_lowest(x, word, tokens + count, parts)) parts--;
-        count += parts;
+static Pair pop_pair(Encoding *w) {
+    Pair first = w->heap[0], last = w->heap[--w->pairs];
+    int i = 0;
+    for (int child = 1; child < w->pairs; child = 2 * i + 1) {
+        if (child + 1 < w->pairs && comes_first(w->heap[child + 1], w->heap[child])) child++;
+        if (!comes_first(w->heap[child], last)) break;
+        w->heap[i] = w->heap[child];
+        i = child;
     }
+    w->heap[i] = last;
+    return first;
+}
+
+// Joins the two segments of a pair, if both are still there.
+static void join_pair(Encoding *w, Pair p) {
+    Segment *first = &w->segments[p.at];
+    const int second = p.at + first->length, after = p.at + p.length;
+    if (first->length == 0 || second >= after || second + w->segments[second].length != after) return;
+    w->segments[second].length = 0;
+    first->length = p.length;
+    first->token = p.token;
+    if (after < w->length) w->segments[after].before = p.length;
+    push_pair(w, p.at);
+    if (first->before) push_pair(w, p.at - first->before);
+}
+
+// Byte pair encoding: a word begins as its bytes; neighbours are joined as long as any two make a token, and
+// always those that make the lowest token, which was learnt first, or the first of these. Returns how many
+// tokens it has.
+static int encode_word(Encoding *w, int *tokens) {
+    int count = 0;
+    for (int i = 0; i < w->length; i++) {
+        Segment p = {find_token(w->x, w->text + i, 1), 1, i > 0};
+        if (p.token < 0) die(STATUS_DATA, "the tokenizer has no token for byte %d of the prompt", w->text[i]);
+        w->segments[i] = p;
+    }
+    w->pairs = 0;
+    for (int i = 0; i < w->length; i++) push_pair(w, i);
+    while (w->pairs > 0) join_pair(w, pop_pair(w));
+    for (int i = 0; i < w->length; i += w->segments[i].length) tokens[count++] = w->segments[i].token;
+    return count;
+}
+
+// Tokens of `text`, at most one a byte, into `tokens`; returns how many. If special, <|endoftext|> is the
+// token between documents, where there is one.
+static int encode(const Index *x, const char *text, int special, int *tokens) {
+    static const char end_of_text[] = "<|endoftext|>";
+    size_t size = strlen(text) + 1;
+    Segment *segments = (Segment *)malloc(size * sizeof(Segment));
+    Pair *heap = (Pair *)malloc(2 * size * sizeof(Pair));  // a join takes one away, and brings two at most
+    char *piece = (char *)malloc(size);                    // of the text, up to an end of text
+    int count = 0;
+    if (!segments || !heap || !piece) die(STATUS_NUMBERS, "out of memory for a prompt of %zu bytes", size);
+    for (const char *end; text; text = end ? end + sizeof end_of_text - 1 : NULL) {
+        end = special && x->z->eot >= 0 ? strstr(text, end_of_text) : NULL;
+        snprintf(piece, size, "%.*s", end ? (int)(end - text) : (int)strlen(text), text);
+        for (const unsigned char *at = (const unsigned char *)piece; *at;) {
+            Encoding w = {x, at, word_length(at), segments, heap, 0};
+            count += encode_word(&w, tokens + count);
+            at += w.length;
+        }
+        if (end) tokens[count++] = x->z->eot;
+    }
+    free(segments);
+    free(heap);
+    free(piece);
     return count;
 }
 
@@ -247,12 +318,13 @@ static int generate(Model *m, const Tokenizer *z, const int *prompt, int given, 
 static struct {
     const char *prompt, *logits;
     double temperature;
-    int top_k;
+    int top_k, plain;
 } sample;
 
 static const Option sample_options[] = {
     {"-e", STRING, &opt.start, "d12", 0, 0, "a model file; or an untrained network: d6 d12 d24 d36 d48"},
     {"--prompt", STRING, &sample.prompt, NULL, 0, 0, "generate -g tokens after this text; it may be empty"},
+    {"--plain", SWITCH, &sample.plain, "0", 0, 0, "<|endoftext|> in --prompt is text, not the token"},
     {"-g", INTEGER, &opt.sample_length, "64", 1, 1 << 24, "tokens to generate, if the context has room"},
     {"--temperature", NUMBER, &sample.temperature, "1", 0, 100,
      "logits are divided by it; 0 takes the likeliest token"},
@@ -284,10 +356,11 @@ static int *encode_prompt(const Tokenizer *z, int *given) {
     int *tokens = (int *)malloc((strlen(sample.prompt) + 1) * sizeof(int));
     if (!tokens) die(STATUS_NUMBERS, "out of memory for the prompt");
     if (sample.prompt[0] && !token_length(z, 0))
-        die(STATUS_DATA, "--prompt needs gpt2_tokenizer.bin: --tokenizer says where it is");
+        die(STATUS_DATA, "--prompt needs the texts of the model's %d tokens: --tokenizer, a file like "
+            "gpt2_tokenizer.bin with as many", z->V);
     Index x = index_open(z);
-    *given = encode(&x, sample.prompt, tokens);
-    free(x.next);
+    *given = encode(&x, sample.prompt, !sample.plain, tokens);
+    free(x.slots);
     if (!*given) tokens[(*given)++] = first_token(z);
     return tokens;
 }
@@ -316,7 +389,7 @@ static void load_network(Model *m) {
     else init_parameters(m, (uint64_t)opt.seed);
 }
 
-static void write_logits(Model *m, const Data *d, const int *prompt, int given) {
+static void write_logits(Model *m, Data *d, const int *prompt, int given) {
     if (given) to_device(m->inputs, prompt, (size_t)given * sizeof(int));
     else data_batch(d, m, 0, 0, 0);
     forward(m);
@@ -334,7 +407,9 @@ static void continue_prompt(Model *m, const Tokenizer *z, const int *prompt, int
     printf("\n");
     check_numbers(m, 0, 0, NAN);
     double spent = seconds() - start;
-    fprintf(stderr, "%d tokens after %d in %.2f s, %.1f tokens/s\n", drawn, given, spent, drawn / spent);
+    fprintf(stderr, "%d tokens after %d in %.2f s, %.1f tokens/s", drawn, given, spent, drawn / spent);
+    if (given + drawn > m->net.maxT) fprintf(stderr, "; the context of %d ends here", m->net.maxT);
+    fprintf(stderr, "\n");
 }
 
 // The whole program; returns the exit status.
@@ -350,14 +425,17 @@ int sample_main(int argc, char **argv) {
     if (begin(sample_options, SAMPLE_OPTIONS, usage, argc, argv)) return finish();
     check_sample_options();
     if (opt.train[0]) data_open(&d, opt.train);
-    m.net = choose_network(or_else(d.V, 50257), -1);
+    m.net = choose_network(or_else(d.V, GPT2_V), -1);
     if (sample.prompt) {
         z = tokenizer_open(find_tokenizer(m.net.V), m.net.V);
         prompt = encode_prompt(&z, &given);
     }
     choose_sample_shape(&m, given);
-    if (!given) data_check(&d, opt.train, m.net.V, m.B, m.T, 0);
+    if (!given) data_check(&d, opt.train, m.net.V, m.T);
+    if (!given && sequences_of(&d, m.T, 0) < m.B)
+        die(STATUS_DATA, "%s: fewer than -b %d sequences of -t %d tokens", opt.train, m.B, m.T);
     choose_precision();
+    if (!model_path(-1)) warn("an untrained network: -e names no file");
     load_network(&m);
     if (sample.logits[0]) write_logits(&m, &d, prompt, given);
     else continue_prompt(&m, &z, prompt, given);

@@ -22,6 +22,9 @@ it uses; or one of these words: "short" stops before bad input and dying, "brief
 moments only.
 */
 #include "check.h"
+#include <sys/file.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 
 // ---- file operations that fail
 
@@ -46,15 +49,28 @@ static size_t fatal_fwrite(const void *data, size_t size, size_t count, FILE *f)
     end_or_fail(ENOSPC);
     return count / 2;
 }
-static int fatal_fsync(int fd) { return time_to_die() ? end_or_fail(EIO) : fsync(fd); }
+// The environment says with which error a file system refuses to sync a directory, or to lock one.
+static int refused(const char *name) {
+    const char *error = getenv(name);
+    if (error) errno = atoi(error);
+    return error != NULL;
+}
+static int fatal_fsync(int fd) {
+    struct stat st;
+    if (getenv("NO_SYNC") && fstat(fd, &st) == 0 && S_ISDIR(st.st_mode) && refused("NO_SYNC")) return -1;
+    return time_to_die() ? end_or_fail(EIO) : fsync(fd);
+}
+static int refusing_flock(int fd, int operation) { return refused("NO_LOCK") ? -1 : flock(fd, operation); }
 static int fatal_rename(const char *from, const char *to) {
     return time_to_die() ? end_or_fail(EROFS) : rename(from, to);
 }
 
 #define fwrite fatal_fwrite
 #define fsync fatal_fsync
+#define flock refusing_flock
 #define rename fatal_rename
 #define REV_GPT2_PROFILE "dev/bench/profile.h"  // for --profile
+#define REV_GPT2_CHOICES "dev/eval/choices.h"
 #define SAMPLE_NO_MAIN
 #include "../sample/sample.c"
 #define EVAL_NO_MAIN
@@ -228,24 +244,25 @@ static void damage(const char *name, long at, int truncate_there) {
 // ---- what is read: batches, checkpoints, limits
 
 // Batches in order cover every shard once.
-static void check_order(const Data *d, Model *m) {
-    int64_t batches = all_places(d, 2, 16, 0), first = (d->shards[0].count - 1) / 32;
-    check(batches == first + (d->shards[1].count - 1) / 32, "%d batches", (int)batches);
-    for (int64_t i = 0; i <= batches; i++) {
-        int second = i % batches >= first;
-        int64_t at = (i % batches - (second ? first : 0)) * 32;
-        unsigned char raw[66];
+static void check_order(Data *d, Model *m) {
+    const int shards[2] = {(int)(d->shards[0].count - 1) / 16, (int)(d->shards[1].count - 1) / 16};
+    const int all = shards[0] + shards[1];
+    check(sequences_of(d, 16, 0) == all, "%d sequences", (int)sequences_of(d, 16, 0));
+    for (int first = 0; first <= all; first++) {
         int in[32], out[32], same = 1;
-        data_batch(d, m, (uint64_t)i, 0, 0);
+        data_batch(d, m, (uint64_t)first, 0, 0);
         to_host(in, m->inputs, sizeof in), to_host(out, m->targets, sizeof out);
-        if (pread(d->shards[second].fd, raw, sizeof raw, 1024 + 2 * at) != sizeof raw) same = 0;
-        for (int j = 0; j < 32; j++) same &= in[j] == raw[2*j] && out[j] == raw[2*j + 2];
-        check(same, "batch %d is not tokens %d to %d of its shard", (int)i, (int)at, (int)at + 32);
+        for (int b = 0; b < 2; b++) {
+            int number = (first + b) % all, second = number >= shards[0];
+            unsigned char raw[34];
+            int64_t at = 1024 + 2 * 16 * (number - (second ? shards[0] : 0));
+            same &= pread(shard_fd(d, &d->shards[second]), raw, sizeof raw, at) == sizeof raw;
+            for (int t = 0; t < 16; t++) same &= in[16*b + t] == raw[2*t] && out[16*b + t] == raw[2*t + 2];
+        }
+        check(same, "the batch from sequence %d on is not those tokens", first);
     }
 }
-
-// Random offsets stay inside, and differ.
-static void check_shuffle(const Data *d, Model *m) {
+static void check_shuffle(Data *d, Model *m) {
     int different = 0, shifted = 1, first_token = -1;
     for (uint64_t i = 0; i < 200; i++) {
         int in[32], out[32];
@@ -318,13 +335,15 @@ static void test_encoding(void) {
         {"a\n\n", 2, {'a', 265}},
         {"a\n\nb", 4, {'a', '\n', '\n', 'b'}},
         {"\xC3\xA9", 2, {0xC3, 0xA9}},
+        {"<|endoftext|>", 1, {299}},
+        {"a <|endoftext|><|endoftext|> the", 5, {'a', ' ', 299, 299, 258}},
         {"", 0, {0}}};
     write_tokenizer("tokenizer300.bin", 300, 299, 300);
     Tokenizer z = tokenizer_open("tokenizer300.bin", 300), bytes = tokenizer_open(NULL, 256);
     check(z.eot == 299 && bytes.eot == -1, "ends of text");
     Index x = index_open(&z);
     for (size_t i = 0; i < sizeof codes / sizeof codes[0]; i++) {
-        int tokens[16], count = encode(&x, codes[i].text, tokens);
+        int tokens[16], count = encode(&x, codes[i].text, 1, tokens);
         size_t size = sizeof(int) * (size_t)count;
         check(count == codes[i].count && memcmp(tokens, codes[i].tokens, size) == 0,
               "\"%s\" becomes %d tokens, the first %d", codes[i].text, count, tokens[0]);
@@ -334,7 +353,7 @@ static void test_encoding(void) {
         int tokens[40], n = (int)(random_bits(1, 1, i) % 39), at = 0;
         uint64_t range = i < 150 ? 255 : 127;
         for (int j = 0; j < n; j++) text[j] = (char)(1 + random_bits(1, i + 2, (uint64_t)j) % range);
-        int count = encode(&x, text, tokens);
+        int count = encode(&x, text, 0, tokens);
         for (int j = 0; j < count; j++) {
             size_t length = (size_t)token_length(&z, tokens[j]);
             memcpy(back + at, z.texts[tokens[j]] + 1, length);
@@ -342,7 +361,14 @@ static void test_encoding(void) {
         }
         check(at == n && memcmp(text, back, 40) == 0, "a text of %d bytes comes back as %d", n, at);
     }
-    free(x.next), free(z.texts), free(bytes.texts);
+    static char spaces[20002];
+    static int of_spaces[20001];
+    memset(spaces, ' ', 20001);
+    int count = encode(&x, spaces, 0, of_spaces), pairs = 0;
+    for (int i = 0; i < count; i++) pairs += of_spaces[i] == 267;
+    check(count == 10001 && pairs == 10000, "20,001 spaces are %d tokens, %d pairs", count, pairs);
+    check(encode(&x, "<|endoftext|>", 0, of_spaces) == 13, "an end of text that is meant as text");
+    free(x.slots), free(z.texts), free(bytes.texts);
 }
 
 // Where the first word of a text ends
@@ -495,10 +521,225 @@ static void test_sample(void) {
     check(status == 0 && !same_files("text1", "stdout"), "another seed, the same text");
     status = sampler(BYTES "--prompt abc -g 500");
     check(status == 0 && strstr(output, "30 tokens after 3 in"), "the context is 32: %s", output);
+    check(strstr(output, "the context of 32 ends here") != NULL, "it does not say why it ends: %s", output);
     check_ok(trainer("-i bytes.txt -b 1 -x 0 -s 1 -g 500 " BYTES));  // long samples in training
 }
 
 // The loss of an evaluation is the one of the log.
+// All of a text: the figures do not depend on how many sequences a batch has.
+static void test_evaluate_all(void) {
+    static const char *const files[] = {"val.bin", "train*.bin"};
+    for (int i = 0; i < 2; i++) {
+        check_ok(evaluator(TRAINED "-j %s -b 1 -t 16 -m 0", files[i]));
+        shell("cp stdout all");
+        for (int B = 3; B <= 19; B += 8) {
+            check_ok(evaluator(TRAINED "-j %s -b %d -t 16 -m 0", files[i], B));
+            check(same_files("stdout", "all"), "another evaluation of %s for -b %d", files[i], B);
+        }
+    }
+}
+
+// ---- multiple choice
+
+// A file of questions about tokens below 32. Completions of every third have one token, and so share a row.
+enum { QUESTIONS = 30 };
+static int token_at(uint64_t question, uint64_t draw) { return (int)(random_bits(9, question, draw) % 32); }
+static void write_choices(const char *name, int version) {
+    int32_t header[256] = {20240522, version, QUESTIONS, 0, version == 2 ? 32 : 0};
+    FILE *f = fopen(name, "wb");
+    (fwrite)(header, sizeof header, 1, f);
+    for (uint64_t q = 0, draw = 0; q < QUESTIONS; q++) {
+        const int completions = 2 + (int)(q % 3), context = 1 + (int)(random_bits(9, q, draw++) % 19);
+        int words[512] = {65535, 0, 0, (int)q % completions, completions, context}, n = version == 1 ? 6 : 5;
+        uint16_t written[512];
+        for (int i = 0; i < context && version == 1; i++) words[n++] = token_at(q, 100 + (uint64_t)i);
+        for (int c = 0; c < completions; c++) {
+            const int ending = q % 3 ? 1 + (int)(random_bits(9, q, draw++) % 5) : 1;
+            words[n++] = version == 1 ? ending : context + ending;
+            if (version == 2) words[n++] = context;
+            if (version == 2) words[n++] = 3 * ending;
+            for (int i = 0; i < context && version == 2; i++) words[n++] = token_at(q, 100 + (uint64_t)i);
+            for (int i = 0; i < ending; i++) words[n++] = token_at(q, draw++);
+        }
+        words[1] = version == 1 ? 2 * n : n;
+        for (int i = 0; i < n; i++) written[i] = (uint16_t)words[i];
+        (fwrite)(written, 2, (size_t)n, f);
+    }
+    fclose(f);
+}
+
+// The sum of the log-likelihoods of a completion's tokens, from the logits of a pass over it alone
+static double alone(Model *m, const Completion *x) {
+    int tokens[64];
+    double sum = 0;
+    Model g = *m;
+    g.B = 1, g.T = x->inputs, g.chunk = 1;
+    for (int i = 0; i < x->inputs; i++) tokens[i] = token_of(x, i);
+    to_device(m->inputs, tokens, (size_t)x->inputs * sizeof(int));
+    forward(&g);
+    for (int i = 0; i < x->ending; i++) {
+        static float logits[65536];
+        double all = 0;
+        head_logits(&g, x->context - 1 + i, 1);
+        host_logits(&g, 0, logits);
+        for (int v = 0; v < g.net.V; v++) all += exp((double)logits[v]);
+        sum += (double)logits[x->after[i]] - log(all);
+    }
+    return sum;
+}
+
+static void test_choices(void) {
+    Model m;
+    write_choices("one.bin", 1), write_choices("two.bin", 2);
+    memset(&m, 0, sizeof m);
+    m.net = load_model("run0/model_00000006.bin", NULL);
+    m.B = 4, m.T = 16, m.chunk = 2, m.head_chunk = 32, m.memory = REVERSE;
+    plan(&m), model_alloc(&m), load_model("run0/model_00000006.bin", &m);
+    for (int version = 1; version <= 2; version++) {
+        Choices c;
+        double most = 0;
+        choices_open(&c, version == 1 ? "one.bin" : "two.bin");
+        if (version == 1) c.V = 32;  // llm.c's are of GPT-2's tokens
+        choices_fit(&c, &m);
+        choices_score(&m, &c, 0);
+        for (int i = 0; i < c.count; i++) most = larger(most, fabs(c.all[i].score[0] - alone(&m, &c.all[i])));
+        check(most < (rounding > 0 ? 0.2 : 1e-5), "version %d: scores are off by %g", version, most);
+        Accuracy a = {0, 0, 0, 0, 0, 0};
+        add_accuracy(&a, &c);
+        int right = 0;
+        for (int q = 0; q < c.questions; q++) {
+            int best = c.first[q];
+            for (int i = best; i < c.first[q + 1]; i++)
+                if (c.all[i].score[0] > c.all[best].score[0]) best = i;
+            right += best - c.first[q] == c.labels[q];
+        }
+        check(a.questions == QUESTIONS && a.right == right, "%g are right, not %d", a.right, right);
+        choices_close(&c);
+    }
+    model_free(&m);
+}
+
+// Neither batches nor threads change a score; a training is the same with choices and without.
+static void test_choices_programs(void) {
+    check_ok(evaluator(TRAINED "--choices two.bin -b 4 -t 16 --csv scores"));
+    static const char *const others[] = {"-b 1", "-b 7 --chunk 2 --head-chunk 5"};
+    for (int i = 0; i < 2; i++) {
+        check_ok(evaluator(TRAINED "--choices two.bin -t 16 --csv other%d %s", i, others[i]));
+        char other[16];
+        snprintf(other, sizeof other, "other%d", i);
+        check(same_files("scores", other), "other scores for %s", others[i]);
+    }
+    check(evaluator(TRAINED "--choices two.bin --csv scores -t 16") == STATUS_OK, "%s", output);
+    static const struct { const char *flags, *says; } refused[] = {
+        {"--choices val.bin -t 16", "not a file of choices"}, {"--choices one.bin -t 16", "vocabulary"},
+        {"--choices two.bin -t 3", "has a completion of"},
+        {"--choices cut.bin -t 16", "ends within question"}};
+    shell("head -c 1500 two.bin > cut.bin");
+    for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
+        int status = evaluator(TRAINED "%s", refused[i].flags);
+        check(status == STATUS_DATA && one_line(refused[i].says), "%s: %s", refused[i].flags, output);
+    }
+    check_ok(trainer("-i train0.bin " TINY "-o quiet"));
+    check_ok(trainer("-i train0.bin " TINY "--choices two.bin -o asked"));
+    check(same_files("quiet/model_00000006.bin", "asked/model_00000006.bin") &&
+          same_files("quiet/state_00000006.bin", "asked/state_00000006.bin"), "questions changed a training");
+    shell("grep -c choices_acc, asked/log.csv > rows");
+    char *x;
+    read_file("rows", &x);
+    check(x && atoi(x) == 3, "%s rows of choices, not those of steps 0, 3 and 6", x);
+    free(x);
+}
+
+// ---- what file systems and machines cannot do
+
+// One that cannot sync a directory, or lock one, still holds a run; a disk that fails does not.
+static void test_file_systems(void) {
+    static const int no_sync[] = {EINVAL, ENOSYS, EOPNOTSUPP, EROFS, EIO};
+    static const int no_locks[] = {ENOSYS, EOPNOTSUPP, ENOLCK};
+    char error[16];
+    for (int i = 0; i < 5; i++) {
+        snprintf(error, sizeof error, "%d", no_sync[i]);
+        setenv("NO_SYNC", error, 1);
+        int status = trainer("-i train0.bin " TINY "-o sync%d", i);
+        if (i < 4) check_ok(status);
+        else check(status == STATUS_DATA && one_line("cannot write"), "a faulty disk: %s", output);
+    }
+    unsetenv("NO_SYNC");
+    for (int i = 0; i < 3; i++) {
+        snprintf(error, sizeof error, "%d", no_locks[i]);
+        setenv("NO_LOCK", error, 1);
+        int status = trainer("-i train0.bin " TINY "-o lock%d", i);
+        check(status == STATUS_OK && one_line("has no locks"), "no locks: %d, %s", status, output);
+    }
+    snprintf(error, sizeof error, "%d", EWOULDBLOCK);
+    setenv("NO_LOCK", error, 1);
+    int status = trainer("-i train0.bin " TINY "-o lock3");
+    check(status == STATUS_DATA && one_line("in use by another run"), "a lock: %d, %s", status, output);
+    unsetenv("NO_LOCK");
+}
+
+// More files of tokens than a process may open
+static void test_many_shards(void) {
+    struct rlimit all, few;
+    if (twin) return;  // a card's driver opens files of its own
+    shell("mkdir many; for i in $(seq 100); do cp train1.bin many/$i.bin; done");
+    getrlimit(RLIMIT_NOFILE, &all);
+    few = all;
+    few.rlim_cur = 30;
+    setrlimit(RLIMIT_NOFILE, &few);
+    check_ok(trainer("-i many/*.bin -j many/*.bin -x 6 " SMALL));
+    check_ok(trainer("-i many/*.bin -x 6 --shuffle " SMALL));
+    setrlimit(RLIMIT_NOFILE, &all);
+}
+
+// What a signal says is seen before the next batch.
+static void test_interrupt(void) {
+    Job j;
+    double means[METRICS], loss, drift;
+    memset(&j, 0, sizeof j);
+    j.m.net = load_model("run0/model_00000006.bin", NULL);
+    j.m.B = 2, j.m.T = 16, j.m.chunk = 2, j.m.head_chunk = 32, j.m.memory = REVERSE, j.m.training = 1;
+    j.run.B = 2, j.run.accumulate = 3;
+    plan(&j.m), model_alloc(&j.m);
+    data_open(&j.data, "train*.bin");
+    for (interrupted = 0; interrupted < 2; interrupted++) {
+        int N = j.m.B * j.m.T;
+        device_zero(j.m.losses, (size_t)N * sizeof(real_t));
+        validate(&j.m, &j.data, means);
+        int done = mean_of(&j.m, LOSS) > 0, complete = step_gradients(&j, &loss, &drift);
+        check(done == !interrupted && complete == !interrupted, "interrupted %d: validated %d, trained %d",
+              (int)interrupted, done, complete);
+    }
+    interrupted = 0;
+    model_free(&j.m);
+    data_close(&j.data);
+}
+
+// A run goes on with fewer sequences at a time: the same sequences a step, nearly the same losses.
+static void test_smaller_batch(void) {
+    check_ok(trainer("-i train*.bin " SMALL "-n 4 -d 64 -b 4 -x 8 -o four"));
+    check_ok(trainer("-i train*.bin " SMALL "-n 4 -d 64 -b 4 -x 4 -o fewer"));
+    check_ok(trainer("-i train*.bin " SMALL "-n 4 -d 64 -b 1 -x 8 -o fewer -y 1"));
+    shell("grep -c 'but other bits' stdout > said; tail -n 1 four/log.csv > a; tail -n 1 fewer/log.csv > b");
+    char *said, *a, *b;
+    read_file("said", &said), read_file("a", &a), read_file("b", &b);
+    double x = atof(strstr(a, "train,") + 6), y = atof(strstr(b, "train,") + 6);
+    check(said && atoi(said) == 1, "it does not say that bits change");
+    check(fabs(x - y) < 1e-3 * x && x > 0, "the loss after going on is %g, not %g", y, x);
+    free(said), free(a), free(b);
+    int status = trainer("-i train*.bin " SMALL "-d 32 -b 2 -x 9 -o fewer -y 1");
+    check(status == STATUS_USAGE && one_line("resume with the same"), "another -d: %d, %s", status, output);
+}
+
+static void test_vocabularies(void) {
+    static const struct { int tokens, model, suits; } cases[] = {
+        {50257, 50257, 1}, {50257, 50258, 1}, {50257, 50304, 1},
+        {50258, 50257, 0}, {50257, 50305, 0}, {256, 50257, 0}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
+        check(vocabulary_suits(cases[i].tokens, cases[i].model) == cases[i].suits,
+              "%d tokens for a model of %d", cases[i].tokens, cases[i].model);
+}
+
 static void test_evaluate(void) {
     char *x, *y, number[32] = "";
     check(trainer(TRAINED "-i train0.bin -j val.bin -b 2 -t 16 -m 2 -x 0 -o eval") == 0 &&
@@ -612,11 +853,11 @@ static void test_teacher(void) {
           same_files("taught/state_00000004.bin", "cut_short/state_00000004.bin") &&
           same_logs("taught/log.csv", "cut_short/log.csv"), "a run that was cut has other bytes: %s", output);
     int status = trainer("%s -x 5 -o cut_short -y 1 --loss kl-teacher", flags);
-    check(status == STATUS_USAGE && strstr(output, "--loss kl;"), "another --loss on resuming: %s", output);
+    check(status == STATUS_USAGE && strstr(output, "--loss kl --chunk"), "another --loss: %s", output);
     status = trainer("-i train0.bin -b 2 -t 16 -x 5 -o cut_short -y 1");
-    check(status == STATUS_USAGE && strstr(output, "and --distill"), "no teacher on resuming: %s", output);
+    check(status == STATUS_USAGE && strstr(output, ", --distill;"), "no teacher on resuming: %s", output);
     status = trainer("-i train0.bin -b 2 -t 16 -x 5 -o cut_short -y 1 --distill base/model_00000000.bin");
-    check(status == STATUS_USAGE && strstr(output, "--loss kl and another --distill"),
+    check(status == STATUS_USAGE && strstr(output, ", another --distill;"),
           "another teacher on resuming: %s", output);
     status = trainer("%s -x 5 -o cut_short -y 1 --stem 1", flags);
     check(status == STATUS_USAGE && strstr(output, "--coefficient 0.25 --stem 2"),
@@ -790,9 +1031,10 @@ static const Refusal sampler_refusals[] = {
     {1, "No such file", "-e nothing.bin --prompt a"},
     {1, "not a model file", "-e train0.bin --prompt a"},
     {1, "No such file", "-e d6 -i nothing.bin --logits y.npy"},
-    {1, "too short", BYTES "-i thirty.txt -b 4 -t 16 --logits y.npy"},
+    {1, "fewer than", BYTES "-i thirty.txt -b 4 -t 16 --logits y.npy"},
+    {1, "too short", BYTES "-i thirty.txt -b 1 -t 32 --logits y.npy"},
     {1, "its vocabulary has 64", TRAINED "-i other.bin -b 1 -t 16 --logits y.npy"},
-    {1, "--tokenizer says where", TRAINED "--prompt abc"},
+    {1, "--tokenizer, a file", TRAINED "--prompt abc"},
     {1, "No such file", TRAINED "--prompt a --tokenizer nothing.bin"},
     {1, "not a tokenizer file", TRAINED "--prompt a --tokenizer train0.bin"},
     {1, "of 300 tokens, but the model has 32", TRAINED "--prompt a --tokenizer tokenizer300.bin"},
@@ -818,7 +1060,7 @@ static const Refusal evaluator_refusals[] = {
     // what is read
     {1, "No such file", TRAINED "-j nothing.bin"},
     {1, "No such file", "-e nothing.bin -j val.bin"},
-    {1, "too short", "-e bytes0.bin -j thirty.txt -b 4 -t 16"},
+    {1, "too short", "-e bytes0.bin -j sixteen.txt -b 4 -t 16"},
     {1, "vocabulary", TRAINED "-j other.bin -b 1 -t 16"},
     {3, "the loss is not a finite number", "-e bytes_nan.bin -j thirty.txt -b 1 -t 16"},
     {3, "the teacher, --distill", "-e bytes0.bin -j thirty.txt -b 1 -t 16 --distill bytes_nan.bin"},
@@ -847,7 +1089,7 @@ static void make_bad_files(void) {
     write_tokenizer("long.bin", 301, 0, 300);
     write_tokenizer("end.bin", 300, 300, 300);
     shell(": > empty.bin; : > empty.txt; printf x > one.txt; "
-          "printf 12345678901234567890123456789 > thirty.txt");
+          "printf 12345678901234567890123456789 > thirty.txt; printf 1234567890123456 > sixteen.txt");
     // models of bytes with a weight that is NaN, and a baseline without
     shell("cp bytes/model_00000002.bin nan.bin");
     patch("nan.bin", WEIGHTS, NOT_A_NUMBER);
@@ -1104,6 +1346,7 @@ static const Test tests[] = {
 #ifndef TWIN
     {"what is read", "container", test_container, SHORT},
 #endif
+    {"what is read", "vocabularies", test_vocabularies, SHORT},
     {"text", "encoding", test_encoding, SHORT},
     {"text", "words", test_words, SHORT},
     {"text", "terminal", test_terminal, SHORT},
@@ -1113,8 +1356,15 @@ static const Test tests[] = {
     {"training", "precision", test_precision, SHORT},
     {"training", "model-files", test_model_files, SHORT},
     {"training", "bytes", test_bytes, SHORT},
+    {"training", "smaller-batch", test_smaller_batch, SHORT},
+    {"training", "interrupt", test_interrupt, SHORT},
+    {"what is missing", "file-systems", test_file_systems, SHORT},
+    {"what is missing", "many-shards", test_many_shards, SHORT},
     {"the use of a model", "sample", test_sample, SHORT},
     {"the use of a model", "evaluate", test_evaluate, SHORT},
+    {"the use of a model", "evaluate-all", test_evaluate_all, SHORT},
+    {"the use of a model", "choices", test_choices, SHORT},
+    {"the use of a model", "choices-programs", test_choices_programs, SHORT},
     {"the use of a model", "logits", test_logits, SHORT},
     {"the use of a model", "prompt-logits", test_prompt_logits, SHORT},
     {"conversions", "convert", test_convert, SHORT},
@@ -1138,6 +1388,8 @@ static const Test tests[] = {
 static const struct { const char *test, *uses; } files[] = {
     {"profile", "deterministic"}, {"precision", "deterministic"}, {"model-files", "deterministic"},
     {"bytes", "deterministic"}, {"evaluate", "deterministic"}, {"logits", "deterministic"},
+    {"evaluate-all", "deterministic"}, {"choices", "deterministic"}, {"choices-programs", "choices"},
+    {"interrupt", "deterministic"},
     {"foreign-files", "deterministic"},
     {"sample", "bytes"}, {"prompt-logits", "bytes"},
     {"convert", "model-files"}, {"teacher", "model-files"}, {"compare", "teacher"},

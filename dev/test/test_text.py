@@ -19,8 +19,8 @@ int main(int argc, char **argv) {
     Tokenizer z = tokenizer_open(argv[1], 50257);
     text[fread(text, 1, sizeof text - 1, stdin)] = 0;
     Index x = index_open(&z);
-    for (int i = 0, n = encode(&x, text, tokens); i < n; i++) printf("%%d\n", tokens[i]);
-    return argc != 2;
+    for (int i = 0, n = encode(&x, text, argc == 3, tokens); i < n; i++) printf("%%d\n", tokens[i]);
+    return 0;
 }
 ''' % os.path.join(ROOT, "dev", "sample", "sample.c")
 TEXTS = [
@@ -28,6 +28,8 @@ TEXTS = [
     "Ça va? façade — “quoted” text… l’été\u00a0fin ½ x² €5 ±7 °C ™ © ¿Qué? « » ª º µ ŝŭ ʰ → ≤ ∞ ﬁ Ⅷ ①",
     "Привет, мир! Ελληνικά. 日本語のテキスト、これは。 한국어 עברית العربية １２３ 🎉🎊 emoji👍🏽!",
     " leading", "\n", " ", "a", "'", "''s", "<|endoftext|>", "1st 2nd 3.14e-10 0x7F foo_bar(baz)[i++] #!/bin/sh",
+    " <|endoftext|><|endoftext|>!<|endoftext|> <|endoftext", "!?<|endoftext|>\n", "a" * 3000, " " * 3000 + "x",
+    "antidisestablishmentarianism" * 200, "0123456789" * 300, "\U0001F389" * 500, "\n" * 2000,  # long words
 ]
 
 
@@ -51,11 +53,13 @@ def main():
                         "--out", folder], check=True, stdout=subprocess.DEVNULL)
         files = [os.path.join(ROOT, name) for name in ("README.md", "train_rev_gpt2.c", "prepro_owt.py")]
         for text in TEXTS + [open(name, encoding="utf-8").read()[:40000] for name in files]:
-            out = subprocess.run([program, table], input=text.encode(), stdout=subprocess.PIPE, check=True).stdout
-            same = [int(token) for token in out.split()] == enc.encode_ordinary(text)
-            passed, failed = passed + same, failed + (not same)
-            if not same:
-                print("FAILED:", repr(text[:70]))
+            # an end of text in the prompt is the token; with --plain it is text
+            for special, wanted in ([], enc.encode_ordinary(text)), (["special"], enc.encode(text, allowed_special="all")):
+                out = subprocess.run([program, table, *special], input=text.encode(), stdout=subprocess.PIPE, check=True).stdout
+                same = [int(token) for token in out.split()] == wanted
+                passed, failed = passed + same, failed + (not same)
+                if not same:
+                    print("FAILED:", *special, repr(text[:70]))
     print(f"{passed} passed, {failed} failed")
     return failed > 0
 
