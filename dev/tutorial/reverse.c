@@ -3,7 +3,8 @@ reverse.c: a network that runs backwards, and nothing else. `make tutorial` runs
 it, train_rev_gpt2.c does the same for GPT-2. Numbers like (2.4) are equations of the paper named there.
 
 A network makes states p_0, p_1, ..., p_L. Back-propagation needs them again, from the last to the first, so
-usually all are kept. Here only the last two are: each of the others is computed from the two after it.
+usually all are kept. Reversing keeps the last two, and computes each of the others from the two after it.
+(This program keeps all as well, to compare.) With p_{-1} = p_0 = x,
 
     p_{k+1} = alpha p_{k-1} + beta p_k + gamma F_k(p_k)
     p_{k-1} = (p_{k+1} - beta p_k - gamma F_k(p_k)) / alpha
@@ -16,7 +17,7 @@ usually all are kept. Here only the last two are: each of the others is computed
 static const struct Network { const char *name; int alpha, beta; double gamma; } networks[] = {
     {"midpoint",     1, 0, 2 * 0.25},   // (2.4)         p_{k+1} = p_{k-1} + 2h F_k(p_k)
     {"leapfrog",    -1, 2, 0.3 * 0.3},  // (2.6)         p_{k+1} = 2 p_k - p_{k-1} + h^2 F_k(p_k)
-    {"hamiltonian",  1, 0, 0.25},       // (2.8), (2.9)  q += h F(p), then p += h F(q): they take turns as p_k
+    {"hamiltonian",  1, 0, 0.25},       // (2.8), (2.9)  q += h F(r), then r += h F(q): they take turns as p_k
 }, *net;
 
 // What is learnt: two matrices a step, and the first state, x. The loss is half the square of the last state.
@@ -50,7 +51,7 @@ static Internals force(int k, const number_t s[C]) {
     return in;
 }
 
-// From df, the loss's gradient in F: J^T df is added to dp, and to the weights' gradients what is theirs.
+// From df = dloss/dF: adds J^T df to dp, J being dF/dp, and to both matrices' gradients what is theirs.
 static void force_adjoint(double dp[C], const double df[C], const Internals *in, int k) {
     for (int i = 0; i < H; i++) {
         double du = 0;
@@ -66,7 +67,6 @@ static void force_adjoint(double dp[C], const double df[C], const Internals *in,
 
 // ---- forward and back
 static Internals kept[L];  // what ordinary back-propagation lives on; reversing does not look at it
-
 // What a step adds to alpha p_{k-1}: one number, which depends on p_k alone
 static number_t increment(number_t s, double f) { return net->beta * s + to_state(net->gamma * f); }
 
@@ -101,7 +101,7 @@ static void gradients(int reverse) {  // by stepping back, or with what was kept
         for (int c = 0; c < C; c++) df[c] = net->gamma * dnext[c];
         for (int c = 0; c < C; c++) dp[c] += net->beta * dnext[c];
         force_adjoint(dp, df, &in, k);                       // completes dp
-        for (int c = 0; c < C; c++) dnext[c] *= net->alpha;  // what p_{k+1} says of p_{k-1}
+        for (int c = 0; c < C; c++) dnext[c] *= net->alpha;  // dloss/dp_{k-1}, as far as p_{k+1} tells
         double *done = dnext; dnext = dp; dp = done;
     }
     for (int c = 0; c < C; c++) grads.x[c] = dnext[c] + dp[c];  // both first states are x
@@ -137,7 +137,7 @@ static double finite_differences(void) {  // how far the gradients are from them
 
 int main(void) {
     for (uint32_t i = 0, n = 1; i < COUNT; i++) params.all[i] = (int32_t)(n = 1664525 * n + 12345) * 0x1p-32;
-    for (net = networks; net < networks + 3; net++) {
+    for (net = networks; net < networks + sizeof networks / sizeof *networks; net++) {
         printf("\n%-11s going forward          coming back\n", net->name);
         printf("drift %.2g,", there_and_back(0));
         printf(" and %.2g if one bit flips on the way\n", there_and_back(1));
