@@ -2387,8 +2387,8 @@ static void check_options(void) {
         die(STATUS_USAGE, "--loss %s needs --distill, the teacher", objective_names[opt.objective]);
     if (opt.budget > 0 && opt.memory != AUTO) die(STATUS_USAGE, "--budget is for --memory auto");
     if (opt.resume && !opt.out[0]) die(STATUS_USAGE, "-y 1 needs -o, the directory to resume from");
-    if (opt.save_every && !opt.out[0])
-        die(STATUS_USAGE, "-n %d needs -o, the directory to save to", opt.save_every);
+    if ((opt.save_every || opt.keep) && !opt.out[0])
+        die(STATUS_USAGE, "-n and -nk: saving needs -o, the directory to save to");
     if (!opt.train[0] && !opt.plan) die(STATUS_USAGE,
         "-i is missing: training tokens, a .bin of llm.c or a .txt; --help lists the flags");
 }

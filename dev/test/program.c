@@ -929,6 +929,7 @@ static const Refusal trainer_refusals[] = {
     {2, "./eval_rev_gpt2", "-e d6 -j val.bin --eval"},
     {2, "-y 1 needs -o", "-i train0.bin -y 1"},
     {2, "needs -o", "-i train0.bin -n 5"},
+    {2, "needs -o", "-i train0.bin -nk 5"},
     {2, "-x is missing", "-i train0.bin -e d6 -b 1 -t 16 --shuffle"},
     // networks, streams and shapes
     {2, "midpoint", "-i train0.bin --mode euler"},
