@@ -81,13 +81,13 @@ test_rev_gpt2_f64: $(MATHEMATICS)
 test_program: $(PROGRAM)
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
-train_rev_gpt2cu: train_rev_gpt2.cu train_rev_gpt2.c
-	$(NVCC) $(ALL_NVCCFLAGS) -o $@ $< $(CUBLAS)
+train_rev_gpt2cu: train_rev_gpt2.cu train_rev_gpt2.c dev/eval/choices.h
+	$(NVCC) $(ALL_NVCCFLAGS) $(CHOICES) -o $@ $< $(CUBLAS)
 
 sample_rev_gpt2cu: dev/sample/sample.c train_rev_gpt2.cu train_rev_gpt2.c
 	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) -o $@ $< $(CUBLAS)
 
-eval_rev_gpt2cu: dev/eval/eval.c train_rev_gpt2.cu train_rev_gpt2.c
+eval_rev_gpt2cu: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h train_rev_gpt2.cu train_rev_gpt2.c
 	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) -o $@ $< $(CUBLAS)
 
 test_rev_gpt2cu: $(MATHEMATICS) train_rev_gpt2.cu
@@ -96,13 +96,13 @@ test_rev_gpt2cu: $(MATHEMATICS) train_rev_gpt2.cu
 test_programcu: $(PROGRAM) train_rev_gpt2.cu
 	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) -o $@ $< $(CUBLAS)
 
-train_rev_gpt2_emulated: train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
-	$(CXX) $(EMULATE_FLAGS) -o $@ $<
+train_rev_gpt2_emulated: train_rev_gpt2.cu train_rev_gpt2.c dev/eval/choices.h dev/cuda/emulate.h
+	$(CXX) $(EMULATE_FLAGS) $(CHOICES) -o $@ $<
 
 sample_rev_gpt2_emulated: dev/sample/sample.c train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
 	$(CXX) $(EMULATE_FLAGS) -DTWIN -o $@ $<
 
-eval_rev_gpt2_emulated: dev/eval/eval.c train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
+eval_rev_gpt2_emulated: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
 	$(CXX) $(EMULATE_FLAGS) -DTWIN -o $@ $<
 
 test_rev_gpt2_emulated: $(MATHEMATICS) train_rev_gpt2.cu dev/cuda/emulate.h

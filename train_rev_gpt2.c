@@ -1272,24 +1272,28 @@ static void init_parameters(Model *m, uint64_t seed) {
 enum { GPT2_V = 50257 };  // the vocabulary of files that name none
 typedef struct {
     char *path;
-    int width;             // bytes a token
-    int64_t start, count;  // of the tokens in the file
+    int is_open, fd, width;  // width: bytes a token
+    int64_t start, count;    // of the tokens in the file
 } Shard;
-typedef struct {
-    glob_t files;
-    Shard *shards;
-    int shard_count, V;
-    const Shard *current;  // the one that is open, or NULL: there may be more than files a process may open
-    int fd;
-} Data;
+typedef struct { glob_t files; Shard *shards; int shard_count, open_count, V; } Data;
 
-static int shard_fd(Data *d, const Shard *s) {
-    if (d->current == s) return d->fd;
-    if (d->current) close(d->fd);
-    d->fd = open(s->path, O_RDONLY | O_NONBLOCK);  // a pipe without a writer would block
-    if (d->fd < 0) die(STATUS_DATA, "%s: %s", s->path, strerror(errno));
-    d->current = s;
-    return d->fd;
+static void shards_close(Data *d) {
+    for (int i = 0; i < d->shard_count; i++) {
+        if (d->shards[i].is_open) close(d->shards[i].fd);
+        d->shards[i].is_open = 0;
+    }
+    d->open_count = 0;
+}
+
+// A shard is opened when it is read, and stays open until a quarter of all that a process may open are.
+static int shard_fd(Data *d, Shard *s) {
+    if (s->is_open) return s->fd;
+    if (d->open_count >= sysconf(_SC_OPEN_MAX) / 4) shards_close(d);
+    s->fd = open(s->path, O_RDONLY | O_NONBLOCK);  // a pipe without a writer would block
+    if (s->fd < 0) die(STATUS_DATA, "%s: %s", s->path, strerror(errno));
+    s->is_open = 1;
+    d->open_count++;
+    return s->fd;
 }
 
 // Looks into s->path, a .txt of bytes or llm.c's token file; returns its vocabulary.
@@ -1322,7 +1326,7 @@ static void data_open(Data *d, const char *pattern) {
     d->shard_count = (int)d->files.gl_pathc;
     d->shards = (Shard *)calloc(d->files.gl_pathc, sizeof(Shard));
     if (!d->shards) die(STATUS_NUMBERS, "out of memory for a list of %d files", d->shard_count);
-    d->V = 0;
+    d->V = d->open_count = 0;
     for (int i = 0; i < d->shard_count; i++) {
         Shard *s = &d->shards[i];
         s->path = d->files.gl_pathv[i];
@@ -1336,7 +1340,7 @@ static void data_open(Data *d, const char *pattern) {
 }
 
 static void data_close(Data *d) {
-    if (d->current) close(d->fd);
+    shards_close(d);
     if (d->shards) globfree(&d->files);
     free(d->shards);
 }
@@ -1354,7 +1358,7 @@ static int64_t sequences_of(const Data *d, int T, int shuffle) {
 }
 
 // Tokens [position, position + n] of a shard: the first n to inputs, the last n to targets.
-static void read_sequence(Data *d, const Shard *s, int64_t position, int n, int *inputs, int *targets) {
+static void read_sequence(Data *d, Shard *s, int64_t position, int n, int *inputs, int *targets) {
     enum { PIECE = 4096 };
     unsigned char raw[2 * (PIECE + 1)];
     for (int i = 0; i < n; i += PIECE) {
@@ -1390,7 +1394,7 @@ static void data_batch(Data *d, Model *m, uint64_t first, int shuffle, uint64_t 
     for (size_t b = 0; b < B; b++) {
         uint64_t number = shuffle ? random_bits(seed, RANDOM_BATCHES, first + b) : first + b;
         int64_t place = (int64_t)(number % room), here;
-        const Shard *s = d->shards;
+        Shard *s = d->shards;
         for (; place >= (here = sequences_in(s, m->T, shuffle)); s++) place -= here;
         read_sequence(d, s, shuffle ? place : place * m->T, m->T, inputs + b * T, targets + b * T);
     }
@@ -1398,9 +1402,9 @@ static void data_batch(Data *d, Model *m, uint64_t first, int shuffle, uint64_t 
     free(inputs);
 }
 
-// Tokens of a smaller vocabulary suit a model that only pads it, such as GPT-2's 50257 one of 50304.
+// GPT-2's tokens suit models that have some more: a token for padding, or up to a multiple of 128.
 static int vocabulary_suits(int of_tokens, int V) {
-    return of_tokens <= V && (of_tokens + 127) / 128 == (V + 127) / 128;
+    return of_tokens == V || (of_tokens == GPT2_V && within(V, GPT2_V, 50304));
 }
 
 static void data_check(const Data *d, const char *pattern, int V, int T) {
@@ -1416,7 +1420,7 @@ static void data_check(const Data *d, const char *pattern, int V, int T) {
 // ---- files: the model in llm.c's format, the optimizer's state beside it. A file is written aside, synced
 // and renamed; the state comes first and the model last, so a model with its state is a complete pair.
 
-enum { MODEL_MAGIC = 20240326, STATE_MAGIC = 20251127, STATE_VERSION = 2, TOKENIZER_MAGIC = 20240328 };
+enum { MODEL_MAGIC = 20240326, STATE_MAGIC = 20251127, STATE_VERSION = 3, TOKENIZER_MAGIC = 20240328 };
 enum { PATH = 4096 };
 
 static void cannot(const char *what, const char *path) {
@@ -1429,6 +1433,14 @@ static const char *checkpoint_path(const char *directory, const char *what, int 
     return path;
 }
 
+static FILE *open_regular(const char *path) {  // anything else might block, or be harmed
+    errno = 0;
+    struct stat st;
+    FILE *f = stat(path, &st) == 0 && S_ISREG(st.st_mode) ? fopen(path, "rb") : NULL;
+    if (!f) die(STATUS_DATA, "%s: %s", path, errno ? strerror(errno) : "not a regular file");
+    return f;
+}
+
 typedef struct { FILE *file; char path[PATH + 32], directory[PATH + 32], aside[PATH + 64]; } Output;
 
 static void output_failed(Output *o) {
@@ -1438,15 +1450,21 @@ static void output_failed(Output *o) {
     cannot("write", o->path);
 }
 
-// Files of a run share one name aside, and what a killed run left there goes. Others write over nothing.
-static void output_open(Output *o, const char *path, int of_run) {
+// Files of a run, `begins` NULL, share one name aside, and what a killed run left there goes. Others write
+// over nothing but a file that begins so.
+static void output_open(Output *o, const char *path, const char *begins) {
+    char old[32] = "";
+    FILE *f = begins && access(path, F_OK) == 0 ? open_regular(path) : NULL;
+    if (f && (fread(old, 1, strlen(begins), f) != strlen(begins) || strcmp(old, begins) != 0))
+        die(STATUS_DATA, "%s is there already, and is of another kind", path);
+    if (f) fclose(f);
     const char *slash = strrchr(path, '/');
     snprintf(o->path, sizeof o->path, "%s", path);
     snprintf(o->directory, sizeof o->directory, "./");
     if (slash) snprintf(o->directory, sizeof o->directory, "%.*s", (int)(slash - path + 1), path);
     snprintf(o->aside, sizeof o->aside, "%s.tmp", path);
-    if (of_run) snprintf(o->aside, sizeof o->aside, "%sunfinished.tmp", o->directory);
-    if (of_run) unlink(o->aside);
+    if (!begins) snprintf(o->aside, sizeof o->aside, "%sunfinished.tmp", o->directory);
+    if (!begins) unlink(o->aside);
     int fd = open(o->aside, O_WRONLY | O_CREAT | O_EXCL, 0666);
     if (fd < 0 && errno == EEXIST)
         die(STATUS_DATA, "cannot write %s: File exists: written by another program now, or left by one that "
@@ -1545,19 +1563,12 @@ static void save_model(const Model *m, const char *directory, int step, int bf16
     Output o;
     int32_t header[256];
     model_header(header, &m->net, bf16);
-    output_open(&o, checkpoint_path(directory, "model", step), 1);
+    output_open(&o, checkpoint_path(directory, "model", step), NULL);
     output_write(&o, header, sizeof header);
     write_parameters(&o, m->params, parameter_count(&m->net), bf16, 0);
     output_close(&o);
 }
 
-static FILE *open_regular(const char *path) {  // anything else might block, or be harmed
-    errno = 0;
-    struct stat st;
-    FILE *f = stat(path, &st) == 0 && S_ISREG(st.st_mode) ? fopen(path, "rb") : NULL;
-    if (!f) die(STATUS_DATA, "%s: %s", path, errno ? strerror(errno) : "not a regular file");
-    return f;
-}
 static FILE *open_input(const char *path, int32_t header[256], int magic, const char *what) {
     FILE *f = open_regular(path);
     if (fread(header, sizeof(int32_t), 256, f) != 256 || header[0] != magic)
@@ -1637,12 +1648,13 @@ static uint64_t state_checksum(const int32_t header[256], const Config *net) {
     return checksum(checksum(0, header, 256), of_model, 256);
 }
 
-static void save_state(const Model *m, const char *directory, int step, const Run *run) {
+// owed: whether an interrupt came before what follows the step, such as its validation, was done
+static void save_state(const Model *m, const char *directory, int step, const Run *run, int owed) {
     Output o;
-    int32_t header[256] = {STATE_MAGIC, STATE_VERSION, step};
+    int32_t header[256] = {STATE_MAGIC, STATE_VERSION, step, owed};
     size_t count = parameter_count(&m->net);
     memcpy(&header[4], run, sizeof *run);
-    output_open(&o, checkpoint_path(directory, "state", step), 1);
+    output_open(&o, checkpoint_path(directory, "state", step), NULL);
     output_write(&o, header, sizeof header);
     uint64_t sum = state_checksum(header, &m->net);
     sum = write_parameters(&o, m->m, count, 0, sum);
@@ -1673,19 +1685,20 @@ static void check_run(const Run *was, const Run *run, const char *path) {
             precision_names[was->precision != 0], objective_names[named ? was->objective : 0], was->chunk,
             was->head_chunk, shuffle, teacher);
     if (was->B != run->B)
-        printf("-b %d, not %d: the same sequences, but other bits from here on\n", run->B, was->B);
+        printf("-b %d, not %d: the same sequences, but other bits, and other batches for -m\n",
+               run->B, was->B);
 }
 
-// Reads what save_state wrote, after the model beside it has been read.
-static void load_state(Model *m, const char *path, int step, const Run *run) {
+// Reads what save_state wrote, after the model beside it has been read. Returns whether something is owed.
+static int load_state(Model *m, const char *path, int step, const Run *run) {
     int32_t header[256];
     size_t count = parameter_count(&m->net);
     uint64_t saved = 0;
     Run was;
     FILE *f = open_input(path, header, STATE_MAGIC, "state file");
     if (header[1] != STATE_VERSION || header[2] != step)
-        die(STATUS_DATA, "%s: of version %d and step %d; version %d (1 is of an earlier program) and step %d "
-            "are meant", path, header[1], header[2], STATE_VERSION, step);
+        die(STATUS_DATA, "%s: of version %d and step %d; version %d (less is of an earlier program) and step "
+            "%d are meant", path, header[1], header[2], STATE_VERSION, step);
     memcpy(&was, &header[4], sizeof was);
     check_run(&was, run, path);
     check_size(f, path, sizeof header + count * (was.bf16 ? 12 : 8) + sizeof saved);
@@ -1698,6 +1711,7 @@ static void load_state(Model *m, const char *path, int step, const Run *run) {
         die(STATUS_DATA, "%s: it or its model is corrupt, the checksum does not match; "
             "remove both to resume from an earlier pair", path);
     fclose(f);
+    return header[3];
 }
 
 // What a directory holds: how many models with their state, the first and last step of these, or -1, and how
@@ -1722,8 +1736,9 @@ static Checkpoints find_checkpoints(const char *directory) {
 }
 
 // Saves a complete pair, and removes the oldest ones beyond `keep` (0: none).
-static void save_checkpoint(const Model *m, const char *directory, int step, const Run *run, int keep) {
-    save_state(m, directory, step, run);
+static void save_checkpoint(const Model *m, const char *directory, int step, const Run *run, int owed,
+                            int keep) {
+    save_state(m, directory, step, run, owed);
     save_model(m, directory, step, run->bf16);
     Checkpoints c = find_checkpoints(directory);
     for (; keep > 0 && c.count > keep; c = find_checkpoints(directory)) {
@@ -1742,20 +1757,22 @@ static const char *log_path(const char *directory) {
     return path;
 }
 
-// Opens the log with its rows up to `step`: a resumed run goes on from its checkpoint, not where it died.
-static FILE *log_open(const char *directory, int step) {
+// Opens the log with its rows up to `step`: a resumed run goes on from its checkpoint, not where it died. If
+// what follows that step is owed, its rows of anything but training go.
+static FILE *log_open(const char *directory, int step, int owed) {
     const char *path = log_path(directory);
     char line[512], *end;
     Output o;
     FILE *old = access(path, F_OK) == 0 ? open_regular(path) : NULL;
     if (old && (!fgets(line, sizeof line, old) || strcmp(line, log_header) != 0))
         die(STATUS_DATA, "%s is not a log of this program", path);
-    output_open(&o, path, 1);
+    output_open(&o, path, NULL);
     output_write(&o, log_header, sizeof log_header - 1);
     while (old && step >= 0 && fgets(line, sizeof line, old)) {
         long at = strtol(line, &end, 10);
         int whole = end != line && *end == ',' && strchr(line, '\n');
-        if (whole && at <= step) output_write(&o, line, strlen(line));
+        int again = owed && at == step && strncmp(end, ",train", 6) != 0;
+        if (whole && at <= step && !again) output_write(&o, line, strlen(line));
     }
     if (old) fclose(old);
     output_close(&o);
@@ -1782,10 +1799,11 @@ static Tokenizer tokenizer_open(const char *path, int V) {
     if (!path) return z;
     FILE *f = open_input(path, header, TOKENIZER_MAGIC, "tokenizer file");
     if (!within(header[1], 1, 2)) die(STATUS_DATA, "%s: version %d; 1 and 2 can be read", path, header[1]);
-    if (header[2] < 1 || !vocabulary_suits(header[2], V))
+    if (!vocabulary_suits(header[2], V))
         die(STATUS_DATA, "%s: of %d tokens, but the model has %d", path, header[2], V);
     if (header[1] == 2) z.eot = header[3];  // version 1 does not say
-    if (!within(z.eot, -1, V - 1)) die(STATUS_DATA, "%s: its end of text is token %d of %d", path, z.eot, V);
+    if (!within(z.eot, -1, header[2] - 1))
+        die(STATUS_DATA, "%s: its end of text is token %d of %d", path, z.eot, header[2]);
     for (int i = 0; i < header[2]; i++) {
         unsigned char *text = z.texts[i];
         if (fread(text, 1, 1, f) != 1 || !text[0] || fread(text + 1, 1, text[0], f) != text[0])
@@ -1891,6 +1909,7 @@ typedef struct {
     Tokenizer z;            // for samples
     Run run;
     int from, step, total;  // from: the step of the checkpoint, -1 without one; step: how many are done
+    int owed;               // whether what follows that step is still to be done
     FILE *csv;              // log.csv, or NULL
     double limit;           // of the device, FLOP/s: what was measured, or what a product has reached since
 } Job;
@@ -1985,7 +2004,7 @@ static void save_step(Job *j) {
         head(m, 0);
         check_numbers(m, j->step, objective_of(m), NAN);
     }
-    save_checkpoint(m, opt.out, j->step, &j->run, opt.keep);
+    save_checkpoint(m, opt.out, j->step, &j->run, j->owed, opt.keep);
 }
 
 // The gradients of an optimizer step, over all its micro-batches, its loss, and the largest drift. Returns
@@ -2015,7 +2034,10 @@ static void train_step(Job *j) {
     int divergence = m->objective != CROSS_ENTROPY;
     double start = seconds(), rate = learning_rate(j->step, j->total), loss, drift;
     profile_step(1);
-    if (!step_gradients(j, &loss, &drift)) return;
+    if (!step_gradients(j, &loss, &drift)) {
+        profile_step(0);
+        return;
+    }
     j->step++;
     check_numbers(m, j->step, loss, drift);
     double norm = update(m, rate, opt.beta1, opt.beta2, opt.decay, j->step);
@@ -2043,6 +2065,8 @@ static void on_interrupt(int signal_number) {
     static const char notice[] = "\nfinishing this batch; once more ends at once\n";
     (void)signal_number;
     interrupted = 1;
+    signal(SIGINT, SIG_DFL);  // a second one of either kind ends at once
+    signal(SIGTERM, SIG_DFL);
     (void)!write(1, notice, sizeof notice - 1);
 }
 
@@ -2050,7 +2074,7 @@ static void catch_signals(void) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_interrupt;
-    action.sa_flags = (int)SA_RESETHAND | SA_RESTART;  // a second Ctrl-C ends at once
+    action.sa_flags = SA_RESTART;
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
     signal(SIGPIPE, SIG_IGN);  // who reads the output may end first: train notices, and nothing is lost
@@ -2071,9 +2095,9 @@ static int due(int every, int step, int end) { return every > 0 && (end || step 
 
 // Trains to the end of the run. What happens between two steps has been done for that of the checkpoint.
 static void train(Job *j) {
-    int began = j->step, saved = j->from;
+    int began = j->step, saved = j->from - j->owed;
     double cost = flops_per_token(&j->m), again = flops_again(&j->m);
-    if (opt.out[0]) j->csv = log_open(opt.out, j->from);
+    if (opt.out[0]) j->csv = log_open(opt.out, j->from, j->owed);
     catch_signals();
     j->limit = device_flops();
     printf("limit %.0f GFLOP/s; training costs %.3g GFLOP a token", j->limit * 1e-9, cost * 1e-9);
@@ -2089,6 +2113,7 @@ static void train(Job *j) {
         if (fresh && !interrupted && opt.val[0] && due(opt.val_every, step, end)) validate_step(j);
         if (fresh && !interrupted && due(opt.val_every, step, end)) choices_step(j);
         if (fresh && !interrupted && due(opt.sample_every, step, end)) sample_step(j);
+        j->owed = fresh && interrupted;
         if (j->csv && fflush(j->csv) != 0) cannot("write", log_path(opt.out));
         end |= interrupted || fflush(stdout) != 0;
         if (fresh && j->csv && (end || (step > 0 && due(opt.save_every, step, 0)))) {
@@ -2589,7 +2614,7 @@ static void begin_job(Job *j) {
     }
     if (j->from >= 0) {
         const char *path = checkpoint_path(opt.out, "state", j->from);
-        load_state(m, path, j->from, &j->run);
+        j->owed = load_state(m, path, j->from, &j->run);
         printf("resumed from %s\n", path);
     }
 }
@@ -2601,7 +2626,7 @@ static int finish(void) {
 }
 
 static void on_illegal_instruction(int signal_number) {
-    static const char line[] = "rev_gpt2: built for another processor; make -B builds it for this one\n";
+    static const char line[] = "rev_gpt2: this processor lacks an instruction; make -B builds for it\n";
     (void)signal_number, (void)!write(2, line, sizeof line - 1);
     _exit(STATUS_USAGE);
 }

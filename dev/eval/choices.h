@@ -62,9 +62,8 @@ static void read_question(Choices *c, Reader *r, int version) {
     memset(&added, 0, sizeof added);
     const uint16_t *begin = r->at;
     if (take_word(r) != 65535) wrong_question(r, "does not begin with 65535");
-    int64_t size = take_word(r);
-    if (version == 1) size /= 2;  // of bytes
-    size += version == 1 ? 0 * take_word(r) : (int64_t)take_word(r) << 16;
+    const int low = take_word(r), high = take_word(r);  // in version 1 bytes, and the question's number
+    const int64_t words = version == 1 ? low / 2 : low | (int64_t)high << 16;
     const int label = take_word(r), completions = take_word(r);
     if (label >= completions) wrong_question(r, "has no completion that is right");
     if (version == 1) {
@@ -83,7 +82,7 @@ static void read_question(Choices *c, Reader *r, int version) {
         if (version == 1) added.characters = added.ending;
         add_completion(c, r, added);
     }
-    if (r->at - begin != size) wrong_question(r, "is not as long as it says");
+    if (r->at - begin != words) wrong_question(r, "is not as long as it says");
     c->labels[r->question] = label;
     c->first[r->question + 1] = c->count;
 }
@@ -157,8 +156,8 @@ static int same_inputs(const Completion *x, const Completion *y) {
 // A pass: a batch of completions, a row each, but those of the same inputs share one and take turns at its
 // logits. The head is evaluated only where tokens are scored: these states move to the front of the stream.
 typedef struct { int completions, turns, states; } Pass;
-// How many states the head is evaluated for at a time; and at least, for a CPU sums in another order where
-// there are one or two, and a score must not depend on what else is in its batch.
+// How many states the head is evaluated for at a time; and at least, if --head-chunk has room: a CPU sums in
+// another order where there are one or two, and a score should not depend on what else is in its batch.
 enum { MOST_STATES = 4096, LEAST_STATES = 3 };
 
 // Takes of the completions that are left, the longest first, as many as the model has room for; g becomes the
@@ -186,6 +185,7 @@ static Pass fill_pass(Model *g, const Model *m, Completion **left, int count, in
         if (x->turn + 1 > p.turns) p.turns = x->turn + 1;
         last = x;
     }
+    if (p.states < LEAST_STATES) p.states = smaller_of(LEAST_STATES, m->B * m->T);
     *g = *m;
     g->B = row + 1;
     g->T = T;
@@ -196,20 +196,33 @@ static Pass fill_pass(Model *g, const Model *m, Completion **left, int count, in
     return p;
 }
 
-// Adds to the scores of those whose turn it is what states [i, i + n) say; targets (states) is host memory.
-static void score_states(Model *g, Pass p, Completion **of, int i, int n, int turn, int which, int *targets) {
+// Adds to the scores of those whose turn it is what states [from, from + n) say; targets (states) is host
+// memory.
+static void score_states(Model *g, Pass p, Completion **of, int from, int n, int turn, int which,
+                         int *targets) {
     static real_t losses[MOST_STATES];
+    int first = n, last = -1;  // of these states, those that someone wants now
     for (int c = 0; c < p.completions; c++)
-        for (int k = 0; k < of[c]->ending && of[c]->turn == turn; k++)
-            targets[of[c]->state + k] = of[c]->after[k];
-    to_device(g->targets, targets + i, (size_t)n * sizeof(int));
-    // again each turn, since the classifier works in the logits
-    head_logits(g, i, n < LEAST_STATES ? smaller_of(LEAST_STATES, g->head_chunk) : n);
+        for (int k = 0; k < of[c]->ending && of[c]->turn == turn; k++) {
+            int i = of[c]->state + k - from;
+            if (!within(i, 0, n - 1)) continue;
+            targets[from + i] = of[c]->after[k];
+            first = smaller_of(first, i);
+            last = i > last ? i : last;
+        }
+    if (last < 0) return;
+    if (last - first + 1 < LEAST_STATES) first = last < LEAST_STATES ? 0 : last - LEAST_STATES + 1;
+    if (last - first + 1 < LEAST_STATES) last = smaller_of(LEAST_STATES, n) - 1;
+    from += first;
+    n = last - first + 1;
+    to_device(g->targets, targets + from, (size_t)n * sizeof(int));
+    head_logits(g, from, n);  // again each turn, since the classifier works in the logits
     classifier(g->losses, g->logits, g->targets, n, g->net.V, g->net.Vp, 0);
     to_host(losses, g->losses, (size_t)n * sizeof(real_t));
     for (int c = 0; c < p.completions; c++)
         for (int k = 0; k < of[c]->ending && of[c]->turn == turn; k++)
-            if (within(of[c]->state + k, i, i + n - 1)) of[c]->score[which] -= losses[of[c]->state + k - i];
+            if (within(of[c]->state + k, from, from + n - 1))
+                of[c]->score[which] -= losses[of[c]->state + k - from];
 }
 
 static void score_pass(Model *g, Pass p, Completion **of, int which, int *targets) {
@@ -222,8 +235,9 @@ static void score_pass(Model *g, Pass p, Completion **of, int which, int *target
             if (from > to) device_copy(g->cur + to * C, g->cur + from * C, C * sizeof(stream_t));
         }
     const int most = smaller_of(g->head_chunk, MOST_STATES);
-    for (int i = 0; i < p.states; i += most) {
-        int n = smaller_of(most, p.states - i);
+    for (int i = 0, n; i < p.states; i += n) {
+        n = smaller_of(most, p.states - i);
+        if (within(p.states - i - n, 1, LEAST_STATES - 1) && n > 2 * LEAST_STATES) n -= LEAST_STATES;
         for (int turn = 0; turn < p.turns; turn++) score_states(g, p, of, i, n, turn, which, targets);
     }
 }
@@ -270,13 +284,17 @@ static int answer_of(const Choices *c, int question, int which, int normed) {
     return best - c->first[question];
 }
 
-// Sums over questions; same: where the teacher chooses the same; apart: of differences to its scores
-typedef struct { int questions, completions; double right, right_normed, same, apart; } Accuracy;
+// Sums over questions; same: where the teacher chooses the same; apart: of differences to its scores; scores:
+// of all, which are numbers if this is one
+typedef struct { int questions, completions; double right, right_normed, same, apart, scores; } Accuracy;
 
 static void add_accuracy(Accuracy *a, const Choices *c) {
     a->questions += c->questions;
     a->completions += c->count;
-    for (int i = 0; i < c->count; i++) a->apart += fabs(c->all[i].score[0] - c->all[i].score[1]);
+    for (int i = 0; i < c->count; i++) {
+        a->apart += fabs(c->all[i].score[0] - c->all[i].score[1]);
+        a->scores += c->all[i].score[0] + c->all[i].score[1];
+    }
     for (int q = 0; q < c->questions; q++) {
         a->right += answer_of(c, q, 0, 0) == c->labels[q];
         a->right_normed += answer_of(c, q, 0, 1) == c->labels[q];
@@ -301,6 +319,7 @@ static struct {
 
 static void choices_begin(const Model *m) {
     if (!asked.pattern[0]) return;
+    if (!opt.val_every) die(STATUS_USAGE, "--choices needs -v: every how many steps");
     if (glob(asked.pattern, GLOB_NOCHECK, NULL, &asked.found) != 0)
         die(STATUS_DATA, "%s: cannot be searched for", asked.pattern);
     asked.count = (int)asked.found.gl_pathc;
@@ -326,14 +345,14 @@ static void print_accuracy(const Accuracy *a) {
 
 // What happens in training every -v steps
 static void choices_step(Job *j) {
-    Accuracy a = {0, 0, 0, 0, 0, 0};
+    Accuracy a = {0, 0, 0, 0, 0, 0, 0};
     if (!asked.count) return;
     for (int i = 0; i < asked.count; i++) {
         choices_score(&j->m, &asked.files[i], 0);
         if (interrupted) return;
         add_accuracy(&a, &asked.files[i]);
     }
-    check_numbers(&j->m, j->step, 0, NAN);
+    check_numbers(&j->m, j->step, a.scores, NAN);
     printf("step %5d/%d | choices: ", j->step, j->total);
     print_accuracy(&a);
     printf("\n");

@@ -45,6 +45,7 @@ static void check_eval_options(void) {
         die(STATUS_USAGE, "-e or --distill: a name of over %d bytes", PATH - 64);
     if (!opt.val[0] && !asked.pattern[0]) die(STATUS_USAGE, "-j is missing: the tokens to evaluate on, a "
         ".bin of llm.c or a .txt; or --choices; --help lists the flags");
+    if (asked.csv[0] && !asked.pattern[0]) die(STATUS_USAGE, "--csv is for --choices");
     if (strlen(asked.csv) > PATH - 64) die(STATUS_USAGE, "--csv: a name of over %d bytes", PATH - 64);
 }
 
@@ -70,11 +71,13 @@ static void evaluate(Model *m, Data *d) {
     print_comparison(m, means);
 }
 
+static void output_scores(Output *o) { output_open(o, asked.csv, "file,question,"); }
+
 // Every completion's score, as the numbers behind the accuracies
 static void write_scores(const Model *m) {
     char line[PATH + 256];
     Output o;
-    output_open(&o, asked.csv, 0);
+    output_scores(&o);
     snprintf(line, sizeof line, "file,question,completion,tokens,characters,loglikelihood,label%s\n",
              m->has_teacher ? ",teacher" : "");
     output_write(&o, line, strlen(line));
@@ -100,17 +103,23 @@ static void print_file(const char *name, const Accuracy *a, const Model *m) {
 }
 
 static void evaluate_choices(const Model *m) {
-    Accuracy all = {0, 0, 0, 0, 0, 0};
+    Accuracy all = {0, 0, 0, 0, 0, 0, 0};
     Model teacher = teacher_of(m);
+    Output o;
+    if (asked.csv[0]) {  // what cannot be written is known before anything is computed
+        output_scores(&o);
+        fclose(o.file);
+        unlink(o.aside);
+    }
     const double start = seconds();
     teacher.has_teacher = 0;
     for (int i = 0; i < asked.count; i++) {
         Choices *c = &asked.files[i];
-        Accuracy a = {0, 0, 0, 0, 0, 0};
+        Accuracy a = {0, 0, 0, 0, 0, 0, 0};
         choices_score(m, c, 0);
         if (m->has_teacher) choices_score(&teacher, c, 1);
-        check_numbers(m, 0, c->all[0].score[0], NAN);
         add_accuracy(&a, c);
+        check_numbers(m, 0, a.scores, NAN);
         add_accuracy(&all, c);
         print_file(c->path, &a, m);
     }

@@ -333,7 +333,7 @@ static void seeds_state(void) {
         Run run = base_run;
         run.bf16 = i & 1;
         make_model(MIDPOINT);
-        save_state(&m, "", 7, &run);
+        save_state(&m, "", 7, &run, 0);
         size_t size = get_file(bytes, sizeof bytes);
         bytes[120] = i >= 2;  // the first two are right as they are
         snprintf(path, sizeof path, "state%d", i);
@@ -608,7 +608,7 @@ static void fuzz_choices(const uint8_t *bytes, size_t size) {
             if (token_of(x, k) >= c.V) fail("a token beyond the vocabulary");
         c.all[i].score[0] = i % 7;
     }
-    Accuracy a = {0, 0, 0, 0, 0, 0};
+    Accuracy a = {0, 0, 0, 0, 0, 0, 0};
     add_accuracy(&a, &c);
     if (a.questions != c.questions || a.right > a.questions) fail("a wrong accuracy");
     choices_close(&c);

@@ -242,18 +242,12 @@ static void save_logits(Model *m, const char *path) {
     static float logits[65536];
     Output o;
     int N = m->B * m->T, V = m->net.V;
-    char shape[118], header[129], magic[6] = "";
+    char shape[118], header[129];
     snprintf(shape, sizeof shape,
              "{'descr': '<f4', 'fortran_order': False, 'shape': (%d, %d, %d), }", m->B, m->T, V);
     // version 1.0, and 118 bytes follow
     snprintf(header, sizeof header, "\x93NUMPY%c%c%c%c%-117s\n", 1, 0, 118, 0, shape);
-    if (access(path, F_OK) == 0) {
-        FILE *old = open_regular(path);
-        if (fread(magic, 1, 6, old) != 6 || memcmp(magic, header, 6) != 0)
-            die(STATUS_DATA, "%s is there already, and is no .npy", path);
-        fclose(old);
-    }
-    output_open(&o, path, 0);
+    output_open(&o, path, "\x93NUMPY");
     output_write(&o, header, sizeof header - 1);
     for (int i = 0; i < N; i++) {
         if (i % m->head_chunk == 0) head_logits(m, i, smaller_of(m->head_chunk, N - i));

@@ -66,7 +66,16 @@ static int fatal_rename(const char *from, const char *to) {
 }
 
 #define fwrite fatal_fwrite
+// The environment says at which read of tokens a signal comes.
+static ssize_t interrupting_pread(int fd, void *to, size_t bytes, off_t at) {
+    static int reads;
+    const char *when = getenv("INTERRUPT_AT_READ");
+    if (when && ++reads == atoi(when)) raise(SIGINT);
+    return pread(fd, to, bytes, at);
+}
+
 #define fsync fatal_fsync
+#define pread interrupting_pread
 #define flock refusing_flock
 #define rename fatal_rename
 #define REV_GPT2_PROFILE "dev/bench/profile.h"  // for --profile
@@ -604,7 +613,7 @@ static void test_choices(void) {
         choices_score(&m, &c, 0);
         for (int i = 0; i < c.count; i++) most = larger(most, fabs(c.all[i].score[0] - alone(&m, &c.all[i])));
         check(most < (rounding > 0 ? 0.2 : 1e-5), "version %d: scores are off by %g", version, most);
-        Accuracy a = {0, 0, 0, 0, 0, 0};
+        Accuracy a = {0, 0, 0, 0, 0, 0, 0};
         add_accuracy(&a, &c);
         int right = 0;
         for (int q = 0; q < c.questions; q++) {
@@ -627,7 +636,8 @@ static void test_choices_programs(void) {
         check_ok(evaluator(TRAINED "--choices two.bin -t 16 --csv other%d %s", i, others[i]));
         char other[16];
         snprintf(other, sizeof other, "other%d", i);
-        check(twin || same_files("scores", other), "other scores for %s", others[i]);  // a card rounds by shape
+        // a card rounds by the shape of a batch
+        check(twin || same_files("scores", other), "other scores for %s", others[i]);
     }
     check(evaluator(TRAINED "--choices two.bin --csv scores -t 16") == STATUS_OK, "%s", output);
     static const struct { const char *flags, *says; } refused[] = {
@@ -715,6 +725,23 @@ static void test_interrupt(void) {
     data_close(&j.data);
 }
 
+// What an interrupt leaves undone after a step, its validation and questions, is done when the run goes on.
+static void test_owed(void) {
+    write_choices("two.bin", 2);
+    check_ok(trainer("-i train0.bin -j val.bin --choices two.bin " TINY "-o paid"));
+    for (int n = 3; n <= 40; n += brief ? 6 : 1) {  // headers and the first validation are read by then
+        char read[8];
+        snprintf(read, sizeof read, "%d", n);
+        shell("rm -rf owed");
+        setenv("INTERRUPT_AT_READ", read, 1);
+        int status = trainer("-i train0.bin -j val.bin --choices two.bin " TINY "-o owed");
+        unsetenv("INTERRUPT_AT_READ");
+        check(status == STATUS_INTERRUPTED || status == STATUS_OK, "read %d: %d, %s", n, status, output);
+        check_ok(trainer("-i train0.bin -j val.bin --choices two.bin " TINY "-o owed -y 1"));
+        check(same_logs("paid/log.csv", "owed/log.csv"), "interrupted at read %d: another log", n);
+    }
+}
+
 // A run goes on with fewer sequences at a time: the same sequences a step, nearly the same losses.
 static void test_smaller_batch(void) {
     check_ok(trainer("-i train*.bin " SMALL "-n 4 -d 64 -b 4 -x 8 -o four"));
@@ -733,8 +760,8 @@ static void test_smaller_batch(void) {
 
 static void test_vocabularies(void) {
     static const struct { int tokens, model, suits; } cases[] = {
-        {50257, 50257, 1}, {50257, 50258, 1}, {50257, 50304, 1},
-        {50258, 50257, 0}, {50257, 50305, 0}, {256, 50257, 0}};
+        {50257, 50257, 1}, {50257, 50258, 1}, {50257, 50304, 1}, {256, 256, 1},
+        {50258, 50257, 0}, {50257, 50305, 0}, {256, 50257, 0}, {50200, 50257, 0}, {130, 256, 0}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
         check(vocabulary_suits(cases[i].tokens, cases[i].model) == cases[i].suits,
               "%d tokens for a model of %d", cases[i].tokens, cases[i].model);
@@ -1042,7 +1069,7 @@ static const Refusal sampler_refusals[] = {
     {3, "logit of token", "-e nan.bin --prompt abc"},
     {3, "logit of token 0 at position 0", "-e nan.bin --prompt abc --logits nan.npy"},
     // what is written
-    {1, "is no .npy", TRAINED "-i train0.bin -b 1 -t 16 --logits run0/log.csv"},
+    {1, "of another kind", TRAINED "-i train0.bin -b 1 -t 16 --logits run0/log.csv"},
     {1, "not a regular file", TRAINED "-i train0.bin -b 1 -t 16 --logits /dev/null"},
     {1, "File exists", TRAINED "-i train0.bin -b 1 -t 16 --logits new.npy"},
     {1, "cannot write", TRAINED "-i train0.bin -b 1 -t 16 --logits no/such/x.npy"},
@@ -1256,9 +1283,10 @@ static int last_step;
 
 // Killed at random moments
 static void test_killed(void) {
-    static const char shape[] = SMALL "-b 2 -t 16 -nk 2";
+    static const char shape[] = SMALL "-b 2 -t 16 ";
     last_step = brief ? 64 : 400;
-    snprintf(long_run, sizeof long_run, "-i train*.bin %s --mode hamiltonian -x %d -n 7", shape, last_step);
+    snprintf(long_run, sizeof long_run,
+             "-i train*.bin %s --mode hamiltonian -x %d -n 7 -nk 2", shape, last_step);
     snprintf(whole_model, sizeof whole_model, "whole/model_%08d.bin", last_step);
     snprintf(cut_model, sizeof cut_model, "cut/model_%08d.bin", last_step);
     snprintf(cut_state, sizeof cut_state, "cut/state_%08d.bin", last_step);
@@ -1359,6 +1387,7 @@ static const Test tests[] = {
     {"training", "bytes", test_bytes, SHORT},
     {"training", "smaller-batch", test_smaller_batch, SHORT},
     {"training", "interrupt", test_interrupt, SHORT},
+    {"training", "owed", test_owed, SHORT},
     {"what is missing", "file-systems", test_file_systems, SHORT},
     {"what is missing", "many-shards", test_many_shards, SHORT},
     {"the use of a model", "sample", test_sample, SHORT},
