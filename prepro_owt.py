@@ -61,7 +61,8 @@ def plain(text):
 
 
 def fail(message, status=1):
-    print("prepro_owt.py:", plain(" ".join(message.split())), file=sys.stderr)  # one line, whatever a library put in
+    program = os.path.basename(sys.argv[0])  # this one, or dev/eval/choices.py, which uses these functions
+    print(program + ":", plain(" ".join(message.split())), file=sys.stderr)  # one line, whatever a library put in
     sys.exit(status)
 
 
@@ -133,10 +134,9 @@ def writing(path):
     return trying("write", path, "--out needs a folder with room that you may write to")
 
 
-def save(out, record, files={}):
-    """Writes {name: function that fills the file} and the record to the folder: all aside, then all renamed. What can
-    fail for want of space or rights does so before the first rename, so that no new file is left beside an old one."""
-    files = {**files, RECORD: lambda f: f.write(json.dumps(record).encode())}
+def write_files(out, files):
+    """Writes {name: function that fills the file} to the folder: all aside, then all renamed. What can fail for want
+    of space or rights does so before the first rename, so that no new file is left beside an old one."""
     paths = {os.path.join(out, name): fill for name, fill in files.items()}
     try:
         for path, fill in paths.items():
@@ -159,6 +159,10 @@ def save(out, record, files={}):
         for path in paths:  # after a success there is none left
             with contextlib.suppress(OSError):
                 os.remove(path + ".tmp")
+
+
+def save(out, record, files={}):
+    write_files(out, {**files, RECORD: lambda f: f.write(json.dumps(record).encode())})
 
 
 def identify(paths):
