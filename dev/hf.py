@@ -138,24 +138,23 @@ def byte_tokenizer():
             "post_processor": None, "decoder": level, "model": {"type": "BPE", "vocab": vocab, "merges": []}}
 
 def known_tokenizer(m):
-    """The files, as bytes, of the tokenizer that a vocabulary of this size has; none, with a warning, where it is not to be had."""
+    """The files, as bytes, of the tokenizer that a vocabulary of this size has; or none, and what the problem is."""
     config = {"model_max_length": m.maxT, "clean_up_tokenization_spaces": False}
     if m.V == 256:
         config |= {"tokenizer_class": "PreTrainedTokenizerFast"}
-        return {"tokenizer.json": json.dumps(byte_tokenizer()).encode(), "tokenizer_config.json": json.dumps(config, indent=2).encode()}
+        return {"tokenizer.json": json.dumps(byte_tokenizer()).encode(), "tokenizer_config.json": json.dumps(config, indent=2).encode()}, None
     problem = f"which tokenizer a vocabulary of {m.V} has is not known here"
     if gpt2_vocabulary(m.V):
         config |= {"tokenizer_class": "GPT2Tokenizer", **dict.fromkeys(["bos_token", "eos_token", "unk_token"], "<|endoftext|>")}
         try:
             from tiktoken.load import read_file_cached
             files = {name: read_file_cached(address, sha256) for name, address, sha256 in GPT2_FILES}
-            return files | {"tokenizer_config.json": json.dumps(config, indent=2).encode()}
+            return files | {"tokenizer_config.json": json.dumps(config, indent=2).encode()}, None
         except ImportError:
             problem = "GPT-2's needs the package tiktoken"
         except Exception as e:  # no network, a proxy's answer, an unwritable cache: all sorts of types
             problem = f"GPT-2's is neither in tiktoken's cache nor on the network ({type(e).__name__})"
-    warn(f"exported without a tokenizer, and transformers makes up an empty one: {problem}; --tokenizer FOLDER gives one")
-    return {}
+    return {}, problem
 
 def given_tokenizer(folder, V):
     files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
@@ -382,13 +381,15 @@ def export_model(args):
     if args.as_baseline and m.mode not in ("baseline", "retrofit", "bdia"):
         die(f"--as-baseline: {path} is of a {m.mode} network; retrofit and bdia have the weights of an ordinary one", 2)
     m.mode = "baseline" if args.as_baseline else m.mode
-    tokenizer = given_tokenizer(Path(args.tokenizer), m.V) if args.tokenizer else known_tokenizer(m)
+    tokenizer, problem = (given_tokenizer(Path(args.tokenizer), m.V), None) if args.tokenizer else known_tokenizer(m)
     with written_aside(folder) as aside:
         aside.mkdir()
         write_config(m, aside, args.tokenizer)
         write_tensors(path, m, aside / "model.safetensors")
         for name, content in tokenizer.items():
             (aside / name).write_bytes(content)
+    if problem:
+        warn(f"exported without a tokenizer, and transformers makes up an empty one: {problem}; --tokenizer FOLDER gives one")
     m.vocabulary = ""
     return m
 

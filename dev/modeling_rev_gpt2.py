@@ -31,7 +31,7 @@ from transformers.pytorch_utils import Conv1D  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 MODES = ("midpoint", "midpoint-a", "leapfrog", "hamiltonian", "retrofit", "bdia")
-logger = logging.get_logger(__name__)
+logger = logging.get_logger("transformers.models.rev_gpt2")  # not __name__: transformers' verbosity is to hold here
 
 
 class RevGPT2Config(PretrainedConfig):
@@ -277,7 +277,7 @@ class Reversal(torch.autograd.Function):
         remainders, forgotten = Remainders(saved[:ctx.planes], ctx.begun), saved[ctx.planes:]
         place = {id(p): i for i, p in enumerate(ctx.parameters)}
         grads = [None] * len(ctx.parameters)
-        A = torch.zeros_like(B)
+        A, remains = torch.zeros_like(B), []  # what is left of streams when all is taken back: 0
         for k in reversed(range(model.steps)):
             alpha, beta, _ = model.coefficients(k)
             mine = [p for block in model.blocks(k) for p in block.parameters() if id(p) in place]
@@ -288,16 +288,19 @@ class Reversal(torch.autograd.Function):
             for parameter, d in zip(mine, dparameters):
                 i = place[id(parameter)]
                 grads[i] = d if grads[i] is None else grads[i] if d is None else grads[i] + d
+            prev = after - times(cur, beta) - to_grid(force.detach())
             if alpha == 0:
+                remains.append(prev.abs().amax())
                 prev = forgotten.pop()
             else:
-                prev = remainders.unmultiply(after - times(cur, beta) - to_grid(force.detach()), alpha, k)
+                prev = remainders.unmultiply(prev, alpha, k)
             cur, after = prev, cur
             A, B = alpha * B, A + beta * B + dp
         start = to_grid(x)
-        drift = float(max((cur - start).abs().amax(), (after - start).abs().amax())) * 2.0**-GRID
+        remains += [(cur - start).abs().amax(), (after - start).abs().amax()]
+        drift = float(torch.stack(remains).amax()) * 2.0**-GRID
         if drift > DRIFT:  # NaN, too, is the same number twice
-            raise RuntimeError(f"stepping back missed the embedding by {drift:.1e}: the blocks have not computed the same bits twice; "
+            raise RuntimeError(f"stepping back missed the start by {drift:.1e}: the blocks have not computed the same bits twice; "
                                "gradient_checkpointing_disable() trains by autograd")
         return None, None, (A + B) if ctx.needs_input_grad[2] else None, *grads
 

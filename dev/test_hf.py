@@ -7,7 +7,7 @@ Needs torch, transformers (4.48 or newer) and safetensors, some 4 GB of memory a
 fine-tuning as their users do it, tiktoken with its cache or a network for GPT-2's tokenizer. The last line is
 `N passed, N failed`, the exit status 1 if any failed. dev/test/common.py runs transformers' own tests.
 """
-import argparse, contextlib, functools, importlib.util, json, os, resource, shutil, signal, struct, subprocess, sys, tempfile, time, traceback
+import argparse, contextlib, importlib.util, json, os, resource, shutil, signal, struct, subprocess, sys, tempfile, time, traceback
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +19,6 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HOME": st
 try:
     import numpy as np
     import torch
-    import torch.utils.checkpoint
     import transformers
     from safetensors.torch import load_file, save_file
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
@@ -242,7 +241,7 @@ def tokenizer_of(folder, texts):
 
 def test_versions():
     """Another transformers than those that work is refused in one line."""
-    for version, works in [("4.47.1", False), ("4.30.0", False), ("4.48.0", True), (transformers.__version__, True), ("10.0.0", True)]:
+    for version, works in [("4.47.1", False), ("4.48.0", True)]:
         code = f"import transformers; transformers.__version__ = '{version}'; import modeling_rev_gpt2"
         done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=HERE)
         last = done.stderr.strip().splitlines()[-1:]
@@ -365,7 +364,7 @@ def test_generations(model, ids, what):
     assistant = AutoModelForCausalLM.from_config(model.config, trust_remote_code=True).eval()
     check(greedy == generated(model, ids, assistant_model=assistant), f"{what}: with tokens guessed by another")
     embeds = model.get_input_embeddings()(ids)
-    plain = dict(do_sample=False, max_new_tokens=8, pad_token_id=0)
+    plain = dict(do_sample=False, max_new_tokens=8, pad_token_id=0, attention_mask=torch.ones_like(ids))
     whole = model.generate(ids, **plain)
     check(torch.equal(model.generate(inputs_embeds=embeds, **plain), whole[:, ids.shape[1]:]), f"{what}: from embeddings")
     torch.manual_seed(3)
@@ -377,6 +376,7 @@ def test_generations(model, ids, what):
     check(torch.equal(out.sequences, whole) and out.scores[0].shape == (1, V), f"{what}: scores")
     check({len(x) for x in out.attentions} == {model.config.n_layer} and {len(x) for x in out.hidden_states} == {model.config.n_layer + 1},
           f"{what}: attentions and hidden states of every token")
+    plain["attention_mask"] = torch.ones_like(whole)
     more = model.generate(whole, **plain, past_key_values=out.past_key_values)
     check(torch.equal(more, model.generate(whole, **plain)), f"{what}: goes on from a cache")
 
@@ -425,6 +425,7 @@ def test_tuning(folder, what):
                                  save_strategy="no", logging_strategy="no", disable_tqdm=True, seed=1, gradient_checkpointing=True, **checkpointing)
         losses = [model.eval()(text, labels=text).loss.item()]
         trainer = Trainer(model, args, train_dataset=[{"input_ids": row, "labels": row} for row in text])
+        trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
         trainer.train()
         losses.append(model.eval()(text, labels=text).loss.item())
         check(losses[1] < 0.8 * losses[0], f"{what}: 50 steps lower the loss, {losses}")
@@ -498,7 +499,8 @@ def test_reversing(model, ids, what):
         difference = apart(want, gradients(model, ids))
         check(difference < 2e-5, f"{what}: gradients, stepping back, are autograd's but for {difference:.1e}")
         print(f"{what}: gradients by stepping back differ by {difference:.1e}", flush=True)
-        check(kept(model, ids) < 40 * ids.numel() * model.config.n_embd, f"{what}: little is kept")
+        planes = (32 + 8 * model.config.stem) * ids.numel() * model.config.n_embd
+        check(kept(model, ids) <= planes, f"{what}: little is kept, {kept(model, ids) / planes:.1f} of x, two streams, remainders, the stem's, what ln_f reads")
         check(apart(padded, gradients(model, ids, attention_mask=mask)) < 2e-5, f"{what}: gradients with padding")
         with torch.autocast("cpu", torch.bfloat16):
             again = gradients(model, ids)
@@ -540,43 +542,27 @@ def test_reversing(model, ids, what):
     model.load_state_dict(state)
     model.eval()
 
-def step_cost(model, ids):
-    """The memory that one training step takes, parameters and their gradients apart, and its seconds."""
-    model.requires_grad_(False).transformer.ln_f.requires_grad_(True)
-    model.transformer.h[0].ln_1.bias.requires_grad_(True)  # all the way down
-    seconds = []
-    for _ in range(2):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak from now on
-        rss = lambda name: int(next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name)).split()[1])
-        before, start = rss("VmRSS"), time.time()
-        model.transformer(ids).last_hidden_state.sum().backward()
-        seconds.append(time.time() - start)
-    model.requires_grad_(True)
-    return f"{(rss('VmHWM') - before) / 1024:.0f} MiB {min(seconds):.2f} s"
-
 def test_depth():
-    """Memory does not grow with depth, but by what conversions shift out: half a byte an element a step for a = 1/16."""
-    module = module_of(load(ROOM / "network 0", trust_remote_code=True))
-    ids = torch.randint(0, 256, (4, 256))
-    elements = ids.numel() * 128
+    """What is kept does not grow with depth, but by what conversions shift out: half a byte an element a step for a = 1/16."""
+    module, ids = module_of(load(ROOM / "network 0", trust_remote_code=True)), torch.randint(0, 256, (2, 64))
+    elements = ids.numel() * 64
     for mode, more in [("midpoint", {}), ("leapfrog", {}), ("hamiltonian", {}), ("midpoint-a", {}),
                        ("retrofit", dict(coefficients=[-0.0625], stem=1)), ("bdia", dict(coefficients=[0.0625]))]:
-        stored, figures = [], []
+        stored, stepping = [], []
         for L in (6, 24, 48):
             a = dict(coefficients=[(1.25, -0.75, 0.8125, -1.1875)[k % 4] for k in range(L)]) if mode == "midpoint-a" else {}
-            config = module.RevGPT2Config(vocab_size=256, n_positions=256, n_embd=128, n_layer=L, n_head=4, mode=mode, step_size=1 / L, **more, **a)
+            config = module.RevGPT2Config(vocab_size=256, n_positions=64, n_embd=64, n_layer=L, n_head=4, mode=mode, step_size=1 / L, **more, **a)
             model = module.RevGPT2LMHeadModel(config).train()
             stored.append(kept(model, ids))
+            want = gradients(model, ids)
             with reversing(model):
-                figures.append(kept(model, ids))
-                peak = step_cost(model, ids)
-            by_autograd = step_cost(model, ids)
-            for block in model.transformer.h:
-                block.forward = functools.partial(torch.utils.checkpoint.checkpoint, block.forward, use_reentrant=False)
-            print(f"{mode}, L {L}: kept {figures[-1] / 2**20:.1f} MiB by stepping back, {stored[-1] / 2**20:.1f} by autograd; a step's peak, seconds: "
-                  f"{peak}; {by_autograd} by autograd; {step_cost(model, ids)} by checkpointing each block", flush=True)
-        growth = (figures[2] - figures[0]) / elements / 42
-        check(growth <= (0.6 if mode in ("retrofit", "bdia") else 0), f"{mode}: {growth:.2f} bytes an element a step, {figures}")
+                stepping.append(kept(model, ids))
+                difference = apart(want, gradients(model, ids))
+            check(difference < 1e-4, f"{mode}, L {L}: gradients differ by {difference:.1e}")
+        growth = (stepping[2] - stepping[0]) / elements / 42
+        print(f"{mode}, L 6, 24, 48: bytes kept an element, stepping back {[x // elements for x in stepping]}, by autograd "
+              f"{[x // elements for x in stored]}; gradients at L 48 differ by {difference:.1e}", flush=True)
+        check(growth <= (0.6 if mode in ("retrofit", "bdia") else 0), f"{mode}: {growth:.2f} bytes an element a step, {stepping}")
         check(stored[2] > 6 * stored[0] > 60 * elements, f"{mode}: by autograd it grows, {stored}")
 
 def test_knobs(model, ids, what):
