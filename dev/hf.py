@@ -205,7 +205,7 @@ def read_reversible(path, m, config):
     K, stem, grid = (config.get(*x) for x in [("fixed_point", 0), ("stem", 0), ("grid", GRIDS[number])])
     if not all(type(n) is int and 0 <= n < 1 << 16 for n in (K, stem, grid)) or grid > 30:
         die(f"{path}: fixed_point, stem and grid are {json.dumps([K, stem, grid])}; whole numbers are meant, grid at most 30")
-    if not isinstance(a, list) or not all(type(x) in (int, float) and abs(x) < 16 for x in [*a, h]):
+    if not isinstance(a, list) or not all(type(x) in (int, float) and abs(x) <= 16 for x in [*a, h]):
         die(f"{path}: step_size and coefficients are {json.dumps([h, a])}; a number and a list of numbers are meant")
     denominator = 16 if mode == "midpoint-a" else max([16, *(float(x).as_integer_ratio()[1] for x in a)])
     wanted = {"midpoint-a": m.L, "retrofit": 1, "bdia": 1}.get(mode, 0)

@@ -101,7 +101,7 @@ def same_tensors(a, b, what):
     check(a.keys() == b.keys() and not wrong, f"{what}: not the same bits: {wrong}, {a.keys() ^ b.keys()}")
 
 def load(folder, **kwargs):
-    return AutoModelForCausalLM.from_pretrained(folder, **kwargs).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, **{DTYPE: "auto"} | kwargs).eval()  # which is the default since version 5
 
 # ------------------------------------------------------------------------------------------------------------------------
 # A GPT-2 there and back
@@ -360,9 +360,10 @@ def test_arguments(model, ids, folder, what):
 def test_generations(model, ids, what):
     """Ways to generate that must find what greedy search does, and ways with an output of their own."""
     greedy, V = generated(model, ids), model.config.vocab_size
-    check(greedy == generated(model, ids, prompt_lookup_num_tokens=2), f"{what}: with tokens guessed from the prompt")
+    never = dict(eos_token_id=-1) if transformers.__version__ < "4.57" else {}  # where guessing cannot do without such a token
+    check(greedy == generated(model, ids, prompt_lookup_num_tokens=2, **never), f"{what}: with tokens guessed from the prompt")
     assistant = AutoModelForCausalLM.from_config(model.config, trust_remote_code=True).eval()
-    check(greedy == generated(model, ids, assistant_model=assistant), f"{what}: with tokens guessed by another")
+    check(greedy == generated(model, ids, assistant_model=assistant, **never), f"{what}: with tokens guessed by another")
     embeds = model.get_input_embeddings()(ids)
     plain = dict(do_sample=False, max_new_tokens=8, pad_token_id=0, attention_mask=torch.ones_like(ids))
     whole = model.generate(ids, **plain)
@@ -625,6 +626,7 @@ def test_networks():
         test_forms(folder, tokens, what)
         if mode != NETWORKS[i - 1][0]:
             test_tuning(folder, what)
+        model._modules.pop("_cache", None)  # a cache of fixed size is part of the model in 4.48
         model.save_pretrained(ROOM / "saved")
         again = load(ROOM / "saved", trust_remote_code=True)
         same_tensors(model, again, f"{what}, saved")
@@ -763,6 +765,28 @@ BAD_CHECKPOINTS = [
     ("shard cut short", "two.safetensors: no whole", sharded(change_folder=changed_bytes("two.safetensors", lambda b: b[:-1]))),
 ]
 
+NOT_MERGED = "transformer.h.0.attn.c_attn.lora_A.default.weight"
+BAD_REVERSIBLE = [
+    ("mode", "midpoint", 'mode is "midway"', changed_config(mode="midway")),
+    ("mode baseline", "midpoint", 'mode is "baseline"', changed_config(mode="baseline")),
+    ("step size missing", "midpoint", "step_size and coefficients are [null, []]", changed_config(step_size=None)),
+    ("step size a text", "midpoint", 'step_size and coefficients are ["1", []]', changed_config(step_size="1")),
+    ("step size NaN", "midpoint", "step_size and coefficients are [NaN", changed_config(step_size=float("nan"))),
+    ("step size negative", "midpoint", "a step size of -1", changed_config(step_size=-1)),
+    ("coefficients too many", "midpoint", "midpoint of 2 layers has 0", changed_config(coefficients=[1])),
+    ("coefficients too few", "midpoint-a", "midpoint-a of 2 layers has 2", changed_config(coefficients=[1.25])),
+    ("a coefficient between", "midpoint-a", "multiples of 1/16", changed_config(coefficients=[1.25, 0.8])),
+    ("a coefficient of 0", "midpoint-a", "a_k are not those", changed_config(coefficients=[1.25, 0])),
+    ("a coefficient too fine", "bdia", "multiples of 1/256", changed_config(coefficients=[0.1])),
+    ("coefficients a number", "retrofit", "a number and a list of numbers", changed_config(coefficients=0.5)),
+    ("stem", "retrofit", "a stem of 3", changed_config(stem=3)),
+    ("iterations", "retrofit", "17 iterations", changed_config(fixed_point=17)),
+    ("grid", "bdia", "grid at most 30", changed_config(grid=31)),
+    ("grid true", "bdia", "whole numbers", changed_config(grid=True)),
+    ("not merged", "midpoint", f"{NOT_MERGED[12:]!r} is of an adapter that is not merged", put(NOT_MERGED, torch.ones(2, 16))),
+    ("an adapter", "midpoint", "an adapter, not a model; peft merges it", lambda f: (f / "adapter_config.json").write_text("{}")),
+]
+
 def slot(i, value):
     return lambda b: b[:4*i] + struct.pack("<i", value) + b[4*i + 4:]
 
@@ -813,6 +837,12 @@ def test_bad_input():
         start += ["--context", 12, "-i", tokens.path, "-b", 1, "-x", 0]
         trainer(*start, "--mode", mode, "-o", ROOM / f"tiny {mode}")
         files[mode] = ROOM / f"tiny {mode}" / "model_00000000.bin"
+        convert("export", files[mode], ROOM / f"tiny {mode} exported")
+    for what, of, words, change in BAD_REVERSIBLE:
+        shutil.copytree(ROOM / f"tiny {of} exported", ROOM / "bad")
+        change(ROOM / "bad")
+        refused(f"import, {of}, {what}", words, "import", ROOM / "bad", out / "model.bin")
+        shutil.rmtree(ROOM / "bad")
     bad = ROOM / "bad.bin"
     for what, of, words, change in BAD_MODELS:
         bad.write_bytes(change(files[of].read_bytes()))
