@@ -21,7 +21,7 @@ import transformers
 from packaging.version import Version
 from torch import nn
 
-OLDEST = "4.48"  # its tests were run with this transformers and with 5.23
+OLDEST = "4.48"  # of transformers, that the tests were run with; the newest was 5.24
 if Version(transformers.__version__) < Version(OLDEST):
     raise ImportError(f"modeling_rev_gpt2.py: this is transformers {transformers.__version__}; {OLDEST} or newer is needed")
 
@@ -31,6 +31,7 @@ from transformers.pytorch_utils import Conv1D  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 MODES = ("midpoint", "midpoint-a", "leapfrog", "hamiltonian", "retrofit", "bdia")
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__annotations__ else "past_key_values"  # renamed in 5.24; both are taken here
 logger = logging.get_logger("transformers.models.rev_gpt2")  # not __name__: transformers' verbosity is to hold here
 
 
@@ -44,7 +45,7 @@ class RevGPT2Config(PretrainedConfig):
     grid          the trainer's streams were integers times 2^-grid, or floating point if 0; nothing here depends on it
     """
     model_type = "rev_gpt2"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
     attribute_map = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions", "num_attention_heads": "n_head"}
 
     def __init__(self, vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12, mode="midpoint", step_size=0.25,
@@ -312,7 +313,7 @@ class RevGPT2PreTrainedModel(PreTrainedModel):
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_cache_class = _supports_static_cache = _supports_quantized_cache = True  # asked by version 4
 
@@ -391,8 +392,8 @@ class RevGPT2Model(RevGPT2PreTrainedModel):
         return Reversal.apply(self, past, x, *(p for p in self.h.parameters() if p.requires_grad))
 
     def forward(self, input_ids=None, past_key_values=None, attention_mask=None, token_type_ids=None, position_ids=None,
-                inputs_embeds=None, use_cache=None, output_attentions=None, output_hidden_states=None, return_dict=None, **kwargs):
-        config = self.config
+                inputs_embeds=None, use_cache=None, output_attentions=None, output_hidden_states=None, return_dict=None, cache=None, **kwargs):
+        config, past_key_values = self.config, past_key_values if cache is None else cache
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("either input_ids or inputs_embeds is meant")
         for name in ("encoder_hidden_states", "encoder_attention_mask", "head_mask"):
@@ -438,9 +439,9 @@ class RevGPT2Model(RevGPT2PreTrainedModel):
                     weights.append(past.weights[0])
                     past.weights.clear()
         last = self.ln_f(cur)                                                                  # (2.3)
-        output = BaseModelOutputWithPast(last_hidden_state=last, past_key_values=past_key_values if use_cache else None,
-                                         hidden_states=(*states, last) if output_hidden_states else None,
-                                         attentions=tuple(weights) if output_attentions else None)
+        output = BaseModelOutputWithPast(last_hidden_state=last, hidden_states=(*states, last) if output_hidden_states else None,
+                                         attentions=tuple(weights) if output_attentions else None,
+                                         **{CACHE: past_key_values if use_cache else None})
         return output.to_tuple() if return_dict is False else output
 
 
@@ -462,16 +463,16 @@ class RevGPT2LMHeadModel(RevGPT2PreTrainedModel, GenerationMixin):
 
     def forward(self, input_ids=None, past_key_values=None, attention_mask=None, token_type_ids=None, position_ids=None,
                 inputs_embeds=None, labels=None, use_cache=None, output_attentions=None, output_hidden_states=None,
-                return_dict=None, logits_to_keep=0, **kwargs):
+                return_dict=None, logits_to_keep=0, cache=None, **kwargs):
         """Arguments are those of GPT2LMHeadModel; those it leaves over, num_items_in_batch for one, are the loss's."""
         out = self.transformer(input_ids, past_key_values, attention_mask, token_type_ids, position_ids, inputs_embeds, use_cache,
-                               output_attentions, output_hidden_states, **kwargs)
+                               output_attentions, output_hidden_states, cache=cache, **kwargs)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(out.last_hidden_state[:, kept])
         loss = None
         if labels is not None:  # each token is to be foretold by the one before
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-        output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values,
-                                        hidden_states=out.hidden_states, attentions=out.attentions)
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=out.hidden_states, attentions=out.attentions,
+                                        **{CACHE: getattr(out, CACHE)})
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
