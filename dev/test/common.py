@@ -23,6 +23,7 @@ LEFT_OUT = dict.fromkeys(
     ["test_gradient_checkpointing_enable_disable", "test_training_gradient_checkpointing",
      "test_training_gradient_checkpointing_use_reentrant_false", "test_training_gradient_checkpointing_use_reentrant_true"],
     "asks for layers that are checkpointed one by one; here all are reversed at once, which test_hf.py compares with autograd")
+LEFT_OUT["test_bc_cache_name_forward"] = "asks for a warning of past_key_values, which is as good here as its newer name"
 sys.modules["tests"] = types.ModuleType("tests")  # not by the path: another package may be installed by that name
 sys.modules["tests"].__path__ = [str(Path(sys.argv[1], "tests"))]
 mixins = []
