@@ -462,6 +462,7 @@ def test_tuning(folder, what):
 def gradients(model, ids, **kwargs):
     model.zero_grad()
     out = model(ids, labels=ids, **kwargs)
+    torch.rand(7)  # random numbers may be drawn in between
     out.loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -503,7 +504,7 @@ def test_reversing(model, ids, what):
         difference = apart(want, gradients(model, ids))
         check(difference < 2e-5, f"{what}: gradients, stepping back, are autograd's but for {difference:.1e}")
         print(f"{what}: gradients by stepping back differ by {difference:.1e}", flush=True)
-        planes = (32 + 8 * model.config.stem) * ids.numel() * model.config.n_embd
+        planes = (33 + 8 * model.config.stem) * ids.numel() * model.config.n_embd
         check(kept(model, ids) <= planes, f"{what}: little is kept, {kept(model, ids) / planes:.1f} of x, two streams, remainders, the stem's, what ln_f reads")
         check(apart(padded, gradients(model, ids, attention_mask=mask)) < 2e-5, f"{what}: gradients with padding")
         with torch.autocast("cpu", torch.bfloat16):
