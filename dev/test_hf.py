@@ -252,7 +252,7 @@ def test_versions():
 # ------------------------------------------------------------------------------------------------------------------------
 # The reversible networks
 
-NETWORKS = [("midpoint", "--step-size", 0.4), ("midpoint-a",), ("leapfrog",), ("hamiltonian", "--step-size", 0.75),
+NETWORKS = [("midpoint", "--step-size", 0.4), ("midpoint-a",), ("leapfrog", "--grid", 19), ("hamiltonian", "--step-size", 0.75),
             ("retrofit", "--coefficient", -0.0625, "--stem", 1), ("retrofit", "--coefficient", 1, "--fixed-point", 2, "--stem", 3),
             ("retrofit", "--coefficient", 0.5, "--fixed-point", 0), ("bdia", "--coefficient", -0.0625, "--stem", 2),
             ("bdia", "--coefficient", 0.25, "--stem", 0)]
@@ -509,8 +509,7 @@ def test_reversing(model, ids, what):
         check(apart(padded, gradients(model, ids, attention_mask=mask)) < 2e-5, f"{what}: gradients with padding")
         with torch.autocast("cpu", torch.bfloat16):
             again = gradients(model, ids)
-        check(apart(rough, again) < 0.05, f"{what}: gradients in mixed precision, {apart(rough, again):.1e}")
-        check(apart(want, again) > 1e-4, f"{what}: which is not float32")
+        check(apart(rough, again) < 0.75 * apart(rough, want), f"{what}: mixed precision is the same, {apart(rough, again):.1e}, {apart(rough, want):.1e}")
         loss = model(ids, labels=ids).loss
         grads = [torch.autograd.grad(loss, list(model.parameters()), retain_graph=True) for _ in range(2)]
         check(all(torch.equal(a, b) for a, b in zip(*grads)), f"{what}: going back twice")
