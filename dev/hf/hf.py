@@ -2,17 +2,20 @@
 """
 Model files to and from Hugging Face's transformers.
 
-    python3 dev/hf/hf.py import HF_FOLDER model.bin      a GPT-2 checkpoint: config.json with model.safetensors, or its shards
+    python3 dev/hf/hf.py import HF_FOLDER model.bin      a GPT-2 checkpoint: config.json with model.safetensors, or its shards;
+                                                      or what was exported and trained there, in its own mode
     python3 dev/hf/hf.py export model.bin FOLDER         for AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
-Imported is the ordinary network, float32: train it as it is, or convert it with --mode retrofit or bdia. Exported, a baseline
-is GPT2LMHeadModel and needs no trust_remote_code; every other mode brings its code, modeling_rev_gpt2.py, along. retrofit and
-bdia have the weights of an ordinary GPT-2: --as-baseline exports them as one. --tokenizer copies a tokenizer's files too.
+Imported is float32. An ordinary network trains as it is, or converted with --mode retrofit or bdia. Exported, a baseline is
+GPT2LMHeadModel and needs no trust_remote_code; every other mode brings its code, modeling_rev_gpt2.py, along, which works with
+transformers 4.48 and newer. retrofit and bdia have the weights of an ordinary GPT-2: --as-baseline exports them as one. A
+tokenizer goes along where it is known: that of bytes (V = 256), GPT-2's (by tiktoken, from its cache or the network), or
+what --tokenizer gives. A vocabulary of up to 50304 is GPT-2's 50257 tokens and some more, an added one or padding.
 
 Nothing is overwritten but with --force, and nothing is left half-written. Exit status: 0 done, 1 data and files, 2 usage.
 Shapes: V the vocabulary, Vp its padded size in model files, C channels, L layers, NH heads, maxT the context.
 """
-import argparse, contextlib, json, os, shutil, signal, sys, tempfile
+import argparse, errno, contextlib, hashlib, json, os, shutil, signal, sys, tempfile
 from math import prod
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,13 +23,21 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 MODES = ["baseline", "midpoint", "midpoint-a", "leapfrog", "hamiltonian", "retrofit", "bdia"]  # slot 8 of the header counts these
-MODEL_MAGIC, ENDOFTEXT = 20240326, 50256
+GRIDS = [0, 20, 23, 20, 20, 18, 18]  # the trainer's, for the integer streams of each mode
+MODEL_MAGIC, GPT2_TOKENS, ENDOFTEXT = 20240326, 50257, 50256
 MODEL_CODE = Path(__file__).resolve().with_name("modeling_rev_gpt2.py")
-TOKENIZER_FILES = ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+TOKENIZER_FILES = ["vocab.json", "merges.txt", "added_tokens.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
 
 def die(message, status=1):
     print(f"hf.py: {message}", file=sys.stderr)
     sys.exit(status)
+
+def warn(message):
+    print(f"hf.py: warning: {message}", file=sys.stderr)
+
+def gpt2_vocabulary(V):
+    """Are these GPT-2's tokens, and a few more: added ones, or padding to 50304, as nanoGPT has it?"""
+    return GPT2_TOKENS <= V <= 50304
 
 # ----------------------------------------------------------------------------------------------------------------
 # Tensors
@@ -68,8 +79,13 @@ def written_aside(target):
 
 def sync(path):
     fd = os.open(path, os.O_RDONLY)
-    os.fsync(fd)
-    os.close(fd)
+    try:
+        os.fsync(fd)
+    except OSError as e:  # some file systems cannot sync a folder; a file must be
+        if path.is_file() or e.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EROFS):
+            raise
+    finally:
+        os.close(fd)
 
 def read_json(path):
     try:
@@ -81,12 +97,87 @@ def read_json(path):
     return data
 
 # ----------------------------------------------------------------------------------------------------------------
+# Tokenizers
+
+GPT2_TEXTS = "e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f"  # SHA-256 of GPT-2's tokens, a line each
+GPT2_FILES = [  # the name here, and OpenAI's address and SHA-256 of it
+    ("vocab.json", "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/encoder.json",
+     "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
+    ("merges.txt", "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe",
+     "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5")]
+
+def tokenizer_texts(folder):
+    """The texts of a tokenizer's tokens by number, or None where there is no tokenizer that can be read here."""
+    texts = {}
+    try:
+        if (folder / "tokenizer.json").is_file():
+            t = read_json(folder / "tokenizer.json")
+            texts = {i: text for text, i in t["model"]["vocab"].items()} | {a["id"]: a["content"] for a in t.get("added_tokens", [])}
+        elif (folder / "vocab.json").is_file():
+            more = folder / "added_tokens.json"
+            texts = {i: text for path in [folder / "vocab.json", *([more] if more.is_file() else [])] for text, i in read_json(path).items()}
+        return [texts.get(i, "") for i in range(max(texts, default=-1) + 1)]
+    except (AttributeError, KeyError, TypeError):
+        return None
+
+def describe_vocabulary(folder, V):
+    """What a vocabulary that is not GPT-2's or bytes' by its size turns out to be."""
+    texts, more = tokenizer_texts(folder), V - GPT2_TOKENS
+    if more <= 0 or not gpt2_vocabulary(V) and not texts:
+        return ""
+    if not texts:
+        return f"; taken for GPT-2's {GPT2_TOKENS} tokens and {more} of padding, as {folder} has no tokenizer"
+    if hashlib.sha256("\n".join(texts[:GPT2_TOKENS]).encode()).hexdigest() != GPT2_TEXTS:
+        return f"; its tokens are not GPT-2's, by the tokenizer in {folder}"
+    added = [repr(text) for text in texts[GPT2_TOKENS:V] if text]
+    names = f", {', '.join(added[:3])}{', ...' if len(added) > 3 else ''}" if added else ""
+    return f"; GPT-2's {GPT2_TOKENS} tokens, whose tokenizer suits it, and {more} more{names}"
+
+def byte_tokenizer():
+    """Token b is byte b. A tokenizer.json spells bytes as GPT-2 does: printable ones as themselves, the others from U+0100 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    vocab = {chr(b if b in printable else 256 + others.index(b)): b for b in range(256)}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None, "pre_tokenizer": level,
+            "post_processor": None, "decoder": level, "model": {"type": "BPE", "vocab": vocab, "merges": []}}
+
+def known_tokenizer(m):
+    """The files, as bytes, of the tokenizer that a vocabulary of this size has; or none, and what the problem is."""
+    config = {"model_max_length": m.maxT, "clean_up_tokenization_spaces": False}
+    if m.V == 256:
+        config |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+        return {"tokenizer.json": json.dumps(byte_tokenizer()).encode(), "tokenizer_config.json": json.dumps(config, indent=2).encode()}, None
+    problem = f"which tokenizer a vocabulary of {m.V} has is not known here"
+    if gpt2_vocabulary(m.V):
+        config |= {"tokenizer_class": "GPT2Tokenizer", **dict.fromkeys(["bos_token", "eos_token", "unk_token"], "<|endoftext|>")}
+        try:
+            from tiktoken.load import read_file_cached
+            files = {name: read_file_cached(address, sha256) for name, address, sha256 in GPT2_FILES}
+            return files | {"tokenizer_config.json": json.dumps(config, indent=2).encode()}, None
+        except ImportError:
+            problem = "GPT-2's needs the package tiktoken"
+        except Exception as e:  # no network, a proxy's answer, an unwritable cache: all sorts of types
+            problem = f"GPT-2's is neither in tiktoken's cache nor on the network ({type(e).__name__})"
+    return {}, problem
+
+def given_tokenizer(folder, V):
+    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+    if not files:
+        die(f"{folder}: no tokenizer, that is none of {', '.join(TOKENIZER_FILES)}")
+    texts = tokenizer_texts(folder)
+    if texts and len(texts) > V:
+        die(f"{folder}: a tokenizer of {len(texts)} tokens, but the model has {V}")
+    return files
+
+# ----------------------------------------------------------------------------------------------------------------
 # import
 
 def read_config(path):
-    """The shape in a checkpoint's config.json, which must describe a network as the trainer has it."""
+    """The network in a checkpoint's config.json, which must be one that the trainer has."""
     config = read_json(path)
-    for key, default, meant in [("model_type", None, "gpt2"), ("activation_function", "gelu_new", "gelu_new"),
+    reversible = config.get("model_type") == "rev_gpt2"
+    for key, default, meant in [("model_type", None, "rev_gpt2" if reversible else "gpt2"), ("activation_function", "gelu_new", "gelu_new"),
                                 ("layer_norm_epsilon", 1e-5, 1e-5), ("scale_attn_weights", True, True),
                                 ("scale_attn_by_inverse_layer_idx", False, False), ("add_cross_attention", False, False),
                                 ("tie_word_embeddings", True, True)]:
@@ -103,7 +194,34 @@ def read_config(path):
         die(f"{path}: n_embd {C} cannot be shared by n_head {NH}; a multiple is meant")
     if config.get("n_inner") not in (None, 4*C):
         die(f"{path}: n_inner is {json.dumps(config['n_inner'])}; only 4 n_embd = {4*C} can be imported")
-    return SimpleNamespace(maxT=maxT, V=V, L=L, NH=NH, C=C, Vp=(V + 127) // 128 * 128, mode="baseline")
+    m = SimpleNamespace(maxT=maxT, V=V, L=L, NH=NH, C=C, Vp=(V + 127) // 128 * 128, mode="baseline")
+    m.header = np.zeros(256, "<i4")
+    m.header[:8] = MODEL_MAGIC, 1003 if reversible else 3, m.maxT, m.V, m.L, m.NH, m.C, m.Vp
+    if reversible:
+        read_reversible(path, m, config)
+    return m
+
+def read_reversible(path, m, config):
+    """The rest of the header, of what an exported model's config.json says."""
+    mode, h, a = config.get("mode"), config.get("step_size"), config.get("coefficients")
+    if mode not in MODES[1:]:
+        die(f"{path}: mode is {json.dumps(mode)}; one of {', '.join(MODES[1:])} is meant")
+    number = MODES.index(mode)
+    K, stem, grid = (config.get(*x) for x in [("fixed_point", 0), ("stem", 0), ("grid", GRIDS[number])])
+    if not all(type(n) is int and 0 <= n < 1 << 16 for n in (K, stem, grid)) or grid > 30:
+        die(f"{path}: fixed_point, stem and grid are {json.dumps([K, stem, grid])}; whole numbers are meant, grid at most 30")
+    if not isinstance(a, list) or not all(type(x) in (int, float) and abs(x) <= 16 for x in [*a, h]):
+        die(f"{path}: step_size and coefficients are {json.dumps([h, a])}; a number and a list of numbers are meant")
+    denominator = 16 if mode == "midpoint-a" else max([16, *(float(x).as_integer_ratio()[1] for x in a)])
+    wanted = {"midpoint-a": m.L, "retrofit": 1, "bdia": 1}.get(mode, 0)
+    if len(a) != wanted or wanted > 240 or denominator > 256 or any(x * denominator % 1 for x in a):
+        die(f"{path}: coefficients {json.dumps(a)}; {mode} of {m.L} layers has {wanted}, multiples of 1/{min(denominator, 256)}")
+    if mode in ("retrofit", "bdia"):  # an odd numerator, as the trainer writes it; 0 stands for sixteenths
+        denominator = float(a[0]).as_integer_ratio()[1]
+        m.header[13] = denominator.bit_length() - 1
+    m.header[8], m.header[9:10], m.header[10:13] = number, np.array([h], "<f4").view("<i4"), (grid, K, stem)
+    m.header[16:16 + wanted] = [int(x * (16 if denominator == 1 else denominator)) for x in a]
+    read_recurrence(path, m, m.header, mode)
 
 def checkpoint_files(folder):
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
@@ -136,6 +254,9 @@ def checkpoint_tensors(files):
     return tensors
 
 def check_names(m, tensors, folder):
+    unmerged = [name for name in tensors if any(part in name for part in (".lora_", ".base_layer.", "modules_to_save"))]
+    if unmerged:
+        die(f"{folder}: {min(unmerged)!r} is of an adapter that is not merged; save what peft's merge_and_unload() returns")
     wanted = dict(layout(m))
     masks = {f"h.{l}.attn.{name}" for l in range(m.L) for name in ("bias", "masked_bias")}  # constants in the hub's files
     if "lm_head.weight" in tensors:
@@ -161,21 +282,23 @@ def import_checkpoint(args):
     folder, target = Path(args.folder), Path(args.model)
     if target.is_dir() or (target.exists() and not args.force):
         die(f"{target}: exists already{'' if target.is_dir() else '; --force overwrites it'}")
+    if (folder / "adapter_config.json").is_file():
+        die(f"{folder}: an adapter, not a model; peft merges it: AutoPeftModelForCausalLM.from_pretrained(FOLDER, "
+            "trust_remote_code=True).merge_and_unload().save_pretrained(MERGED)")
     m = read_config(folder / "config.json")
     tensors = checkpoint_tensors(checkpoint_files(folder))
     check_names(m, tensors, folder)
     if "lm_head.weight" in tensors and not np.array_equal(read_tensor(tensors, "lm_head.weight"), read_tensor(tensors, "wte.weight")):
         die(f"{folder}: lm_head.weight differs from wte.weight; only tied embeddings can be imported")
-    header = np.zeros(256, "<i4")
-    header[:8] = MODEL_MAGIC, 3, m.maxT, m.V, m.L, m.NH, m.C, m.Vp
     with written_aside(target) as aside:
         with open(aside, "wb") as out:
-            out.write(header.tobytes())
+            out.write(m.header.tobytes())
             for name, shape in layout(m):
                 x = read_tensor(tensors, name)
                 out.write(np.ascontiguousarray(x.T if transposed(name, shape) else x))
                 if name == "wte.weight":
                     out.write(bytes(4 * (m.Vp - m.V) * m.C))
+    m.vocabulary = describe_vocabulary(folder, m.V)
     return m
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -205,7 +328,7 @@ def read_header(path):
 
 def read_recurrence(path, m, header, mode):
     """What a reversible network is besides its weights."""
-    m.mode, m.h, m.K, m.stem, m.a = mode, float(header[9:10].view("<f4")[0]), 0, 0, []
+    m.mode, m.h, m.grid, m.K, m.stem, m.a = mode, float(header[9:10].view("<f4")[0]), int(header[10]), 0, 0, []
     if not 0 <= m.h <= 16:
         die(f"{path}: a step size of {m.h:g}; 0 to 16 is meant")
     if mode == "midpoint-a":
@@ -227,11 +350,12 @@ def write_config(m, folder, tokenizer):
     if m.mode == "baseline":  # the trainer drops nothing out
         config |= {"activation_function": "gelu_new", "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
     else:
+        classes = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "LMHeadModel"}
         config |= {"model_type": "rev_gpt2", "architectures": ["RevGPT2LMHeadModel"], "mode": m.mode, "step_size": m.h,
-                   "coefficients": m.a, "fixed_point": m.K, "stem": m.stem,
-                   "auto_map": {"AutoConfig": "modeling_rev_gpt2.RevGPT2Config", "AutoModelForCausalLM": "modeling_rev_gpt2.RevGPT2LMHeadModel"}}
+                   "coefficients": m.a, "fixed_point": m.K, "stem": m.stem, "grid": m.grid, "transformers_needed": ">=4.48",
+                   "auto_map": {auto: f"modeling_rev_gpt2.RevGPT2{name}" for auto, name in classes.items()}}
         shutil.copyfile(MODEL_CODE, folder / MODEL_CODE.name)
-    end = ENDOFTEXT if m.V == ENDOFTEXT + 1 else None  # other vocabularies have no such token that is known here
+    end = ENDOFTEXT if gpt2_vocabulary(m.V) else None  # other vocabularies have no such token that is known here
     special = {"bos_token_id": end, "eos_token_id": end}
     (folder / "config.json").write_text(json.dumps(config | special, indent=2) + "\n")
     (folder / "generation_config.json").write_text(json.dumps(special if end else {}, indent=2) + "\n")
@@ -262,15 +386,16 @@ def export_model(args):
     if args.as_baseline and m.mode not in ("baseline", "retrofit", "bdia"):
         die(f"--as-baseline: {path} is of a {m.mode} network; retrofit and bdia have the weights of an ordinary one", 2)
     m.mode = "baseline" if args.as_baseline else m.mode
-    copied = [Path(args.tokenizer, name) for name in TOKENIZER_FILES if args.tokenizer and Path(args.tokenizer, name).is_file()]
-    if args.tokenizer and not copied:
-        die(f"{args.tokenizer}: no tokenizer, that is none of {', '.join(TOKENIZER_FILES)}")
+    tokenizer, problem = (given_tokenizer(Path(args.tokenizer), m.V), None) if args.tokenizer else known_tokenizer(m)
     with written_aside(folder) as aside:
         aside.mkdir()
-        write_config(m, aside, bool(copied))
+        write_config(m, aside, args.tokenizer)
         write_tensors(path, m, aside / "model.safetensors")
-        for file in copied:
-            shutil.copyfile(file, aside / file.name)
+        for name, content in tokenizer.items():
+            (aside / name).write_bytes(content)
+    if problem:
+        warn(f"exported without a tokenizer, and transformers makes up an empty one: {problem}; --tokenizer FOLDER gives one")
+    m.vocabulary = ""
     return m
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -286,7 +411,7 @@ def main():
     e.add_argument("model", metavar="model.bin")
     e.add_argument("folder", metavar="FOLDER")
     e.add_argument("--as-baseline", action="store_true", help="the weights of retrofit or bdia as an ordinary GPT-2")
-    e.add_argument("--tokenizer", metavar="FOLDER", help="copy the tokenizer's files from here")
+    e.add_argument("--tokenizer", metavar="FOLDER", help="copy a tokenizer's files from here; without it, what is known")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was written aside is removed
     work, target = (import_checkpoint, args.model) if args.command == "import" else (export_model, args.folder)
@@ -298,7 +423,7 @@ def main():
         die(f"{target}: {e}")
     except KeyboardInterrupt:
         sys.exit(130)
-    print(f"{target}: {m.mode}, L {m.L}, C {m.C}, NH {m.NH}, V {m.V}, context {m.maxT}")
+    print(f"{target}: {m.mode}, L {m.L}, C {m.C}, NH {m.NH}, V {m.V}, context {m.maxT}{m.vocabulary}")
 
 if __name__ == "__main__":
     main()

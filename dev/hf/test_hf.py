@@ -1,12 +1,13 @@
 """
 Tests hf.py and modeling_rev_gpt2.py: transformers and the trainer must compute the same logits from the same weights.
 
-    python3 dev/hf/test_hf.py [--trainer PATH] [--sampler PATH]      without them, what `make` builds
+    python3 dev/hf/test_hf.py [--trainer PATH] [--sampler PATH] [TEST ...]      without them, what `make` builds, and every test
 
-Needs torch, transformers and safetensors, no network, some 4 GB of memory and a few minutes. The last line is
-`N passed, N failed`, the exit status 1 if any failed.
+Needs torch, transformers (4.48 or newer) and safetensors, some 4 GB of memory and a few minutes; peft and accelerate for
+fine-tuning as their users do it, tiktoken with its cache or a network for GPT-2's tokenizer. The last line is
+`N passed, N failed`, the exit status 1 if any failed. dev/test/common.py runs transformers' own tests.
 """
-import argparse, json, os, resource, shutil, signal, struct, subprocess, sys, tempfile, time, traceback
+import argparse, contextlib, importlib.util, json, os, resource, shutil, signal, struct, subprocess, sys, tempfile, time, traceback
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ try:
     import torch
     import transformers
     from safetensors.torch import load_file, save_file
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 except ImportError as e:
     print(f"skipped, no package {e.name}\n0 passed, 0 failed")
     sys.exit(0)
@@ -29,6 +30,8 @@ sys.path.append(str(ROOT / "dev/reference"))
 from reference import shapes
 
 transformers.utils.logging.disable_progress_bar()
+DTYPE = "dtype" if transformers.__version__ >= "4.56" else "torch_dtype"  # the argument's name
+MODES = ["baseline", "midpoint", "midpoint-a", "leapfrog", "hamiltonian", "retrofit", "bdia"]
 TOLERANCE = 1e-4
 passed = failed = 0
 
@@ -46,14 +49,17 @@ def near(a, b, what, tolerance=TOLERANCE):
 # ------------------------------------------------------------------------------------------------------------------------
 # What is tested, and what it is tested with
 
-def hf(*args, limit=None):
+def hf(*args, limit=None, **env):
     """Runs hf.py; limit: bytes that a file may have."""
     limits = limit and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-    return subprocess.run([sys.executable, HERE / "hf.py", *map(str, args)], capture_output=True, text=True, preexec_fn=limits)
+    return subprocess.run([sys.executable, HERE / "hf.py", *map(str, args)], capture_output=True, text=True, preexec_fn=limits,
+                          env=os.environ | env)
 
 def convert(*args):
     done = hf(*args)
-    check(done.returncode == 0 and not done.stderr, f"hf.py {' '.join(map(str, args))}: status {done.returncode}, {done.stderr}")
+    ok = done.returncode == 0 and all(line.startswith("hf.py: warning: ") for line in done.stderr.splitlines())
+    check(ok, f"hf.py {' '.join(map(str, args))}: status {done.returncode}, {done.stderr}")
+    return done
 
 def run(*args):
     done = subprocess.run([*map(str, args)], capture_output=True, text=True)
@@ -96,7 +102,7 @@ def same_tensors(a, b, what):
     check(a.keys() == b.keys() and not wrong, f"{what}: not the same bits: {wrong}, {a.keys() ^ b.keys()}")
 
 def load(folder, **kwargs):
-    return AutoModelForCausalLM.from_pretrained(folder, **kwargs).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, **{DTYPE: "auto"} | kwargs).eval()  # which is the default since version 5
 
 # ------------------------------------------------------------------------------------------------------------------------
 # A GPT-2 there and back
@@ -153,8 +159,8 @@ def test_checkpoints():
     tokens = make_tokens(300, 2, 40)  # version 5: bf16 stays bf16
     trainer("-e", ROOM / "plain.bin", "-i", tokens.path, "-b", 2, "-x", 0, "-o", ROOM / "run", "--save", "bf16")
     convert("export", ROOM / "run" / "model_00000000.bin", ROOM / "version 5")
-    same_tensors(load(ROOM / "plain", dtype=torch.bfloat16), load(ROOM / "version 5"), "version 5")
-    logits = logits_of(load(ROOM / "version 5", dtype=torch.float32), tokens.ids)
+    same_tensors(load(ROOM / "plain", **{DTYPE: torch.bfloat16}), load(ROOM / "version 5"), "version 5")
+    logits = logits_of(load(ROOM / "version 5", **{DTYPE: torch.float32}), tokens.ids)
     near(trainer_logits(ROOM / "run" / "model_00000000.bin", tokens), logits, "version 5")
     check(json.loads((ROOM / "version 5" / "config.json").read_text())["dtype"] == "bfloat16", "version 5: dtype in config.json")
 
@@ -178,10 +184,76 @@ def test_tokenizer():
         check(tokenizer.encode("abba") == [2, 1, 0] and tokenizer.decode([2, 1, 0]) == "abba", f"{model}: AutoTokenizer")
         shutil.rmtree(ROOM / "with tokenizer")
 
+def test_vocabularies():
+    """A tokenizer goes along where it is known; a vocabulary somewhat larger than GPT-2's is GPT-2's."""
+    small = dict(n_layer=1, n_embd=16, n_head=2, n_positions=16, bos_token_id=None, eos_token_id=None)
+    texts = ["Hello world", " \u00e4\u00df\u20ac\n\t<|endoftext|> don't", bytes(range(128)).decode()]
+    nowhere = dict(TIKTOKEN_CACHE_DIR=str(ROOM / "no cache"), https_proxy="http://127.0.0.1:9", HTTPS_PROXY="http://127.0.0.1:9")
+    for model in (ROOM / "baseline" / "model_00000000.bin", ROOM / "midpoint" / "model_00000000.bin"):
+        check(not convert("export", model, ROOM / "bytes").stderr, "bytes: no warning")
+        tokenizer = AutoTokenizer.from_pretrained(ROOM / "bytes", trust_remote_code=True)
+        for text in texts:
+            ids = tokenizer.encode(text)
+            check(ids == list(text.encode()) and tokenizer.decode(ids) == text, f"bytes: {text!r} is {ids}, {tokenizer.decode(ids)!r}")
+        check(len(tokenizer) == 256, f"bytes: {len(tokenizer)} tokens")
+        shutil.rmtree(ROOM / "bytes")
+    done = convert("export", ROOM / "plain.bin", ROOM / "unknown")
+    check("a vocabulary of 300 has is not known" in done.stderr and done.stderr.count("\n") == 1, f"another vocabulary: {done.stderr!r}")
+    for V, found in [(50257, ""), (50258, "; taken for GPT-2's 50257 tokens and 1 of padding"), (50304, "and 47 of padding"), (50305, "")]:
+        random_gpt2(vocab_size=V, **small).save_pretrained(ROOM / f"V {V}")
+        done = convert("import", ROOM / f"V {V}", ROOM / f"{V}.bin")
+        check(done.stdout.strip().endswith("context 16") if not found else found in done.stdout, f"V {V}: {done.stdout!r}")
+    done = hf("export", ROOM / "50257.bin", ROOM / "offline", **nowhere)
+    check(done.returncode == 0 and done.stderr.count("\n") == 1 and "neither in tiktoken's cache nor on the network" in done.stderr, f"no network: {done.stderr!r}")
+    refused("a tokenizer too large", "a tokenizer of 301 tokens, but the model has 300", "export", ROOM / "plain.bin", ROOM / "out" / "folder",
+            "--tokenizer", tokenizer_of(ROOM / "of 301", [f"t{i}" for i in range(301)]))
+    try:
+        import tiktoken
+        enc = tiktoken.get_encoding("gpt2")
+    except Exception as e:
+        print(f"GPT-2's tokenizer: left out, no tiktoken or no vocabulary ({type(e).__name__})", flush=True)
+        return
+    trainer("-e", ROOM / "50304.bin", "-i", make_tokens(50304, 1, 16).path, "-b", 1, "-t", 16, "-x", 0, "-o", ROOM / "bdia 50304", "--mode", "bdia")
+    for V, model in [(50257, ROOM / "50257.bin"), (50258, ROOM / "50258.bin"), (50304, ROOM / "bdia 50304" / "model_00000000.bin")]:
+        check(not convert("export", model, ROOM / "gpt2").stderr, f"V {V}: no warning")
+        tokenizer = AutoTokenizer.from_pretrained(ROOM / "gpt2", trust_remote_code=True)
+        for text in texts:
+            ids = tokenizer.encode(text)
+            check(ids == enc.encode(text, allowed_special="all") and tokenizer.decode(ids) == text, f"V {V}: {text!r} is {ids}")
+        end = json.loads((ROOM / "gpt2" / "config.json").read_text())["eos_token_id"]
+        check(end == tokenizer.eos_token_id == 50256 and len(tokenizer) == 50257, f"V {V}: ends with {end}")
+        if V == 50258:  # a user adds a token
+            tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+            tokenizer.save_pretrained(ROOM / "V 50258")
+            done = convert("import", ROOM / "V 50258", ROOM / "50258.bin", "--force")
+            check("GPT-2's 50257 tokens, whose tokenizer suits it, and 1 more, '[PAD]'" in done.stdout, f"V {V}: {done.stdout!r}")
+            convert("export", ROOM / "50258.bin", ROOM / "padded", "--tokenizer", ROOM / "V 50258")
+            check(AutoTokenizer.from_pretrained(ROOM / "padded").encode("Hello[PAD]") == [15496, 50257], "V 50258: --tokenizer copies the token added")
+            tokenizer_of(ROOM / "V 50258", [f"t{i}" for i in range(50258)])
+            done = convert("import", ROOM / "V 50258", ROOM / "50258.bin", "--force")
+            check("its tokens are not GPT-2's" in done.stdout, f"V {V}: {done.stdout!r}")
+        shutil.rmtree(ROOM / "gpt2")
+
+def tokenizer_of(folder, texts):
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").unlink(missing_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({text: i for i, text in enumerate(texts)}))
+    return folder
+
+def test_versions():
+    """Another transformers than those that work is refused in one line."""
+    for version, works in [("4.47.1", False), ("4.48.0", True)]:
+        code = f"import transformers; transformers.__version__ = '{version}'; import modeling_rev_gpt2"
+        done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=HERE)
+        last = done.stderr.strip().splitlines()[-1:]
+        check((done.returncode == 0) == works and (works or f"this is transformers {version}; 4.48 or newer is needed" in last[0]), f"transformers {version}: {last}")
+    config = json.loads((ROOM / "network 0" / "config.json").read_text())
+    check(config["transformers_needed"] == ">=4.48", "the oldest version is in config.json")
+
 # ------------------------------------------------------------------------------------------------------------------------
 # The reversible networks
 
-NETWORKS = [("midpoint", "--step-size", 0.4), ("midpoint-a",), ("leapfrog",), ("hamiltonian", "--step-size", 0.75),
+NETWORKS = [("midpoint", "--step-size", 0.4), ("midpoint-a",), ("leapfrog", "--grid", 19), ("hamiltonian", "--step-size", 0.75),
             ("retrofit", "--coefficient", -0.0625, "--stem", 1), ("retrofit", "--coefficient", 1, "--fixed-point", 2, "--stem", 3),
             ("retrofit", "--coefficient", 0.5, "--fixed-point", 0), ("bdia", "--coefficient", -0.0625, "--stem", 2),
             ("bdia", "--coefficient", 0.25, "--stem", 0)]
@@ -221,6 +293,9 @@ def test_generation(model, what):
         whole, first = model(ids[2:]).logits, model(ids[2:, :5], use_cache=True)
         rest = model(ids[2:, 5:], past_key_values=first.past_key_values)
         near(torch.cat([first.logits, rest.logits], 1), whole, f"{what}: logits by two pieces", 1e-5)
+        first = model(ids[2:, :5], use_cache=True)
+        rest = model(ids[2:, 5:], cache=first.past_key_values)
+        near(torch.cat([first.logits, rest.logits], 1), whole, f"{what}: logits by two pieces, by the cache's newer name", 1e-5)
         check(len(first.past_key_values) == model.config.num_hidden_layers, f"{what}: num_hidden_layers is what a cache holds")
     a, b = (generated(model, ids, mask, num_beams=3, use_cache=cache) for cache in (True, False))
     check(a == b, f"{what}: beam search with and without a cache")
@@ -229,13 +304,12 @@ def test_training(model, ids, what):
     """The loss, and its derivative along a random direction against finite differences, in float64."""
     model, ids = model.double(), ids[:, :16]
     check(model(ids).logits.dtype == torch.float64, f"{what}: float64 is kept")
-    logits = logits_of(model, ids)
-    want = -logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None]).mean()
+    def loss_of():  # transformers computes it in float32
+        return -model(ids).logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None]).mean()
+    near(model(ids, labels=ids).loss.detach(), loss_of().detach(), f"{what}: loss", 1e-5)
     model.train()
     model.zero_grad()
-    loss = model(ids, labels=ids).loss
-    loss.backward()
-    near(loss.detach(), want, f"{what}: loss", 1e-9)
+    loss_of().backward()
     check(all(p.grad is not None and p.grad.any() for p in model.parameters()), f"{what}: every parameter has a gradient")
     direction, eps = [torch.randn_like(p) for p in model.parameters()], 1e-6
     slope = sum((p.grad * d).sum() for p, d in zip(model.parameters(), direction))
@@ -244,9 +318,257 @@ def test_training(model, ids, what):
         for step in (eps, -2 * eps):
             for p, d in zip(model.parameters(), direction):
                 p.add_(d, alpha=step)
-            ends.append(model(ids, labels=ids).loss)
+            ends.append(loss_of())
     differences = (ends[0] - ends[1]) / (2 * eps)
     check(abs(differences / slope - 1) < 1e-5, f"{what}: gradient {slope}, finite differences {differences}")
+
+def module_of(model):
+    return sys.modules[type(model).__module__]
+
+def test_arguments(model, ids, folder, what):
+    """Every argument of a GPT-2 means here what it means there."""
+    L, (B, T), C = model.config.n_layer, ids.shape, model.config.n_embd
+    with torch.no_grad():
+        logits, embed = model(ids).logits, model.get_input_embeddings()
+        for name in ("position_ids", "cache_position", "inputs_embeds", "head_mask", "encoder_hidden_states", "past_key_values", "another"):
+            near(model(ids, **{name: None}).logits, logits, f"{what}: {name}=None", 0)
+        near(model(ids, cache_position=torch.arange(T)).logits, logits, f"{what}: cache_position", 0)
+        near(model(ids, attention_mask=torch.ones_like(ids)).logits, logits, f"{what}: attention_mask of ones", 0)
+        near(model(inputs_embeds=embed(ids)).logits, logits, f"{what}: inputs_embeds", 0)
+        near(model(ids, token_type_ids=ids.flip(1)).logits, model(inputs_embeds=embed(ids) + embed(ids.flip(1))).logits,
+             f"{what}: token_type_ids are embedded and added", 1e-5)
+        near(model(ids, logits_to_keep=3).logits, logits[:, -3:], f"{what}: logits_to_keep", 1e-5)
+        near(model(ids, logits_to_keep=torch.tensor([1, 5])).logits, logits[:, [1, 5]], f"{what}: logits_to_keep, places", 1e-5)
+        out = model(ids, output_hidden_states=True, output_attentions=True, use_cache=False)
+        near(out.logits, logits, f"{what}: logits with attentions", 1e-5)
+        check([tuple(s.shape) for s in out.hidden_states] == [(B, T, C)] * (L + 1), f"{what}: a hidden state before each layer and one at last")
+        near(model.lm_head(out.hidden_states[-1]), out.logits, f"{what}: the last hidden state is what the head reads", 0)
+        near(out.hidden_states[0], embed(ids) + model.transformer.wpe(torch.arange(T)), f"{what}: the first is the embedding", 1e-6)
+        check([tuple(w.shape) for w in out.attentions] == [(B, model.config.n_head, T, T)] * L, f"{what}: the attention of each layer")
+        near(torch.stack(out.attentions).sum(-1), torch.ones(L, B, model.config.n_head, T), f"{what}: of sum 1", 1e-5)
+        check(not any(w.triu(1).any() for w in out.attentions), f"{what}: and nothing seen of what follows")
+        check(isinstance(model(ids, return_dict=False), tuple), f"{what}: return_dict=False")
+        labels, loss = ids.clone(), model(ids, labels=ids).loss
+        near(model(ids, labels=ids, num_items_in_batch=5).loss, loss * B * (T - 1) / 5, f"{what}: num_items_in_batch", 1e-3)
+        labels[:, :T // 2] = -100
+        near(model(ids, labels=labels).loss, -logits[:, T//2 - 1:-1].log_softmax(-1).gather(2, ids[:, T//2:, None]).mean(), f"{what}: labels of -100", 1e-5)
+        base = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+        near(base(ids).last_hidden_state, out.hidden_states[-1], f"{what}: AutoModel is what is before the head", 1e-5)
+    for name, value in [("encoder_hidden_states", embed(ids)), ("head_mask", torch.ones(L, 1)), ("input_ids", None)]:
+        try:
+            model(**{"input_ids": ids, name: value})
+            check(False, f"{what}: {name} is refused")
+        except ValueError:
+            check(True, name)
+
+def test_generations(model, ids, what):
+    """Ways to generate that must find what greedy search does, and ways with an output of their own."""
+    greedy, V = generated(model, ids), model.config.vocab_size
+    never = dict(eos_token_id=-1) if transformers.__version__ < "4.57" else {}  # where guessing cannot do without such a token
+    check(greedy == generated(model, ids, prompt_lookup_num_tokens=2, **never), f"{what}: with tokens guessed from the prompt")
+    assistant = AutoModelForCausalLM.from_config(model.config, trust_remote_code=True).eval()
+    check(greedy == generated(model, ids, assistant_model=assistant, **never), f"{what}: with tokens guessed by another")
+    embeds = model.get_input_embeddings()(ids)
+    plain = dict(do_sample=False, max_new_tokens=8, pad_token_id=0, attention_mask=torch.ones_like(ids))
+    whole = model.generate(ids, **plain)
+    check(torch.equal(model.generate(inputs_embeds=embeds, **plain), whole[:, ids.shape[1]:]), f"{what}: from embeddings")
+    torch.manual_seed(3)
+    a = model.generate(ids, do_sample=True, top_k=20, num_beams=2, max_new_tokens=8, pad_token_id=0)
+    torch.manual_seed(3)
+    b = model.generate(ids, do_sample=True, top_k=20, num_beams=2, max_new_tokens=8, pad_token_id=0, use_cache=False)
+    check(torch.equal(a, b), f"{what}: sampled beams with and without a cache")
+    out = model.generate(ids, **plain, return_dict_in_generate=True, output_attentions=True, output_hidden_states=True, output_scores=True)
+    check(torch.equal(out.sequences, whole) and out.scores[0].shape == (1, V), f"{what}: scores")
+    check({len(x) for x in out.attentions} == {model.config.n_layer} and {len(x) for x in out.hidden_states} == {model.config.n_layer + 1},
+          f"{what}: attentions and hidden states of every token")
+    plain["attention_mask"] = torch.ones_like(whole)
+    more = model.generate(whole, **plain, past_key_values=out.past_key_values)
+    check(torch.equal(more, model.generate(whole, **plain)), f"{what}: goes on from a cache")
+
+def test_forms(folder, tokens, what):
+    """Half precision, another size of the vocabulary, torch.compile, untied embeddings; saved, and read by hf.py."""
+    model, out = load(folder, trust_remote_code=True), ROOM / "form"
+    logits = logits_of(model, tokens.ids)
+    for dtype, near_enough in [(torch.bfloat16, 0.3), (torch.float16, 0.05)]:
+        half = load(folder, trust_remote_code=True, **{DTYPE: dtype})
+        near(logits_of(half, tokens.ids).float(), logits, f"{what}: {dtype}", near_enough)
+        half.generate(tokens.ids[:, :5], max_new_tokens=3, pad_token_id=0)
+        half.train()
+        half.gradient_checkpointing_enable()
+        check(all(g.isfinite().all() for g in gradients(half, tokens.ids).values()), f"{what}: {dtype} trains, stepping back")
+    near(logits_of(load(folder, trust_remote_code=True, attn_implementation="eager"), tokens.ids), logits, f"{what}: eager attention", 1e-5)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    near(compiled(tokens.ids, use_cache=False).logits.detach(), logits, f"{what}: torch.compile", 1e-5)
+    want = gradients(model, tokens.ids)
+    with reversing(model):
+        again = {name.removeprefix("_orig_mod."): g for name, g in gradients(torch.compile(model, backend="aot_eager"), tokens.ids).items()}
+        check(apart(want, again) < 2e-5, f"{what}: torch.compile and stepping back, {apart(want, again):.1e}")
+    torch._dynamo.reset()
+    model.eval().resize_token_embeddings(260)
+    check(model.config.vocab_size == 260 and model.lm_head.weight is model.transformer.wte.weight, f"{what}: resized, still tied")
+    near(logits_of(model, tokens.ids)[..., :256], logits, f"{what}: resized", 1e-5)
+    model.save_pretrained(out)
+    check("lm_head.weight" not in load_file(out / "model.safetensors"), f"{what}: tied weights are saved once")
+    again = load(out, trust_remote_code=True)
+    convert("import", out, ROOM / "form.bin", "--force")
+    near(logits_of(again, tokens.ids), logits_of(model, tokens.ids), f"{what}: resized and saved", 0)
+    header = np.fromfile(ROOM / "form.bin", "<i4", 256)
+    check(header[3] == 260 and header[8] == MODES.index(model.config.mode), f"{what}: resized and imported, {header[:18]}")
+    shutil.rmtree(out)
+
+def test_tuning(folder, what):
+    """As users do it: all of it, then a LoRA, by Trainer with gradient checkpointing; saved, and in the trainer the same network."""
+    if not all(importlib.util.find_spec(name) for name in ("peft", "accelerate")):
+        print("fine-tuning: left out, no package peft or accelerate", flush=True)
+        return
+    from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+    from transformers import Trainer, TrainingArguments
+    text = torch.frombuffer(bytearray((ROOT / "README.md").read_bytes()[:1600]), dtype=torch.uint8).long().view(-1, 64)
+    tokens = make_tokens(256, 1, 64)
+    def tune(model, rate, **checkpointing):
+        args = TrainingArguments(str(ROOM / "trainer"), max_steps=50, per_device_train_batch_size=2, learning_rate=rate, use_cpu=True, report_to=[],
+                                 save_strategy="no", logging_strategy="no", disable_tqdm=True, seed=1, gradient_checkpointing=True, **checkpointing)
+        losses = [model.eval()(text, labels=text).loss.item()]
+        trainer = Trainer(model, args, train_dataset=[{"input_ids": row, "labels": row} for row in text])
+        trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
+        trainer.train()
+        losses.append(model.eval()(text, labels=text).loss.item())
+        check(losses[1] < 0.8 * losses[0], f"{what}: 50 steps lower the loss, {losses}")
+        return trainer, losses
+    def same_network(folder, model, how):
+        convert("import", folder, ROOM / "tuned.bin", "--force")
+        difference = near(trainer_logits(ROOM / "tuned.bin", tokens), logits_of(model, tokens.ids), f"{what}, {how}: logits in the trainer", 5e-4)
+        print(f"{what}, {how}: loss {losses[0]:.2f} to {losses[1]:.2f}, logits in the trainer differ by {difference:.1e}", flush=True)
+    trainer, losses = tune(load(folder, trust_remote_code=True), 3e-3)
+    trainer.save_model(ROOM / "tuned")
+    same_network(ROOM / "tuned", trainer.model, "Trainer")
+    lora = get_peft_model(load(folder, trust_remote_code=True), LoraConfig(
+        task_type="CAUSAL_LM", r=8, lora_alpha=32, lora_dropout=0.05, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True))
+    trainer, losses = tune(lora, 3e-3)
+    lora.save_pretrained(ROOM / "adapter")
+    done = hf("import", ROOM / "adapter", ROOM / "adapter.bin")
+    check(done.returncode == 1 and "merge_and_unload" in done.stderr and done.stderr.count("\n") == 1, f"{what}: an adapter is refused, {done.stderr!r}")
+    again = AutoPeftModelForCausalLM.from_pretrained(ROOM / "adapter", trust_remote_code=True).eval()
+    near(logits_of(again, tokens.ids), logits_of(lora, tokens.ids), f"{what}: an adapter saved and loaded", 1e-5)
+    merged = again.merge_and_unload()
+    merged.save_pretrained(ROOM / "merged")
+    same_network(ROOM / "merged", merged, "LoRA")
+    generated(load(ROOM / "merged", trust_remote_code=True), tokens.ids[:1, :5])
+    for name in ("tuned", "adapter", "merged"):
+        shutil.rmtree(ROOM / name)
+
+# ------------------------------------------------------------------------------------------------------------------------
+# Stepping back
+
+def gradients(model, ids, **kwargs):
+    model.zero_grad()
+    out = model(ids, labels=ids, **kwargs)
+    torch.rand(7)  # random numbers may be drawn in between
+    out.loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+def apart(a, b):
+    """The largest relative distance between the tensors of two gradients."""
+    return max(float((a[n] - b[n]).norm() / a[n].norm().clamp(min=1e-9)) for n in a) if a.keys() == b.keys() else np.inf
+
+@contextlib.contextmanager
+def reversing(model):
+    """In training, with gradient checkpointing; and not a bit of a stream may come back wrong."""
+    module = module_of(model)
+    most, module.DRIFT = module.DRIFT, 0
+    model.train()
+    model.gradient_checkpointing_enable()
+    yield
+    model.gradient_checkpointing_disable()
+    module.DRIFT = most
+
+def kept(model, ids):
+    """Bytes that autograd keeps between a forward pass and its backward pass, parameters apart."""
+    storages, parameters = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
+    def pack(x):
+        storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        loss = model.transformer(ids).last_hidden_state.sum()  # all are alive, so that no address comes twice
+    return sum(size for at, size in storages.items() if at not in parameters) + 0 * loss.ndim
+
+def test_reversing(model, ids, what):
+    state = {name: x.clone() for name, x in model.state_dict().items()}
+    model.train()
+    want = gradients(model, ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = gradients(model, ids)
+    mask = torch.ones_like(ids)
+    mask[0, :20] = 0
+    padded = gradients(model, ids, attention_mask=mask)
+    with reversing(model):
+        difference = apart(want, gradients(model, ids))
+        check(difference < 2e-5, f"{what}: gradients, stepping back, are autograd's but for {difference:.1e}")
+        print(f"{what}: gradients by stepping back differ by {difference:.1e}", flush=True)
+        planes = (33 + 8 * model.config.stem) * ids.numel() * model.config.n_embd
+        check(kept(model, ids) <= planes, f"{what}: little is kept, {kept(model, ids) / planes:.1f} of x, two streams, remainders, the stem's, what ln_f reads")
+        check(apart(padded, gradients(model, ids, attention_mask=mask)) < 2e-5, f"{what}: gradients with padding")
+        with torch.autocast("cpu", torch.bfloat16):
+            again = gradients(model, ids)
+        check(apart(rough, again) < 0.75 * apart(rough, want), f"{what}: mixed precision is the same, {apart(rough, again):.1e}, {apart(rough, want):.1e}")
+        loss = model(ids, labels=ids).loss
+        grads = [torch.autograd.grad(loss, list(model.parameters()), retain_graph=True) for _ in range(2)]
+        check(all(torch.equal(a, b) for a, b in zip(*grads)), f"{what}: going back twice")
+        check(apart(want, dict(zip(want, grads[0]))) < 2e-5, f"{what}: torch.autograd.grad")
+        out = model(ids, labels=ids, use_cache=True)
+        check(out.past_key_values is None, f"{what}: no cache when stepping back")
+        check(len(model(ids, output_hidden_states=True).hidden_states) == 7, f"{what}: hidden states by autograd")
+        noise = [model.transformer.h[3].mlp.register_forward_hook(lambda module, x, y: torch.nn.functional.dropout(y, 0.1))]
+        check(gradients(model, ids)["transformer.wte.weight"].isfinite().all(), f"{what}: dropout is the same twice")
+        count = iter(range(1000))
+        noise += [model.transformer.h[3].mlp.register_forward_hook(lambda module, x, y: y + 0.1 * next(count))]
+        try:
+            gradients(model, ids)
+            check(False, f"{what}: another force the second time is noticed")
+        except RuntimeError as e:
+            check("the same bits twice" in str(e), f"{what}: {e}")
+        for hook in noise:
+            hook.remove()
+        with torch.no_grad():
+            model.transformer.h[2].mlp.c_proj.bias[0] = torch.nan
+            check(model(ids).loss is None and model(ids).logits.isnan().all(), f"{what}: NaN is seen")
+        check(model(ids).logits.isnan().all(), f"{what}: NaN is seen when stepping back")
+        with torch.no_grad():
+            model.transformer.h[2].mlp.c_proj.bias[0] = 1e9
+        check(not model(ids).logits.isfinite().any(), f"{what}: so is a stream that leaves the range")
+        with torch.no_grad():
+            model.transformer.h[2].mlp.c_proj.bias[0] = 0
+        for name, p in model.named_parameters():  # as with an adapter
+            p.requires_grad_("h.2.mlp" in name or "h.4.ln_1" in name)
+        some = gradients(model, ids)
+        check(len(some) == 6, f"{what}: some parameters alone, {list(some)}")
+    check(apart(gradients(model, ids), some) < 2e-5, f"{what}: gradients of some parameters")
+    model.requires_grad_(True)
+    model.load_state_dict(state)
+    model.eval()
+
+def test_depth():
+    """What is kept does not grow with depth, but by what conversions shift out: half a byte an element a step for a = 1/16."""
+    module, ids = module_of(load(ROOM / "network 0", trust_remote_code=True)), torch.randint(0, 256, (2, 64))
+    elements = ids.numel() * 64
+    for mode, more in [("midpoint", {}), ("leapfrog", {}), ("hamiltonian", {}), ("midpoint-a", {}),
+                       ("retrofit", dict(coefficients=[-0.0625], stem=1)), ("bdia", dict(coefficients=[0.0625]))]:
+        stored, stepping = [], []
+        for L in (6, 24, 48):
+            a = dict(coefficients=[(1.25, -0.75, 0.8125, -1.1875)[k % 4] for k in range(L)]) if mode == "midpoint-a" else {}
+            config = module.RevGPT2Config(vocab_size=256, n_positions=64, n_embd=64, n_layer=L, n_head=4, mode=mode, step_size=1 / L, **more, **a)
+            model = module.RevGPT2LMHeadModel(config).train()
+            stored.append(kept(model, ids))
+            want = gradients(model, ids)
+            with reversing(model):
+                stepping.append(kept(model, ids))
+                difference = apart(want, gradients(model, ids))
+            check(difference < 1e-4, f"{mode}, L {L}: gradients differ by {difference:.1e}")
+        growth = (stepping[2] - stepping[0]) / elements / 42
+        print(f"{mode}, L 6, 24, 48: bytes kept an element, stepping back {[x // elements for x in stepping]}, by autograd "
+              f"{[x // elements for x in stored]}; gradients at L 48 differ by {difference:.1e}", flush=True)
+        check(growth <= (0.6 if mode in ("retrofit", "bdia") else 0), f"{mode}: {growth:.2f} bytes an element a step, {stepping}")
+        check(stored[2] > 6 * stored[0] > 60 * elements, f"{mode}: by autograd it grows, {stored}")
 
 def test_knobs(model, ids, what):
     """Were any number of the recurrence wrong, the logits would show it."""
@@ -298,8 +620,17 @@ def test_networks():
         check(np.abs(logits - logits_of(ordinary, tokens.ids).numpy()).max() > 1e-2, f"{what}: another network than the ordinary one")
         print(f"{what}: logits differ by {difference:.1e} of {abs(logits).max():.1f}, "
               f"by {abs(logits_of(model, tokens.ids).numpy() - floating).max():.1e} with --stream float", flush=True)
+        convert("import", folder, ROOM / "back.bin", "--force")
+        check((ROOM / "back.bin").read_bytes() == (run / "model_00000000.bin").read_bytes(), f"{what}: exported and imported, the same file")
         test_knobs(model, tokens.ids, what)
+        test_arguments(model, tokens.ids, folder, what)
         test_generation(model, what)
+        test_generations(model, tokens.ids[:1, :12], what)
+        test_reversing(model, tokens.ids, what)
+        test_forms(folder, tokens, what)
+        if mode != NETWORKS[i - 1][0]:
+            test_tuning(folder, what)
+        model._modules.pop("_cache", None)  # a cache of fixed size is part of the model in 4.48
         model.save_pretrained(ROOM / "saved")
         again = load(ROOM / "saved", trust_remote_code=True)
         same_tensors(model, again, f"{what}, saved")
@@ -316,7 +647,7 @@ def test_networks():
     trainer("-e", ROOM / "midpoint" / "model_00000000.bin", "-i", tokens.path, "-b", 2, "-x", 0, "--save", "bf16", "-o", ROOM / "bf16")
     convert("export", ROOM / "bf16" / "model_00000000.bin", ROOM / "version 1005")
     logits = trainer_logits(ROOM / "bf16" / "model_00000000.bin", tokens)
-    near(logits_of(load(ROOM / "version 1005", trust_remote_code=True, dtype=torch.float32), tokens.ids), logits, "version 1005, float32")
+    near(logits_of(load(ROOM / "version 1005", trust_remote_code=True, **{DTYPE: torch.float32}), tokens.ids), logits, "version 1005, float32")
     model = load(ROOM / "version 1005", trust_remote_code=True)
     check(model.dtype == torch.bfloat16, "version 1005: bf16")
     near(logits_of(model, tokens.ids).float(), logits, "version 1005, bf16", 0.1)
@@ -438,6 +769,28 @@ BAD_CHECKPOINTS = [
     ("shard cut short", "two.safetensors: no whole", sharded(change_folder=changed_bytes("two.safetensors", lambda b: b[:-1]))),
 ]
 
+NOT_MERGED = "transformer.h.0.attn.c_attn.lora_A.default.weight"
+BAD_REVERSIBLE = [
+    ("mode", "midpoint", 'mode is "midway"', changed_config(mode="midway")),
+    ("mode baseline", "midpoint", 'mode is "baseline"', changed_config(mode="baseline")),
+    ("step size missing", "midpoint", "step_size and coefficients are [null, []]", changed_config(step_size=None)),
+    ("step size a text", "midpoint", 'step_size and coefficients are ["1", []]', changed_config(step_size="1")),
+    ("step size NaN", "midpoint", "step_size and coefficients are [NaN", changed_config(step_size=float("nan"))),
+    ("step size negative", "midpoint", "a step size of -1", changed_config(step_size=-1)),
+    ("coefficients too many", "midpoint", "midpoint of 2 layers has 0", changed_config(coefficients=[1])),
+    ("coefficients too few", "midpoint-a", "midpoint-a of 2 layers has 2", changed_config(coefficients=[1.25])),
+    ("a coefficient between", "midpoint-a", "multiples of 1/16", changed_config(coefficients=[1.25, 0.8])),
+    ("a coefficient of 0", "midpoint-a", "a_k are not those", changed_config(coefficients=[1.25, 0])),
+    ("a coefficient too fine", "bdia", "multiples of 1/256", changed_config(coefficients=[0.1])),
+    ("coefficients a number", "retrofit", "a number and a list of numbers", changed_config(coefficients=0.5)),
+    ("stem", "retrofit", "a stem of 3", changed_config(stem=3)),
+    ("iterations", "retrofit", "17 iterations", changed_config(fixed_point=17)),
+    ("grid", "bdia", "grid at most 30", changed_config(grid=31)),
+    ("grid true", "bdia", "whole numbers", changed_config(grid=True)),
+    ("not merged", "midpoint", f"{NOT_MERGED[12:]!r} is of an adapter that is not merged", put(NOT_MERGED, torch.ones(2, 16))),
+    ("an adapter", "midpoint", "an adapter, not a model; peft merges it", lambda f: (f / "adapter_config.json").write_text("{}")),
+]
+
 def slot(i, value):
     return lambda b: b[:4*i] + struct.pack("<i", value) + b[4*i + 4:]
 
@@ -488,6 +841,12 @@ def test_bad_input():
         start += ["--context", 12, "-i", tokens.path, "-b", 1, "-x", 0]
         trainer(*start, "--mode", mode, "-o", ROOM / f"tiny {mode}")
         files[mode] = ROOM / f"tiny {mode}" / "model_00000000.bin"
+        convert("export", files[mode], ROOM / f"tiny {mode} exported")
+    for what, of, words, change in BAD_REVERSIBLE:
+        shutil.copytree(ROOM / f"tiny {of} exported", ROOM / "bad")
+        change(ROOM / "bad")
+        refused(f"import, {of}, {what}", words, "import", ROOM / "bad", out / "model.bin")
+        shutil.rmtree(ROOM / "bad")
     bad = ROOM / "bad.bin"
     for what, of, words, change in BAD_MODELS:
         bad.write_bytes(change(files[of].read_bytes()))
@@ -533,13 +892,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trainer", metavar="PATH", help="the trainer; without it, what make builds")
     parser.add_argument("--sampler", metavar="PATH", help="the program that writes logits; likewise")
+    every = [test_shapes, test_checkpoints, test_networks, test_depth, test_tokenizer, test_vocabularies, test_versions, test_bad_input, test_interrupted]
+    parser.add_argument("tests", nargs="*", metavar="TEST", help=f"{', '.join(test.__name__ for test in every)}; some need those before")
     args = parser.parse_args()
+    tests = [test for test in every if not args.tests or test.__name__ in args.tests]
     if not args.trainer or not args.sampler:
         subprocess.run(["make", "-s", "-C", ROOT, "train_rev_gpt2", "sample_rev_gpt2"], check=True)
     TRAINER = Path(args.trainer or ROOT / "train_rev_gpt2").resolve()
     SAMPLER = Path(args.sampler or ROOT / "sample_rev_gpt2").resolve()
     torch.manual_seed(1)
-    for test in (test_shapes, test_checkpoints, test_networks, test_tokenizer, test_bad_input, test_interrupted):
+    for test in tests:
         start = time.time()
         try:
             test()
