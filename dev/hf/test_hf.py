@@ -510,7 +510,8 @@ def test_reversing(model, ids, what):
         check(apart(padded, gradients(model, ids, attention_mask=mask)) < 2e-5, f"{what}: gradients with padding")
         with torch.autocast("cpu", torch.bfloat16):
             again = gradients(model, ids)
-        check(apart(rough, again) < 0.75 * apart(rough, want), f"{what}: mixed precision is the same, {apart(rough, again):.1e}, {apart(rough, want):.1e}")
+        near, coarse = apart(rough, again), apart(rough, want)  # rounded as autograd rounds, so neither float32 nor far from it
+        check(near < 1.5 * coarse and apart(again, want) > 0.3 * coarse, f"{what}: mixed precision is the same, {near:.1e}, {coarse:.1e}")
         loss = model(ids, labels=ids).loss
         grads = [torch.autograd.grad(loss, list(model.parameters()), retain_graph=True) for _ in range(2)]
         check(all(torch.equal(a, b) for a, b in zip(*grads)), f"{what}: going back twice")
