@@ -1711,7 +1711,7 @@ static int load_state(Model *m, const char *path, int step, const Run *run) {
         die(STATUS_DATA, "%s: it or its model is corrupt, the checksum does not match; "
             "remove both to resume from an earlier pair", path);
     fclose(f);
-    return header[3];
+    return header[3] != 0;
 }
 
 // What a directory holds: how many models with their state, the first and last step of these, or -1, and how
@@ -1942,8 +1942,7 @@ static volatile sig_atomic_t interrupted;
 // How many means a validation has: the loss, and with a teacher what compares the two
 static int metrics_of(const Model *m) { return m->has_teacher ? METRICS : LOSS + 1; }
 
-// The means over -m validation batches, or all, whose last may be shorter. Returns how many sequences these
-// are.
+// The means over -m validation batches, or all, whose last may be shorter. Returns the sequences in them.
 static int64_t validate(Model *m, Data *d, double means[METRICS]) {
     const int objective = m->objective, B = m->B;
     int64_t count = sequences_of(d, m->T, 0), wanted = (int64_t)opt.val_batches * B;
