@@ -3133,10 +3133,27 @@ static inline Matrix part_of(Matrix x, int i, int k) {
     return matrix(x.at + i*x.row + k*x.col, x.row, x.col);
 }
 
+// Packs 16 words of each of n rows: `numbers` of 32 numbers are there.
+#if defined(HAS_PAIRS) || defined(HAS_TILES)
+INLINE void pack_square(real_t *to, int width, int part, Matrix x, int n, int numbers, int is_first) {
+    const int along = x.col == 1;
+    words_t w[16];
+    #pragma GCC unroll 16
+    for (int j = 0; j < 16; j++) {
+        const real_t *low = x.at + 2*j*x.col, *high = low + x.col;
+        if (along) w[j] = pairs_along(x.at + j*x.row, numbers * (j < n));
+        else w[j] = pairs_across(low, n * (2*j < numbers), high, n * (2*j + 1 < numbers));
+    }
+    if (along != is_first) transpose_words(w);
+    #pragma GCC unroll 16
+    for (int j = 0; j < 16; j++) store(to + j*width, w[j], part);
+}
+#endif
+
 // Packs pairs of numbers into panels of `width` rows: word k*width + i of a panel is x(i, 2k) and
 // x(i, 2k + 1), 0 beyond `rows` and K. Tiles want panels of 16 rows, those of a first operand transposed
 // 16 by 16 words; where only 16 of SIDE rows are there, what the second panel holds does not matter.
-static inline void pack_pairs(real_t *out, Matrix x, int rows, int K, const int width, const int is_first) {
+INLINE void pack_pairs(real_t *out, Matrix x, int rows, int K, const int width, const int is_first) {
 #if defined(HAS_PAIRS) || defined(HAS_TILES)
     const int words = words_of(K), part = smaller_of(width, 16), depth = words / 16, along = x.col == 1;
     const int parts = (rows + width - 1) / width * (width / part);
@@ -3144,18 +3161,9 @@ static inline void pack_pairs(real_t *out, Matrix x, int rows, int K, const int 
         const int i = part * (along ? t / depth : t % parts);
         const int k = 16 * (along ? t % depth : t / parts);
         const int numbers = smaller_of(32, K - 2*k), n = smaller_of(part, rows - i);
-        const real_t *from = x.at + i*x.row + 2*k*x.col;
         real_t *to = out + i / width * width * words + k*width + i % width;
-        words_t w[16];
-        #pragma GCC unroll 16
-        for (int j = 0; j < 16; j++) {
-            const real_t *low = from + 2*j*x.col, *high = low + x.col;
-            if (along) w[j] = pairs_along(from + j*x.row, numbers * (j < n));
-            else w[j] = pairs_across(low, n * (2*j < numbers), high, n * (2*j + 1 < numbers));
-        }
-        if (along != is_first) transpose_words(w);
-        #pragma GCC unroll 16
-        for (int j = 0; j < 16; j++) store(to + j*width, w[j], part);
+        if (n == 16 && numbers == 32) pack_square(to, width, 16, part_of(x, i, 2*k), 16, 32, is_first);
+        else pack_square(to, width, part, part_of(x, i, 2*k), n, numbers, is_first);
     }
 #else
     (void)out, (void)x, (void)rows, (void)K, (void)width, (void)is_first;
