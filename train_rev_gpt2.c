@@ -3349,23 +3349,31 @@ static void gemm(real_t *c, int M, int N, int K, Matrix a, Matrix b, Epilogue e)
     if (multiplied > 1e7) fastest = fmax(fastest, 2 * multiplied / (seconds() - start));
 }
 
-// The same for one thread and small blocks: M is at most TILE, rows of c are `row` apart. It packs on the
-// stack (40 KB), so that a task of attention needs no other memory.
+// The same for one thread and a tile of at most TILE rows, `row` apart. It packs TILE by TILE numbers at a
+// time on its caller's stack, and not again what is there: operands that stay are packed once.
 enum { TILE = 64, TILE_A = (TILE + MR - 1) / MR * MR };
-static void gemm_tile(real_t *c, int64_t row, int M, int N, int K, Matrix a, Matrix b, int accumulate) {
-    real_t packed_a[TILE_A * TILE], packed_b[TILE * TILE];
+typedef struct { Matrix x; const real_t *packed; real_t words[TILE_A * TILE]; } Panel;
+static inline void set_panel(Panel *p, const real_t *at, int64_t row, int64_t col) {
+    p->x = matrix(at, row, col);
+    p->packed = NULL;
+}
+static void gemm_tile(real_t *c, int64_t row, int M, int N, int K, Panel *a, Panel *b, int accumulate) {
     const int mr = panel_rows(), nr = panel_columns();
     for (int k0 = 0; k0 < K; k0 += TILE) {
         const int k = smaller_of(TILE, K - k0), words = words_of(k);
+        const Matrix rows = part_of(a->x, 0, k0);
         Epilogue e = {accumulate || k0 > 0, NULL, NULL, NULL};
-        pack_a(packed_a, part_of(a, 0, k0), M, k);
+        if (a->packed != rows.at) pack_a(a->words, rows, M, k);
+        a->packed = rows.at;
         for (int j0 = 0; j0 < N; j0 += TILE) {
             const int n = smaller_of(TILE, N - j0);
-            pack_b(packed_b, part_of(b, k0, j0), n, k);
+            const Matrix columns = part_of(b->x, k0, j0);
+            if (b->packed != columns.at) pack_b(b->words, columns, n, k);
+            b->packed = columns.at;
             for (int j = 0; j < n; j += nr)
                 for (int i = 0; i < M; i += mr)
                     multiply_tile(c + i*row + j0 + j, row, smaller_of(mr, M - i), smaller_of(nr, n - j),
-                                  words, packed_a + i*words, packed_b + j*words, e);
+                                  words, a->words + i*words, b->words + j*words, e);
         }
     }
 }
@@ -3501,6 +3509,7 @@ void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias,
 // For each query this is carried along: the highest score so far, the sum of exp(scale (score - highest)),
 // and by how much the last tile has shrunk what was summed before.
 typedef struct { real_t highest[TILE], sum[TILE], shrink[TILE]; } Softmax;
+enum { STRIP = 2 * TILE };  // queries that read a tile of keys one after the other: it is packed once
 
 // Scores become exponentials. Rows of score (keys, TILE) are keys, so that what is done to every query is
 // done to vectors; query i sees the keys up to first + i.
@@ -3530,27 +3539,40 @@ void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, 
     #pragma omp parallel for collapse(3) schedule(dynamic)
     for (int b = 0; b < B; b++)
         for (int h = 0; h < NH; h++)
-            for (int q0 = 0; q0 < T; q0 += TILE) {
-                const size_t sequence = (size_t)(b * T), first = sequence + q0;
-                const act_t *q = qkv + first*S + h*hs, *k0 = qkv + sequence*S + C + h / group * hs;
-                act_t *o = out + first*C + h*hs;
-                real_t score[TILE * TILE], *l = lse + sequence*NH + h*T + q0;
-                Softmax x = {{0}, {0}, {0}};
-                int queries = smaller_of(TILE, T - q0);
-                for (int i = 0; i < TILE; i++) x.highest[i] = (real_t)-1e30;
-                for (int t0 = 0; t0 <= q0; t0 += TILE) {
-                    const act_t *k = k0 + t0*S, *v = k + KV;
-                    int keys = smaller_of(TILE, T - t0);
-                    gemm_tile(score, TILE, keys, queries, hs, matrix(k, S, 1), matrix(q, 1, S), 0);
-                    if (queries == TILE) softmax_tile(score, &x, keys, TILE, q0 - t0, scale);
-                    else softmax_tile(score, &x, keys, queries, q0 - t0, scale);
-                    for (int i = 0; i < queries && t0; i++)
-                        for (int c = 0; c < hs; c++) o[i*C + c] *= x.shrink[i];
-                    gemm_tile(o, C, queries, hs, keys, matrix(score, 1, TILE), matrix(v, S, 1), t0 > 0);
+            for (int s0 = 0; s0 < T; s0 += STRIP) {
+                const size_t sequence = (size_t)(b * T);
+                const act_t *q = qkv + sequence*S + h*hs, *k = qkv + sequence*S + C + h / group * hs;
+                const int end = smaller_of(s0 + STRIP, T);
+                act_t *o = out + sequence*C + h*hs;
+                real_t score[TILE * TILE], *l = lse + sequence*NH + h*T;
+                Softmax softmaxes[STRIP / TILE], *x = softmaxes;
+                Panel q_panels[STRIP / TILE], k_panel, v_panel, p_panel;
+                for (int q0 = s0; q0 < end; q0 += TILE, x++) {
+                    set_panel(&q_panels[x - softmaxes], q + q0*S, 1, S);
+                    memset(x, 0, sizeof *x);
+                    for (int i = 0; i < TILE; i++) x->highest[i] = (real_t)-1e30;
                 }
-                for (int i = 0; i < queries; i++) {
-                    for (int c = 0; c < hs; c++) o[i*C + c] /= x.sum[i];
-                    l[i] = x.highest[i] * scale + (real_t)log(x.sum[i]);
+                for (int t0 = 0; t0 < end; t0 += TILE) {
+                    const int keys = smaller_of(TILE, T - t0), first = t0 > s0 ? t0 : s0;
+                    set_panel(&k_panel, k + t0*S, S, 1);
+                    set_panel(&v_panel, k + KV + t0*S, S, 1);
+                    for (int q0 = first; q0 < end; q0 += TILE) {
+                        const int queries = smaller_of(TILE, T - q0), tile = (q0 - s0) / TILE;
+                        x = &softmaxes[tile];
+                        gemm_tile(score, TILE, keys, queries, hs, &k_panel, &q_panels[tile], 0);
+                        if (queries == TILE) softmax_tile(score, x, keys, TILE, q0 - t0, scale);
+                        else softmax_tile(score, x, keys, queries, q0 - t0, scale);
+                        for (int i = 0; i < queries && t0; i++)
+                            for (int c = 0; c < hs; c++) o[(q0 + i)*C + c] *= x->shrink[i];
+                        set_panel(&p_panel, score, 1, TILE);
+                        gemm_tile(o + q0*C, C, queries, hs, keys, &p_panel, &v_panel, t0 > 0);
+                    }
+                }
+                for (int t = s0; t < end; t++) {
+                    const int i = t % TILE;
+                    x = &softmaxes[(t - s0) / TILE];
+                    for (int c = 0; c < hs; c++) o[t*C + c] /= x->sum[i];
+                    l[t] = x->highest[i] * scale + (real_t)log(x->sum[i]);
                 }
             }
 }
@@ -3582,7 +3604,8 @@ void attention_query(act_t *out, const act_t *qkv, int t, int C, int NH, int NKV
     }
 }
 
-// From the scores in p and dp in ds it makes p = exp(score - lse) and ds = p (dp - sum_j p_j dp_j).
+// From the scores in p and dp in ds of a query and n keys it makes p = exp(score - lse) and
+// ds = p (dp - delta), with delta = sum_j p_j dp_j.
 INLINE void softmax_backward(real_t *p, real_t *ds, const int n, real_t scale, real_t lse, real_t delta) {
     #pragma omp simd
     for (int j = 0; j < n; j++) {
@@ -3590,6 +3613,10 @@ INLINE void softmax_backward(real_t *p, real_t *ds, const int n, real_t scale, r
         ds[j] = p[j] * (ds[j] - delta) * scale;
     }
 }
+
+// What a strip keeps of a tile of queries and of their gradients: as rows, and as columns of the products
+// that sum over queries
+typedef struct { Panel q, d, q_columns, d_columns; real_t delta[TILE]; } Queries;
 
 // A task owns a head of keys with all heads of queries that read it, so that no two tasks meet in a gradient.
 void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse,
@@ -3608,35 +3635,51 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
                 memset(dqkv + of_keys + t*S + KV, 0, bytes);
             }
             for (int h = g * group; h < (g + 1) * group; h++)
-                for (int q0 = 0; q0 < T; q0 += TILE) {
-                    const size_t first = sequence + q0;
-                    const act_t *q = qkv + first*S + h*hs, *o = out + first*C + h*hs, *d = dout + (o - out);
-                    const real_t *l = lse + sequence*NH + h*T + q0;
-                    act_t *dq = dqkv + (q - qkv);
-                    real_t p[TILE * TILE], ds[TILE * TILE], delta[TILE];  // sum_j p_j dp_j, which is d . o
-                    int queries = smaller_of(TILE, T - q0);
-                    for (int i = 0; i < queries; i++) {
-                        real_t dot = 0;
-                        #pragma omp simd reduction(+:dot)
-                        for (int c = 0; c < hs; c++) dot += d[i*C + c] * o[i*C + c];
-                        delta[i] = dot;
-                    }
-                    for (int t0 = 0; t0 <= q0; t0 += TILE) {
-                        const act_t *k = qkv + of_keys + t0*S, *v = k + KV;
-                        act_t *dk = dqkv + (k - qkv), *dv = dk + KV;
-                        int keys = smaller_of(TILE, T - t0);
-                        gemm_tile(p, TILE, queries, keys, hs, matrix(q, S, 1), matrix(k, 1, S), 0);
-                        gemm_tile(ds, TILE, queries, keys, hs, matrix(d, C, 1), matrix(v, 1, S), 0);
-                        for (int i = 0; i < queries; i++) {
-                            real_t *pi = p + i*TILE, *dsi = ds + i*TILE;
-                            int seen = smaller_of(keys, q0 + i - t0 + 1);
-                            if (seen == TILE) softmax_backward(pi, dsi, TILE, scale, l[i], delta[i]);
-                            else softmax_backward(pi, dsi, seen, scale, l[i], delta[i]);
-                            for (int j = seen; j < keys; j++) pi[j] = dsi[j] = 0;
+                for (int s0 = 0; s0 < T; s0 += STRIP) {
+                    const act_t *q = qkv + sequence*S + h*hs, *k = qkv + of_keys;
+                    const act_t *o = out + sequence*C + h*hs, *d = dout + (o - out);
+                    act_t *dq = dqkv + (q - qkv), *dk = dqkv + of_keys, *dv = dk + KV;
+                    const real_t *l = lse + sequence*NH + h*T;
+                    const int end = smaller_of(s0 + STRIP, T);
+                    Queries tiles[STRIP / TILE], *x = tiles;
+                    Panel k_panel, v_panel, k_columns, p_panel, ds_panel;
+                    real_t p[TILE * TILE], ds[TILE * TILE];
+                    for (int q0 = s0; q0 < end; q0 += TILE, x++) {
+                        set_panel(&x->q, q + q0*S, S, 1);
+                        set_panel(&x->d, d + q0*C, C, 1);
+                        set_panel(&x->q_columns, q + q0*S, S, 1);
+                        set_panel(&x->d_columns, d + q0*C, C, 1);
+                        for (int t = q0; t < smaller_of(q0 + TILE, T); t++) {
+                            real_t dot = 0;
+                            #pragma omp simd reduction(+:dot)
+                            for (int c = 0; c < hs; c++) dot += d[t*C + c] * o[t*C + c];
+                            x->delta[t - q0] = dot;
                         }
-                        gemm_tile(dv, S, keys, hs, queries, matrix(p, 1, TILE), matrix(d, C, 1), 1);
-                        gemm_tile(dk, S, keys, hs, queries, matrix(ds, 1, TILE), matrix(q, S, 1), 1);
-                        gemm_tile(dq, S, queries, hs, keys, matrix(ds, TILE, 1), matrix(k, S, 1), 1);
+                    }
+                    for (int t0 = 0; t0 < end; t0 += TILE) {
+                        const int keys = smaller_of(TILE, T - t0), first = t0 > s0 ? t0 : s0;
+                        set_panel(&k_panel, k + t0*S, 1, S);
+                        set_panel(&v_panel, k + KV + t0*S, 1, S);
+                        set_panel(&k_columns, k + t0*S, S, 1);
+                        x = &tiles[(first - s0) / TILE];
+                        for (int q0 = first; q0 < end; q0 += TILE, x++) {
+                            const int queries = smaller_of(TILE, T - q0);
+                            gemm_tile(p, TILE, queries, keys, hs, &x->q, &k_panel, 0);
+                            gemm_tile(ds, TILE, queries, keys, hs, &x->d, &v_panel, 0);
+                            for (int i = 0; i < queries; i++) {
+                                real_t *pi = p + i*TILE, *dsi = ds + i*TILE, li = l[q0 + i];
+                                int seen = smaller_of(keys, q0 + i - t0 + 1);
+                                if (seen == TILE) softmax_backward(pi, dsi, TILE, scale, li, x->delta[i]);
+                                else softmax_backward(pi, dsi, seen, scale, li, x->delta[i]);
+                                for (int j = seen; j < keys; j++) pi[j] = dsi[j] = 0;
+                            }
+                            set_panel(&p_panel, p, 1, TILE);
+                            gemm_tile(dv + t0*S, S, keys, hs, queries, &p_panel, &x->d_columns, 1);
+                            set_panel(&ds_panel, ds, 1, TILE);
+                            gemm_tile(dk + t0*S, S, keys, hs, queries, &ds_panel, &x->q_columns, 1);
+                            set_panel(&ds_panel, ds, TILE, 1);
+                            gemm_tile(dq + q0*S, S, queries, hs, keys, &ds_panel, &k_columns, 1);
+                        }
                     }
                 }
         }
