@@ -451,7 +451,6 @@ static void fuzz_flags(const uint8_t *bytes, size_t size) {
     parse_options(options, OPTIONS, argc, argv);
     if (opt.help) print_help(options, OPTIONS, "train_rev_gpt2");
     if (opt.help || opt.version) return;
-    check_options();
     find_files(argc % 2 ? 256 : 50257, opt.resume ? 7 : -1);
     m.training = 1;
     choose_teacher(&m);
