@@ -702,14 +702,10 @@ static double forward_backward(Model *m, double scale, double *drift) {
 // -------------------------------------------------------------------------------------------------
 // Part II: memory. Every buffer is planned first: what is printed and what is allocated come from one list.
 
-// What training makes small: cross-entropy with the next token, or a divergence from a teacher, KL(ours,
-// teacher's) (4.6) or KL(teacher's, ours)
+// What training makes small: cross-entropy, or a divergence: KL(ours, teacher's) (4.6), KL(teacher's, ours)
 enum Objective { CROSS_ENTROPY, KL, KL_TEACHER };
-
-// What is measured of each token: cross-entropy, and beside a teacher its own, the divergence, and whether
-// both find the same token likeliest
+// What is measured of each token; without a teacher only the first. AGREEMENT: that on the likeliest token
 enum Metric { LOSS, TEACHER_LOSS, DIVERGENCE, AGREEMENT, METRICS };
-
 // The rows of --plan. The last two are sums: of the four before, and of all.
 enum {
     PARAMETERS, TEACHER, GRADIENTS, OPTIMIZER, DATA, STREAMS, KEPT, WORKSPACE, HEAD, ACTIVATIONS, TOTAL, ROWS
@@ -762,15 +758,14 @@ static size_t evaluation_bytes(const Model *m, int halves, size_t n, int kept) {
 
 // Lets the chunk's evaluation begin at `at`.
 static void place_evaluation(const Model *m, Chunk *c, char *at, int halves, int kept) {
+    act_t *attn = (act_t *)(at + internals_bytes(&m->net, halves, (size_t)c->n, NULL));
+    size_t size = halves == BLOCK ? round256(c->count * sizeof(act_t)) / sizeof(act_t) : 0;
+    act_t *last = kept && undoes_steps(m) ? attn + size : m->out;
     c->internals = at;
-    at += internals_bytes(&m->net, halves, (size_t)c->n, NULL);
-    c->attn = (act_t *)at;
-    if (halves == BLOCK) at += round256(c->count * sizeof(act_t));
-    c->mlp = kept && undoes_steps(m) ? (act_t *)at : m->out;
+    c->attn = halves == BLOCK ? attn : last;
+    c->mlp = last;
     if (halves == MLP) c->attn = NULL;
-    if (halves != ATTN) return;
-    c->attn = c->mlp;
-    c->mlp = NULL;
+    if (halves == ATTN) c->mlp = NULL;
 }
 
 static size_t cache_size(const Model *m) { return (size_t)m->cache_tokens * cache_width(&m->net); }
@@ -800,11 +795,8 @@ static void place_internals(const Model *m, int k, Chunk *c) {
 // ---- the plan
 
 static void add_buffer(Model *m, int row, void *at, size_t count, size_t size) {
-    if (!count || !size) return;
-    Buffer *b = &m->buffers[m->buffer_count++];
-    b->row = row;
-    b->at = at;
-    b->bytes = round256(count * size);
+    const Buffer b = {row, at, round256(count * size)};
+    if (b.bytes > 0) m->buffers[m->buffer_count++] = b;
 }
 
 static size_t larger_of(size_t a, size_t b) { return a > b ? a : b; }
@@ -836,7 +828,7 @@ static void plan(Model *m) {
     if (!training || !two) add_buffer(m, STREAMS, &m->teacher_cur, teacher * N*C, sizeof(stream_t));
     add_buffer(m, KEPT, &m->kept_planes, training * planes_before(m, steps(net)) * N*C, sizeof(stream_t));
     add_buffer(m, KEPT, &m->low, back * low_words(m), sizeof(uint32_t));
-    size_t kept = 0, inside = 0;
+    size_t kept = 0, inside = teacher * evaluation_bytes(m, BLOCK, n, 0);
     for (int k = 0; k < steps(net); k++) {
         // estimates are done with before the step's own evaluation, or begin after it: they share a place
         size_t one = larger_of(evaluation_bytes(m, halves_of(net, k), n, 0), estimate_bytes(m, k, n, 0));
@@ -844,7 +836,6 @@ static void plan(Model *m) {
         else inside = larger_of(inside, one);
     }
     add_buffer(m, KEPT, &m->kept_internals, kept, 1);
-    if (teacher) inside = larger_of(inside, evaluation_bytes(m, BLOCK, n, 0));
     add_buffer(m, WORKSPACE, &m->internals, inside, 1);
     add_buffer(m, WORKSPACE, &m->normed, n*C, sizeof(act_t));
     add_buffer(m, WORKSPACE, &m->out, n*C, sizeof(act_t));
@@ -861,30 +852,24 @@ static void plan(Model *m) {
     add_buffer(m, HEAD, &m->teacher_logits, teacher * H*(size_t)net->Vp, sizeof(act_t));
 }
 
-static void plan_rows(const Model *m, size_t rows[ROWS]) {
-    memset(rows, 0, sizeof(size_t) * ROWS);
-    for (int i = 0; i < m->buffer_count; i++) {
-        const Buffer *b = &m->buffers[i];
-        rows[b->row] += b->bytes;
-        if (b->row >= STREAMS) rows[ACTIVATIONS] += b->bytes;
-        rows[TOTAL] += b->bytes;
-    }
+static size_t plan_bytes(const Model *m, int row) {
+    size_t bytes = 0;
+    for (const Buffer *b = m->buffers; b < m->buffers + m->buffer_count; b++)
+        if (row == b->row || row == TOTAL || (row == ACTIVATIONS && b->row >= STREAMS)) bytes += b->bytes;
+    return bytes;
 }
 
 // The bytes in all of the plan that keeps the internals of the last `kept_steps`
 static double plan_keeping(Model *m, int kept_steps) {
-    size_t rows[ROWS];
     m->kept_steps = kept_steps;
     plan(m);
-    plan_rows(m, rows);
-    return (double)rows[TOTAL];
+    return (double)plan_bytes(m, TOTAL);
 }
 
-// The plan under AUTO: keeps the internals of as many of the last steps as `budget` bytes in all have room
+// The plan; under AUTO it keeps the internals of as many of the last steps as `budget` bytes in all have room
 // for. Returns 0 if they have not even room for none, which is planned then.
 static int plan_within(Model *m, double budget) {
-    int fits = 0, too_many = steps(&m->net);
-    if (plan_keeping(m, too_many) <= budget) return 1;
+    int fits = 0, too_many = steps(&m->net) + 1;
     while (too_many - fits > 1) {
         int half = (fits + too_many) / 2;
         if (plan_keeping(m, half) <= budget) fits = half;
@@ -894,10 +879,10 @@ static int plan_within(Model *m, double budget) {
 }
 
 static void plan_print(const Model *m) {
-    size_t rows[ROWS];
-    plan_rows(m, rows);
-    for (int i = 0; i < ROWS; i++)
-        printf("%-12s %15zu  (%.3f GiB)\n", row_names[i], rows[i], (double)rows[i] / (1 << 30));
+    for (int row = 0; row < ROWS; row++) {
+        size_t bytes = plan_bytes(m, row);
+        printf("%-12s %15zu  (%.3f GiB)\n", row_names[row], bytes, (double)bytes / (1 << 30));
+    }
 }
 
 static void model_free(Model *m) {
@@ -909,18 +894,16 @@ static void model_free(Model *m) {
 }
 
 static void model_alloc(Model *m) {
-    size_t rows[ROWS];
-    plan_rows(m, rows);
-    int enough = rows[TOTAL] <= device_memory_bytes();
+    size_t needed = plan_bytes(m, TOTAL), there = device_memory_bytes();
+    int enough = needed <= there;
     for (int i = 0; i < m->buffer_count && enough; i++) {
         void *p = device_alloc(m->buffers[i].bytes);
         memcpy(m->buffers[i].at, &p, sizeof p);
         enough = p != NULL;
     }
-    if (!enough)
-        die(STATUS_NUMBERS, "out of memory: %.3f GiB are needed, the machine has %.3f; --plan shows for "
-            "what, and a smaller %s or -t needs less", (double)rows[TOTAL] / (1 << 30),
-            (double)device_memory_bytes() / (1 << 30), m->memory == AUTO ? "--budget, -b" : "-b");
+    if (!enough) die(STATUS_NUMBERS, "out of memory: %.3f GiB are needed, the machine has %.3f; --plan shows "
+        "for what, and a smaller %s or -t needs less", (double)needed / (1 << 30), (double)there / (1 << 30),
+        m->memory == AUTO ? "--budget, -b" : "-b");
     if (m->net.mode == BASELINE) {
         m->prev = m->cur;
         m->dprev = m->dcur;
