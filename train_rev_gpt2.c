@@ -774,20 +774,17 @@ static size_t step_bytes(const Model *m, int k, size_t n, int kept) {
     return evaluation_bytes(m, halves_of(&m->net, k), n, kept) + estimate_bytes(m, k, n, kept);
 }
 
-static size_t kept_bytes(const Model *m, int k) {  // internals of step k, all chunks
-    size_t whole = (size_t)(m->B / m->chunk), rest = (size_t)(m->B % m->chunk), T = (size_t)m->T;
+static size_t kept_bytes(const Model *m, int k, int sequences) {  // internals of step k, of the first ones
+    size_t whole = (size_t)(sequences / m->chunk), rest = (size_t)(sequences % m->chunk), T = (size_t)m->T;
     return whole * step_bytes(m, k, (size_t)m->chunk * T, 1) + step_bytes(m, k, rest * T, 1);
 }
 
 static void place_internals(const Model *m, int k, Chunk *c) {
     const Config *net = &m->net;
     int kept = keeps_internals(m, k);
-    char *at = m->internals;
-    if (kept) {
-        at = m->kept_internals;
-        for (int j = steps(net) - m->kept_steps; j < k; j++) at += kept_bytes(m, j);
-        at += (size_t)(c->b / m->chunk) * step_bytes(m, k, (size_t)m->chunk * (size_t)m->T, 1);
-    }
+    char *at = kept ? m->kept_internals : m->internals;
+    for (int j = steps(net) - m->kept_steps; j < k; j++) at += kept_bytes(m, j, m->B);
+    if (kept) at += kept_bytes(m, k, c->b);
     place_evaluation(m, c, at, halves_of(net, k), kept);
     if (m->cache) c->cache = m->cache + (size_t)evaluations(net, k) * cache_size(m);
 }
@@ -832,7 +829,7 @@ static void plan(Model *m) {
     for (int k = 0; k < steps(net); k++) {
         // estimates are done with before the step's own evaluation, or begin after it: they share a place
         size_t one = larger_of(evaluation_bytes(m, halves_of(net, k), n, 0), estimate_bytes(m, k, n, 0));
-        if (keeps_internals(m, k)) kept += kept_bytes(m, k);
+        if (keeps_internals(m, k)) kept += kept_bytes(m, k, m->B);
         else inside = larger_of(inside, one);
     }
     add_buffer(m, KEPT, &m->kept_internals, kept, 1);
@@ -2276,7 +2273,7 @@ static Config new_network(int V) {
 
 static int has_step_size(int mode) { return within(mode, MIDPOINT, HAMILTONIAN); }
 
-// Sets --mode. Baselines and their conversions have the same weights: one can be made another.
+// Sets the mode. Baselines and their conversions have the same weights: one can be made another.
 static void choose_mode(Config *net, const char *path) {
     Config was = *net;
     int mode = opt.mode;
@@ -2327,8 +2324,7 @@ static Config choose_network(int V, int from) {
     net.maxT = or_else(opt.context, net.maxT);
     if (path && memcmp(&net, &was, sizeof net) != 0) die(STATUS_USAGE,
         "%s keeps its sizes: --layers, --heads, --channels and --context are for a new network", path);
-    if (net.C % net.NH != 0)
-        die(STATUS_USAGE, "--channels %d: a multiple of --heads %d is meant", net.C, net.NH);
+    if (net.C % net.NH != 0) die(STATUS_USAGE, "--channels %d: no multiple of --heads %d", net.C, net.NH);
     choose_mode(&net, path);
     if (converted(net.mode)) adjust_conversion(&net);
     if (!isnan(opt.step_size)) net.h = (float)opt.step_size;
@@ -2371,8 +2367,8 @@ static void check_options(const Model *m) {
         {!has_a && !isnan(opt.coefficient), "--coefficient needs --mode retrofit or bdia"},
         {!has_a && opt.stem >= 0, "--stem needs --mode retrofit or bdia"},
         {opt.fixed_point >= 0 && net->mode != RETROFIT, "--fixed-point needs --mode retrofit"},
-        {small && !net->grid && m->training && undoes_steps(m), "--stream float: steps back multiply every "
-            "rounding, unless --coefficient is 1/2 or more; --stream fixed or --memory store is meant"}};
+        {small && !net->grid && m->training && undoes_steps(m), "--stream float: with |a| below 1/2 steps "
+            "back multiply every rounding; --stream fixed or --memory store is meant"}};
     for (size_t i = 0; i < sizeof rules / sizeof rules[0]; i++)
         if (rules[i].wrong) die(STATUS_USAGE, "%s", rules[i].why);
 }
@@ -2395,16 +2391,14 @@ static int choose_shape(Model *m) {
     m->memory = net->mode == BASELINE ? STORE : REVERSE;
     if (opt.memory >= 0) m->memory = opt.memory;
     check_options(m);
-    if (m->T > net->maxT)
-        die(STATUS_USAGE, "-t: a sequence of %d tokens is longer than the context of %d", m->T, net->maxT);
+    if (m->T > net->maxT) die(STATUS_USAGE, "-t %d: longer than the context of %d", m->T, net->maxT);
     // with up to 64 bytes a number the plan still fits 64 bits
     double all = (double)m->B * m->T, numbers = all * net->C * evaluations(net, steps(net));
-    if (all > 0x1p30 || numbers > 0x1p55)
-        die(STATUS_USAGE, "-b %d times -t %d: 2^30 tokens, or 2^55 numbers, are more than any machine holds; "
-            "-d accumulates", m->B, m->T);
+    if (all > 0x1p30 || numbers > 0x1p55) die(STATUS_USAGE,
+        "-b %d times -t %d: more than 2^30 tokens, or 2^55 numbers; -d accumulates", m->B, m->T);
     int tokens = m->B * m->T;
     if (opt.tokens % tokens != 0)
-        die(STATUS_USAGE, "-d %d is no multiple of -b %d times -t %d", opt.tokens, m->B, m->T);
+        die(STATUS_USAGE, "-d %d: no multiple of -b %d times -t %d", opt.tokens, m->B, m->T);
     if (opt.sample_every > 0) m->cache_tokens = sampled_tokens(net);
     m->chunk = smaller_of(or_else(opt.chunk, default_chunk(m->T)), m->B);
     m->head_chunk = smaller_of(or_else(opt.head_chunk, head_chunk_tokens), tokens);
@@ -2430,9 +2424,8 @@ static int choose_precision(void) {
 
 // --tokenizer; or for GPT-2's vocabulary gpt2_tokenizer.bin, beside the training tokens or here; or NULL.
 static const char *find_tokenizer(int V) {
-    static const char here[] = "gpt2_tokenizer.bin";
     static char beside[PATH + 32];
-    const char *slash = strrchr(opt.train, '/');
+    const char *here = "gpt2_tokenizer.bin", *slash = strrchr(opt.train, '/');
     if (opt.tokenizer[0]) return opt.tokenizer;
     if (!vocabulary_suits(GPT2_V, V)) return NULL;
     snprintf(beside, sizeof beside, "%.*s%s", slash ? (int)(slash - opt.train + 1) : 0, opt.train, here);
@@ -2462,8 +2455,8 @@ static void choose_job(Job *j) {
     double budget = INFINITY;
     if (m->memory == AUTO) budget = opt.budget > 0 ? opt.budget : 0.75 * (double)device_memory_bytes();
     if (!plan_within(m, budget) && opt.budget > 0)
-        die(STATUS_USAGE, "--budget %.0f: at least %.0f bytes (%.3f GiB) are needed; "
-            "a smaller -b or -t needs less", budget, plan_keeping(m, 0), plan_keeping(m, 0) / (1 << 30));
+        die(STATUS_USAGE, "--budget %.0f: at least %.0f bytes are needed; a smaller -b or -t needs less",
+            budget, plan_keeping(m, 0));
 }
 
 static void print_job(const Job *j) {
@@ -2514,9 +2507,9 @@ static void begin_job(Job *j) {
     if (opt.val[0]) data_check(&j->val, opt.val, m->net.V, m->T);
     choices_begin(m);
     int64_t epoch = sequences_of(&j->data, m->T, 0) / ((int64_t)m->B * j->run.accumulate);
-    if (opt.steps < 0 && (epoch < 1 || opt.shuffle)) die(STATUS_USAGE, "-x is missing: how many steps? "
-        "There is no once through the tokens with --shuffle, or if -d is more than all");
     j->total = opt.steps < 0 ? (int)fmin((double)epoch, MAX_STEPS) : opt.steps;
+    if (opt.steps < 0 && (epoch < 1 || opt.shuffle)) die(STATUS_USAGE,
+        "-x is missing: there is no once through the tokens with --shuffle, or if -d is more than all");
     if (opt.out[0]) claim_directory(j->from);
     load_networks(m, j->from);
     if (m->has_teacher)  // or else it is 0
