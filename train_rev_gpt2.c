@@ -2153,7 +2153,8 @@ static const Option options[] = {
     {"-s", INTEGER, &opt.sample_every, "0", 0, 1e9, "sample every so many steps, and at the end; 0: never"},
     {"-g", INTEGER, &opt.sample_length, "64", 1, 1 << 24, "tokens a sample, as far as the context reaches"},
     {"--mode", MODE_NAME, &opt.mode, "", 0, 0, "retrofit and bdia convert a baseline, and back (midpoint)"},
-    {"--step-size", NUMBER, &opt.step_size, "", 0, 16, "h (midpoint 0.25, leapfrog 1/sqrt(L), others 1)"},
+    {"--step-size", NUMBER, &opt.step_size, "", 0, 16,
+     "h, 0 switches the blocks off (midpoint 0.25, leapfrog 1/sqrt(L), others 1)"},
     {"--coefficient", NUMBER, &opt.coefficient, "", -1, 1,
      "a of retrofit and bdia, n/256: near 0 the original network, 1 and -1 keep no bits (-1/16)"},
     {"--fixed-point", INTEGER, &opt.fixed_point, "", 0, 16, "retrofit: iterations K, each another block (1)"},
@@ -2249,8 +2250,9 @@ static void print_help(const Option *table, int count, const char *usage) {
     static const char *const values[] = {"N", "X", "N", "S", "", "NAME", "NAME", "NAME", "NAME", "NAME"};
     printf("usage: %s\n\n", usage);
     for (const Option *o = table; o < table + count; o++) {
-        printf("  %-13s %-4s  %s", o->flag, values[o->type], o->help);
-        if (choices[o->type]) printf(": %s", names_of(o->type));
+        printf("  %-13s %-4s  ", o->flag, values[o->type]);
+        if (choices[o->type]) printf("%s: ", names_of(o->type));
+        printf("%s", o->help);
         if (o->initial && o->initial[0] && o->type != SWITCH) printf(" (%s)", o->initial);
         printf("\n");
     }
