@@ -1197,13 +1197,12 @@ static void test_plan(void) {
         int network = i / 2, last = network == BASELINE ? CHECKPOINT : AUTO + 2;
         for (int memory = STORE; memory <= last; memory++) {
             Model m;
-            size_t rows[ROWS], before = allocated;
+            size_t before = allocated;
             taught_by = i % 2 ? KL : -1;
             make_model(&m, odd, network, memory, network == BASELINE ? 0 : 20);
             taught_by = -1;
-            plan_rows(&m, rows);
-            check(allocated - before == rows[TOTAL], "%s, %s: planned %zu bytes, allocated %zu",
-                  name_of(network), memory_names[m.memory], rows[TOTAL], allocated - before);
+            check(allocated - before == plan_bytes(&m, TOTAL), "%s, %s: planned %zu bytes, allocated %zu",
+                  name_of(network), memory_names[m.memory], plan_bytes(&m, TOTAL), allocated - before);
             model_free(&m);
         }
     }
@@ -1226,24 +1225,25 @@ static Model large_model(int network) {
 static void test_plan_of_depth(void) {
     for (int network = MIDPOINT; network < NETWORKS; network++) {
         Model m = large_model(network);
-        size_t at12[ROWS], at96[ROWS];
-        m.net.L = 96, plan(&m), plan_rows(&m, at96);
-        m.net.L = 12, plan(&m), plan_rows(&m, at12);
+        m.net.L = 96, plan(&m);
+        size_t kept96 = plan_bytes(&m, KEPT), activations96 = plan_bytes(&m, ACTIVATIONS);
+        m.net.L = 12, plan(&m);
+        size_t kept12 = plan_bytes(&m, KEPT), activations12 = plan_bytes(&m, ACTIVATIONS);
         size_t tokens = (size_t)m.B * (size_t)m.T, plane = tokens * 768, stem = (size_t)m.net.stem;
         size_t bits = plane / 8 * (size_t)m.net.shift * converted(m.net.mode);
-        check(at12[ACTIVATIONS] - at12[KEPT] == at96[ACTIVATIONS] - at96[KEPT] &&
-              at12[KEPT] == 4 * plane * stem + (12 - stem) * bits &&
-              at96[KEPT] == 4 * plane * stem + (96 - stem) * bits,
+        check(activations12 - kept12 == activations96 - kept96 &&
+              kept12 == 4 * plane * stem + (12 - stem) * bits &&
+              kept96 == 4 * plane * stem + (96 - stem) * bits,
               "%s: %zu bytes of activations at L=12, %zu at L=96; kept %zu and %zu", name_of(network),
-              at12[ACTIVATIONS], at96[ACTIVATIONS], at12[KEPT], at96[KEPT]);
+              activations12, activations96, kept12, kept96);
         double most = (network == MIDPOINT_A ? 1.40 : 1.30) * (1 << 30);
         if (twin) most += (rounding > 0 ? 1.0 : 3.0) * (1 << 30);  // a GPU's chunks are larger
-        check(converted(m.net.mode) || (double)at12[ACTIVATIONS] <= most, "%s: %zu bytes of activations",
-              name_of(network), at12[ACTIVATIONS]);
-        m.memory = STORE, plan(&m), plan_rows(&m, at12);
+        check(converted(m.net.mode) || (double)activations12 <= most, "%s: %zu bytes of activations",
+              name_of(network), activations12);
+        m.memory = STORE, plan(&m), kept12 = plan_bytes(&m, KEPT);
         size_t of_channel = 14 * sizeof(act_t) + 2 * sizeof(stream_t);
-        check(at12[KEPT] <= (size_t)evaluations_of(&m.net, 11) * tokens * 12 * 768 * of_channel,
-              "%s: store keeps %zu bytes", name_of(network), at12[KEPT]);
+        check(kept12 <= (size_t)evaluations_of(&m.net, 11) * tokens * 12 * 768 * of_channel,
+              "%s: store keeps %zu bytes", name_of(network), kept12);
     }
 }
 
@@ -1274,16 +1274,14 @@ static void test_budget(void) {
 static int resident_matches_plan(int memory) {
     Shape s = {3, 256, 4, 512, 16, 512, 2, 512};  // a plane of 8 MiB
     Model m;
-    size_t rows[ROWS];
     double drift;
     long before = (long)device_peak_bytes();
     make_model(&m, s, MIDPOINT, memory, 20);
     forward_backward(&m, 1, &drift);
     update(&m, 1e-3, 0.9, 0.95, 0.1, 1);
-    plan_rows(&m, rows);
-    long off = (long)device_peak_bytes() - before - (long)rows[TOTAL];
+    long planned = (long)plan_bytes(&m, TOTAL), off = (long)device_peak_bytes() - before - planned;
     if (labs(off) <= 4 << 20) return 0;
-    fprintf(stderr, "resident memory is off its plan of %zu by %ld bytes\n", rows[TOTAL], off);
+    fprintf(stderr, "resident memory is off its plan of %ld by %ld bytes\n", planned, off);
     return 1;
 }
 

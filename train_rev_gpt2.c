@@ -702,14 +702,10 @@ static double forward_backward(Model *m, double scale, double *drift) {
 // -------------------------------------------------------------------------------------------------
 // Part II: memory. Every buffer is planned first: what is printed and what is allocated come from one list.
 
-// What training makes small: cross-entropy with the next token, or a divergence from a teacher, KL(ours,
-// teacher's) (4.6) or KL(teacher's, ours)
+// What training makes small: cross-entropy, or a divergence: KL(ours, teacher's) (4.6), KL(teacher's, ours)
 enum Objective { CROSS_ENTROPY, KL, KL_TEACHER };
-
-// What is measured of each token: cross-entropy, and beside a teacher its own, the divergence, and whether
-// both find the same token likeliest
+// What is measured of each token; without a teacher only the first. AGREEMENT: that on the likeliest token
 enum Metric { LOSS, TEACHER_LOSS, DIVERGENCE, AGREEMENT, METRICS };
-
 // The rows of --plan. The last two are sums: of the four before, and of all.
 enum {
     PARAMETERS, TEACHER, GRADIENTS, OPTIMIZER, DATA, STREAMS, KEPT, WORKSPACE, HEAD, ACTIVATIONS, TOTAL, ROWS
@@ -762,15 +758,14 @@ static size_t evaluation_bytes(const Model *m, int halves, size_t n, int kept) {
 
 // Lets the chunk's evaluation begin at `at`.
 static void place_evaluation(const Model *m, Chunk *c, char *at, int halves, int kept) {
+    act_t *attn = (act_t *)(at + internals_bytes(&m->net, halves, (size_t)c->n, NULL));
+    size_t size = halves == BLOCK ? round256(c->count * sizeof(act_t)) / sizeof(act_t) : 0;
+    act_t *last = kept && undoes_steps(m) ? attn + size : m->out;
     c->internals = at;
-    at += internals_bytes(&m->net, halves, (size_t)c->n, NULL);
-    c->attn = (act_t *)at;
-    if (halves == BLOCK) at += round256(c->count * sizeof(act_t));
-    c->mlp = kept && undoes_steps(m) ? (act_t *)at : m->out;
+    c->attn = halves == BLOCK ? attn : last;
+    c->mlp = last;
     if (halves == MLP) c->attn = NULL;
-    if (halves != ATTN) return;
-    c->attn = c->mlp;
-    c->mlp = NULL;
+    if (halves == ATTN) c->mlp = NULL;
 }
 
 static size_t cache_size(const Model *m) { return (size_t)m->cache_tokens * cache_width(&m->net); }
@@ -779,20 +774,17 @@ static size_t step_bytes(const Model *m, int k, size_t n, int kept) {
     return evaluation_bytes(m, halves_of(&m->net, k), n, kept) + estimate_bytes(m, k, n, kept);
 }
 
-static size_t kept_bytes(const Model *m, int k) {  // internals of step k, all chunks
-    size_t whole = (size_t)(m->B / m->chunk), rest = (size_t)(m->B % m->chunk), T = (size_t)m->T;
+static size_t kept_bytes(const Model *m, int k, int sequences) {  // internals of step k, of the first ones
+    size_t whole = (size_t)(sequences / m->chunk), rest = (size_t)(sequences % m->chunk), T = (size_t)m->T;
     return whole * step_bytes(m, k, (size_t)m->chunk * T, 1) + step_bytes(m, k, rest * T, 1);
 }
 
 static void place_internals(const Model *m, int k, Chunk *c) {
     const Config *net = &m->net;
     int kept = keeps_internals(m, k);
-    char *at = m->internals;
-    if (kept) {
-        at = m->kept_internals;
-        for (int j = steps(net) - m->kept_steps; j < k; j++) at += kept_bytes(m, j);
-        at += (size_t)(c->b / m->chunk) * step_bytes(m, k, (size_t)m->chunk * (size_t)m->T, 1);
-    }
+    char *at = kept ? m->kept_internals : m->internals;
+    for (int j = steps(net) - m->kept_steps; j < k; j++) at += kept_bytes(m, j, m->B);
+    if (kept) at += kept_bytes(m, k, c->b);
     place_evaluation(m, c, at, halves_of(net, k), kept);
     if (m->cache) c->cache = m->cache + (size_t)evaluations(net, k) * cache_size(m);
 }
@@ -800,11 +792,8 @@ static void place_internals(const Model *m, int k, Chunk *c) {
 // ---- the plan
 
 static void add_buffer(Model *m, int row, void *at, size_t count, size_t size) {
-    if (!count || !size) return;
-    Buffer *b = &m->buffers[m->buffer_count++];
-    b->row = row;
-    b->at = at;
-    b->bytes = round256(count * size);
+    const Buffer b = {row, at, round256(count * size)};
+    if (b.bytes > 0) m->buffers[m->buffer_count++] = b;
 }
 
 static size_t larger_of(size_t a, size_t b) { return a > b ? a : b; }
@@ -836,15 +825,14 @@ static void plan(Model *m) {
     if (!training || !two) add_buffer(m, STREAMS, &m->teacher_cur, teacher * N*C, sizeof(stream_t));
     add_buffer(m, KEPT, &m->kept_planes, training * planes_before(m, steps(net)) * N*C, sizeof(stream_t));
     add_buffer(m, KEPT, &m->low, back * low_words(m), sizeof(uint32_t));
-    size_t kept = 0, inside = 0;
+    size_t kept = 0, inside = teacher * evaluation_bytes(m, BLOCK, n, 0);
     for (int k = 0; k < steps(net); k++) {
         // estimates are done with before the step's own evaluation, or begin after it: they share a place
         size_t one = larger_of(evaluation_bytes(m, halves_of(net, k), n, 0), estimate_bytes(m, k, n, 0));
-        if (keeps_internals(m, k)) kept += kept_bytes(m, k);
+        if (keeps_internals(m, k)) kept += kept_bytes(m, k, m->B);
         else inside = larger_of(inside, one);
     }
     add_buffer(m, KEPT, &m->kept_internals, kept, 1);
-    if (teacher) inside = larger_of(inside, evaluation_bytes(m, BLOCK, n, 0));
     add_buffer(m, WORKSPACE, &m->internals, inside, 1);
     add_buffer(m, WORKSPACE, &m->normed, n*C, sizeof(act_t));
     add_buffer(m, WORKSPACE, &m->out, n*C, sizeof(act_t));
@@ -861,30 +849,24 @@ static void plan(Model *m) {
     add_buffer(m, HEAD, &m->teacher_logits, teacher * H*(size_t)net->Vp, sizeof(act_t));
 }
 
-static void plan_rows(const Model *m, size_t rows[ROWS]) {
-    memset(rows, 0, sizeof(size_t) * ROWS);
-    for (int i = 0; i < m->buffer_count; i++) {
-        const Buffer *b = &m->buffers[i];
-        rows[b->row] += b->bytes;
-        if (b->row >= STREAMS) rows[ACTIVATIONS] += b->bytes;
-        rows[TOTAL] += b->bytes;
-    }
+static size_t plan_bytes(const Model *m, int row) {
+    size_t bytes = 0;
+    for (const Buffer *b = m->buffers; b < m->buffers + m->buffer_count; b++)
+        if (row == b->row || row == TOTAL || (row == ACTIVATIONS && b->row >= STREAMS)) bytes += b->bytes;
+    return bytes;
 }
 
 // The bytes in all of the plan that keeps the internals of the last `kept_steps`
 static double plan_keeping(Model *m, int kept_steps) {
-    size_t rows[ROWS];
     m->kept_steps = kept_steps;
     plan(m);
-    plan_rows(m, rows);
-    return (double)rows[TOTAL];
+    return (double)plan_bytes(m, TOTAL);
 }
 
-// The plan under AUTO: keeps the internals of as many of the last steps as `budget` bytes in all have room
+// The plan; under AUTO it keeps the internals of as many of the last steps as `budget` bytes in all have room
 // for. Returns 0 if they have not even room for none, which is planned then.
 static int plan_within(Model *m, double budget) {
-    int fits = 0, too_many = steps(&m->net);
-    if (plan_keeping(m, too_many) <= budget) return 1;
+    int fits = 0, too_many = steps(&m->net) + 1;
     while (too_many - fits > 1) {
         int half = (fits + too_many) / 2;
         if (plan_keeping(m, half) <= budget) fits = half;
@@ -894,10 +876,10 @@ static int plan_within(Model *m, double budget) {
 }
 
 static void plan_print(const Model *m) {
-    size_t rows[ROWS];
-    plan_rows(m, rows);
-    for (int i = 0; i < ROWS; i++)
-        printf("%-12s %15zu  (%.3f GiB)\n", row_names[i], rows[i], (double)rows[i] / (1 << 30));
+    for (int row = 0; row < ROWS; row++) {
+        size_t bytes = plan_bytes(m, row);
+        printf("%-12s %15zu  (%.3f GiB)\n", row_names[row], bytes, (double)bytes / (1 << 30));
+    }
 }
 
 static void model_free(Model *m) {
@@ -909,18 +891,16 @@ static void model_free(Model *m) {
 }
 
 static void model_alloc(Model *m) {
-    size_t rows[ROWS];
-    plan_rows(m, rows);
-    int enough = rows[TOTAL] <= device_memory_bytes();
+    size_t needed = plan_bytes(m, TOTAL), there = device_memory_bytes();
+    int enough = needed <= there;
     for (int i = 0; i < m->buffer_count && enough; i++) {
         void *p = device_alloc(m->buffers[i].bytes);
         memcpy(m->buffers[i].at, &p, sizeof p);
         enough = p != NULL;
     }
-    if (!enough)
-        die(STATUS_NUMBERS, "out of memory: %.3f GiB are needed, the machine has %.3f; --plan shows for "
-            "what, and a smaller %s or -t needs less", (double)rows[TOTAL] / (1 << 30),
-            (double)device_memory_bytes() / (1 << 30), m->memory == AUTO ? "--budget, -b" : "-b");
+    if (!enough) die(STATUS_NUMBERS, "out of memory: %.3f GiB are needed, the machine has %.3f; --plan shows "
+        "for what, and a smaller %s or -t needs less", (double)needed / (1 << 30), (double)there / (1 << 30),
+        m->memory == AUTO ? "--budget, -b" : "-b");
     if (m->net.mode == BASELINE) {
         m->prev = m->cur;
         m->dprev = m->dcur;
@@ -2141,30 +2121,28 @@ typedef struct {
     const char *flag;
     int type;             // the last five choose among names
     void *at;             // a double for NUMBER and BYTES, a const char * for STRING, or else an int
-    const char *initial;  // the default, as one would type it
-    double least, most;
+    const char *initial;  // the default, as one would type it; "": the rest decides; NULL: no text, or ""
+    double least, most;   // for a text the most bytes, 0: any
     const char *help;
 } Option;
 
-enum { MAX_STEPS = 99999999 };
+enum { NAME = PATH - 64, MAX_STEPS = 99999999 };  // NAME: the longest of a file that others stand beside
 static const Option options[] = {
-    {"-i", STRING, &opt.train, "", 0, 0,
-     "training tokens: a file or a pattern in quotes (.bin of llm.c, or .txt for bytes)"},
+    {"-i", STRING, &opt.train, "", 0, 0, "training tokens: a .bin of llm.c, a .txt, or a pattern in quotes"},
     {"-j", STRING, &opt.val, "", 0, 0, "validation tokens, likewise"},
-    {"-o", STRING, &opt.out, "", 0, 0, "directory for log.csv, models and states; none: nothing is written"},
+    {"-o", STRING, &opt.out, "", 0, NAME, "directory for log.csv, models and states; none: nothing is kept"},
     {"-y", INTEGER, &opt.resume, "0", 0, 1, "1: resume from the newest checkpoint in -o, if there is one"},
     {"-n", INTEGER, &opt.save_every, "0", 0, 1e9, "checkpoint in -o every so many steps, and at the end"},
     {"-nk", INTEGER, &opt.keep, "0", 0, 1e9, "how many checkpoints to keep; 0: all"},
     {"-a", INTEGER, &opt.overfit, "0", 0, 1, "1: overfit the first batch"},
-    {"-e", STRING, &opt.start, "d12", 0, 0, "start from a model file, or from scratch: d6 d12 d24 d36 d48"},
+    {"-e", STRING, &opt.start, "d12", 0, NAME, "a model file, or from scratch: d6 d12 d24 d36 d48"},
     {"--layers", INTEGER, &opt.layers, "0", 1, 65536, "from scratch: L; 0: as -e says"},
     {"--heads", INTEGER, &opt.heads, "0", 1, 65536, "from scratch: NH; 0: as -e says"},
     {"--channels", INTEGER, &opt.channels, "0", 1, 65536, "from scratch: C; 0: as -e says"},
     {"--context", INTEGER, &opt.context, "0", 1, 1 << 24, "from scratch: the longest sequence; 0: 1024"},
     {"-b", INTEGER, &opt.B, "4", 1, 1 << 24, "sequences a micro-batch"},
     {"-t", INTEGER, &opt.T, "0", 1, 1 << 24, "tokens a sequence; 0: the context"},
-    {"-d", INTEGER, &opt.tokens, "0", 1, 2147483647,
-     "tokens an optimizer step, a multiple of -b times -t; 0: one micro-batch"},
+    {"-d", INTEGER, &opt.tokens, "0", 1, 2147483647, "tokens a step, a multiple of -b times -t; 0: that"},
     {"-x", INTEGER, &opt.steps, "-1", 0, MAX_STEPS, "steps; -1: once through the training tokens, in order"},
     {"-l", NUMBER, &opt.rate, "6e-4", 0, 1e3, "learning rate"},
     {"-u", INTEGER, &opt.warmup, "0", 0, 1e9, "warm-up steps"},
@@ -2174,35 +2152,24 @@ static const Option options[] = {
     {"-m", INTEGER, &opt.val_batches, "20", 0, 1e9, "validation batches, if there are that many; 0: all"},
     {"-s", INTEGER, &opt.sample_every, "0", 0, 1e9, "sample every so many steps, and at the end; 0: never"},
     {"-g", INTEGER, &opt.sample_length, "64", 1, 1 << 24, "tokens a sample, as far as the context reaches"},
-    {"--mode", MODE_NAME, &opt.mode, "", 0, 0,
-     "the network; from scratch: midpoint; retrofit and bdia convert a baseline file, and back"},
+    {"--mode", MODE_NAME, &opt.mode, "", 0, 0, "retrofit and bdia convert a baseline, and back (midpoint)"},
     {"--step-size", NUMBER, &opt.step_size, "", 0, 16,
-     "h, 0 switches the blocks off; midpoint 0.25, midpoint-a 1, leapfrog 1/sqrt(L), hamiltonian 1"},
+     "h, 0 switches the blocks off (midpoint 0.25, leapfrog 1/sqrt(L), others 1)"},
     {"--coefficient", NUMBER, &opt.coefficient, "", -1, 1,
-     "a of retrofit and bdia, a multiple of 1/256, for bdia not -1: near 0 the original network, "
-     "+-1 keeps no bits; -1/16"},
-    {"--fixed-point", INTEGER, &opt.fixed_point, "", 0, 16,
-     "retrofit: iterations K of the estimate, each another block evaluated a step; 1"},
-    {"--stem", INTEGER, &opt.stem, "", 0, 65536,
-     "retrofit and bdia: the first steps, which stay ordinary and keep a state each; 2"},
-    {"--distill", STRING, &opt.distill, "", 0, 0,
-     "a baseline model file of the same shape: the teacher to come near, and to be compared with"},
+     "a of retrofit and bdia, n/256: near 0 the original network, 1 and -1 keep no bits (-1/16)"},
+    {"--fixed-point", INTEGER, &opt.fixed_point, "", 0, 16, "retrofit: iterations K, each another block (1)"},
+    {"--stem", INTEGER, &opt.stem, "", 0, 65536, "retrofit and bdia: how many first steps stay ordinary (2)"},
+    {"--distill", STRING, &opt.distill, "", 0, NAME, "a baseline of this shape: the teacher to come near"},
     {"--loss", LOSS_NAME, &opt.objective, "", 0, 0,
-     "what to make small: kl is KL(ours, teacher's), with --distill the default; "
-     "kl-teacher is KL(teacher's, ours)"},
-    {"--memory", MEMORY_NAME, &opt.memory, "", 0, 0,
-     "what is kept for the backward pass; auto: as much as --budget allows (reverse; baseline: store)"},
-    {"--budget", BYTES, &opt.budget, "0", 1, 1e18,
-     "bytes that --memory auto may use in all, such as 8G; 0: three quarters of the machine's"},
+     "what to make small; kl, the default with --distill: KL(ours, teacher's); kl-teacher: the other way"},
+    {"--memory", MEMORY_NAME, &opt.memory, "", 0, 0, "kept for the backward pass (reverse; baseline: store)"},
+    {"--budget", BYTES, &opt.budget, "0", 1, 1e18, "bytes --memory auto may use, like 8G; 0: 3/4 of all"},
     {"--precision", TYPE_NAME, &opt.precision, DEFAULT_PRECISION, 0, 0,
-     "of what matrix products multiply: on a CPU bf16 needs AVX512-BF16; "
-     "sums, streams, parameters stay float32"},
+     "of what products multiply, all else is float32; on a CPU bf16 needs AVX512-BF16"},
     {"--stream", STREAM_NAME, &opt.stream, "", 0, 0, "fixed reverses exactly; float for baseline"},
     {"--grid", INTEGER, &opt.grid, "0", 1, 30, "fixed streams are multiples of 2^-grid; 0: by the mode"},
-    {"--chunk", INTEGER, &opt.chunk, "0", 1, 1 << 24,
-     "sequences a block is evaluated for at a time; 0: by the shape"},
-    {"--head-chunk", INTEGER, &opt.head_chunk, "0", 1, 1 << 24,
-     "tokens the head is evaluated for at a time; 0: by the shape"},
+    {"--chunk", INTEGER, &opt.chunk, "0", 1, 1 << 24, "sequences a block takes at a time; 0: by the shape"},
+    {"--head-chunk", INTEGER, &opt.head_chunk, "0", 1, 1 << 24, "tokens the head takes; 0: by the shape"},
     {"--beta1", NUMBER, &opt.beta1, "0.9", 0, 0.999999, "AdamW"},
     {"--beta2", NUMBER, &opt.beta2, "0.95", 0, 0.999999, "AdamW"},
     {"--seed", INTEGER, &opt.seed, "1337", 0, 2147483647, "of weights, coefficients a_k, batches, samples"},
@@ -2211,210 +2178,134 @@ static const Option options[] = {
     CHOICES_OPTION
     PROFILE_OPTION
     {"--plan", SWITCH, &opt.plan, "0", 0, 0, "print where every byte would go, and end"},
-    {"--tokenizer", STRING, &opt.tokenizer, "", 0, 0,
-     "llm.c's gpt2_tokenizer.bin; for GPT-2's vocabulary it is looked for beside -i and here"},
+    {"--tokenizer", STRING, &opt.tokenizer, "", 0, 0, "llm.c's gpt2_tokenizer.bin (beside -i, or here)"},
     {"--help", SWITCH, &opt.help, "0", 0, 0, "print this, and end"},
     {"--version", SWITCH, &opt.version, "0", 0, 0, "print the version, and end"},
 };
 enum { OPTIONS = sizeof options / sizeof options[0], MAX_OPTIONS = 64 };
 
-static int choice_of(const Option *o, const char *text) {
-    const char *const *names = choices[o->type];
-    char all[256] = "";
-    for (int i = 0; names[i]; i++) {
-        if (strcmp(names[i], text) == 0) return i;
-        snprintf(all + strlen(all), sizeof all - strlen(all), " %s", names[i]);
-    }
-    die(STATUS_USAGE, "%s %s: one of%s is meant", o->flag, text, all);
+static const char *names_of(int type) {  // those it chooses among: a|b|c
+    static char all[128];
+    int length = 0;
+    for (const char *const *name = choices[type]; *name; name++)
+        length += snprintf(all + length, sizeof all - (size_t)length, length ? "|%s" : "%s", *name);
+    return all;
 }
 
-static double number_of(const Option *o, const char *text) {
+// The number in a flag's text, or the place of its name. "", for what the rest decides, is NAN or -1.
+static double value_of(const Option *o, const char *text) {
     static const char *const meant[] = {"a whole number", "a number", "a number, or one with K, M or G,"};
+    static const char units[] = "KMG";
+    const char *const *names = choices[o->type];
     char *end;
+    if (!text[0]) return o->type == NUMBER ? NAN : -1;
+    for (int i = 0; names && names[i]; i++)
+        if (strcmp(names[i], text) == 0) return i;
+    if (names) die(STATUS_USAGE, "%s %s: %s is meant", o->flag, text, names_of(o->type));
+    if (strcmp(text, o->initial) == 0) return atof(text);  // it may lie outside: 0 or -1 for "by the rest"
     errno = 0;
     double x = o->type == INTEGER ? (double)strtoll(text, &end, 10) : strtod(text, &end);
-    const char *unit = o->type == BYTES && *end ? strchr("KMG", *end) : NULL;
-    if (unit && end > text) {
-        x = ldexp(x, 10 * (int)(unit - "KMG" + 1));
+    const char *unit = end > text && *end ? strchr(units, *end) : NULL;
+    if (o->type == BYTES && unit) {
+        x = ldexp(x, 10 * (int)(unit - units + 1));
         end++;
     }
-    int valid = end != text && !*end && errno != ERANGE && x >= o->least && x <= o->most;
-    // a default may lie outside: 0 or -1 for "by the rest"
-    if (!valid && (!o->initial[0] || strcmp(text, o->initial) != 0)) die(STATUS_USAGE,
+    if (end == text || *end || errno == ERANGE || !(x >= o->least && x <= o->most)) die(STATUS_USAGE,
         "%s %s: %s from %.10g to %.10g is meant", o->flag, text, meant[o->type], o->least, o->most);
     return x;
 }
 
 static void set_option(const Option *o, const char *text) {
+    if (o->type == STRING && o->most > 0 && (double)strlen(text) > o->most)
+        die(STATUS_USAGE, "%s: a name of at most %.0f bytes is meant", o->flag, o->most);
     if (o->type == STRING) *(const char **)o->at = text;
-    else if (o->type == SWITCH) *(int *)o->at = atoi(text);
-    else if (o->type == INTEGER) *(int *)o->at = (int)number_of(o, text);
-    else if (o->type == NUMBER || o->type == BYTES) *(double *)o->at = number_of(o, text);
-    else *(int *)o->at = choice_of(o, text);
+    else if (o->type == NUMBER || o->type == BYTES) *(double *)o->at = value_of(o, text);
+    else *(int *)o->at = (int)value_of(o, text);
 }
 
 static const Option *find_option(const Option *table, int count, const char *flag) {
-    static const char *const moved[] = {"--prompt", "--logits", "--temperature", "--top-k"};
-    const char *quotes = flag[0] == '-' ? "" : "; a pattern of files needs quotes";
+    const char *hint = "--help lists them; ./sample_rev_gpt2 and ./eval_rev_gpt2 have others";
     for (const Option *o = table; o < table + count; o++)
         if (strcmp(flag, o->flag) == 0) return o;
-    for (int i = 0; i < 4; i++)
-        if (strcmp(flag, moved[i]) == 0) die(STATUS_USAGE, "%s is a flag of ./sample_rev_gpt2", flag);
-    if (strcmp(flag, "--eval") == 0) die(STATUS_USAGE, "--eval is a program of its own: ./eval_rev_gpt2");
-    if (strcmp(flag, "--profile") == 0)
-        die(STATUS_USAGE, "--profile: make -B PROFILE=1 builds a trainer that has it");
-    die(STATUS_USAGE, "%s: no such flag; --help lists them%s%s", flag,
-        table == options ? ", and says what replaces others of llm.c" : "", quotes);
+    if (flag[0] != '-') hint = "a pattern of files needs quotes";
+    if (strcmp(flag, "--profile") == 0) hint = "make -B PROFILE=1 builds a trainer that has it";
+    die(STATUS_USAGE, "%s: no such flag; %s", flag, hint);
 }
 
 // Sets what a table's flags say, or else the defaults.
 static void parse_options(const Option *table, int count, int argc, char **argv) {
     int given[MAX_OPTIONS] = {0};
-    for (const Option *o = table; o < table + count; o++) {
-        if (o->type == STRING || o->initial[0]) set_option(o, o->initial);
-        else if (o->type == NUMBER) *(double *)o->at = NAN;
-        else *(int *)o->at = -1;
-    }
+    for (int i = 0; i < count; i++) set_option(&table[i], table[i].initial);
     for (int i = 1; i < argc; i++) {
-        const char *flag = argv[i];
-        const Option *o = find_option(table, count, flag);
-        if (given[o - table]++) die(STATUS_USAGE, "%s is given twice", flag);
-        if (o->type == SWITCH) {
-            set_option(o, "1");
-            continue;
-        }
-        if (++i == argc) die(STATUS_USAGE, "%s needs a value", flag);
-        if (o->type == STRING && o->initial && !argv[i][0])
-            die(STATUS_USAGE, "%s is empty: a name is meant", flag);
-        set_option(o, argv[i]);
+        const Option *o = find_option(table, count, argv[i]);
+        if (given[o - table]++) die(STATUS_USAGE, "%s is given twice", o->flag);
+        if (o->type == SWITCH) *(int *)o->at = 1;
+        else if (++i == argc) die(STATUS_USAGE, "%s needs a value", o->flag);
+        else if (!argv[i][0] && o->initial) die(STATUS_USAGE, "%s is empty", o->flag);
+        else set_option(o, argv[i]);
     }
 }
 
 static void print_help(const Option *table, int count, const char *usage) {
-    static const char *const values[] = {" N", " X", " N", " S", "", " ", " ", " ", " ", " "};
+    static const char *const values[] = {"N", "X", "N", "S", "", "NAME", "NAME", "NAME", "NAME", "NAME"};
     printf("usage: %s\n\n", usage);
     for (const Option *o = table; o < table + count; o++) {
-        const char *const *names = choices[o->type];
-        char left[128];
-        snprintf(left, sizeof left, "%s%s", o->flag, values[o->type]);
-        for (int c = 0; names && names[c]; c++)
-            snprintf(left + strlen(left), sizeof left - strlen(left), "%s%s", c ? "|" : "", names[c]);
-        printf("  %-20s %s%s", left, strlen(left) > 20 ? "\n                       " : "", o->help);
+        printf("  %-13s %-4s  ", o->flag, values[o->type]);
+        if (choices[o->type]) printf("%s: ", names_of(o->type));
+        printf("%s", o->help);
         if (o->initial && o->initial[0] && o->type != SWITCH) printf(" (%s)", o->initial);
         printf("\n");
     }
-    if (table == options)
-        printf("\nflags with one dash are llm.c's; of its others, --memory replaces -r, -q 1 a constant -k");
     printf("\nexit status: 0 done, 1 data and files, 2 usage, 3 numbers and memory, 130 interrupted\n");
 }
 
 // ---- from the flags to a network
 
-// The network that the flags describe, when it starts from scratch.
-static Config scratch_config(int V) {
+// A network of the sizes that -e names; what it will be besides is not chosen yet.
+static Config new_network(int V) {
     const int *shape = NULL;
-    Config net;
     char *end;
     long depth = strtol(opt.start + 1, &end, 10);
     for (int i = 0; i < SIZES; i++)
         if (sizes[i][0] == depth && !*end) shape = sizes[i];
     if (!shape) die(STATUS_USAGE, "-e %s: d6, d12, d24, d36, d48 or a model file is meant", opt.start);
-    memset(&net, 0, sizeof net);
-    net.L = or_else(opt.layers, shape[0]);
-    net.C = or_else(opt.channels, shape[1]);
-    net.NH = or_else(opt.heads, shape[2]);
-    net.maxT = or_else(opt.context, 1024);
-    net.V = V;
-    net.Vp = (V + 127) / 128 * 128;
-    if (net.C % net.NH != 0) die(STATUS_USAGE,
-        "%d channels cannot be shared by %d heads; --channels must be a multiple of --heads", net.C, net.NH);
-    set_mode(&net, opt.mode < 0 ? MIDPOINT : opt.mode);
-    if (net.mode != MIDPOINT_A) return net;
-    if (net.L > MAX_A) die(STATUS_USAGE, "midpoint-a has at most %d layers, not %d", MAX_A, net.L);
-    draw_coefficients(&net, (uint64_t)opt.seed);
+    Config net = {1024, V, shape[0], shape[2], shape[1], (V + 127) / 128 * 128, BASELINE, 1, 0, 0, {0}, 0, 0};
     return net;
+}
+
+static int has_step_size(int mode) { return within(mode, MIDPOINT, HAMILTONIAN); }
+
+// Sets the mode. Baselines and their conversions have the same weights: one can be made another.
+static void choose_mode(Config *net, const char *path) {
+    Config was = *net;
+    int mode = opt.mode;
+    if (mode < 0) mode = path ? was.mode : MIDPOINT;
+    if (path && mode == was.mode) return;
+    if (path && (has_step_size(was.mode) || has_step_size(mode))) die(STATUS_USAGE,
+        "--mode %s, but %s is of a %s network", mode_names[mode], path, mode_names[was.mode]);
+    set_mode(net, mode);
+    if (converted(was.mode) && converted(mode)) {
+        was.mode = mode;
+        was.K = net->K;
+        *net = was;
+    }
+    if (mode != MIDPOINT_A) return;
+    if (net->L > MAX_A) die(STATUS_USAGE, "midpoint-a has at most %d layers, not %d", MAX_A, net->L);
+    draw_coefficients(net, (uint64_t)opt.seed);
 }
 
 // What the flags change in a conversion.
 static void adjust_conversion(Config *net) {
-    const char *name = mode_names[net->mode];
-    int retrofit = net->mode == RETROFIT;
-    if (!isnan(opt.coefficient)) {
-        double n = ldexp(opt.coefficient, 8);
-        if (n == 0) die(STATUS_USAGE, "--coefficient 0 is the network as it was, --mode baseline");
-        if (n != rint(n)) die(STATUS_USAGE,
-            "--coefficient %.9g: a multiple of 1/256 is meant, such as -0.0625", opt.coefficient);
-        net->a[0] = (int)n;
-        net->shift = 8;
-    }
-    for (; net->a[0] % 2 == 0; net->shift--) net->a[0] /= 2;
-    if (net->mode == BDIA && coefficients(net, net->stem).gamma == 0)
-        die(STATUS_USAGE, "--coefficient -1: bdia takes 1 + a times its blocks, which is nothing");
+    int least = net->mode == RETROFIT;  // the first step has no block before it to take an estimate from
+    double a = isnan(opt.coefficient) ? ldexp(net->a[0], -net->shift) : opt.coefficient, n = ldexp(a, 8);
+    if (n == 0 || n != rint(n) || (net->mode == BDIA && a == -1)) die(STATUS_USAGE,
+        "--coefficient %.9g: a multiple of 1/256 is meant, not 0, and for bdia not -1: such as -0.0625", a);
+    net->a[0] = (int)n;
+    for (net->shift = 8; net->a[0] % 2 == 0; net->shift--) net->a[0] /= 2;
     if (opt.fixed_point >= 0) net->K = opt.fixed_point;
     if (opt.stem >= 0) net->stem = opt.stem;
-    if (opt.fixed_point >= 0 && !retrofit)
-        die(STATUS_USAGE, "--fixed-point is for --mode retrofit, not %s", name);
-    if (!within(net->stem, retrofit, net->L)) die(STATUS_USAGE, "--stem %d: %s of %d layers takes %d to %d",
-        net->stem, name, net->L, retrofit, net->L);
-}
-
-// Baselines and their conversions have the same weights: one can be made another.
-static void adjust_mode(Config *net, const char *path) {
-    Config was = *net;
-    if (opt.mode < 0 || opt.mode == net->mode) return;
-    if ((net->mode != BASELINE && !converted(net->mode)) || (opt.mode != BASELINE && !converted(opt.mode)))
-        die(STATUS_USAGE, "--mode %s, but %s is of a %s network",
-            mode_names[opt.mode], path, mode_names[net->mode]);
-    set_mode(net, opt.mode);
-    if (!converted(was.mode) || !converted(net->mode)) return;
-    net->a[0] = was.a[0];
-    net->shift = was.shift;
-    net->stem = was.stem;
-    net->grid = was.grid;
-}
-
-// What the flags change in a network, whether new or from a file.
-static void adjust_config(Config *net, const char *path) {
-    adjust_mode(net, path);
-    const char *name = mode_names[net->mode];
-    int baseline = net->mode == BASELINE, conversion = converted(net->mode);
-    if (conversion) adjust_conversion(net);
-    else if (!isnan(opt.coefficient) || opt.fixed_point >= 0 || opt.stem >= 0) die(STATUS_USAGE,
-        "--coefficient, --fixed-point and --stem are for --mode retrofit and bdia, not %s", name);
-    if (baseline && (opt.stream == STREAM_FIXED || opt.grid))
-        die(STATUS_USAGE, "fixed streams are for networks that reverse, not for baseline");
-    if ((baseline || conversion) && !isnan(opt.step_size)) die(STATUS_USAGE, "%s has no --step-size", name);
-    if (opt.stream == STREAM_FLOAT && opt.grid) die(STATUS_USAGE, "--grid is for --stream fixed");
-    if (!isnan(opt.step_size)) net->h = (float)opt.step_size;
-    if (opt.stream == STREAM_FIXED && !net->grid) net->grid = default_grids[net->mode];
-    if (opt.grid) net->grid = opt.grid;
-    if (opt.stream == STREAM_FLOAT) net->grid = 0;
-}
-
-// --tokenizer; or for GPT-2's vocabulary gpt2_tokenizer.bin, beside the training tokens or here; or NULL.
-static const char *find_tokenizer(int V) {
-    static const char here[] = "gpt2_tokenizer.bin";
-    static char beside[PATH + 32];
-    const char *slash = strrchr(opt.train, '/');
-    if (opt.tokenizer[0]) return opt.tokenizer;
-    if (!vocabulary_suits(GPT2_V, V)) return NULL;
-    snprintf(beside, sizeof beside, "%.*s%s", slash ? (int)(slash - opt.train + 1) : 0, opt.train, here);
-    if (access(beside, F_OK) == 0) return beside;
-    return access(here, F_OK) == 0 ? here : NULL;
-}
-
-// Flags that contradict each other.
-static void check_options(void) {
-    if (strlen(opt.out) > PATH - 64 || strlen(opt.start) > PATH - 64 || strlen(opt.distill) > PATH - 64)
-        die(STATUS_USAGE, "-o, -e or --distill: a name of over %d bytes", PATH - 64);
-    if (opt.objective > CROSS_ENTROPY && !opt.distill[0])
-        die(STATUS_USAGE, "--loss %s needs --distill, the teacher", objective_names[opt.objective]);
-    if (opt.budget > 0 && opt.memory != AUTO) die(STATUS_USAGE, "--budget is for --memory auto");
-    if (opt.resume && !opt.out[0]) die(STATUS_USAGE, "-y 1 needs -o, the directory to resume from");
-    if ((opt.save_every || opt.keep) && !opt.out[0])
-        die(STATUS_USAGE, "-n and -nk: saving needs -o, the directory to save to");
-    if (!opt.train[0] && !opt.plan) die(STATUS_USAGE,
-        "-i is missing: training tokens, a .bin of llm.c or a .txt; --help lists the flags");
+    if (!within(net->stem, least, net->L)) die(STATUS_USAGE, "--stem %d: %s of %d layers takes %d to %d",
+        net->stem, mode_names[net->mode], net->L, least, net->L);
 }
 
 // The file of the network that the flags ask for: that of the checkpoint at step `from` (-1: none), or -e's.
@@ -2424,19 +2315,30 @@ static const char *model_path(int from) {
     return opt.start[0] == 'd' && !strpbrk(opt.start, "./") ? NULL : opt.start;
 }
 
-// That network; V: the vocabulary of a new one.
+// That network, with what the flags change in it; V: the vocabulary of a new one.
 static Config choose_network(int V, int from) {
     const char *path = model_path(from);
-    Config net = path ? load_model(path, NULL) : scratch_config(V), before = net;
-    if (or_else(opt.layers, net.L) != net.L || or_else(opt.heads, net.NH) != net.NH ||
-        or_else(opt.channels, net.C) != net.C || or_else(opt.context, net.maxT) != net.maxT)
-        die(STATUS_USAGE, "%s has %d layers, %d heads, %d channels and context %d, and keeps them",
-            path, net.L, net.NH, net.C, net.maxT);
-    adjust_config(&net, path);
-    if (from >= 0 && memcmp(&net, &before, sizeof net) != 0)
-        die(STATUS_USAGE, "%s was trained with %s; resume with the same", path, network_flags(&before));
+    const Config was = path ? load_model(path, NULL) : new_network(V);
+    Config net = was;
+    net.L = or_else(opt.layers, net.L);
+    net.NH = or_else(opt.heads, net.NH);
+    net.C = or_else(opt.channels, net.C);
+    net.maxT = or_else(opt.context, net.maxT);
+    if (path && memcmp(&net, &was, sizeof net) != 0) die(STATUS_USAGE,
+        "%s keeps its sizes: --layers, --heads, --channels and --context are for a new network", path);
+    if (net.C % net.NH != 0) die(STATUS_USAGE, "--channels %d: no multiple of --heads %d", net.C, net.NH);
+    choose_mode(&net, path);
+    if (converted(net.mode)) adjust_conversion(&net);
+    if (!isnan(opt.step_size)) net.h = (float)opt.step_size;
+    if (opt.stream == STREAM_FIXED && !net.grid) net.grid = default_grids[net.mode];
+    if (opt.grid) net.grid = opt.grid;
+    if (opt.stream == STREAM_FLOAT) net.grid = 0;
+    if (from >= 0 && memcmp(&net, &was, sizeof net) != 0)
+        die(STATUS_USAGE, "%s was trained with %s; resume with the same", path, network_flags(&was));
     return net;
 }
+
+// ---- from the flags to the shape of a run
 
 // The teacher must be a baseline of the same shape.
 static void choose_teacher(Model *m) {
@@ -2444,65 +2346,65 @@ static void choose_teacher(Model *m) {
     m->objective = m->has_teacher ? KL : CROSS_ENTROPY;
     if (opt.objective >= 0) m->objective = opt.objective;
     if (!m->has_teacher) return;
-    Config t = load_model(opt.distill, NULL), net = m->net;
-    if (t.mode != BASELINE) die(STATUS_USAGE, "--distill: %s is of a %s network; a baseline is meant",
-        opt.distill, mode_names[t.mode]);
-    if (memcmp(&t, &net, HEADER_SIZES * sizeof(int)) != 0)
-        die(STATUS_USAGE, "--distill: %s has context %d, V %d padded to %d, L %d, NH %d, C %d, "
-            "but the model has context %d, V %d padded to %d, L %d, NH %d, C %d", opt.distill,
-            t.maxT, t.V, t.Vp, t.L, t.NH, t.C, net.maxT, net.V, net.Vp, net.L, net.NH, net.C);
+    const Config t = load_model(opt.distill, NULL);
+    if (t.mode != BASELINE || memcmp(&t, &m->net, HEADER_SIZES * sizeof(int)) != 0) die(STATUS_USAGE,
+        "--distill: %s is of a %s network of L %d, C %d, NH %d, V %d padded to %d, context %d; a baseline of "
+        "the model's sizes is meant", opt.distill, mode_names[t.mode], t.L, t.C, t.NH, t.V, t.Vp, t.maxT);
 }
 
-// Chooses the memory policy; ends where it does not suit the network.
-static void choose_memory(Model *m) {
+// Ends where flags, or a flag and the network, do not go together.
+static void check_options(const Model *m) {
     const Config *net = &m->net;
-    m->memory = net->mode == BASELINE ? STORE : REVERSE;
-    if (opt.memory >= 0) m->memory = opt.memory;
-    if (!undoes_steps(m)) return;
-    if (net->mode == BASELINE)
-        die(STATUS_USAGE, "--memory %s: baseline cannot be reversed; store or checkpoint is meant, "
-            "or another --mode", memory_names[m->memory]);
-    // a float stream may lose a factor of two a step, not more
-    int small = converted(net->mode) && 2 * abs(net->a[0]) < 1 << net->shift;
-    if (small && m->training && !net->grid && net->stem < net->L)
-        die(STATUS_USAGE, "--stream float with --memory %s: a step back multiplies every rounding by %g; "
-            "--stream fixed is exact, store and checkpoint take no steps back", memory_names[m->memory],
-            ldexp(1, net->shift) / abs(net->a[0]));
+    int baseline = net->mode == BASELINE, has_a = converted(net->mode), has_h = has_step_size(net->mode);
+    // a float stream may lose a factor of two a step back, not more
+    int small = has_a && 2 * abs(net->a[0]) < 1 << net->shift && net->stem < net->L;
+    const struct { int wrong; const char *why; } rules[] = {
+        {(opt.resume || opt.save_every || opt.keep) && !opt.out[0], "-y, -n and -nk need -o, a directory"},
+        {opt.objective > CROSS_ENTROPY && !opt.distill[0], "--loss kl and kl-teacher need --distill"},
+        {opt.budget > 0 && opt.memory != AUTO, "--budget needs --memory auto"},
+        {baseline && undoes_steps(m), "--memory reverse and auto need another --mode than baseline"},
+        {baseline && (opt.stream == STREAM_FIXED || opt.grid), "baseline has no --stream fixed, no --grid"},
+        {opt.stream == STREAM_FLOAT && opt.grid, "--grid needs --stream fixed"},
+        {!has_h && !isnan(opt.step_size), "baseline, retrofit and bdia have no --step-size"},
+        {!has_a && !isnan(opt.coefficient), "--coefficient needs --mode retrofit or bdia"},
+        {!has_a && opt.stem >= 0, "--stem needs --mode retrofit or bdia"},
+        {opt.fixed_point >= 0 && net->mode != RETROFIT, "--fixed-point needs --mode retrofit"},
+        {small && !net->grid && m->training && undoes_steps(m), "--stream float: with |a| below 1/2 steps "
+            "back multiply every rounding; --stream fixed or --memory store is meant"}};
+    for (size_t i = 0; i < sizeof rules / sizeof rules[0]; i++)
+        if (rules[i].wrong) die(STATUS_USAGE, "%s", rules[i].why);
 }
 
-// Sequences that make a chunk worth its while; depends on the shape alone, so every policy cuts at the same
-// places.
+// The shape alone decides, so that every policy cuts at the same places.
 static int default_chunk(int T) { return (chunk_tokens + T - 1) / T; }
 
 // How many tokens a sample in training has: its cache lies in the gradients, as far as these reach.
 static int sampled_tokens(const Config *net) {
     size_t token = (size_t)evaluations(net, steps(net)) * cache_width(net) * sizeof(act_t);
-    size_t room = parameter_count(net) * sizeof(real_t) / token;
-    int most = room < (size_t)net->maxT ? (int)room : net->maxT;
-    return smaller_of(opt.sample_length, most);
+    size_t room = parameter_count(net) * sizeof(real_t) / token, context = (size_t)net->maxT;
+    return smaller_of(opt.sample_length, (int)(room < context ? room : context));
 }
 
 // The sizes of a batch and its parts. Returns the micro-batches of a step.
 static int choose_shape(Model *m) {
-    int context = m->net.maxT;
+    const Config *net = &m->net;
     m->B = opt.B;
-    m->T = or_else(opt.T, context);
-    if (m->T > context)
-        die(STATUS_USAGE, "-t: a sequence of %d tokens is longer than the context of %d", m->T, context);
-    if ((int64_t)m->B * m->T > 1 << 30)
-        die(STATUS_USAGE, "-b %d times -t %d is more than 2^30 tokens; use -d to accumulate", m->B, m->T);
-    if (opt.sample_every > 0) m->cache_tokens = sampled_tokens(&m->net);
+    m->T = or_else(opt.T, net->maxT);
+    m->memory = net->mode == BASELINE ? STORE : REVERSE;
+    if (opt.memory >= 0) m->memory = opt.memory;
+    check_options(m);
+    if (m->T > net->maxT) die(STATUS_USAGE, "-t %d: longer than the context of %d", m->T, net->maxT);
+    // with up to 64 bytes a number the plan still fits 64 bits
+    double all = (double)m->B * m->T, numbers = all * net->C * evaluations(net, steps(net));
+    if (all > 0x1p30 || numbers > 0x1p55) die(STATUS_USAGE,
+        "-b %d times -t %d: more than 2^30 tokens, or 2^55 numbers; -d accumulates", m->B, m->T);
     int tokens = m->B * m->T;
     if (opt.tokens % tokens != 0)
-        die(STATUS_USAGE, "-d %d is no multiple of -b %d times -t %d", opt.tokens, m->B, m->T);
-    choose_memory(m);
-    // with up to 64 bytes each the plan still fits 64 bits
-    if ((double)m->B * m->T * m->net.C * evaluations(&m->net, steps(&m->net)) > 0x1p55)
-        die(STATUS_USAGE, "-b %d times -t %d with %d layers of %d channels is more than any machine holds",
-            m->B, m->T, m->net.L, m->net.C);
+        die(STATUS_USAGE, "-d %d: no multiple of -b %d times -t %d", opt.tokens, m->B, m->T);
+    if (opt.sample_every > 0) m->cache_tokens = sampled_tokens(net);
     m->chunk = smaller_of(or_else(opt.chunk, default_chunk(m->T)), m->B);
     m->head_chunk = smaller_of(or_else(opt.head_chunk, head_chunk_tokens), tokens);
-    layers_check(m->chunk, m->net.C, m->net.NH, m->cache_tokens);
+    layers_check(m->chunk, net->C, net->NH, m->cache_tokens);
     return or_else(opt.tokens, tokens) / tokens;
 }
 
@@ -2510,43 +2412,36 @@ static void warn(const char *line) {
     fprintf(stderr, "%.*s: %s\n", (int)strcspn(program, " "), program, line);
 }
 
-// Makes -o, or takes it from others until the process ends; nothing of another run will be overwritten there.
-static void claim_directory(int from) {
-    if (mkdir(opt.out, 0777) != 0 && errno != EEXIST) cannot("make", opt.out);
-    int lock = open(opt.out, O_RDONLY | O_DIRECTORY);
-    if (lock < 0) cannot("open", opt.out);
-    if (flock(lock, LOCK_EX | LOCK_NB) != 0) {
-        if (errno == EWOULDBLOCK) die(STATUS_DATA, "%s is in use by another run", opt.out);
-        warn("-o: its file system has no locks, so nothing keeps a second run out of it");
-    }
-    Checkpoints c = find_checkpoints(opt.out);
-    if (!opt.resume && (c.models || access(log_path(opt.out), F_OK) == 0))
-        die(STATUS_USAGE, "%s already holds a run: -y 1 resumes it, or choose another -o", opt.out);
-    if (!opt.resume) return;
-    if (c.last != from) die(STATUS_DATA, "%s was written to by another run just now", opt.out);
-    if (c.last < 0 && c.models) die(STATUS_DATA, "%s holds models, but no state to resume from", opt.out);
-    if (c.last < 0) printf("%s has no checkpoint: starting anew\n", opt.out);
-}
-
-// ---- from the flags to the end
-
 // Products in --precision, or else, where it cannot be had, in the other one. Returns which.
 static int choose_precision(void) {
-    if (!layers_bf16(opt.precision)) {
-        if (opt.precision) warn("no products in bf16 in this processor or build: --precision float32");
-        else warn("no products in float32 in this build: --precision bf16");
-        return !opt.precision;
-    }
-    if (!opt.precision || !layers_bf16(0)) return opt.precision;
+    const int bf16 = opt.precision, can = layers_bf16(bf16);
+    if (!can && bf16) warn("no products in bf16 in this processor or build: --precision float32");
+    if (!can && !bf16) warn("no products in float32 in this build: --precision bf16");
+    if (!can || !bf16 || !layers_bf16(0)) return can ? bf16 : !bf16;
     const double float32 = device_flops();
     if (layers_bf16(1) && device_flops() < 0.8 * float32)
         warn("products in bf16 are slower in this processor than those in float32");
-    return opt.precision;
+    return bf16;
 }
+
+// --tokenizer; or for GPT-2's vocabulary gpt2_tokenizer.bin, beside the training tokens or here; or NULL.
+static const char *find_tokenizer(int V) {
+    static char beside[PATH + 32];
+    const char *here = "gpt2_tokenizer.bin", *slash = strrchr(opt.train, '/');
+    if (opt.tokenizer[0]) return opt.tokenizer;
+    if (!vocabulary_suits(GPT2_V, V)) return NULL;
+    snprintf(beside, sizeof beside, "%.*s%s", slash ? (int)(slash - opt.train + 1) : 0, opt.train, here);
+    if (access(beside, F_OK) == 0) return beside;
+    return access(here, F_OK) == 0 ? here : NULL;
+}
+
+// ---- from a run's beginning to its end
 
 // The network, its data and the shape of the run; no memory of the device is taken yet.
 static void choose_job(Job *j) {
     Model *m = &j->m;
+    if (!opt.train[0] && !opt.plan)
+        die(STATUS_USAGE, "-i is missing: training tokens, llm.c's .bin or a .txt; --help lists the flags");
     if (opt.train[0]) data_open(&j->data, opt.train);
     if (opt.val[0]) data_open(&j->val, opt.val);
     j->from = opt.resume ? find_checkpoints(opt.out).last : -1;
@@ -2559,14 +2454,11 @@ static void choose_job(Job *j) {
     const Run run = {m->B, m->T, m->chunk, m->head_chunk, accumulate, opt.shuffle, opt.overfit, opt.save,
                      m->net.mode, opt.seed, precision, m->objective, 0};
     j->run = run;
-    if (m->memory != AUTO) {
-        plan(m);
-        return;
-    }
-    double budget = opt.budget > 0 ? opt.budget : 0.75 * (double)device_memory_bytes();
+    double budget = INFINITY;
+    if (m->memory == AUTO) budget = opt.budget > 0 ? opt.budget : 0.75 * (double)device_memory_bytes();
     if (!plan_within(m, budget) && opt.budget > 0)
-        die(STATUS_USAGE, "--budget %.0f: at least %.0f bytes (%.3f GiB) are needed; "
-            "a smaller -b or -t needs less", budget, plan_keeping(m, 0), plan_keeping(m, 0) / (1 << 30));
+        die(STATUS_USAGE, "--budget %.0f: at least %.0f bytes are needed; a smaller -b or -t needs less",
+            budget, plan_keeping(m, 0));
 }
 
 static void print_job(const Job *j) {
@@ -2574,9 +2466,9 @@ static void print_job(const Job *j) {
     const Config *net = &m->net;
     printf("%s: L %d, C %d, NH %d, V %d, context %d, %zu parameters\n",
            network_flags(net), net->L, net->C, net->NH, net->V, net->maxT, parameter_count(net));
-    printf("B %d, T %d, chunk %d, head chunk %d, ", m->B, m->T, m->chunk, m->head_chunk);
-    printf("%lld tokens a step, ", (long long)m->B * m->T * j->run.accumulate);
-    printf("--memory %s, --precision %s", memory_names[m->memory], precision_names[j->run.precision]);
+    printf("B %d, T %d, chunk %d, head chunk %d, %lld tokens a step, --memory %s, --precision %s",
+           m->B, m->T, m->chunk, m->head_chunk, (long long)m->B * m->T * j->run.accumulate,
+           memory_names[m->memory], precision_names[j->run.precision]);
     if (m->has_teacher) printf(", --loss %s", objective_names[m->objective]);
     printf("\n");
     if (m->memory == AUTO)
@@ -2584,38 +2476,50 @@ static void print_job(const Job *j) {
     plan_print(m);
 }
 
-// Checks the data against the network, and counts the steps.
-static void choose_steps(Job *j) {
+// Makes -o, or takes it from others until the process ends; nothing of another run will be overwritten there.
+static void claim_directory(int from) {
+    if (mkdir(opt.out, 0777) != 0 && errno != EEXIST) cannot("make", opt.out);
+    int lock = open(opt.out, O_RDONLY | O_DIRECTORY);
+    if (lock < 0) cannot("open", opt.out);
+    int claimed = flock(lock, LOCK_EX | LOCK_NB) == 0;
+    if (!claimed && errno == EWOULDBLOCK) die(STATUS_DATA, "%s is in use by another run", opt.out);
+    if (!claimed) warn("-o: its file system has no locks, so nothing keeps a second run out of it");
+    Checkpoints c = find_checkpoints(opt.out);
+    if (!opt.resume && (c.models || access(log_path(opt.out), F_OK) == 0))
+        die(STATUS_USAGE, "%s already holds a run: -y 1 resumes it, or choose another -o", opt.out);
+    if (c.last != from) die(STATUS_DATA, "%s was written to by another run just now", opt.out);
+    if (c.last < 0 && c.models) die(STATUS_DATA, "%s holds models, but no state to resume from", opt.out);
+    if (c.last < 0 && opt.resume) printf("%s has no checkpoint: starting anew\n", opt.out);
+}
+
+// Takes the memory of the network and its teacher, and fills it from files or random numbers.
+static void load_networks(Model *m, int from) {
+    model_alloc(m);
+    if (model_path(from)) load_model(model_path(from), m);
+    else init_parameters(m, (uint64_t)opt.seed);
+    if (!m->has_teacher) return;
+    Model teacher = teacher_of(m);
+    load_model(opt.distill, &teacher);
+}
+
+// Checks the data against the network, counts the steps, and goes to where the run begins or goes on.
+static void begin_job(Job *j) {
     Model *m = &j->m;
     data_check(&j->data, opt.train, m->net.V, m->T);
     if (opt.val[0]) data_check(&j->val, opt.val, m->net.V, m->T);
     choices_begin(m);
-    j->total = opt.steps;
-    if (opt.steps >= 0) return;
     int64_t epoch = sequences_of(&j->data, m->T, 0) / ((int64_t)m->B * j->run.accumulate);
-    if (epoch < 1 || opt.shuffle) die(STATUS_USAGE, "-x is missing: how many steps? "
-        "There is no once through the tokens with --shuffle, or if -d is more than all");
-    j->total = (int)fmin((double)epoch, MAX_STEPS);
-}
-
-// Takes the memory, and fills it from files or random numbers.
-static void begin_job(Job *j) {
-    Model *m = &j->m;
+    j->total = opt.steps < 0 ? (int)fmin((double)epoch, MAX_STEPS) : opt.steps;
+    if (opt.steps < 0 && (epoch < 1 || opt.shuffle)) die(STATUS_USAGE,
+        "-x is missing: there is no once through the tokens with --shuffle, or if -d is more than all");
     if (opt.out[0]) claim_directory(j->from);
-    model_alloc(m);
-    if (model_path(j->from)) load_model(model_path(j->from), m);
-    else init_parameters(m, (uint64_t)j->run.seed);
-    if (m->has_teacher) {
-        Model teacher = teacher_of(m);
-        load_model(opt.distill, &teacher);
-        uint64_t sum = write_parameters(NULL, m->teacher, parameter_count(&m->net), 0, 0);
-        j->run.teacher = (int32_t)sum | 1;  // 0 is none
-    }
-    if (j->from >= 0) {
-        const char *path = checkpoint_path(opt.out, "state", j->from);
-        j->owed = load_state(m, path, j->from, &j->run);
-        printf("resumed from %s\n", path);
-    }
+    load_networks(m, j->from);
+    if (m->has_teacher)  // or else it is 0
+        j->run.teacher = (int32_t)write_parameters(NULL, m->teacher, parameter_count(&m->net), 0, 0) | 1;
+    if (j->from < 0) return;
+    const char *path = checkpoint_path(opt.out, "state", j->from);
+    j->owed = load_state(m, path, j->from, &j->run);
+    printf("resumed from %s\n", path);
 }
 
 static int finish(void) {
@@ -2630,8 +2534,8 @@ static void on_illegal_instruction(int signal_number) {
     _exit(STATUS_USAGE);
 }
 
-// What a program begins with: its flags, out of a table. Whether they ask for help or the version alone
-static int begin(const Option *table, int count, const char *usage, int argc, char **argv) {
+// What a program begins with: its flags, out of a table. If they ask for help or the version it ends there.
+static void begin(const Option *table, int count, const char *usage, int argc, char **argv) {
     program = usage;
     for (int fd = 0; fd <= 2;) fd = open("/dev/null", O_RDWR);  // no file of ours becomes a closed stdout
     signal(SIGXFSZ, SIG_IGN);  // a file that may not grow fails like a full disk
@@ -2639,7 +2543,7 @@ static int begin(const Option *table, int count, const char *usage, int argc, ch
     parse_options(table, count, argc, argv);
     if (opt.help) print_help(table, count, usage);
     if (opt.version) printf("rev_gpt2 0.1\n");
-    return opt.help || opt.version;
+    if (opt.help || opt.version) exit(finish());
 }
 
 #if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
@@ -2662,14 +2566,14 @@ static inline void spin_briefly(char **argv) { (void)argv; }
 
 // The whole program; returns the exit status.
 int rev_gpt2_main(int argc, char **argv) {
+    static const char usage[] = "train_rev_gpt2 -i TOKENS [flags]\n\nFlags with one dash are llm.c's; of its "
+        "others, --memory replaces -r, -q 1 a constant -k.";
     Job j;
     memset(&j, 0, sizeof j);
-    if (begin(options, OPTIONS, "train_rev_gpt2 -i TOKENS [flags]", argc, argv)) return finish();
-    check_options();
+    begin(options, OPTIONS, usage, argc, argv);
     choose_job(&j);
     print_job(&j);
     if (!opt.plan) {
-        choose_steps(&j);
         begin_job(&j);
         train(&j);
         model_free(&j.m);

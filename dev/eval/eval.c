@@ -26,41 +26,27 @@ included itself.
 // ---- the command line
 
 static const Option eval_options[] = {
-    {"-e", STRING, &opt.start, "d12", 0, 0, "a model file; or an untrained network: d6 d12 d24 d36 d48"},
+    {"-e", STRING, &opt.start, "d12", 0, NAME, "a model file; or an untrained network: d6 d12 d24 d36 d48"},
     {"-j", STRING, &opt.val, "", 0, 0,
      "tokens: a file or a pattern in quotes (.bin of llm.c, or .txt for bytes)"},
     CHOICES_OPTION
-    {"--csv", STRING, &asked.csv, "", 0, 0, "write the log-likelihoods of all choices to this file"},
+    {"--csv", STRING, &asked.csv, "", 0, NAME, "write the log-likelihoods of all choices to this file"},
     {"-b", INTEGER, &opt.B, "4", 1, 1 << 24, "sequences a batch"},
     {"-t", INTEGER, &opt.T, "0", 1, 1 << 24, "tokens a sequence; 0: the context"},
     {"-m", INTEGER, &opt.val_batches, "20", 0, 1e9, "batches, if there are that many; 0: all"},
-    {"--distill", STRING, &opt.distill, "", 0, 0,
+    {"--distill", STRING, &opt.distill, "", 0, NAME,
      "a baseline model file of the same shape: the teacher to be compared with"},
 #include "../network_flags.h"
 };
 enum { EVAL_OPTIONS = sizeof eval_options / sizeof eval_options[0] };
 
 static void check_eval_options(void) {
-    if (strlen(opt.start) > PATH - 64 || strlen(opt.distill) > PATH - 64)
-        die(STATUS_USAGE, "-e or --distill: a name of over %d bytes", PATH - 64);
     if (!opt.val[0] && !asked.pattern[0]) die(STATUS_USAGE, "-j is missing: the tokens to evaluate on, a "
         ".bin of llm.c or a .txt; or --choices; --help lists the flags");
     if (asked.csv[0] && !asked.pattern[0]) die(STATUS_USAGE, "--csv is for --choices");
-    if (strlen(asked.csv) > PATH - 64) die(STATUS_USAGE, "--csv: a name of over %d bytes", PATH - 64);
 }
 
 // ---- from the flags to the end
-
-// Takes the memory, and fills it from files or random numbers.
-static void load_networks(Model *m) {
-    plan(m);
-    model_alloc(m);
-    if (model_path(-1)) load_model(model_path(-1), m);
-    else init_parameters(m, (uint64_t)opt.seed);
-    if (!m->has_teacher) return;
-    Model teacher = teacher_of(m);
-    load_model(opt.distill, &teacher);
-}
 
 static void evaluate(Model *m, Data *d) {
     double means[METRICS];
@@ -135,8 +121,7 @@ int eval_main(int argc, char **argv) {
     memset(&m, 0, sizeof m);
     memset(&d, 0, sizeof d);
     parse_options(options, OPTIONS, 1, argv);  // what has no flag here is as the trainer has it
-    if (begin(eval_options, EVAL_OPTIONS, "eval_rev_gpt2 -e MODEL -j TOKENS [flags]", argc, argv))
-        return finish();
+    begin(eval_options, EVAL_OPTIONS, "eval_rev_gpt2 -e MODEL -j TOKENS [flags]", argc, argv);
     check_eval_options();
     if (opt.val[0]) data_open(&d, opt.val);
     m.net = choose_network(or_else(d.V, GPT2_V), -1);
@@ -145,7 +130,8 @@ int eval_main(int argc, char **argv) {
     choose_precision();
     if (opt.val[0]) data_check(&d, opt.val, m.net.V, m.T);
     choices_begin(&m);
-    load_networks(&m);
+    plan(&m);
+    load_networks(&m, -1);
     if (opt.val[0]) evaluate(&m, &d);
     if (asked.count) evaluate_choices(&m);
     model_free(&m);

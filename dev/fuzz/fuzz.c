@@ -274,7 +274,7 @@ static void fuzz_model(const uint8_t *bytes, size_t size) {
     may_end_with = STATUS_DATA;
     opt.start = "model.bin";
     m.net = choose_network(256, -1);
-    size_t count = parameter_count(&m.net), rows[ROWS];
+    size_t count = parameter_count(&m.net);
     const Config *c = &m.net;
     if (count * 2 > size || c->maxT < 1 || c->V < 1 || c->V > c->Vp || c->V > 65536 || c->L < 1 || c->NH < 1 || c->C < 1 ||
         c->C % c->NH || c->mode < 0 || c->mode >= MODES || !(c->h >= 0 && c->h <= 16) || c->grid < 0 || c->grid > 30 ||
@@ -290,9 +290,8 @@ static void fuzz_model(const uint8_t *bytes, size_t size) {
     }
     m.B = m.T = m.chunk = m.head_chunk = m.training = 1;
     plan(&m);
-    plan_rows(&m, rows);
     plan_print(&m);
-    if (rows[PARAMETERS] < count * sizeof(param_t) || m.buffer_count > MAX_BUFFERS) fail("the plan is wrong");
+    if (plan_bytes(&m, PARAMETERS) < count * sizeof(param_t) || m.buffer_count > MAX_BUFFERS) fail("the plan is wrong");
 }
 static void seeds_model(void) {
     for (int i = 0; i < 2 * MODES; i++) {
@@ -447,11 +446,9 @@ static void check_shape(int accumulate) {
 static void fuzz_flags(const uint8_t *bytes, size_t size) {
     char *argv[256];
     int argc = split_flags(bytes, size, argv);
-    size_t rows[ROWS];
     parse_options(options, OPTIONS, argc, argv);
     if (opt.help) print_help(options, OPTIONS, "train_rev_gpt2");
     if (opt.help || opt.version) return;
-    check_options();
     find_files(argc % 2 ? 256 : 50257, opt.resume ? 7 : -1);
     m.training = 1;
     choose_teacher(&m);
@@ -464,11 +461,10 @@ static void fuzz_flags(const uint8_t *bytes, size_t size) {
         double budget = opt.budget > 0 ? opt.budget : 1e15;
         int within = m.memory == AUTO ? plan_within(&m, budget) : 0;
         if (m.memory != AUTO) plan(&m);
-        plan_rows(&m, rows);
-        plan_print(&m);
-        if (within && ((double)rows[TOTAL] > budget || m.kept_steps > steps(&m.net))) fail("a plan beyond its budget");
+            plan_print(&m);
+        if (within && ((double)plan_bytes(&m, TOTAL) > budget || m.kept_steps > steps(&m.net))) fail("a plan beyond its budget");
         double all = 12 * C * C * m.net.L + 8 * N * C + kept;
-        if (m.buffer_count > MAX_BUFFERS || (double)rows[TOTAL] < all || (double)rows[KEPT] < kept) fail("the plan is too small");
+        if (m.buffer_count > MAX_BUFFERS || (double)plan_bytes(&m, TOTAL) < all || (double)plan_bytes(&m, KEPT) < kept) fail("the plan is too small");
     }
     int total = opt.steps > 0 ? opt.steps : 1000;
     for (int i = 0; i < 4; i++) {
@@ -542,11 +538,9 @@ static void fuzz_sample(const uint8_t *bytes, size_t size) {
     may_end_with = STATUS_OK;
     check_shape(1);
     if (m.training || (given && (m.B != 1 || m.T != given))) fail("a prompt is not the batch");
-    size_t rows[ROWS];
     plan(&m);
-    plan_rows(&m, rows);
     double all = 12 * (double)m.net.C * m.net.C * m.net.L + 8 * (double)m.B * m.T * m.net.C;
-    if (m.buffer_count > MAX_BUFFERS || (double)rows[TOTAL] < all) fail("the plan is too small");
+    if (m.buffer_count > MAX_BUFFERS || (double)plan_bytes(&m, TOTAL) < all) fail("the plan is too small");
 }
 static void seeds_sample(void) {
     static const char *const lines[] = {
@@ -573,11 +567,9 @@ static void fuzz_eval(const uint8_t *bytes, size_t size) {
     may_end_with = STATUS_OK;
     check_shape(1);
     if (m.training || m.cache_tokens) fail("an evaluation trains or samples");
-    size_t rows[ROWS];
     plan(&m);
-    plan_rows(&m, rows);
     double all = 4 * (1 + m.has_teacher) * 12 * (double)m.net.C * m.net.C * m.net.L + 8 * (double)m.B * m.T * m.net.C;
-    if (m.buffer_count > MAX_BUFFERS || (double)rows[TOTAL] < all) fail("the plan is too small");
+    if (m.buffer_count > MAX_BUFFERS || (double)plan_bytes(&m, TOTAL) < all) fail("the plan is too small");
 }
 static void seeds_eval(void) {
     static const char *const lines[] = {

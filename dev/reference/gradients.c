@@ -15,8 +15,7 @@ int main(int argc, char **argv) {
     Data tokens;
     Model m;
     memset(&m, 0, sizeof m);
-    m.net = load_model(opt.start, NULL);
-    adjust_config(&m.net, opt.start);
+    m.net = choose_network(0, -1);
     m.B = opt.B, m.T = opt.T, m.memory = opt.memory, m.training = 1, m.chunk = 2, m.head_chunk = 64;
     plan(&m);
     model_alloc(&m);

@@ -316,7 +316,7 @@ static struct {
 } sample;
 
 static const Option sample_options[] = {
-    {"-e", STRING, &opt.start, "d12", 0, 0, "a model file; or an untrained network: d6 d12 d24 d36 d48"},
+    {"-e", STRING, &opt.start, "d12", 0, NAME, "a model file; or an untrained network: d6 d12 d24 d36 d48"},
     {"--prompt", STRING, &sample.prompt, NULL, 0, 0, "generate -g tokens after this text; it may be empty"},
     {"--plain", SWITCH, &sample.plain, "0", 0, 0, "<|endoftext|> in --prompt is text, not the token"},
     {"-g", INTEGER, &opt.sample_length, "64", 1, 1 << 24, "tokens to generate, if the context has room"},
@@ -326,7 +326,7 @@ static const Option sample_options[] = {
     {"--seed", INTEGER, &opt.seed, "1337", 0, 2147483647, "of what is drawn, and of an untrained network"},
     {"--tokenizer", STRING, &opt.tokenizer, "", 0, 0,
      "llm.c's gpt2_tokenizer.bin; for GPT-2's vocabulary it is looked for beside -i and here"},
-    {"--logits", STRING, &sample.logits, "", 0, 0,
+    {"--logits", STRING, &sample.logits, "", 0, NAME,
      "write the logits of --prompt, or the first batch of -i, to this .npy instead"},
     {"-i", STRING, &opt.train, "", 0, 0, "tokens for --logits: a .bin of llm.c, or .txt for bytes"},
     {"-b", INTEGER, &opt.B, "4", 1, 1 << 24, "sequences of -i"},
@@ -335,10 +335,7 @@ static const Option sample_options[] = {
 };
 enum { SAMPLE_OPTIONS = sizeof sample_options / sizeof sample_options[0] };
 
-// Flags that contradict each other.
 static void check_sample_options(void) {
-    if (strlen(opt.start) > PATH - 64 || strlen(sample.logits) > PATH - 64)
-        die(STATUS_USAGE, "-e or --logits: a name of over %d bytes", PATH - 64);
     if (!sample.prompt && !sample.logits[0])
         die(STATUS_USAGE, "--prompt is missing, or --logits; --help lists the flags");
     if (!sample.prompt && !opt.train[0])
@@ -376,13 +373,6 @@ static void choose_sample_shape(Model *m, int given) {
 
 // ---- from the flags to the end
 
-static void load_network(Model *m) {
-    plan(m);
-    model_alloc(m);
-    if (model_path(-1)) load_model(model_path(-1), m);
-    else init_parameters(m, (uint64_t)opt.seed);
-}
-
 static void write_logits(Model *m, Data *d, const int *prompt, int given) {
     if (given) to_device(m->inputs, prompt, (size_t)given * sizeof(int));
     else data_batch(d, m, 0, 0, 0);
@@ -416,7 +406,7 @@ int sample_main(int argc, char **argv) {
     memset(&m, 0, sizeof m);
     memset(&d, 0, sizeof d);
     parse_options(options, OPTIONS, 1, argv);  // what has no flag here is as the trainer has it
-    if (begin(sample_options, SAMPLE_OPTIONS, usage, argc, argv)) return finish();
+    begin(sample_options, SAMPLE_OPTIONS, usage, argc, argv);
     check_sample_options();
     if (opt.train[0]) data_open(&d, opt.train);
     m.net = choose_network(or_else(d.V, GPT2_V), -1);
@@ -430,7 +420,8 @@ int sample_main(int argc, char **argv) {
         die(STATUS_DATA, "%s: fewer than -b %d sequences of -t %d tokens", opt.train, m.B, m.T);
     choose_precision();
     if (!model_path(-1)) warn("an untrained network: -e names no file");
-    load_network(&m);
+    plan(&m);
+    load_networks(&m, -1);
     if (sample.logits[0]) write_logits(&m, &d, prompt, given);
     else continue_prompt(&m, &z, prompt, given);
     model_free(&m);
