@@ -1267,6 +1267,36 @@ static void init_parameters(Model *m, uint64_t seed) {
     }
 }
 
+// ---- files that are read: tokens, models, states, tokenizers
+
+static int within(int x, int least, int most) { return x >= least && x <= most; }
+static int or_else(int flag, int otherwise) { return flag ? flag : otherwise; }  // 0: not given
+
+static void cannot(const char *what, const char *path) {
+    die(STATUS_DATA, "cannot %s %s: %s", what, path, strerror(errno));
+}
+
+static FILE *open_regular(const char *path) {  // anything else might block, or be harmed
+    errno = 0;
+    struct stat st;
+    FILE *f = stat(path, &st) == 0 && S_ISREG(st.st_mode) ? fopen(path, "rb") : NULL;
+    if (!f) die(STATUS_DATA, "%s: %s", path, errno ? strerror(errno) : "not a regular file");
+    return f;
+}
+
+static FILE *open_input(const char *path, int32_t header[256], int magic, const char *what) {
+    FILE *f = open_regular(path);
+    if (fread(header, sizeof(int32_t), 256, f) != 256 || header[0] != magic)
+        die(STATUS_DATA, "%s: not a %s (256 int32, the first %d)", path, what, magic);
+    return f;
+}
+static void check_size(FILE *f, const char *path, size_t bytes) {
+    struct stat st;
+    if (fstat(fileno(f), &st) != 0) die(STATUS_DATA, "%s: %s", path, strerror(errno));
+    if ((size_t)st.st_size != bytes) die(STATUS_DATA,
+        "%s: %zu bytes, but what its header describes takes %zu", path, (size_t)st.st_size, bytes);
+}
+
 // ---- data: shards of tokens, read in order as llm.c does or at random offsets as nanoGPT does
 
 enum { GPT2_V = 50257 };  // the vocabulary of files that name none
@@ -1318,8 +1348,6 @@ static int shard_check(Shard *s, int fd) {
     return header[3] ? header[3] : GPT2_V;
 }
 
-static int within(int x, int least, int most) { return x >= least && x <= most; }
-static int or_else(int flag, int otherwise) { return flag ? flag : otherwise; }  // 0: not given
 static void data_open(Data *d, const char *pattern) {
     if (glob(pattern, GLOB_NOCHECK, NULL, &d->files) != 0)
         die(STATUS_DATA, "%s: cannot be searched for", pattern);
@@ -1423,22 +1451,11 @@ static void data_check(const Data *d, const char *pattern, int V, int T) {
 enum { MODEL_MAGIC = 20240326, STATE_MAGIC = 20251127, STATE_VERSION = 3, TOKENIZER_MAGIC = 20240328 };
 enum { PATH = 4096 };
 
-static void cannot(const char *what, const char *path) {
-    die(STATUS_DATA, "cannot %s %s: %s", what, path, strerror(errno));
-}
 // The path of a model or state; good until the next call.
 static const char *checkpoint_path(const char *directory, const char *what, int step) {
     static char path[PATH + 32];
     snprintf(path, sizeof path, "%s/%s_%08d.bin", directory, what, step);
     return path;
-}
-
-static FILE *open_regular(const char *path) {  // anything else might block, or be harmed
-    errno = 0;
-    struct stat st;
-    FILE *f = stat(path, &st) == 0 && S_ISREG(st.st_mode) ? fopen(path, "rb") : NULL;
-    if (!f) die(STATUS_DATA, "%s: %s", path, errno ? strerror(errno) : "not a regular file");
-    return f;
 }
 
 typedef struct { FILE *file; char path[PATH + 32], directory[PATH + 32], aside[PATH + 64]; } Output;
@@ -1567,19 +1584,6 @@ static void save_model(const Model *m, const char *directory, int step, int bf16
     output_write(&o, header, sizeof header);
     write_parameters(&o, m->params, parameter_count(&m->net), bf16, 0);
     output_close(&o);
-}
-
-static FILE *open_input(const char *path, int32_t header[256], int magic, const char *what) {
-    FILE *f = open_regular(path);
-    if (fread(header, sizeof(int32_t), 256, f) != 256 || header[0] != magic)
-        die(STATUS_DATA, "%s: not a %s (256 int32, the first %d)", path, what, magic);
-    return f;
-}
-static void check_size(FILE *f, const char *path, size_t bytes) {
-    struct stat st;
-    if (fstat(fileno(f), &st) != 0) die(STATUS_DATA, "%s: %s", path, strerror(errno));
-    if ((size_t)st.st_size != bytes) die(STATUS_DATA,
-        "%s: %zu bytes, but what its header describes takes %zu", path, (size_t)st.st_size, bytes);
 }
 
 // The rest of the header of a conversion
