@@ -1272,6 +1272,12 @@ static void init_parameters(Model *m, uint64_t seed) {
 static int within(int x, int least, int most) { return x >= least && x <= most; }
 static int or_else(int flag, int otherwise) { return flag ? flag : otherwise; }  // 0: not given
 
+// A value that a file has, which is possible
+static int checked(const char *path, const char *what, int value, int least, int most) {
+    if (!within(value, least, most))
+        die(STATUS_DATA, "%s: its %s is %d; %d to %d is possible", path, what, value, least, most);
+    return value;
+}
 static void cannot(const char *what, const char *path) {
     die(STATUS_DATA, "cannot %s %s: %s", what, path, strerror(errno));
 }
@@ -1435,21 +1441,22 @@ static int vocabulary_suits(int of_tokens, int V) {
     return of_tokens == V || (of_tokens == GPT2_V && within(V, GPT2_V, 50304));
 }
 
+static void check_vocabulary(const char *path, int of_tokens, int V) {
+    if (!vocabulary_suits(of_tokens, V))
+        die(STATUS_DATA, "%s: its vocabulary has %d tokens, the model's %d", path, of_tokens, V);
+}
+
 static void data_check(const Data *d, const char *pattern, int V, int T) {
-    int64_t longest = 0;
-    if (!vocabulary_suits(d->V, V))
-        die(STATUS_DATA, "%s: its vocabulary has %d tokens, the model's %d", pattern, d->V, V);
-    for (int i = 0; i < d->shard_count; i++)
-        if (d->shards[i].count > longest) longest = d->shards[i].count;
-    if (longest <= T) die(STATUS_DATA,
-        "%s: too short, the longest file has %" PRId64 " tokens; -t %d takes %d", pattern, longest, T, T + 1);
+    check_vocabulary(pattern, d->V, V);
+    if (sequences_of(d, T, 0) == 0)
+        die(STATUS_DATA, "%s: too short, no file has the %d tokens that -t %d takes", pattern, T + 1, T);
 }
 
 // ---- files: the model in llm.c's format, the optimizer's state beside it. A file is written aside, synced
 // and renamed; the state comes first and the model last, so a model with its state is a complete pair.
 
 enum { MODEL_MAGIC = 20240326, STATE_MAGIC = 20251127, STATE_VERSION = 3, TOKENIZER_MAGIC = 20240328 };
-enum { PATH = 4096 };
+enum { PATH = 4096, HEADER_SIZES = 6 };
 
 // The path of a model or state; good until the next call.
 static const char *checkpoint_path(const char *directory, const char *what, int step) {
@@ -1558,18 +1565,15 @@ static uint64_t read_parameters(FILE *f, const char *path, param_t *p, size_t co
     return sum;
 }
 
-// The header of a model file: all that a network is besides its parameters; sizes are ordered as in Config.
-enum { HEADER_SIZES = 6 };
+// The header of a model file: all that a network is besides its parameters. From slot 2 on it has the first
+// fields of Config: the sizes, and but for a baseline the mode, h and the grid.
+static size_t header_words(const int32_t header[256]) { return header[1] < 1000 ? HEADER_SIZES : 9; }
 static void model_header(int32_t header[256], const Config *net, int bf16) {
     int a_count = net->mode == MIDPOINT_A ? net->L : converted(net->mode);
     memset(header, 0, 256 * sizeof *header);
     header[0] = MODEL_MAGIC;
     header[1] = (bf16 ? 5 : 3) + 1000 * (net->mode != BASELINE);
-    memcpy(&header[2], net, HEADER_SIZES * sizeof *header);
-    if (net->mode == BASELINE) return;
-    header[8] = net->mode;
-    memcpy(&header[9], &net->h, sizeof(float));
-    header[10] = net->grid;
+    memcpy(&header[2], net, header_words(header) * sizeof *header);
     header[11] = net->K;
     header[12] = net->stem;
     if (converted(net->mode)) header[13] = net->shift;  // 0 means 4, in sixteenths
@@ -1586,54 +1590,51 @@ static void save_model(const Model *m, const char *directory, int step, int bf16
     output_close(&o);
 }
 
-// The rest of the header of a conversion
-static void load_conversion(Config *net, const int32_t header[256], const char *path) {
-    int retrofit = net->mode == RETROFIT, a = header[16];
-    net->K = header[11];
-    net->stem = header[12];
-    net->shift = header[13] ? header[13] : 4;
-    if (!within(net->K, 0, 16 * retrofit) || !within(net->stem, retrofit, net->L) || a == 0 ||
-        !within(net->shift, 1, 8) || !within(a, !retrofit - (1 << net->shift), 1 << net->shift))
-        die(STATUS_DATA, "%s: no %s has coefficient %d / 2^%d, %d iterations, a stem of %d",
-            path, mode_names[net->mode], a, net->shift, net->K, net->stem);
-    for (; a % 2 == 0; net->shift--) a /= 2;
-    net->a[0] = a;
+// The network that a header describes
+static Config network_of(const int32_t header[256], const char *path) {
+    Config net;
+    memset(&net, 0, sizeof net);
+    memcpy(&net, &header[2], header_words(header) * sizeof *header);
+    checked(path, "context", net.maxT, 1, 1 << 24);
+    checked(path, "vocabulary", net.V, 1, 65536);
+    checked(path, "padded vocabulary", net.Vp, net.V, 1 << 20);
+    checked(path, "number of layers", net.L, 1, net.mode == MIDPOINT_A ? MAX_A : 1 << 16);
+    checked(path, "number of channels", net.C, 1, 1 << 16);
+    checked(path, "number of heads", net.NH, 1, net.C);
+    checked(path, "mode", net.mode, header[1] >= 1000, MODES - 1);
+    checked(path, "grid", net.grid, 0, 30);
+    if (net.C % net.NH != 0)
+        die(STATUS_DATA, "%s: its %d channels cannot be shared by %d heads", path, net.C, net.NH);
+    if (!(net.h >= 0 && net.h <= 16))
+        die(STATUS_DATA, "%s: its step size is %g; 0 to 16 is possible", path, (double)net.h);
+    if (net.mode == MIDPOINT_A) {
+        net.shift = 4 + checked(path, "shift", header[13], 0, 0);  // 0 means 4
+        memcpy(net.a, &header[16], (size_t)net.L * sizeof *header);
+        if (!remainders_fit(&net)) die(STATUS_DATA, "%s: remainders of its a_k do not fit 16 bits", path);
+    }
+    if (!converted(net.mode)) return net;
+    int retrofit = net.mode == RETROFIT;
+    net.K = checked(path, "number of iterations", header[11], 0, 16 * retrofit);
+    net.stem = checked(path, "stem", header[12], retrofit, net.L);
+    net.shift = checked(path, "shift", or_else(header[13], 4), 1, 8);
+    int one = 1 << net.shift, a = checked(path, "coefficient times 2^shift", header[16], !retrofit - one, one);
+    if (a == 0) die(STATUS_DATA, "%s: its coefficient is 0, that of a baseline", path);
+    for (; a % 2 == 0; net.shift--) a /= 2;
+    net.a[0] = a;
+    return net;
 }
 
 // Reads the header of a model file, checked; and its parameters, if m is given.
 static Config load_model(const char *path, Model *m) {
-    Config net;
     int32_t header[256];
     FILE *f = open_input(path, header, MODEL_MAGIC, "model file");
     int version = header[1] % 1000, bf16 = version == 5;
     if ((version != 3 && !bf16) || !within(header[1], 0, 1999))
         die(STATUS_DATA, "%s: version %d; 3, 5, 1003 and 1005 can be read", path, header[1]);
-    memset(&net, 0, sizeof net);
-    memcpy(&net, &header[2], HEADER_SIZES * sizeof *header);
-    if (!within(net.maxT, 1, 1 << 24) || !within(net.V, 1, 65536) || !within(net.Vp, net.V, 1 << 20) ||
-        !within(net.L, 1, 1 << 16) || !within(net.C, 1, 1 << 16) || net.NH < 1 || net.C % net.NH != 0)
-        die(STATUS_DATA, "%s: no network has context %d, vocabulary %d padded to %d, %d layers, %d heads, "
-            "%d channels", path, net.maxT, net.V, net.Vp, net.L, net.NH, net.C);
-    if (header[1] >= 1000) {
-        net.mode = header[8];
-        memcpy(&net.h, &header[9], sizeof(float));
-        net.grid = header[10];
-        int known = within(net.mode, BASELINE + 1, MODES - 1) && within(net.grid, 0, 30);
-        if (!known || !(net.h >= 0 && net.h <= 16))
-            die(STATUS_DATA, "%s: mode %d, step size %g, grid %d are not of a network known here",
-                path, net.mode, (double)net.h, net.grid);
-    }
-    if (net.mode == MIDPOINT_A) {
-        if (net.L > MAX_A || header[13] != 0) die(STATUS_DATA,
-            "%s: %d layers of midpoint-a; at most %d in sixteenths can be read", path, net.L, MAX_A);
-        memcpy(net.a, &header[16], (size_t)net.L * sizeof *header);
-        net.shift = 4;
-        if (!remainders_fit(&net))
-            die(STATUS_DATA, "%s: coefficients a_k whose remainders do not fit 16 bits", path);
-    }
-    if (converted(net.mode)) load_conversion(&net, header, path);
-    check_size(f, path, sizeof header + parameter_count(&net) * (bf16 ? 2 : 4));
-    if (m) read_parameters(f, path, m->params, parameter_count(&net), bf16, 0);
+    const Config net = network_of(header, path);
+    const size_t count = parameter_count(&net);
+    check_size(f, path, sizeof header + count * (bf16 ? 2 : 4));
+    if (m) read_parameters(f, path, m->params, count, bf16, 0);
     fclose(f);
     return net;
 }
@@ -1802,12 +1803,9 @@ static Tokenizer tokenizer_open(const char *path, int V) {
     }
     if (!path) return z;
     FILE *f = open_input(path, header, TOKENIZER_MAGIC, "tokenizer file");
-    if (!within(header[1], 1, 2)) die(STATUS_DATA, "%s: version %d; 1 and 2 can be read", path, header[1]);
-    if (!vocabulary_suits(header[2], V))
-        die(STATUS_DATA, "%s: of %d tokens, but the model has %d", path, header[2], V);
-    if (header[1] == 2) z.eot = header[3];  // version 1 does not say
-    if (!within(z.eot, -1, header[2] - 1))
-        die(STATUS_DATA, "%s: its end of text is token %d of %d", path, z.eot, header[2]);
+    check_vocabulary(path, header[2], V);
+    if (checked(path, "version", header[1], 1, 2) == 2) z.eot = header[3];  // version 1 does not say
+    checked(path, "end of text", z.eot, -1, header[2] - 1);
     for (int i = 0; i < header[2]; i++) {
         unsigned char *text = z.texts[i];
         if (fread(text, 1, 1, f) != 1 || !text[0] || fread(text + 1, 1, text[0], f) != text[0])

@@ -92,7 +92,7 @@ static void choices_open(Choices *c, const char *path) {
     struct stat st;
     memset(c, 0, sizeof *c);
     FILE *f = open_input(path, header, 20240522, "file of choices");
-    if (!within(header[1], 1, 2)) die(STATUS_DATA, "%s: version %d; 1 and 2 can be read", path, header[1]);
+    checked(path, "version", header[1], 1, 2);
     if (fstat(fileno(f), &st) != 0) die(STATUS_DATA, "%s: %s", path, strerror(errno));
     size_t bytes = (size_t)st.st_size - sizeof header;
     c->path = path;
@@ -121,8 +121,7 @@ static void choices_close(Choices *c) {
 
 // Cuts completions to what the model reads at a time.
 static void choices_fit(Choices *c, const Model *m) {
-    if (!vocabulary_suits(c->V, m->net.V))
-        die(STATUS_DATA, "%s: its vocabulary has %d tokens, the model's %d", c->path, c->V, m->net.V);
+    check_vocabulary(c->path, c->V, m->net.V);
     for (Completion *x = c->all; x < c->all + c->count; x++) {
         int excess = x->context + x->ending - (m->T + 1);
         if (x->ending > m->T) die(STATUS_DATA, "%s: question %d has a completion of %d tokens, but -t is %d",
