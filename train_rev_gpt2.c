@@ -1267,8 +1267,9 @@ static void init_parameters(Model *m, uint64_t seed) {
     }
 }
 
-// ---- files that are read: tokens, models, states, tokenizers
+// ---- files that are read: all but texts begin with a header, whose first number is their kind's
 
+enum { MODEL_MAGIC = 20240326, TOKENIZER_MAGIC = 20240328, TOKENS_MAGIC = 20240520 };
 static int within(int x, int least, int most) { return x >= least && x <= most; }
 static int or_else(int flag, int otherwise) { return flag ? flag : otherwise; }  // 0: not given
 
@@ -1296,11 +1297,14 @@ static FILE *open_input(const char *path, int32_t header[256], int magic, const 
         die(STATUS_DATA, "%s: not a %s (256 int32, the first %d)", path, what, magic);
     return f;
 }
-static void check_size(FILE *f, const char *path, size_t bytes) {
+static size_t size_of(FILE *f, const char *path) {
     struct stat st;
-    if (fstat(fileno(f), &st) != 0) die(STATUS_DATA, "%s: %s", path, strerror(errno));
-    if ((size_t)st.st_size != bytes) die(STATUS_DATA,
-        "%s: %zu bytes, but what its header describes takes %zu", path, (size_t)st.st_size, bytes);
+    if (fstat(fileno(f), &st) != 0) cannot("read", path);
+    return (size_t)st.st_size;
+}
+static void check_size(FILE *f, const char *path, size_t bytes) {
+    if (size_of(f, path) != bytes) die(STATUS_DATA,
+        "%s: %zu bytes, but what its header describes takes %zu", path, size_of(f, path), bytes);
 }
 
 // ---- data: shards of tokens, read in order as llm.c does or at random offsets as nanoGPT does
@@ -1308,69 +1312,66 @@ static void check_size(FILE *f, const char *path, size_t bytes) {
 enum { GPT2_V = 50257 };  // the vocabulary of files that name none
 typedef struct {
     char *path;
-    int is_open, fd, width;  // width: bytes a token
-    int64_t start, count;    // of the tokens in the file
+    FILE *file;            // NULL while it is closed
+    int width;             // bytes a token
+    int64_t start, count;  // of the tokens in the file
 } Shard;
 typedef struct { glob_t files; Shard *shards; int shard_count, open_count, V; } Data;
 
+// Looks into a file, a .txt of bytes or llm.c's tokens. Returns its vocabulary.
+static int shard_check(Shard *s) {
+    int32_t header[256];
+    size_t length = strlen(s->path);
+    if (length > 4 && strcmp(s->path + length - 4, ".txt") == 0) {
+        FILE *f = open_regular(s->path);
+        s->width = 1;
+        s->count = (int64_t)size_of(f, s->path);
+        fclose(f);
+        return 256;
+    }
+    FILE *f = open_input(s->path, header, TOKENS_MAGIC, "token file of llm.c, nor a .txt");
+    checked(s->path, "version", header[1], 1, 1);
+    s->width = 2;
+    s->start = sizeof header;
+    s->count = checked(s->path, "number of tokens", header[2], 0, INT32_MAX);
+    check_size(f, s->path, sizeof header + 2 * (size_t)s->count);
+    fclose(f);
+    return checked(s->path, "vocabulary", or_else(header[3], GPT2_V), 1, 65536);
+}
+
+static void data_open(Data *d, const char *pattern) {
+    memset(d, 0, sizeof *d);
+    if (glob(pattern, GLOB_NOCHECK, NULL, &d->files) != 0)
+        die(STATUS_DATA, "%s: cannot be searched for", pattern);
+    d->shard_count = (int)d->files.gl_pathc;
+    d->shards = (Shard *)calloc(d->files.gl_pathc, sizeof(Shard));
+    if (!d->shards) die(STATUS_NUMBERS, "out of memory for a list of %d files", d->shard_count);
+    for (int i = 0; i < d->shard_count; i++) {
+        Shard *s = &d->shards[i];
+        s->path = d->files.gl_pathv[i];
+        int V = shard_check(s);
+        if (i > 0 && d->V != V)
+            die(STATUS_DATA, "%s: vocabulary %d, but %s has %d", s->path, V, d->shards[0].path, d->V);
+        d->V = V;
+    }
+}
+
 static void shards_close(Data *d) {
     for (int i = 0; i < d->shard_count; i++) {
-        if (d->shards[i].is_open) close(d->shards[i].fd);
-        d->shards[i].is_open = 0;
+        if (d->shards[i].file) fclose(d->shards[i].file);
+        d->shards[i].file = NULL;
     }
     d->open_count = 0;
 }
 
 // A shard is opened when it is read, and stays open until a quarter of all that a process may open are.
 static int shard_fd(Data *d, Shard *s) {
-    if (s->is_open) return s->fd;
-    if (d->open_count >= sysconf(_SC_OPEN_MAX) / 4) shards_close(d);
-    s->fd = open(s->path, O_RDONLY | O_NONBLOCK);  // a pipe without a writer would block
-    if (s->fd < 0) die(STATUS_DATA, "%s: %s", s->path, strerror(errno));
-    s->is_open = 1;
-    d->open_count++;
-    return s->fd;
-}
-
-// Looks into s->path, a .txt of bytes or llm.c's token file; returns its vocabulary.
-static int shard_check(Shard *s, int fd) {
-    struct stat st;
-    int32_t header[256];
-    size_t length = strlen(s->path);
-    if (fstat(fd, &st) != 0) die(STATUS_DATA, "%s: %s", s->path, strerror(errno));
-    if (!S_ISREG(st.st_mode)) die(STATUS_DATA, "%s: not a regular file", s->path);
-    s->width = 1;
-    s->count = st.st_size;
-    if (length > 4 && strcmp(s->path + length - 4, ".txt") == 0) return 256;
-    if (pread(fd, header, sizeof header, 0) != sizeof header || header[0] != 20240520 || header[1] != 1)
-        die(STATUS_DATA, "%s: not a token file (256 int32, the first 20240520 and 1, then uint16) nor a .txt",
-            s->path);
-    s->width = 2;
-    s->start = sizeof header;
-    s->count = header[2];
-    if (s->count < 0 || st.st_size != s->start + 2 * s->count)
-        die(STATUS_DATA, "%s: its header says %" PRId64 " tokens, but it has %" PRId64 " bytes instead of "
-            "%" PRId64, s->path, s->count, (int64_t)st.st_size, s->start + 2 * s->count);
-    return header[3] ? header[3] : GPT2_V;
-}
-
-static void data_open(Data *d, const char *pattern) {
-    if (glob(pattern, GLOB_NOCHECK, NULL, &d->files) != 0)
-        die(STATUS_DATA, "%s: cannot be searched for", pattern);
-    d->shard_count = (int)d->files.gl_pathc;
-    d->shards = (Shard *)calloc(d->files.gl_pathc, sizeof(Shard));
-    if (!d->shards) die(STATUS_NUMBERS, "out of memory for a list of %d files", d->shard_count);
-    d->V = d->open_count = 0;
-    for (int i = 0; i < d->shard_count; i++) {
-        Shard *s = &d->shards[i];
-        s->path = d->files.gl_pathv[i];
-        int V = shard_check(s, shard_fd(d, s));
-        if (!within(V, 1, 65536))
-            die(STATUS_DATA, "%s: a vocabulary of %d; 1 to 65536 is possible", s->path, V);
-        if (d->V && d->V != V)
-            die(STATUS_DATA, "%s: vocabulary %d, but %s has %d", s->path, V, d->shards[0].path, d->V);
-        d->V = V;
+    if (!s->file) {
+        if (d->open_count >= sysconf(_SC_OPEN_MAX) / 4) shards_close(d);
+        s->file = open_regular(s->path);
+        d->open_count++;
     }
+    return fileno(s->file);
 }
 
 static void data_close(Data *d) {
@@ -1379,8 +1380,7 @@ static void data_close(Data *d) {
     free(d->shards);
 }
 
-// How many sequences of T tokens a shard has, with a target after their end: one after the other, or shuffled
-// at any place
+// How many sequences of T tokens a shard has, and a target after their end: side by side, or at any place
 static int64_t sequences_in(const Shard *s, int T, int shuffle) {
     if (s->count <= T) return 0;
     return shuffle ? s->count - T : (s->count - 1) / T;
@@ -1391,23 +1391,18 @@ static int64_t sequences_of(const Data *d, int T, int shuffle) {
     return sum;
 }
 
-// Tokens [position, position + n] of a shard: the first n to inputs, the last n to targets.
-static void read_sequence(Data *d, Shard *s, int64_t position, int n, int *inputs, int *targets) {
-    enum { PIECE = 4096 };
-    unsigned char raw[2 * (PIECE + 1)];
-    for (int i = 0; i < n; i += PIECE) {
-        int count = smaller_of(PIECE, n - i);
-        size_t bytes = (size_t)(count + 1) * (size_t)s->width;
-        if (pread(shard_fd(d, s), raw, bytes, s->start + (position + i) * s->width) != (ssize_t)bytes)
-            die(STATUS_DATA, "%s: cannot read token %" PRId64 ": was the file cut?", s->path, position + i);
-        for (int j = 0; j <= count; j++) {
-            int token = s->width == 1 ? raw[j] : raw[2*j] | raw[2*j + 1] << 8;
-            if (token >= d->V)
-                die(STATUS_DATA, "%s: token %" PRId64 " is %d, but the vocabulary has %d",
-                    s->path, position + i + j, token, d->V);
-            if (j < count) inputs[i + j] = token;
-            if (j > 0) targets[i + j - 1] = token;
-        }
+// Tokens [position, position + n] of a shard, through raw: the first n to inputs, the last n to targets.
+static void read_sequence(Data *d, Shard *s, int64_t position, int n, unsigned char *raw, int *inputs,
+                          int *targets) {
+    size_t bytes = (size_t)(n + 1) * (size_t)s->width;
+    if (pread(shard_fd(d, s), raw, bytes, s->start + position * s->width) != (ssize_t)bytes)
+        die(STATUS_DATA, "%s: cannot read from token %" PRId64 " on: was the file cut?", s->path, position);
+    for (int i = 0; i <= n; i++) {
+        int token = s->width == 1 ? raw[i] : raw[2*i] | raw[2*i + 1] << 8;
+        if (token >= d->V) die(STATUS_DATA, "%s: token %" PRId64 " is %d, but the vocabulary has %d",
+            s->path, position + i, token, d->V);
+        if (i < n) inputs[i] = token;
+        if (i > 0) targets[i - 1] = token;
     }
 }
 
@@ -1423,14 +1418,16 @@ static void set_batch(Model *m, const int *inputs, const int *targets) {
 static void data_batch(Data *d, Model *m, uint64_t first, int shuffle, uint64_t seed) {
     uint64_t room = (uint64_t)sequences_of(d, m->T, shuffle), B = (uint64_t)m->B;
     size_t T = (size_t)m->T, N = (size_t)m->B * T;
-    int *inputs = (int *)malloc(2 * N * sizeof(int)), *targets = inputs + N;
+    int *inputs = (int *)malloc(2 * N * sizeof(int) + 2 * (T + 1)), *targets = inputs + N;
+    unsigned char *raw = (unsigned char *)(targets + N);
     if (!inputs) die(STATUS_NUMBERS, "out of memory for a batch of %zu tokens", N);
     for (size_t b = 0; b < B; b++) {
         uint64_t number = shuffle ? random_bits(seed, RANDOM_BATCHES, first + b) : first + b;
         int64_t place = (int64_t)(number % room), here;
         Shard *s = d->shards;
         for (; place >= (here = sequences_in(s, m->T, shuffle)); s++) place -= here;
-        read_sequence(d, s, shuffle ? place : place * m->T, m->T, inputs + b * T, targets + b * T);
+        if (!shuffle) place *= m->T;
+        read_sequence(d, s, place, m->T, raw, inputs + b * T, targets + b * T);
     }
     set_batch(m, inputs, targets);
     free(inputs);
@@ -1455,8 +1452,7 @@ static void data_check(const Data *d, const char *pattern, int V, int T) {
 // ---- files: the model in llm.c's format, the optimizer's state beside it. A file is written aside, synced
 // and renamed; the state comes first and the model last, so a model with its state is a complete pair.
 
-enum { MODEL_MAGIC = 20240326, STATE_MAGIC = 20251127, STATE_VERSION = 3, TOKENIZER_MAGIC = 20240328 };
-enum { PATH = 4096, HEADER_SIZES = 6 };
+enum { STATE_MAGIC = 20251127, STATE_VERSION = 3, PATH = 4096, HEADER_SIZES = 6 };
 
 // The path of a model or state; good until the next call.
 static const char *checkpoint_path(const char *directory, const char *what, int step) {

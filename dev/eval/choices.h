@@ -89,12 +89,10 @@ static void read_question(Choices *c, Reader *r, int version) {
 
 static void choices_open(Choices *c, const char *path) {
     int32_t header[256];
-    struct stat st;
     memset(c, 0, sizeof *c);
     FILE *f = open_input(path, header, 20240522, "file of choices");
     checked(path, "version", header[1], 1, 2);
-    if (fstat(fileno(f), &st) != 0) die(STATUS_DATA, "%s: %s", path, strerror(errno));
-    size_t bytes = (size_t)st.st_size - sizeof header;
+    size_t bytes = size_of(f, path) - sizeof header;
     c->path = path;
     c->questions = header[2];
     c->V = or_else(header[1] == 2 ? header[4] : 0, GPT2_V);
