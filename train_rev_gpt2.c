@@ -1668,24 +1668,20 @@ static void save_state(const Model *m, const char *directory, int step, const Ru
 
 // A resumed run must be what the state's was, but for how a step's sequences are cut into micro-batches.
 static void check_run(const Run *was, const Run *run, const char *path) {
-    const char *shuffle = was->shuffle ? "--shuffle" : "no --shuffle";
-    const char *teacher = was->teacher ? "--distill" : "no --distill";
-    if (was->teacher && run->teacher && was->teacher != run->teacher) teacher = "another --distill";
-    Run same = *was;
-    if (was->B != run->B && (int64_t)was->B * was->accumulate == (int64_t)run->B * run->accumulate) {
-        same.B = run->B;
-        same.accumulate = run->accumulate;
-        same.chunk = run->chunk;
-        same.head_chunk = run->head_chunk;
-    }
-    int named = within(was->objective, CROSS_ENTROPY, KL_TEACHER);
-    if (memcmp(&same, run, sizeof same) != 0)
-        die(STATUS_USAGE, "%s was saved with -b %d -t %d, %d micro-batches a step, -a %d --seed %d --save %s "
-            "--precision %s --loss %s --chunk %d --head-chunk %d, %s, %s; resume with the same", path, was->B,
-            was->T, was->accumulate, was->overfit != 0, was->seed, precision_names[was->bf16 != 0],
-            precision_names[was->precision != 0], objective_names[named ? was->objective : 0], was->chunk,
-            was->head_chunk, shuffle, teacher);
-    if (was->B != run->B)
+    enum { FIELDS = sizeof(Run) / sizeof(int32_t) };
+    static const struct { const char *name; int cuts; } fields[FIELDS] = {
+        {"-b", 1}, {"-t", 0}, {"--chunk", 1}, {"--head-chunk", 1}, {"-d, in micro-batches,", 1},
+        {"--shuffle", 0}, {"-a", 0}, {"--save (1: bf16)", 0}, {"--mode", 0}, {"--seed", 0},
+        {"--precision (1: bf16)", 0}, {"--loss (1: kl, 2: kl-teacher)", 0}, {"--distill, as a checksum,", 0}};
+    int32_t then[FIELDS], now[FIELDS];
+    int64_t sequences = (int64_t)run->B * run->accumulate;
+    int cut = was->B != run->B && (int64_t)was->B * was->accumulate == sequences;
+    memcpy(then, was, sizeof then);
+    memcpy(now, run, sizeof now);
+    for (int i = 0; i < FIELDS; i++)
+        if (then[i] != now[i] && !(cut && fields[i].cuts)) die(STATUS_USAGE,
+            "%s was saved with %s %d, not %d; resume with the same", path, fields[i].name, then[i], now[i]);
+    if (cut)
         printf("-b %d, not %d: the same sequences, but other bits, and other batches for -m\n",
                run->B, was->B);
 }

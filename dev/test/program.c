@@ -880,11 +880,13 @@ static void test_teacher(void) {
           same_files("taught/state_00000004.bin", "cut_short/state_00000004.bin") &&
           same_logs("taught/log.csv", "cut_short/log.csv"), "a run that was cut has other bytes: %s", output);
     int status = trainer("%s -x 5 -o cut_short -y 1 --loss kl-teacher", flags);
-    check(status == STATUS_USAGE && strstr(output, "--loss kl --chunk"), "another --loss: %s", output);
+    check(status == STATUS_USAGE && strstr(output, "--loss (1: kl, 2: kl-teacher) 1, not 2"),
+          "another --loss: %s", output);
     status = trainer("-i train0.bin -b 2 -t 16 -x 5 -o cut_short -y 1");
-    check(status == STATUS_USAGE && strstr(output, ", --distill;"), "no teacher on resuming: %s", output);
+    check(status == STATUS_USAGE && strstr(output, "--loss (1: kl, 2: kl-teacher) 1, not 0"),
+          "no teacher on resuming: %s", output);
     status = trainer("-i train0.bin -b 2 -t 16 -x 5 -o cut_short -y 1 --distill base/model_00000000.bin");
-    check(status == STATUS_USAGE && strstr(output, ", another --distill;"),
+    check(status == STATUS_USAGE && strstr(output, "--distill, as a checksum,"),
           "another teacher on resuming: %s", output);
     status = trainer("%s -x 5 -o cut_short -y 1 --stem 1", flags);
     check(status == STATUS_USAGE && strstr(output, "--coefficient 0.25 --stem 2"),
