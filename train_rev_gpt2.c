@@ -1283,16 +1283,16 @@ static void cannot(const char *what, const char *path) {
     die(STATUS_DATA, "cannot %s %s: %s", what, path, strerror(errno));
 }
 
-static FILE *open_regular(const char *path) {  // anything else might block, or be harmed
-    errno = 0;
+static FILE *open_regular(const char *path, const char *mode) {  // anything else might block, or be harmed
     struct stat st;
-    FILE *f = stat(path, &st) == 0 && S_ISREG(st.st_mode) ? fopen(path, "rb") : NULL;
+    errno = 0;
+    FILE *f = stat(path, &st) != 0 || S_ISREG(st.st_mode) ? fopen(path, mode) : NULL;
     if (!f) die(STATUS_DATA, "%s: %s", path, errno ? strerror(errno) : "not a regular file");
     return f;
 }
 
 static FILE *open_input(const char *path, int32_t header[256], int magic, const char *what) {
-    FILE *f = open_regular(path);
+    FILE *f = open_regular(path, "rb");
     if (fread(header, sizeof(int32_t), 256, f) != 256 || header[0] != magic)
         die(STATUS_DATA, "%s: not a %s (256 int32, the first %d)", path, what, magic);
     return f;
@@ -1323,7 +1323,7 @@ static int shard_check(Shard *s) {
     int32_t header[256];
     size_t length = strlen(s->path);
     if (length > 4 && strcmp(s->path + length - 4, ".txt") == 0) {
-        FILE *f = open_regular(s->path);
+        FILE *f = open_regular(s->path, "rb");
         s->width = 1;
         s->count = (int64_t)size_of(f, s->path);
         fclose(f);
@@ -1368,7 +1368,7 @@ static void shards_close(Data *d) {
 static int shard_fd(Data *d, Shard *s) {
     if (!s->file) {
         if (d->open_count >= sysconf(_SC_OPEN_MAX) / 4) shards_close(d);
-        s->file = open_regular(s->path);
+        s->file = open_regular(s->path, "rb");
         d->open_count++;
     }
     return fileno(s->file);
@@ -1474,7 +1474,7 @@ static void output_failed(Output *o) {
 // over nothing but a file that begins so.
 static void output_open(Output *o, const char *path, const char *begins) {
     char old[32] = "";
-    FILE *f = begins && access(path, F_OK) == 0 ? open_regular(path) : NULL;
+    FILE *f = begins && access(path, F_OK) == 0 ? open_regular(path, "rb") : NULL;
     if (f && (fread(old, 1, strlen(begins), f) != strlen(begins) || strcmp(old, begins) != 0))
         die(STATUS_DATA, "%s is there already, and is of another kind", path);
     if (f) fclose(f);
@@ -1754,27 +1754,24 @@ static const char *log_path(const char *directory) {
     return path;
 }
 
-// Opens the log with its rows up to `step`: a resumed run goes on from its checkpoint, not where it died. If
-// what follows that step is owed, its rows of anything but training go.
+// Opens the log, and cuts off its rows beyond `step`: a resumed run goes on from its checkpoint, not where it
+// died. If what follows that step is owed, its rows of anything but training go, too.
 static FILE *log_open(const char *directory, int step, int owed) {
     const char *path = log_path(directory);
     char line[512], *end;
-    Output o;
-    FILE *old = access(path, F_OK) == 0 ? open_regular(path) : NULL;
-    if (old && (!fgets(line, sizeof line, old) || strcmp(line, log_header) != 0))
-        die(STATUS_DATA, "%s is not a log of this program", path);
-    output_open(&o, path, NULL);
-    output_write(&o, log_header, sizeof log_header - 1);
-    while (old && step >= 0 && fgets(line, sizeof line, old)) {
-        long at = strtol(line, &end, 10);
+    FILE *csv = open_regular(path, "a+");
+    rewind(csv);  // some systems begin to read at the end
+    int begun = fgets(line, sizeof line, csv) != NULL, kept = 1;
+    if (begun && strcmp(line, log_header) != 0) die(STATUS_DATA, "%s is not a log of this program", path);
+    for (long at = ftell(csv); kept && fgets(line, sizeof line, csv); at = ftell(csv)) {
+        long row = strtol(line, &end, 10);
         int whole = end != line && *end == ',' && strchr(line, '\n');
-        int again = owed && at == step && strncmp(end, ",train", 6) != 0;
-        if (whole && at <= step && !again) output_write(&o, line, strlen(line));
+        int again = owed && row == step && strncmp(end, ",train", 6) != 0;
+        kept = whole && row <= step && !again;
+        if (!kept && ftruncate(fileno(csv), at) != 0) cannot("write", path);
     }
-    if (old) fclose(old);
-    output_close(&o);
-    FILE *csv = fopen(path, "a");
-    if (!csv) cannot("write", path);
+    fseek(csv, 0, SEEK_END);
+    if (!begun) fputs(log_header, csv);
     return csv;
 }
 
