@@ -1461,7 +1461,7 @@ static const char *checkpoint_path(const char *directory, const char *what, int 
     return path;
 }
 
-typedef struct { FILE *file; char path[PATH + 32], directory[PATH + 32], aside[PATH + 64]; } Output;
+typedef struct { FILE *file; char path[PATH + 32], aside[PATH + 64]; } Output;
 
 static void output_failed(Output *o) {
     int error = errno;
@@ -1479,19 +1479,15 @@ static void output_open(Output *o, const char *path, const char *begins) {
         die(STATUS_DATA, "%s is there already, and is of another kind", path);
     if (f) fclose(f);
     const char *slash = strrchr(path, '/');
+    int directory = slash ? (int)(slash - path + 1) : 0;
     snprintf(o->path, sizeof o->path, "%s", path);
-    snprintf(o->directory, sizeof o->directory, "./");
-    if (slash) snprintf(o->directory, sizeof o->directory, "%.*s", (int)(slash - path + 1), path);
     snprintf(o->aside, sizeof o->aside, "%s.tmp", path);
-    if (!begins) snprintf(o->aside, sizeof o->aside, "%sunfinished.tmp", o->directory);
+    if (!begins) snprintf(o->aside, sizeof o->aside, "%.*sunfinished.tmp", directory, path);
     if (!begins) unlink(o->aside);
-    int fd = open(o->aside, O_WRONLY | O_CREAT | O_EXCL, 0666);
-    if (fd < 0 && errno == EEXIST)
-        die(STATUS_DATA, "cannot write %s: File exists: written by another program now, or left by one that "
-            "was killed: then remove it", o->aside);
-    if (fd < 0) cannot("write", o->aside);
-    o->file = fdopen(fd, "wb");
-    if (!o->file) output_failed(o);
+    o->file = fopen(o->aside, "wbx");
+    if (!o->file && errno == EEXIST) die(STATUS_DATA, "cannot write %s: File exists: another program "
+        "writes it now, or one that was killed left it: then remove it", o->aside);
+    if (!o->file) cannot("write", o->aside);
 }
 static void output_write(Output *o, const void *data, size_t bytes) {
     if (fwrite(data, 1, bytes, o->file) != bytes) output_failed(o);
@@ -1503,7 +1499,9 @@ static int unsupported(int error) {
 static void output_close(Output *o) {
     if (fflush(o->file) != 0 || fsync(fileno(o->file)) != 0) output_failed(o);
     if (fclose(o->file) != 0 || rename(o->aside, o->path) != 0) output_failed(o);
-    int directory = open(o->directory, O_RDONLY);  // the rename itself must survive a power cut
+    char *slash = strrchr(o->path, '/');
+    if (slash) slash[1] = 0;
+    int directory = open(slash ? o->path : ".", O_RDONLY);  // the rename itself must survive a power cut
     if (directory < 0 || (fsync(directory) != 0 && !unsupported(errno))) output_failed(o);
     close(directory);
 }
