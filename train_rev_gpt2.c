@@ -2059,12 +2059,8 @@ static void on_interrupt(int signal_number) {
 }
 
 static void catch_signals(void) {
-    struct sigaction action;
-    memset(&action, 0, sizeof action);
-    action.sa_handler = on_interrupt;
-    action.sa_flags = SA_RESTART;
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    signal(SIGINT, on_interrupt);  // a read or write that it comes in goes on
+    signal(SIGTERM, on_interrupt);
     signal(SIGPIPE, SIG_IGN);  // who reads the output may end first: train notices, and nothing is lost
 }
 
