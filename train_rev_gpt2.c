@@ -1253,8 +1253,7 @@ static void init_parameters(Model *m, uint64_t seed) {
     tensor_sizes(net, one, all);
     for (int t = 0; t < TENSORS; offset += all[t++]) {
         int kind = tensor_kinds[t].kind;
-        size_t drawn = kind >= MATRIX ? all[t] : 0;
-        if (kind == VOCABULARY) drawn = (size_t)net->V * (size_t)net->C;
+        size_t drawn = kind == VOCABULARY ? (size_t)net->V * (size_t)net->C : all[t];
         for (size_t i = 0; i < all[t]; i += STAGE) {
             size_t n = piece_of(all[t] - i);
             #pragma omp parallel for
@@ -1611,7 +1610,8 @@ static Config network_of(const int32_t header[256], const char *path) {
     net.K = checked(path, "number of iterations", header[11], 0, 16 * retrofit);
     net.stem = checked(path, "stem", header[12], retrofit, net.L);
     net.shift = checked(path, "shift", or_else(header[13], 4), 1, 8);
-    int one = 1 << net.shift, a = checked(path, "coefficient times 2^shift", header[16], !retrofit - one, one);
+    int one = 1 << net.shift, least = !retrofit - one;
+    int a = checked(path, "coefficient times 2^shift", header[16], least, one);
     if (a == 0) die(STATUS_DATA, "%s: its coefficient is 0, that of a baseline", path);
     for (; a % 2 == 0; net.shift--) a /= 2;
     net.a[0] = a;
