@@ -1601,7 +1601,8 @@ static Config network_of(const int32_t header[256], const char *path) {
     if (!(net.h >= 0 && net.h <= 16))
         die(STATUS_DATA, "%s: its step size is %g; 0 to 16 is possible", path, (double)net.h);
     if (net.mode == MIDPOINT_A) {
-        net.shift = 4 + checked(path, "shift", header[13], 0, 0);  // 0 means 4
+        checked(path, "shift", header[13], 0, 0);  // which means 4
+        net.shift = 4;
         memcpy(net.a, &header[16], (size_t)net.L * sizeof *header);
         if (!remainders_fit(&net)) die(STATUS_DATA, "%s: remainders of its a_k do not fit 16 bits", path);
     }
