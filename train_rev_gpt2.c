@@ -1233,8 +1233,7 @@ static void init_parameters(Model *m, uint64_t seed) {
     tensor_sizes(net, one, all);
     for (int t = 0; t < TENSORS; offset += all[t++]) {
         int kind = tensor_kinds[t].kind;
-        size_t drawn = kind >= MATRIX ? all[t] : 0;
-        if (kind == VOCABULARY) drawn = (size_t)net->V * (size_t)net->C;
+        size_t drawn = kind == VOCABULARY ? (size_t)net->V * (size_t)net->C : all[t];
         for (size_t i = 0; i < all[t]; i += STAGE) {
             size_t n = piece_of(all[t] - i);
             #pragma omp parallel for
@@ -1247,76 +1246,111 @@ static void init_parameters(Model *m, uint64_t seed) {
     }
 }
 
+// ---- files that are read: all but texts begin with a header, whose first number is their kind's
+
+enum { MODEL_MAGIC = 20240326, TOKENIZER_MAGIC = 20240328, TOKENS_MAGIC = 20240520 };
+static int within(int x, int least, int most) { return x >= least && x <= most; }
+static int or_else(int flag, int otherwise) { return flag ? flag : otherwise; }  // 0: not given
+
+// A value that a file has, which is possible
+static int checked(const char *path, const char *what, int value, int least, int most) {
+    if (!within(value, least, most))
+        die(STATUS_DATA, "%s: its %s is %d; %d to %d is possible", path, what, value, least, most);
+    return value;
+}
+static void cannot(const char *what, const char *path) {
+    die(STATUS_DATA, "cannot %s %s: %s", what, path, strerror(errno));
+}
+
+static FILE *open_regular(const char *path, const char *mode) {  // anything else might block, or be harmed
+    struct stat st;
+    errno = 0;
+    FILE *f = stat(path, &st) != 0 || S_ISREG(st.st_mode) ? fopen(path, mode) : NULL;
+    if (!f) die(STATUS_DATA, "%s: %s", path, errno ? strerror(errno) : "not a regular file");
+    return f;
+}
+
+static FILE *open_input(const char *path, int32_t header[256], int magic, const char *what) {
+    FILE *f = open_regular(path, "rb");
+    if (fread(header, sizeof(int32_t), 256, f) != 256 || header[0] != magic)
+        die(STATUS_DATA, "%s: not a %s (256 int32, the first %d)", path, what, magic);
+    return f;
+}
+static size_t size_of(FILE *f, const char *path) {
+    struct stat st;
+    if (fstat(fileno(f), &st) != 0) cannot("read", path);
+    return (size_t)st.st_size;
+}
+static void check_size(FILE *f, const char *path, size_t bytes) {
+    if (size_of(f, path) != bytes) die(STATUS_DATA,
+        "%s: %zu bytes, but what its header describes takes %zu", path, size_of(f, path), bytes);
+}
+
 // ---- data: shards of tokens, read in order as llm.c does or at random offsets as nanoGPT does
 
 enum { GPT2_V = 50257 };  // the vocabulary of files that name none
 typedef struct {
     char *path;
-    int is_open, fd, width;  // width: bytes a token
-    int64_t start, count;    // of the tokens in the file
+    FILE *file;            // NULL while it is closed
+    int width;             // bytes a token
+    int64_t start, count;  // of the tokens in the file
 } Shard;
 typedef struct { glob_t files; Shard *shards; int shard_count, open_count, V; } Data;
 
+// Looks into a file, a .txt of bytes or llm.c's tokens. Returns its vocabulary.
+static int shard_check(Shard *s) {
+    int32_t header[256];
+    size_t length = strlen(s->path);
+    if (length > 4 && strcmp(s->path + length - 4, ".txt") == 0) {
+        FILE *f = open_regular(s->path, "rb");
+        s->width = 1;
+        s->count = (int64_t)size_of(f, s->path);
+        fclose(f);
+        return 256;
+    }
+    FILE *f = open_input(s->path, header, TOKENS_MAGIC, "token file of llm.c, nor a .txt");
+    checked(s->path, "version", header[1], 1, 1);
+    s->width = 2;
+    s->start = sizeof header;
+    s->count = checked(s->path, "number of tokens", header[2], 0, INT32_MAX);
+    check_size(f, s->path, sizeof header + 2 * (size_t)s->count);
+    fclose(f);
+    return checked(s->path, "vocabulary", or_else(header[3], GPT2_V), 1, 65536);
+}
+
+static void data_open(Data *d, const char *pattern) {
+    memset(d, 0, sizeof *d);
+    if (glob(pattern, GLOB_NOCHECK, NULL, &d->files) != 0)
+        die(STATUS_DATA, "%s: cannot be searched for", pattern);
+    d->shard_count = (int)d->files.gl_pathc;
+    d->shards = (Shard *)calloc(d->files.gl_pathc, sizeof(Shard));
+    if (!d->shards) die(STATUS_NUMBERS, "out of memory for a list of %d files", d->shard_count);
+    for (int i = 0; i < d->shard_count; i++) {
+        Shard *s = &d->shards[i];
+        s->path = d->files.gl_pathv[i];
+        int V = shard_check(s);
+        if (i > 0 && d->V != V)
+            die(STATUS_DATA, "%s: vocabulary %d, but %s has %d", s->path, V, d->shards[0].path, d->V);
+        d->V = V;
+    }
+}
+
 static void shards_close(Data *d) {
     for (int i = 0; i < d->shard_count; i++) {
-        if (d->shards[i].is_open) close(d->shards[i].fd);
-        d->shards[i].is_open = 0;
+        if (d->shards[i].file) fclose(d->shards[i].file);
+        d->shards[i].file = NULL;
     }
     d->open_count = 0;
 }
 
 // A shard is opened when it is read, and stays open until a quarter of all that a process may open are.
 static int shard_fd(Data *d, Shard *s) {
-    if (s->is_open) return s->fd;
-    if (d->open_count >= sysconf(_SC_OPEN_MAX) / 4) shards_close(d);
-    s->fd = open(s->path, O_RDONLY | O_NONBLOCK);  // a pipe without a writer would block
-    if (s->fd < 0) die(STATUS_DATA, "%s: %s", s->path, strerror(errno));
-    s->is_open = 1;
-    d->open_count++;
-    return s->fd;
-}
-
-// Looks into s->path, a .txt of bytes or llm.c's token file; returns its vocabulary.
-static int shard_check(Shard *s, int fd) {
-    struct stat st;
-    int32_t header[256];
-    size_t length = strlen(s->path);
-    if (fstat(fd, &st) != 0) die(STATUS_DATA, "%s: %s", s->path, strerror(errno));
-    if (!S_ISREG(st.st_mode)) die(STATUS_DATA, "%s: not a regular file", s->path);
-    s->width = 1;
-    s->count = st.st_size;
-    if (length > 4 && strcmp(s->path + length - 4, ".txt") == 0) return 256;
-    if (pread(fd, header, sizeof header, 0) != sizeof header || header[0] != 20240520 || header[1] != 1)
-        die(STATUS_DATA, "%s: not a token file (256 int32, the first 20240520 and 1, then uint16) nor a .txt",
-            s->path);
-    s->width = 2;
-    s->start = sizeof header;
-    s->count = header[2];
-    if (s->count < 0 || st.st_size != s->start + 2 * s->count)
-        die(STATUS_DATA, "%s: its header says %" PRId64 " tokens, but it has %" PRId64 " bytes instead of "
-            "%" PRId64, s->path, s->count, (int64_t)st.st_size, s->start + 2 * s->count);
-    return header[3] ? header[3] : GPT2_V;
-}
-
-static int within(int x, int least, int most) { return x >= least && x <= most; }
-static int or_else(int flag, int otherwise) { return flag ? flag : otherwise; }  // 0: not given
-static void data_open(Data *d, const char *pattern) {
-    if (glob(pattern, GLOB_NOCHECK, NULL, &d->files) != 0)
-        die(STATUS_DATA, "%s: cannot be searched for", pattern);
-    d->shard_count = (int)d->files.gl_pathc;
-    d->shards = (Shard *)calloc(d->files.gl_pathc, sizeof(Shard));
-    if (!d->shards) die(STATUS_NUMBERS, "out of memory for a list of %d files", d->shard_count);
-    d->V = d->open_count = 0;
-    for (int i = 0; i < d->shard_count; i++) {
-        Shard *s = &d->shards[i];
-        s->path = d->files.gl_pathv[i];
-        int V = shard_check(s, shard_fd(d, s));
-        if (!within(V, 1, 65536))
-            die(STATUS_DATA, "%s: a vocabulary of %d; 1 to 65536 is possible", s->path, V);
-        if (d->V && d->V != V)
-            die(STATUS_DATA, "%s: vocabulary %d, but %s has %d", s->path, V, d->shards[0].path, d->V);
-        d->V = V;
+    if (!s->file) {
+        if (d->open_count >= sysconf(_SC_OPEN_MAX) / 4) shards_close(d);
+        s->file = open_regular(s->path, "rb");
+        d->open_count++;
     }
+    return fileno(s->file);
 }
 
 static void data_close(Data *d) {
@@ -1325,8 +1359,7 @@ static void data_close(Data *d) {
     free(d->shards);
 }
 
-// How many sequences of T tokens a shard has, with a target after their end: one after the other, or shuffled
-// at any place
+// How many sequences of T tokens a shard has, and a target after their end: side by side, or at any place
 static int64_t sequences_in(const Shard *s, int T, int shuffle) {
     if (s->count <= T) return 0;
     return shuffle ? s->count - T : (s->count - 1) / T;
@@ -1337,23 +1370,18 @@ static int64_t sequences_of(const Data *d, int T, int shuffle) {
     return sum;
 }
 
-// Tokens [position, position + n] of a shard: the first n to inputs, the last n to targets.
-static void read_sequence(Data *d, Shard *s, int64_t position, int n, int *inputs, int *targets) {
-    enum { PIECE = 4096 };
-    unsigned char raw[2 * (PIECE + 1)];
-    for (int i = 0; i < n; i += PIECE) {
-        int count = smaller_of(PIECE, n - i);
-        size_t bytes = (size_t)(count + 1) * (size_t)s->width;
-        if (pread(shard_fd(d, s), raw, bytes, s->start + (position + i) * s->width) != (ssize_t)bytes)
-            die(STATUS_DATA, "%s: cannot read token %" PRId64 ": was the file cut?", s->path, position + i);
-        for (int j = 0; j <= count; j++) {
-            int token = s->width == 1 ? raw[j] : raw[2*j] | raw[2*j + 1] << 8;
-            if (token >= d->V)
-                die(STATUS_DATA, "%s: token %" PRId64 " is %d, but the vocabulary has %d",
-                    s->path, position + i + j, token, d->V);
-            if (j < count) inputs[i + j] = token;
-            if (j > 0) targets[i + j - 1] = token;
-        }
+// Tokens [position, position + n] of a shard, through raw: the first n to inputs, the last n to targets.
+static void read_sequence(Data *d, Shard *s, int64_t position, int n, unsigned char *raw, int *inputs,
+                          int *targets) {
+    size_t bytes = (size_t)(n + 1) * (size_t)s->width;
+    if (pread(shard_fd(d, s), raw, bytes, s->start + position * s->width) != (ssize_t)bytes)
+        die(STATUS_DATA, "%s: cannot read from token %" PRId64 " on: was the file cut?", s->path, position);
+    for (int i = 0; i <= n; i++) {
+        int token = s->width == 1 ? raw[i] : raw[2*i] | raw[2*i + 1] << 8;
+        if (token >= d->V) die(STATUS_DATA, "%s: token %" PRId64 " is %d, but the vocabulary has %d",
+            s->path, position + i, token, d->V);
+        if (i < n) inputs[i] = token;
+        if (i > 0) targets[i - 1] = token;
     }
 }
 
@@ -1369,14 +1397,16 @@ static void set_batch(Model *m, const int *inputs, const int *targets) {
 static void data_batch(Data *d, Model *m, uint64_t first, int shuffle, uint64_t seed) {
     uint64_t room = (uint64_t)sequences_of(d, m->T, shuffle), B = (uint64_t)m->B;
     size_t T = (size_t)m->T, N = (size_t)m->B * T;
-    int *inputs = (int *)malloc(2 * N * sizeof(int)), *targets = inputs + N;
+    int *inputs = (int *)malloc(2 * N * sizeof(int) + 2 * (T + 1)), *targets = inputs + N;
+    unsigned char *raw = (unsigned char *)(targets + N);
     if (!inputs) die(STATUS_NUMBERS, "out of memory for a batch of %zu tokens", N);
     for (size_t b = 0; b < B; b++) {
         uint64_t number = shuffle ? random_bits(seed, RANDOM_BATCHES, first + b) : first + b;
         int64_t place = (int64_t)(number % room), here;
         Shard *s = d->shards;
         for (; place >= (here = sequences_in(s, m->T, shuffle)); s++) place -= here;
-        read_sequence(d, s, shuffle ? place : place * m->T, m->T, inputs + b * T, targets + b * T);
+        if (!shuffle) place *= m->T;
+        read_sequence(d, s, place, m->T, raw, inputs + b * T, targets + b * T);
     }
     set_batch(m, inputs, targets);
     free(inputs);
@@ -1387,25 +1417,22 @@ static int vocabulary_suits(int of_tokens, int V) {
     return of_tokens == V || (of_tokens == GPT2_V && within(V, GPT2_V, 50304));
 }
 
+static void check_vocabulary(const char *path, int of_tokens, int V) {
+    if (!vocabulary_suits(of_tokens, V))
+        die(STATUS_DATA, "%s: its vocabulary has %d tokens, the model's %d", path, of_tokens, V);
+}
+
 static void data_check(const Data *d, const char *pattern, int V, int T) {
-    int64_t longest = 0;
-    if (!vocabulary_suits(d->V, V))
-        die(STATUS_DATA, "%s: its vocabulary has %d tokens, the model's %d", pattern, d->V, V);
-    for (int i = 0; i < d->shard_count; i++)
-        if (d->shards[i].count > longest) longest = d->shards[i].count;
-    if (longest <= T) die(STATUS_DATA,
-        "%s: too short, the longest file has %" PRId64 " tokens; -t %d takes %d", pattern, longest, T, T + 1);
+    check_vocabulary(pattern, d->V, V);
+    if (sequences_of(d, T, 0) == 0)
+        die(STATUS_DATA, "%s: too short, no file has the %d tokens that -t %d takes", pattern, T + 1, T);
 }
 
 // ---- files: the model in llm.c's format, the optimizer's state beside it. A file is written aside, synced
 // and renamed; the state comes first and the model last, so a model with its state is a complete pair.
 
-enum { MODEL_MAGIC = 20240326, STATE_MAGIC = 20251127, STATE_VERSION = 3, TOKENIZER_MAGIC = 20240328 };
-enum { PATH = 4096 };
+enum { STATE_MAGIC = 20251127, STATE_VERSION = 3, PATH = 4096, HEADER_SIZES = 6 };
 
-static void cannot(const char *what, const char *path) {
-    die(STATUS_DATA, "cannot %s %s: %s", what, path, strerror(errno));
-}
 // The path of a model or state; good until the next call.
 static const char *checkpoint_path(const char *directory, const char *what, int step) {
     static char path[PATH + 32];
@@ -1413,15 +1440,7 @@ static const char *checkpoint_path(const char *directory, const char *what, int 
     return path;
 }
 
-static FILE *open_regular(const char *path) {  // anything else might block, or be harmed
-    errno = 0;
-    struct stat st;
-    FILE *f = stat(path, &st) == 0 && S_ISREG(st.st_mode) ? fopen(path, "rb") : NULL;
-    if (!f) die(STATUS_DATA, "%s: %s", path, errno ? strerror(errno) : "not a regular file");
-    return f;
-}
-
-typedef struct { FILE *file; char path[PATH + 32], directory[PATH + 32], aside[PATH + 64]; } Output;
+typedef struct { FILE *file; char path[PATH + 32], aside[PATH + 64]; } Output;
 
 static void output_failed(Output *o) {
     int error = errno;
@@ -1434,24 +1453,20 @@ static void output_failed(Output *o) {
 // over nothing but a file that begins so.
 static void output_open(Output *o, const char *path, const char *begins) {
     char old[32] = "";
-    FILE *f = begins && access(path, F_OK) == 0 ? open_regular(path) : NULL;
+    FILE *f = begins && access(path, F_OK) == 0 ? open_regular(path, "rb") : NULL;
     if (f && (fread(old, 1, strlen(begins), f) != strlen(begins) || strcmp(old, begins) != 0))
         die(STATUS_DATA, "%s is there already, and is of another kind", path);
     if (f) fclose(f);
     const char *slash = strrchr(path, '/');
+    int directory = slash ? (int)(slash - path + 1) : 0;
     snprintf(o->path, sizeof o->path, "%s", path);
-    snprintf(o->directory, sizeof o->directory, "./");
-    if (slash) snprintf(o->directory, sizeof o->directory, "%.*s", (int)(slash - path + 1), path);
     snprintf(o->aside, sizeof o->aside, "%s.tmp", path);
-    if (!begins) snprintf(o->aside, sizeof o->aside, "%sunfinished.tmp", o->directory);
+    if (!begins) snprintf(o->aside, sizeof o->aside, "%.*sunfinished.tmp", directory, path);
     if (!begins) unlink(o->aside);
-    int fd = open(o->aside, O_WRONLY | O_CREAT | O_EXCL, 0666);
-    if (fd < 0 && errno == EEXIST)
-        die(STATUS_DATA, "cannot write %s: File exists: written by another program now, or left by one that "
-            "was killed: then remove it", o->aside);
-    if (fd < 0) cannot("write", o->aside);
-    o->file = fdopen(fd, "wb");
-    if (!o->file) output_failed(o);
+    o->file = fopen(o->aside, "wbx");
+    if (!o->file && errno == EEXIST) die(STATUS_DATA, "cannot write %s: File exists: another program "
+        "writes it now, or one that was killed left it: then remove it", o->aside);
+    if (!o->file) cannot("write", o->aside);
 }
 static void output_write(Output *o, const void *data, size_t bytes) {
     if (fwrite(data, 1, bytes, o->file) != bytes) output_failed(o);
@@ -1463,7 +1478,9 @@ static int unsupported(int error) {
 static void output_close(Output *o) {
     if (fflush(o->file) != 0 || fsync(fileno(o->file)) != 0) output_failed(o);
     if (fclose(o->file) != 0 || rename(o->aside, o->path) != 0) output_failed(o);
-    int directory = open(o->directory, O_RDONLY);  // the rename itself must survive a power cut
+    char *slash = strrchr(o->path, '/');
+    if (slash) slash[1] = 0;
+    int directory = open(slash ? o->path : ".", O_RDONLY);  // the rename itself must survive a power cut
     if (directory < 0 || (fsync(directory) != 0 && !unsupported(errno))) output_failed(o);
     close(directory);
 }
@@ -1521,18 +1538,15 @@ static uint64_t read_parameters(FILE *f, const char *path, param_t *p, size_t co
     return sum;
 }
 
-// The header of a model file: all that a network is besides its parameters; sizes are ordered as in Config.
-enum { HEADER_SIZES = 6 };
+// The header of a model file: all that a network is besides its parameters. From slot 2 on it has the first
+// fields of Config: the sizes, and but for a baseline the mode, h and the grid.
+static size_t header_words(const int32_t header[256]) { return header[1] < 1000 ? HEADER_SIZES : 9; }
 static void model_header(int32_t header[256], const Config *net, int bf16) {
     int a_count = net->mode == MIDPOINT_A ? net->L : converted(net->mode);
     memset(header, 0, 256 * sizeof *header);
     header[0] = MODEL_MAGIC;
     header[1] = (bf16 ? 5 : 3) + 1000 * (net->mode != BASELINE);
-    memcpy(&header[2], net, HEADER_SIZES * sizeof *header);
-    if (net->mode == BASELINE) return;
-    header[8] = net->mode;
-    memcpy(&header[9], &net->h, sizeof(float));
-    header[10] = net->grid;
+    memcpy(&header[2], net, header_words(header) * sizeof *header);
     header[11] = net->K;
     header[12] = net->stem;
     if (converted(net->mode)) header[13] = net->shift;  // 0 means 4, in sixteenths
@@ -1549,67 +1563,53 @@ static void save_model(const Model *m, const char *directory, int step, int bf16
     output_close(&o);
 }
 
-static FILE *open_input(const char *path, int32_t header[256], int magic, const char *what) {
-    FILE *f = open_regular(path);
-    if (fread(header, sizeof(int32_t), 256, f) != 256 || header[0] != magic)
-        die(STATUS_DATA, "%s: not a %s (256 int32, the first %d)", path, what, magic);
-    return f;
-}
-static void check_size(FILE *f, const char *path, size_t bytes) {
-    struct stat st;
-    if (fstat(fileno(f), &st) != 0) die(STATUS_DATA, "%s: %s", path, strerror(errno));
-    if ((size_t)st.st_size != bytes) die(STATUS_DATA,
-        "%s: %zu bytes, but what its header describes takes %zu", path, (size_t)st.st_size, bytes);
-}
-
-// The rest of the header of a conversion
-static void load_conversion(Config *net, const int32_t header[256], const char *path) {
-    int retrofit = net->mode == RETROFIT, a = header[16];
-    net->K = header[11];
-    net->stem = header[12];
-    net->shift = header[13] ? header[13] : 4;
-    if (!within(net->K, 0, 16 * retrofit) || !within(net->stem, retrofit, net->L) || a == 0 ||
-        !within(net->shift, 1, 8) || !within(a, !retrofit - (1 << net->shift), 1 << net->shift))
-        die(STATUS_DATA, "%s: no %s has coefficient %d / 2^%d, %d iterations, a stem of %d",
-            path, mode_names[net->mode], a, net->shift, net->K, net->stem);
-    for (; a % 2 == 0; net->shift--) a /= 2;
-    net->a[0] = a;
+// The network that a header describes
+static Config network_of(const int32_t header[256], const char *path) {
+    Config net;
+    memset(&net, 0, sizeof net);
+    memcpy(&net, &header[2], header_words(header) * sizeof *header);
+    checked(path, "context", net.maxT, 1, 1 << 24);
+    checked(path, "vocabulary", net.V, 1, 65536);
+    checked(path, "padded vocabulary", net.Vp, net.V, 1 << 20);
+    checked(path, "number of layers", net.L, 1, net.mode == MIDPOINT_A ? MAX_A : 1 << 16);
+    checked(path, "number of channels", net.C, 1, 1 << 16);
+    checked(path, "number of heads", net.NH, 1, net.C);
+    checked(path, "mode", net.mode, header[1] >= 1000, MODES - 1);
+    checked(path, "grid", net.grid, 0, 30);
+    if (net.C % net.NH != 0)
+        die(STATUS_DATA, "%s: its %d channels cannot be shared by %d heads", path, net.C, net.NH);
+    if (!(net.h >= 0 && net.h <= 16))
+        die(STATUS_DATA, "%s: its step size is %g; 0 to 16 is possible", path, (double)net.h);
+    if (net.mode == MIDPOINT_A) {
+        checked(path, "shift", header[13], 0, 0);  // which means 4
+        net.shift = 4;
+        memcpy(net.a, &header[16], (size_t)net.L * sizeof *header);
+        if (!remainders_fit(&net)) die(STATUS_DATA, "%s: remainders of its a_k do not fit 16 bits", path);
+    }
+    if (!converted(net.mode)) return net;
+    int retrofit = net.mode == RETROFIT;
+    net.K = checked(path, "number of iterations", header[11], 0, 16 * retrofit);
+    net.stem = checked(path, "stem", header[12], retrofit, net.L);
+    net.shift = checked(path, "shift", or_else(header[13], 4), 1, 8);
+    int one = 1 << net.shift, least = !retrofit - one;
+    int a = checked(path, "coefficient times 2^shift", header[16], least, one);
+    if (a == 0) die(STATUS_DATA, "%s: its coefficient is 0, that of a baseline", path);
+    for (; a % 2 == 0; net.shift--) a /= 2;
+    net.a[0] = a;
+    return net;
 }
 
 // Reads the header of a model file, checked; and its parameters, if m is given.
 static Config load_model(const char *path, Model *m) {
-    Config net;
     int32_t header[256];
     FILE *f = open_input(path, header, MODEL_MAGIC, "model file");
     int version = header[1] % 1000, bf16 = version == 5;
     if ((version != 3 && !bf16) || !within(header[1], 0, 1999))
         die(STATUS_DATA, "%s: version %d; 3, 5, 1003 and 1005 can be read", path, header[1]);
-    memset(&net, 0, sizeof net);
-    memcpy(&net, &header[2], HEADER_SIZES * sizeof *header);
-    if (!within(net.maxT, 1, 1 << 24) || !within(net.V, 1, 65536) || !within(net.Vp, net.V, 1 << 20) ||
-        !within(net.L, 1, 1 << 16) || !within(net.C, 1, 1 << 16) || net.NH < 1 || net.C % net.NH != 0)
-        die(STATUS_DATA, "%s: no network has context %d, vocabulary %d padded to %d, %d layers, %d heads, "
-            "%d channels", path, net.maxT, net.V, net.Vp, net.L, net.NH, net.C);
-    if (header[1] >= 1000) {
-        net.mode = header[8];
-        memcpy(&net.h, &header[9], sizeof(float));
-        net.grid = header[10];
-        int known = within(net.mode, BASELINE + 1, MODES - 1) && within(net.grid, 0, 30);
-        if (!known || !(net.h >= 0 && net.h <= 16))
-            die(STATUS_DATA, "%s: mode %d, step size %g, grid %d are not of a network known here",
-                path, net.mode, (double)net.h, net.grid);
-    }
-    if (net.mode == MIDPOINT_A) {
-        if (net.L > MAX_A || header[13] != 0) die(STATUS_DATA,
-            "%s: %d layers of midpoint-a; at most %d in sixteenths can be read", path, net.L, MAX_A);
-        memcpy(net.a, &header[16], (size_t)net.L * sizeof *header);
-        net.shift = 4;
-        if (!remainders_fit(&net))
-            die(STATUS_DATA, "%s: coefficients a_k whose remainders do not fit 16 bits", path);
-    }
-    if (converted(net.mode)) load_conversion(&net, header, path);
-    check_size(f, path, sizeof header + parameter_count(&net) * (bf16 ? 2 : 4));
-    if (m) read_parameters(f, path, m->params, parameter_count(&net), bf16, 0);
+    const Config net = network_of(header, path);
+    const size_t count = parameter_count(&net);
+    check_size(f, path, sizeof header + count * (bf16 ? 2 : 4));
+    if (m) read_parameters(f, path, m->params, count, bf16, 0);
     fclose(f);
     return net;
 }
@@ -1647,24 +1647,20 @@ static void save_state(const Model *m, const char *directory, int step, const Ru
 
 // A resumed run must be what the state's was, but for how a step's sequences are cut into micro-batches.
 static void check_run(const Run *was, const Run *run, const char *path) {
-    const char *shuffle = was->shuffle ? "--shuffle" : "no --shuffle";
-    const char *teacher = was->teacher ? "--distill" : "no --distill";
-    if (was->teacher && run->teacher && was->teacher != run->teacher) teacher = "another --distill";
-    Run same = *was;
-    if (was->B != run->B && (int64_t)was->B * was->accumulate == (int64_t)run->B * run->accumulate) {
-        same.B = run->B;
-        same.accumulate = run->accumulate;
-        same.chunk = run->chunk;
-        same.head_chunk = run->head_chunk;
-    }
-    int named = within(was->objective, CROSS_ENTROPY, KL_TEACHER);
-    if (memcmp(&same, run, sizeof same) != 0)
-        die(STATUS_USAGE, "%s was saved with -b %d -t %d, %d micro-batches a step, -a %d --seed %d --save %s "
-            "--precision %s --loss %s --chunk %d --head-chunk %d, %s, %s; resume with the same", path, was->B,
-            was->T, was->accumulate, was->overfit != 0, was->seed, precision_names[was->bf16 != 0],
-            precision_names[was->precision != 0], objective_names[named ? was->objective : 0], was->chunk,
-            was->head_chunk, shuffle, teacher);
-    if (was->B != run->B)
+    enum { FIELDS = sizeof(Run) / sizeof(int32_t) };
+    static const struct { const char *name; int cuts; } fields[FIELDS] = {
+        {"-b", 1}, {"-t", 0}, {"--chunk", 1}, {"--head-chunk", 1}, {"-d, in micro-batches,", 1},
+        {"--shuffle", 0}, {"-a", 0}, {"--save (1: bf16)", 0}, {"--mode", 0}, {"--seed", 0},
+        {"--precision (1: bf16)", 0}, {"--loss (1: kl, 2: kl-teacher)", 0}, {"--distill, as a checksum,", 0}};
+    int32_t then[FIELDS], now[FIELDS];
+    int64_t sequences = (int64_t)run->B * run->accumulate;
+    int cut = was->B != run->B && (int64_t)was->B * was->accumulate == sequences;
+    memcpy(then, was, sizeof then);
+    memcpy(now, run, sizeof now);
+    for (int i = 0; i < FIELDS; i++)
+        if (then[i] != now[i] && !(cut && fields[i].cuts)) die(STATUS_USAGE,
+            "%s was saved with %s %d, not %d; resume with the same", path, fields[i].name, then[i], now[i]);
+    if (cut)
         printf("-b %d, not %d: the same sequences, but other bits, and other batches for -m\n",
                run->B, was->B);
 }
@@ -1737,27 +1733,24 @@ static const char *log_path(const char *directory) {
     return path;
 }
 
-// Opens the log with its rows up to `step`: a resumed run goes on from its checkpoint, not where it died. If
-// what follows that step is owed, its rows of anything but training go.
+// Opens the log, and cuts off its rows beyond `step`: a resumed run goes on from its checkpoint, not where it
+// died. If what follows that step is owed, its rows of anything but training go, too.
 static FILE *log_open(const char *directory, int step, int owed) {
     const char *path = log_path(directory);
     char line[512], *end;
-    Output o;
-    FILE *old = access(path, F_OK) == 0 ? open_regular(path) : NULL;
-    if (old && (!fgets(line, sizeof line, old) || strcmp(line, log_header) != 0))
-        die(STATUS_DATA, "%s is not a log of this program", path);
-    output_open(&o, path, NULL);
-    output_write(&o, log_header, sizeof log_header - 1);
-    while (old && step >= 0 && fgets(line, sizeof line, old)) {
-        long at = strtol(line, &end, 10);
+    FILE *csv = open_regular(path, "a+");
+    rewind(csv);  // some systems begin to read at the end
+    int begun = fgets(line, sizeof line, csv) != NULL, kept = 1;
+    if (begun && strcmp(line, log_header) != 0) die(STATUS_DATA, "%s is not a log of this program", path);
+    for (long at = ftell(csv); kept && fgets(line, sizeof line, csv); at = ftell(csv)) {
+        long row = strtol(line, &end, 10);
         int whole = end != line && *end == ',' && strchr(line, '\n');
-        int again = owed && at == step && strncmp(end, ",train", 6) != 0;
-        if (whole && at <= step && !again) output_write(&o, line, strlen(line));
+        int again = owed && row == step && strncmp(end, ",train", 6) != 0;
+        kept = whole && row <= step && !again;
+        if (!kept && ftruncate(fileno(csv), at) != 0) cannot("write", path);
     }
-    if (old) fclose(old);
-    output_close(&o);
-    FILE *csv = fopen(path, "a");
-    if (!csv) cannot("write", path);
+    fseek(csv, 0, SEEK_END);
+    if (!begun) fputs(log_header, csv);
     return csv;
 }
 
@@ -1778,12 +1771,9 @@ static Tokenizer tokenizer_open(const char *path, int V) {
     }
     if (!path) return z;
     FILE *f = open_input(path, header, TOKENIZER_MAGIC, "tokenizer file");
-    if (!within(header[1], 1, 2)) die(STATUS_DATA, "%s: version %d; 1 and 2 can be read", path, header[1]);
-    if (!vocabulary_suits(header[2], V))
-        die(STATUS_DATA, "%s: of %d tokens, but the model has %d", path, header[2], V);
-    if (header[1] == 2) z.eot = header[3];  // version 1 does not say
-    if (!within(z.eot, -1, header[2] - 1))
-        die(STATUS_DATA, "%s: its end of text is token %d of %d", path, z.eot, header[2]);
+    check_vocabulary(path, header[2], V);
+    if (checked(path, "version", header[1], 1, 2) == 2) z.eot = header[3];  // version 1 does not say
+    checked(path, "end of text", z.eot, -1, header[2] - 1);
     for (int i = 0; i < header[2]; i++) {
         unsigned char *text = z.texts[i];
         if (fread(text, 1, 1, f) != 1 || !text[0] || fread(text + 1, 1, text[0], f) != text[0])
@@ -2050,12 +2040,8 @@ static void on_interrupt(int signal_number) {
 }
 
 static void catch_signals(void) {
-    struct sigaction action;
-    memset(&action, 0, sizeof action);
-    action.sa_handler = on_interrupt;
-    action.sa_flags = SA_RESTART;
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    signal(SIGINT, on_interrupt);  // a read or write that it comes in goes on
+    signal(SIGTERM, on_interrupt);
     signal(SIGPIPE, SIG_IGN);  // who reads the output may end first: train notices, and nothing is lost
 }
 

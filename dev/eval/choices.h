@@ -89,12 +89,10 @@ static void read_question(Choices *c, Reader *r, int version) {
 
 static void choices_open(Choices *c, const char *path) {
     int32_t header[256];
-    struct stat st;
     memset(c, 0, sizeof *c);
     FILE *f = open_input(path, header, 20240522, "file of choices");
-    if (!within(header[1], 1, 2)) die(STATUS_DATA, "%s: version %d; 1 and 2 can be read", path, header[1]);
-    if (fstat(fileno(f), &st) != 0) die(STATUS_DATA, "%s: %s", path, strerror(errno));
-    size_t bytes = (size_t)st.st_size - sizeof header;
+    checked(path, "version", header[1], 1, 2);
+    size_t bytes = size_of(f, path) - sizeof header;
     c->path = path;
     c->questions = header[2];
     c->V = or_else(header[1] == 2 ? header[4] : 0, GPT2_V);
@@ -121,8 +119,7 @@ static void choices_close(Choices *c) {
 
 // Cuts completions to what the model reads at a time.
 static void choices_fit(Choices *c, const Model *m) {
-    if (!vocabulary_suits(c->V, m->net.V))
-        die(STATUS_DATA, "%s: its vocabulary has %d tokens, the model's %d", c->path, c->V, m->net.V);
+    check_vocabulary(c->path, c->V, m->net.V);
     for (Completion *x = c->all; x < c->all + c->count; x++) {
         int excess = x->context + x->ending - (m->T + 1);
         if (x->ending > m->T) die(STATUS_DATA, "%s: question %d has a completion of %d tokens, but -t is %d",
