@@ -3399,7 +3399,9 @@ void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias,
 // For each query this is carried along: the highest score so far, the sum of exp(scale (score - highest)),
 // and by how much the last tile has shrunk what was summed before.
 typedef struct { real_t highest[TILE], sum[TILE], shrink[TILE]; } Softmax;
-enum { STRIP = 2 * TILE };  // queries that read a tile of keys one after the other: it is packed once
+// Queries that read a tile of keys one after the other, so that it is packed once for them; forward a task has
+// no more of them, lest many threads have too few tasks.
+enum { STRIP = 2 * TILE, STRIP_BACKWARD = 4 * TILE };
 
 // Scores become exponentials. Rows of score (keys, TILE) are keys, so that what is done to every query is
 // done to vectors; query i sees the keys up to first + i.
@@ -3525,13 +3527,13 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
                 memset(dqkv + of_keys + t*S + KV, 0, bytes);
             }
             for (int h = g * group; h < (g + 1) * group; h++)
-                for (int s0 = 0; s0 < T; s0 += STRIP) {
+                for (int s0 = 0; s0 < T; s0 += STRIP_BACKWARD) {
                     const act_t *q = qkv + sequence*S + h*hs, *k = qkv + of_keys;
                     const act_t *o = out + sequence*C + h*hs, *d = dout + (o - out);
                     act_t *dq = dqkv + (q - qkv), *dk = dqkv + of_keys, *dv = dk + KV;
                     const real_t *l = lse + sequence*NH + h*T;
-                    const int end = smaller_of(s0 + STRIP, T);
-                    Queries tiles[STRIP / TILE], *x = tiles;
+                    const int end = smaller_of(s0 + STRIP_BACKWARD, T);
+                    Queries tiles[STRIP_BACKWARD / TILE], *x = tiles;
                     Panel k_panel, v_panel, k_columns, p_panel, ds_panel;
                     real_t p[TILE * TILE], ds[TILE * TILE];
                     for (int q0 = s0; q0 < end; q0 += TILE, x++) {
