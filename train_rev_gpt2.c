@@ -3399,8 +3399,8 @@ void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias,
 // For each query this is carried along: the highest score so far, the sum of exp(scale (score - highest)),
 // and by how much the last tile has shrunk what was summed before.
 typedef struct { real_t highest[TILE], sum[TILE], shrink[TILE]; } Softmax;
-// Queries that read a tile of keys one after the other: it is packed once for them. Forward a task has no more
-// of them, lest many threads have too few tasks.
+// Queries that read a tile of keys one after the other: for them it is packed once. Forward a task has fewer,
+// lest many threads have too few tasks.
 enum { STRIP = 2 * TILE, STRIP_BACKWARD = 4 * TILE };
 
 // Scores become exponentials. Rows of score (keys, TILE) are keys, so that what is done to every query is
