@@ -1144,7 +1144,11 @@ int layers_bf16(int on);           // products round operands to bf16, but for a
 // ends the program, and says why, where blocks of so many sequences or samples of so many tokens are too much
 void layers_check(int sequences, int C, int NH, int cache_tokens);
 void layers_order(void *order, const int *tokens, int n);  // for embed_backward; tokens are in host memory
-double norm_squared(const real_t *x, size_t count);
+// Tensors are summed and updated in pieces of so many elements, counted from each one's start: who owns some
+// of them gets the bits of who owns all.
+enum { PIECE = 4096 };
+// sums, in host memory: of the squares of each piece of x (count)
+void squares(double *sums, const real_t *x, size_t count);
 // one step of AdamW (t = 1, 2, ...) with the gradient times scale
 void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, double rate, double beta1,
            double beta2, double decay, double scale, int t);
@@ -1178,12 +1182,30 @@ static double objective_of(const Model *m) {
 
 // ---- optimizer
 
+static size_t pieces_in(size_t count) { return (count + PIECE - 1) / PIECE; }
+
+// The norm of the gradient: sums over pieces, added in their order
+static double norm_of(const Model *m) {
+    size_t one[TENSORS], all[TENSORS], at = 0, most = 0;
+    double total = 0;
+    tensor_sizes(&m->net, one, all);
+    for (int i = 0; i < TENSORS; i++) most = larger_of(most, pieces_in(all[i]));
+    double *sums = (double *)malloc(most * sizeof(double));
+    if (!sums) die(STATUS_NUMBERS, "out of memory for %zu sums of the gradient", most);
+    for (int i = 0; i < TENSORS; at += all[i++]) {
+        squares(sums, m->grads + at, all[i]);
+        for (size_t p = 0; p < pieces_in(all[i]); p++) total += sums[p];
+    }
+    free(sums);
+    return sqrt(total);
+}
+
 // Clips the gradient at norm 1 and takes one step of AdamW; matrices and embeddings decay, gains and biases
 // do not. Returns the norm before clipping; if that is not finite, nothing has been changed.
 static double update(Model *m, double rate, double beta1, double beta2, double decay, int t) {
     size_t one[TENSORS], all[TENSORS], at = 0;
-    double norm = sqrt(norm_squared(m->grads, tensor_sizes(&m->net, one, all)));
-    double scale = norm > 1 ? 1 / norm : 1;
+    double norm = norm_of(m), scale = norm > 1 ? 1 / norm : 1;
+    tensor_sizes(&m->net, one, all);
     for (int i = 0; i < TENSORS && isfinite(norm); at += all[i++])
         adamw(m->params + at, m->grads + at, m->m + at, m->v + at, all[i], rate, beta1, beta2,
               tensor_kinds[i].kind >= MATRIX ? decay : 0, scale, t);
@@ -1359,7 +1381,6 @@ static int64_t sequences_of(const Data *d, int T, int shuffle) {
 
 // Tokens [position, position + n] of a shard: the first n to inputs, the last n to targets.
 static void read_sequence(Data *d, Shard *s, int64_t position, int n, int *inputs, int *targets) {
-    enum { PIECE = 4096 };
     unsigned char raw[2 * (PIECE + 1)];
     for (int i = 0; i < n; i += PIECE) {
         int count = smaller_of(PIECE, n - i);
@@ -2782,10 +2803,9 @@ size_t device_memory_bytes(void) {
 }
 
 // ---- streams
-// A loop over elements is cut at multiples of this. If threads began anywhere, the compiler's vectors and
+// A loop over elements is cut at multiples of PIECE. If threads began anywhere, the compiler's vectors and
 // what is left over would be other elements for another number of threads, and it may contract multiply and
 // add in one but not in the other.
-enum { PIECE = 4096 };
 static int fault;
 int stream_take_fault(void) {
     int f = fault;
@@ -3721,18 +3741,17 @@ void distillation(real_t *out, size_t stride, act_t *logits, const act_t *teache
     }
 }
 
-double norm_squared(const real_t *x, size_t count) {
-    profile("norm_squared", 0, (double)count * sizeof(real_t));
-    double sums[SLICES], total = 0;
+void squares(double *sums, const real_t *x, size_t count) {
+    profile("squares", 0, (double)count * sizeof(real_t));
     #pragma omp parallel for
-    for (int p = 0; p < SLICES; p++) {
+    for (size_t i = 0; i < count; i += PIECE) {
+        const real_t *piece = x + i;
+        const int n = (int)smaller_size(PIECE, count - i);
         double sum = 0;
         #pragma omp simd reduction(+:sum)
-        for (size_t i = slice(count, p); i < slice(count, p + 1); i++) sum += (double)x[i] * x[i];
-        sums[p] = sum;
+        for (int j = 0; j < n; j++) sum += (double)piece[j] * piece[j];
+        sums[i / PIECE] = sum;
     }
-    for (int p = 0; p < SLICES; p++) total += sums[p];
-    return total;
 }
 
 void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, double rate, double beta1,

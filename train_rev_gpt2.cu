@@ -1552,25 +1552,25 @@ void distillation(real_t *out, size_t stride, act_t *logits, const act_t *teache
            2 * WARP * sizeof(float), out, stride, logits, teacher, targets, V, Vp, objective, (float)scale);
 }
 
-static __global__ void norm_kernel(float *partial, const float *x, size_t count) {
+static __global__ void squares_kernel(float *partial, const float *x, size_t count) {
     SHARED(float, room);
+    const size_t begin = blockIdx.x * (size_t)PIECE, end = begin + PIECE < count ? begin + PIECE : count;
     float sum = 0;
 #pragma unroll 8
-    for (size_t i = slice_begin(count, blockIdx.x) + threadIdx.x; i < slice_begin(count, blockIdx.x + 1);
-         i += blockDim.x)
-        sum += x[i] * x[i];
+    for (size_t i = begin + threadIdx.x; i < end; i += blockDim.x) sum += x[i] * x[i];
     sum = block_sum(sum, 0, room).x;
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
-double norm_squared(const real_t *x, size_t count) {
-    profile("norm_squared", 0, (double)count * sizeof(real_t));
-    float partial[SLICES];
-    double total = 0;
-    int slices = slices_of(count, 1 << 14);
-    LAUNCH(norm_kernel, (unsigned)slices, THREADS, 2 * WARP * sizeof(float), partial_sums, x, count);
-    to_host(partial, partial_sums, sizeof(float) * (size_t)slices);
-    for (int p = 0; p < slices; p++) total += partial[p];
-    return total;
+void squares(double *sums, const real_t *x, size_t count) {
+    profile("squares", 0, (double)count * sizeof(real_t));
+    enum { MOST = 2 * SLICES };  // pieces that partial_sums has room for, however few channels there are
+    float partial[MOST];
+    for (size_t i = 0; i < count; i += (size_t)MOST * PIECE) {
+        size_t left = pieces_in(count - i), n = left < MOST ? left : MOST;
+        LAUNCH(squares_kernel, (unsigned)n, THREADS, 2 * WARP * sizeof(float), partial_sums, x + i, count - i);
+        to_host(partial, partial_sums, sizeof(float) * n);
+        for (size_t p = 0; p < n; p++) sums[i / PIECE + p] = partial[p];
+    }
 }
 
 struct AdamW { float beta1, beta2, keep, step, unbias, clip; };
