@@ -1563,10 +1563,10 @@ static __global__ void squares_kernel(float *partial, const float *x, size_t cou
 }
 void squares(double *sums, const real_t *x, size_t count) {
     profile("squares", 0, (double)count * sizeof(real_t));
-    enum { MOST = 2 * SLICES };  // pieces that partial_sums has room for, however few channels there are
-    float partial[MOST];
-    for (size_t i = 0; i < count; i += (size_t)MOST * PIECE) {
-        size_t left = pieces_in(count - i), n = left < MOST ? left : MOST;
+    const size_t most = 2 * SLICES;  // pieces that partial_sums has room for, however few channels there are
+    float partial[2 * SLICES];
+    for (size_t i = 0; i < count; i += most * PIECE) {
+        size_t left = pieces_in(count - i), n = left < most ? left : most;
         LAUNCH(squares_kernel, (unsigned)n, THREADS, 2 * WARP * sizeof(float), partial_sums, x + i, count - i);
         to_host(partial, partial_sums, sizeof(float) * n);
         for (size_t p = 0; p < n; p++) sums[i / PIECE + p] = partial[p];
