@@ -238,10 +238,9 @@ typedef struct {
     int B, T;               // sequences of a batch, and tokens of each
     int chunk, head_chunk;  // sequences that a force, and tokens that the head is evaluated for at a time
     int training;           // whether there will be a backward pass
-    int memory;             // enum Memory
+    int memory, objective;  // enum Memory, enum Objective
     int kept_steps;         // the last steps, whose internals are kept
     int has_teacher;        // whether there is a baseline of the same shape to come near (Part III)
-    int objective;          // enum Objective
     param_t *params;        // all tensors, one after the other
     void *weight_copy;      // what layers_weights makes of them
     real_t *grads, *m, *v;  // like params: gradients, and the moments of the optimizer
@@ -273,8 +272,7 @@ typedef struct {
     act_t *teacher_logits;              // (head_chunk, Vp)
 
     act_t *cache;           // generating: (evaluations, cache_tokens, cache_width), the tokens so far
-    int cache_tokens;       // how many it has room for
-    int past;               // how many it holds, which stand before the inputs
+    int cache_tokens, past;  // how many it has room for, and how many it holds, which stand before the inputs
     Buffer buffers[32];     // every array above, as planned
     int buffer_count;
 } Model;
