@@ -1599,6 +1599,20 @@ void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, doub
     else LAUNCH(adamw_kernel<1>, blocks_for(count, THREADS), THREADS, 0, p, g, m, v, count, k);
 }
 
+template <int N> static __global__ void add_kernel(float *sum, const float *g, size_t count) {
+    size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N;
+    if (i >= count) return;
+    Few<float, N> a = load<N>(sum + i), b = load<N>(g + i);
+    for (int j = 0; j < N; j++) a.e[j] += b.e[j];
+    store<N>(sum + i, a);
+}
+void add_gradients(real_t *sum, const real_t *g, size_t count) {
+    profile("add_gradients", 0, (double)count * 3 * sizeof(real_t));
+    if (count % 4 == 0 && aligned(sum) && aligned(g))
+        LAUNCH(add_kernel<4>, blocks_for(count, 4 * THREADS), THREADS, 0, sum, g, count);
+    else LAUNCH(add_kernel<1>, blocks_for(count, THREADS), THREADS, 0, sum, g, count);
+}
+
 // ---- the device's limits
 
 void layers_check(int sequences, int C, int NH, int cache_tokens) {
@@ -1645,6 +1659,10 @@ double device_flops(void) {
 }
 
 double device_fastest(void) { return 0; }  // products end after their functions
+const char *device_products(void) {
+    device_begin();
+    return device.name;
+}
 
 #ifdef REV_GPT2_BLOCK
 #define REV_GPT2_BLOCK_LAYERS  // the block's own layers, which may use those above

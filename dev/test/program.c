@@ -709,7 +709,7 @@ static void test_interrupt(void) {
     memset(&j, 0, sizeof j);
     j.m.net = load_model("run0/model_00000006.bin", NULL);
     j.m.B = 2, j.m.T = 16, j.m.chunk = 2, j.m.head_chunk = 32, j.m.memory = REVERSE, j.m.training = 1;
-    j.run.B = 2, j.run.accumulate = 3;
+    j.run.B = 2, j.run.accumulate = 3, j.run.lanes = j.m.lanes = 1;
     plan(&j.m), model_alloc(&j.m);
     data_open(&j.data, "train*.bin");
     for (interrupted = 0; interrupted < 2; interrupted++) {
