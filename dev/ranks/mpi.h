@@ -32,21 +32,9 @@ enum { HOST = 64 };
 static char (*hosts)[HOST];  // the machine of each rank
 static const MPI_Comm everyone = MPI_COMM_WORLD;
 
-// ---- the end of all
-
 static void on_interrupt(int signal_number);
 
-// What all have found out, rank 0 says alone: another waits until it would have ended, and says what only it knows.
-static void end_all(const char *line, int status) {
-    const double until = seconds() + (rank > 0 ? 3 + 0.3 * (rank % 16) : 0);
-    while (seconds() < until) usleep(10000);
-    fflush(stdout);
-    fprintf(stderr, "%.*s: rank %d: %s\n", (int)strcspn(program, " "), program, rank, line);
-    usleep(100000);  // until mpirun has read it
-    MPI_Abort(everyone, status);
-}
-
-// ---- waiting
+// ---- questions: who waits answers
 
 enum { PIECE_TAG = 1, QUESTION_TAG, ANSWER_TAG };
 
@@ -70,6 +58,26 @@ static void answer(void) {
     for (int from; (from = message_from(QUESTION_TAG)) >= 0;) send_message(from, ANSWER_TAG);
 }
 
+// ---- the end of all
+
+// What all have found out, rank 0 says alone, and does not answer. Another that hears it is well says what only it
+// has found out, and a lower one of these first.
+static void end_all(const char *line, int status) {
+    double until = seconds() + (rank > 0 ? 10 : 0);
+    if (rank > 0) send_message(0, QUESTION_TAG);
+    for (int waits = rank > 0; waits && seconds() < until; usleep(1000)) {
+        if (message_from(ANSWER_TAG) != 0) continue;
+        waits = rank > 1;
+        until = fmin(until, seconds() + 2.5 * (rank - 1));
+    }
+    fflush(stdout);
+    fprintf(stderr, "%.*s: rank %d: %s\n", (int)strcspn(program, " "), program, rank, line);
+    usleep(100000);  // until mpirun has read it
+    MPI_Abort(everyone, status);
+}
+
+// ---- waiting
+
 // Asks all, and ends them if one does not answer within some seconds: one that computes, or has stopped.
 static void ask_all(void) {
     const double until = seconds() + 5;
@@ -92,14 +100,18 @@ static void ask_all(void) {
 }
 
 static void wait_for(MPI_Request *requests, int count) {
-    static int *which;
-    static int room;
+    static int *which, room;
+    static MPI_Status *statuses;  // MPICH declares that it wants them
     double last = seconds();
-    if (count > room) which = (int *)realloc(which, sizeof(int) * (size_t)(room = count));
-    if (!which) die(STATUS_NUMBERS, "out of memory for %d requests", count);
+    if (count > room) {
+        room = count;
+        which = (int *)realloc(which, sizeof(int) * (size_t)room);
+        statuses = (MPI_Status *)realloc(statuses, sizeof(MPI_Status) * (size_t)room);
+    }
+    if (room && (!which || !statuses)) die(STATUS_NUMBERS, "out of memory for %d requests", count);
     for (int idle = 0;; idle++) {
         int done;
-        MPI_Testsome(count, requests, &done, which, MPI_STATUSES_IGNORE);
+        MPI_Testsome(count, requests, &done, which, statuses);
         if (done == MPI_UNDEFINED) return;  // none is left
         if (done > 0) {
             idle = 0;
