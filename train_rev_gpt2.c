@@ -2188,6 +2188,7 @@ static void save_step(Job *j) {
         check_numbers(m, j->step, objective_of(m), NAN);
     }
     save_checkpoint(m, opt.out, j->step, &j->run, j->owed, opt.keep);
+    any(0);  // no rank goes on, or ends all, before it is saved
 }
 
 // Where the micro-batches of a lane begin: each has as many, or one more.

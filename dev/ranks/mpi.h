@@ -60,15 +60,27 @@ static void answer(void) {
 
 // ---- the end of all
 
-// What all have found out, rank 0 says alone, and does not answer. Another that hears it is well says what only it
-// has found out, and a lower one of these first.
+static void wait_until(double then) {
+    while (seconds() < then) usleep(1000);  // a signal would end a longer sleep
+}
+
+// Whether rank 0 answers before some time: it waits for this rank, and has nothing to say itself.
+static int first_is_well(double until) {
+    send_message(0, QUESTION_TAG);
+    for (int from = -1; seconds() < until; usleep(1000)) {
+        from = message_from(ANSWER_TAG);
+        if (from == 0) return 1;
+    }
+    return 0;
+}
+
+// What all have found out, rank 0 says alone, and is heard no more. Others say what it has not found out, a second
+// later, the lower ones first.
 static void end_all(const char *line, int status) {
-    double until = seconds() + (rank > 0 ? 10 : 0);
-    if (rank > 0) send_message(0, QUESTION_TAG);
-    for (int waits = rank > 0; waits && seconds() < until; usleep(1000)) {
-        if (message_from(ANSWER_TAG) != 0) continue;
-        waits = rank > 1;
-        until = fmin(until, seconds() + 2.5 * (rank - 1));
+    const double until = seconds() + 10;
+    if (rank > 0 && first_is_well(until)) {
+        wait_until(seconds() + 1);
+        if (first_is_well(until)) wait_until(seconds() + smaller_of(2 * (rank - 1), 8));
     }
     fflush(stdout);
     fprintf(stderr, "%.*s: rank %d: %s\n", (int)strcspn(program, " "), program, rank, line);
