@@ -14,6 +14,7 @@
 # make format     lays out the lines that differ from the last commit (clang-format and git-clang-format; pip has both)
 # make gradients  the two programs dev/reference/reference.py checks against PyTorch
 # make help       prints this
+# MPI=1 builds the trainer and the evaluation for several processes, which mpirun starts: dev/ranks/README.md says how.
 # PROFILE=1 builds a trainer with --profile, which prints the time of a step by layer function.
 # ARCH= builds for any processor of the family, OPENMP= without threads, SAN=... adds sanitizers.
 # What is built already is built again for other flags with -B: make -B PROFILE=1.
@@ -37,6 +38,13 @@ PROFILED = $(if $(instead_of_profile),-DREV_GPT2_PROFILE='"$(instead_of_profile)
 CHOICES = -DREV_GPT2_CHOICES='"dev/eval/choices.h"'
 ALL_CFLAGS = -std=gnu11 $(CFLAGS) $(ARCH) $(SIMD) -fno-math-errno -ffp-contract=fast -Wall -Wextra -Wno-unknown-pragmas -Wno-pass-failed $(PROFILED) $(SAN)
 
+# MPI's compiler is this one with MPI's flags; Open MPI and MPICH ask for it by these names.
+MPICC ?= mpicc
+MPICXX ?= mpicxx
+compile = $(if $(MPI),OMPI_CC='$(CC)' MPICH_CC='$(CC)' $(MPICC) $(RANKS),$(CC))
+compile_cxx = $(if $(MPI),OMPI_CXX='$(CXX)' MPICH_CXX='$(CXX)' $(MPICXX) $(RANKS),$(CXX))
+RANKS = -DREV_GPT2_RANKS='"dev/ranks/mpi.h"'
+
 ROOT := $(dir $(lastword $(MAKEFILE_LIST)))
 NVCC ?= nvcc
 CUDA_ARCH ?= native
@@ -58,15 +66,15 @@ EMULATE_FLAGS = -x c++ -std=c++17 -O2 -U_FORTIFY_SOURCE -DEMULATE $(FP32) -inclu
 
 all: train_rev_gpt2 sample_rev_gpt2 eval_rev_gpt2
 
-train_rev_gpt2: train_rev_gpt2.c dev/eval/choices.h
+train_rev_gpt2: train_rev_gpt2.c dev/eval/choices.h $(if $(MPI),dev/ranks/mpi.h)
 	@echo 'OpenMP: $(or $(strip $(OPENMP)),none: one thread (on macOS `brew install libomp` gives more))'
-	$(CC) $(ALL_CFLAGS) $(CHOICES) -o $@ $< $(LDFLAGS) -lm
+	$(compile) $(ALL_CFLAGS) $(CHOICES) -o $@ $< $(LDFLAGS) -lm
 
 sample_rev_gpt2: dev/sample/sample.c dev/network_flags.h train_rev_gpt2.c
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
-eval_rev_gpt2: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h train_rev_gpt2.c
-	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
+eval_rev_gpt2: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h train_rev_gpt2.c $(if $(MPI),dev/ranks/mpi.h)
+	$(compile) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
 # The mathematics, in float32 and in double precision; and the program
 MATHEMATICS = test_rev_gpt2.c dev/test/check.h dev/sample/sample.c train_rev_gpt2.c dev/bench/profile.h
@@ -97,13 +105,13 @@ test_programcu: $(PROGRAM) train_rev_gpt2.cu
 	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) -o $@ $< $(CUBLAS)
 
 train_rev_gpt2_emulated: train_rev_gpt2.cu train_rev_gpt2.c dev/eval/choices.h dev/cuda/emulate.h
-	$(CXX) $(EMULATE_FLAGS) $(CHOICES) -o $@ $<
+	$(compile_cxx) $(EMULATE_FLAGS) $(CHOICES) -o $@ $<
 
 sample_rev_gpt2_emulated: dev/sample/sample.c train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
 	$(CXX) $(EMULATE_FLAGS) -DTWIN -o $@ $<
 
 eval_rev_gpt2_emulated: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
-	$(CXX) $(EMULATE_FLAGS) -DTWIN -o $@ $<
+	$(compile_cxx) $(EMULATE_FLAGS) -DTWIN -o $@ $<
 
 test_rev_gpt2_emulated: $(MATHEMATICS) train_rev_gpt2.cu dev/cuda/emulate.h
 	$(CXX) $(EMULATE_FLAGS) -DTWIN -o $@ $<

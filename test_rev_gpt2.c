@@ -712,6 +712,46 @@ static void test_distillation(void) {
 }
 
 // What is cut into pieces, for copying or for threads, is whole, and the same bits for any number of threads.
+// Whole pieces of a tensor have the same sums of squares, and AdamW makes the same of them, wherever they lie in
+// memory and whoever else computes the others: what ranks rely on.
+static void test_shards(void) {
+    enum { COUNT = 3 * PIECE + 100, FROM = PIECE, LEFT = COUNT - FROM };
+    const size_t bytes = sizeof(real_t) * COUNT;
+    real_t *x = random_reals(4 * COUNT, 7);
+    double sums[4], left[3], worst = 0;
+    for (size_t i = 3 * COUNT; i < 4 * COUNT; i++) x[i] *= x[i];
+    real_t *whole = (real_t *)on_device(x, 4 * bytes);
+    squares(sums, whole + COUNT, COUNT);
+    for (int p = 0; p < 4; p++) {
+        double sum = 0;
+        for (size_t i = (size_t)p * PIECE; i < (size_t)smaller_of((p + 1) * PIECE, COUNT); i++)
+            sum += (double)x[COUNT + i] * x[COUNT + i];
+        worst = larger(worst, fabs(sums[p] / sum - 1));
+    }
+    check(worst < 1e-6, "a piece's sum of squares is off by %g of it", worst);
+    adamw(whole, whole + COUNT, whole + 2*COUNT, whole + 3*COUNT, COUNT, 1e-3, 0.9, 0.95, 0.1, 0.7, 3);
+    real_t *want = from_device(whole, 4 * COUNT);
+    for (int off = 0; off < 5; off++) {
+        real_t *room = (real_t *)on_device(NULL, 4 * (bytes + 64));
+        real_t *part[4];
+        for (int i = 0; i < 4; i++) {
+            part[i] = room + i * (COUNT + 8) + off * (i + 1) % 7;
+            to_device(part[i], x + i * COUNT + FROM, sizeof(real_t) * LEFT);
+        }
+        squares(left, part[1], LEFT);
+        check(memcmp(left, sums + 1, sizeof left) == 0, "%d elements off: other sums of squares", off);
+        adamw(part[0], part[1], part[2], part[3], LEFT, 1e-3, 0.9, 0.95, 0.1, 0.7, 3);
+        for (int i = 0; i < 4; i++) {
+            real_t *got = from_device(part[i], LEFT);
+            check(memcmp(got, want + i * COUNT + FROM, sizeof(real_t) * LEFT) == 0,
+                  "%d elements off: AdamW gives other bits", off);
+            free(got);
+        }
+    }
+    free(x), free(want);
+    release();
+}
+
 static void test_pieces(void) {
     enum { COUNT = 1000003 };  // some pieces of 1 MiB, and a part of one
     const size_t bytes = sizeof(real_t) * COUNT, n = 4443;
@@ -931,7 +971,7 @@ static void check_policy(Shape shape, int network, int memory, int threads, Refe
     param_t *grads = (param_t *)malloc(bytes);
     to_host(grads, m.grads, bytes);
     if (!first->grads) {
-        double norm = norm_squared(m.grads, P);
+        double norm = norm_of(&m);
         check(isfinite(norm) && norm > 1e-6 && !stream_take_fault(), "%s: the gradient's norm is %g",
               what, norm);
         first->grads = (param_t *)malloc(bytes);
@@ -1577,6 +1617,7 @@ static const Test tests[] = {
     {"layers against their formulas", "classifier", test_classifier, KERNELS},
     {"layers against their formulas", "distillation", test_distillation, KERNELS},
     {"layers against their formulas", "pieces", test_pieces, KERNELS},
+    {"layers against their formulas", "shards", test_shards, KERNELS},
 #ifndef TWIN
     {"layers against their formulas", "functions", test_functions, KERNELS},
 #endif

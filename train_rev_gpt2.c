@@ -74,6 +74,7 @@ typedef union { int32_t fixed; real_t real; } stream_t;  // an element of p: in 
 enum { STATUS_OK = 0, STATUS_DATA = 1, STATUS_USAGE = 2, STATUS_NUMBERS = 3, STATUS_INTERRUPTED = 130 };
 
 static const char *program = "train_rev_gpt2";  // its name, and maybe more after a space
+static void (*last_words)(const char *line, int status);  // those of one of several ranks, which end all
 // One clear line, then the end.
 __attribute__((format(printf, 2, 3), noreturn)) static void die(int status, const char *format, ...) {
     char line[2 * 4096];
@@ -83,6 +84,7 @@ __attribute__((format(printf, 2, 3), noreturn)) static void die(int status, cons
     va_end(args);
     for (char *c = line; *c; c++)
         if ((unsigned char)*c < 32 || *c == 127) *c = '?';  // a file's name may hold anything
+    if (last_words) last_words(line, status);
     fprintf(stderr, "%.*s: %s\n", (int)strcspn(program, " "), program, line);
     exit(status);
 }
@@ -237,14 +239,13 @@ typedef struct {
     Config net;
     int B, T;               // sequences of a batch, and tokens of each
     int chunk, head_chunk;  // sequences that a force, and tokens that the head is evaluated for at a time
-    int training;           // whether there will be a backward pass
-    int memory;             // enum Memory
+    int training, lanes;    // whether there will be a backward pass, and of how many sums its gradient is one
+    int memory, objective;  // enum Memory, enum Objective
     int kept_steps;         // the last steps, whose internals are kept
     int has_teacher;        // whether there is a baseline of the same shape to come near (Part III)
-    int objective;          // enum Objective
     param_t *params;        // all tensors, one after the other
     void *weight_copy;      // what layers_weights makes of them
-    real_t *grads, *m, *v;  // like params: gradients, and the moments of the optimizer
+    real_t *grads, *sum, *m, *v;  // like params; of a rank's share the sum of these, the optimizer's moments
     int *inputs, *targets;  // (B, T)
     void *order;            // what layers_order makes of the inputs
     real_t *losses;         // (B, T), or with a teacher (METRICS, B, T)
@@ -273,8 +274,7 @@ typedef struct {
     act_t *teacher_logits;              // (head_chunk, Vp)
 
     act_t *cache;           // generating: (evaluations, cache_tokens, cache_width), the tokens so far
-    int cache_tokens;       // how many it has room for
-    int past;               // how many it holds, which stand before the inputs
+    int cache_tokens, past;  // how many it has room for, and how many it holds, which stand before the inputs
     Buffer buffers[32];     // every array above, as planned
     int buffer_count;
 } Model;
@@ -726,6 +726,12 @@ static size_t estimate_bytes(const Model *m, int k, size_t n, int kept);
 static size_t low_words(const Model *m);
 static int evaluations(const Config *net, int k);
 
+// Part IV: processes that share a run are ranks. This one's number, how many there are, and in its machine;
+// how many parameters it updates, and of how many it needs a sum of gradients
+static int rank = 0, ranks = 1, ranks_here = 1;
+static size_t shard_size(const Config *net);
+static size_t sum_size(const Model *m);
+
 static int undoes_steps(const Model *m) { return m->memory >= REVERSE; }
 
 // ---- planes: a step that is undone gives back the one it overwrote; elsewhere a copy is kept
@@ -811,8 +817,9 @@ static void plan(Model *m) {
     add_buffer(m, TEACHER, &m->teacher, teacher * P, sizeof(param_t));
     add_buffer(m, TEACHER, &m->teacher_copy, teacher * P, weight_copy_bytes);
     add_buffer(m, GRADIENTS, &m->grads, training * P, sizeof(real_t));
-    add_buffer(m, OPTIMIZER, &m->m, training * P, sizeof(real_t));
-    add_buffer(m, OPTIMIZER, &m->v, training * P, sizeof(real_t));
+    add_buffer(m, GRADIENTS, &m->sum, training * sum_size(m), sizeof(real_t));
+    add_buffer(m, OPTIMIZER, &m->m, training * shard_size(net), sizeof(real_t));
+    add_buffer(m, OPTIMIZER, &m->v, training * shard_size(net), sizeof(real_t));
     add_buffer(m, DATA, &m->inputs, N, sizeof(int));
     add_buffer(m, DATA, &m->targets, N, sizeof(int));
     add_buffer(m, DATA, &m->order, training, layers_order_bytes((int)N));
@@ -891,7 +898,7 @@ static void model_free(Model *m) {
 }
 
 static void model_alloc(Model *m) {
-    size_t needed = plan_bytes(m, TOTAL), there = device_memory_bytes();
+    size_t needed = plan_bytes(m, TOTAL), there = device_memory_bytes() / (size_t)ranks_here;
     int enough = needed <= there;
     for (int i = 0; i < m->buffer_count && enough; i++) {
         void *p = device_alloc(m->buffers[i].bytes);
@@ -1119,12 +1126,18 @@ void to_device(void *dst, const void *src, size_t bytes);
 size_t device_peak_bytes(void);    // the most this process has held
 double device_flops(void);         // measured limit, FLOP/s of all cores
 double device_fastest(void);       // FLOP/s of the fastest product so far
+const char *device_products(void);  // what they are made of now: another kind gives other bits
 int stream_take_fault(void);       // has a value been NaN or out of the grid's range? Forgets it.
 int layers_bf16(int on);           // products round operands to bf16, but for a row or two; whether they can
 // ends the program, and says why, where blocks of so many sequences or samples of so many tokens are too much
 void layers_check(int sequences, int C, int NH, int cache_tokens);
 void layers_order(void *order, const int *tokens, int n);  // for embed_backward; tokens are in host memory
-double norm_squared(const real_t *x, size_t count);
+// Tensors are summed and updated in pieces of so many elements, counted from each one's start: who owns some
+// of them gets the bits of who owns all.
+enum { PIECE = 4096 };
+// sums, in host memory: of the squares of each piece of x (count)
+void squares(double *sums, const real_t *x, size_t count);
+void add_gradients(real_t *sum, const real_t *g, size_t count);  // sum += g
 // one step of AdamW (t = 1, 2, ...) with the gradient times scale
 void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, double rate, double beta1,
            double beta2, double decay, double scale, int t);
@@ -1135,21 +1148,99 @@ static double seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+// make PROFILE=1 puts dev/bench/profile.h here, which times the layer functions; else nothing does.
+#ifdef REV_GPT2_PROFILE
+#include REV_GPT2_PROFILE
+#else
+#define PROFILE_OPTION
+#define profile(name, flops, bytes) ((void)(flops), (void)(bytes))
+#define profile_step(begins)
+#define profile_print(m, flops_limit)
+#endif
+
+// ---- lanes and shards
+
+// The gradient of a step is a sum of lanes, each the gradient of some neighbouring micro-batches, added in
+// their order. The elements of all tensors are shards, one for each rank, which sums and updates its own.
+
+static size_t pieces_in(size_t count) { return (count + PIECE - 1) / PIECE; }
+
+// Where the shard of rank r begins: every rank has as many pieces, or one more.
+static size_t shard_begin(const Config *net, int r) {
+    size_t one[TENSORS], all[TENSORS], at = 0, pieces = 0;
+    tensor_sizes(net, one, all);
+    for (int i = 0; i < TENSORS; i++) pieces += pieces_in(all[i]);
+    size_t before = pieces * (size_t)r / (size_t)ranks;
+    for (int i = 0; i < TENSORS; at += all[i++]) {
+        if (before < pieces_in(all[i])) return at + before * PIECE;
+        before -= pieces_in(all[i]);
+    }
+    return at;
+}
+static size_t shard_size(const Config *net) { return shard_begin(net, rank + 1) - shard_begin(net, rank); }
+
+// The sum: a buffer of its own, or where ranks have a lane each, the shard's place in the gradients.
+static size_t sum_size(const Model *m) { return m->lanes > ranks ? shard_size(&m->net) : 0; }
+static real_t *sum_of(const Model *m) { return m->sum ? m->sum : m->grads + shard_begin(&m->net, rank); }
+
+// Adds what `count` lanes have of the shard's elements from `at` on (n), in their order; the first ones begin
+// the sum, and the first of these may be overwritten.
+static void add_lanes(const Model *m, real_t *const *lanes, int count, size_t at, size_t n, int begin) {
+    real_t *sum = sum_of(m) + at, *so_far = begin ? lanes[0] : sum;
+    for (int i = begin; i < count; i++) add_gradients(so_far, lanes[i], n);
+    if (so_far != sum) device_copy(sum, so_far, n * sizeof(real_t));
+}
+
+// ---- ranks share the lanes of a step. All have all parameters, and each alone the moments of its shard.
+// `make MPI=1` puts dev/ranks/mpi.h here; else there is one rank, which has nobody to ask.
+#ifdef REV_GPT2_RANKS
+#include REV_GPT2_RANKS
+#else
+#define RANKS_OPTION
+#define ranks_begin() ((void)0)              // a process knows which it is
+#define ranks_compare(argc, argv) ((void)0)  // ends all where one runs another program, or with other flags
+#define ranks_same(what, text) ((void)text)  // or does not have the same text as rank 0
+#define ranks_combine(x, count) ((void)0)    // in host memory: adds up what ranks have, all but one of them 0
+#define ranks_broadcast(x, bytes) ((void)0)  // in host memory: gives all what rank 0 has
+#define ranks_scatter(x, size, net) ((void)0)  // in device memory: gives each its shard of what rank 0 has
+#define ranks_gather(x, size, net) ((void)0)   // gives all the shards that each has
+#define ranks_end() ((void)0)
+// adds the lanes that ranks have now, the first of which has a number, to their sums
+static void ranks_exchange(Model *m, int lane) {
+    add_lanes(m, &m->grads, 1, 0, parameter_count(&m->net), lane == 0);
+}
+#endif
+static int any(int here) {  // whether it is so on any rank
+    double x = here;
+    ranks_combine(&x, 1);
+    return x > 0;
+}
+
 // ---- losses
 
-// Adds a metric of the batch's tokens to `sum`, one after the other: sums over batches do not depend on how
-// these are cut. Reading it waits for all that was asked for before: it is read last.
-static double add_metric(double sum, const Model *m, enum Metric metric) {
+// A metric of each of the batch's tokens, to values. It waits for all that was asked for before.
+static void read_metric(double *values, const Model *m, enum Metric metric) {
     size_t N = (size_t)m->B * (size_t)m->T;
-    real_t *values = (real_t *)malloc(N * sizeof(real_t));
-    if (!values) die(STATUS_NUMBERS, "out of memory for the losses of %zu tokens", N);
-    to_host(values, m->losses + (size_t)metric * N, N * sizeof(real_t));
+    real_t *of_batch = (real_t *)malloc(N * sizeof(real_t));
+    if (!of_batch) die(STATUS_NUMBERS, "out of memory for the losses of %zu tokens", N);
+    to_host(of_batch, m->losses + (size_t)metric * N, N * sizeof(real_t));
+    for (size_t i = 0; i < N; i++) values[i] = (double)of_batch[i];
+    free(of_batch);
+}
+
+static double *doubles(size_t count) {
+    double *x = (double *)calloc(count * sizeof(double), 1);
+    if (!x) die(STATUS_NUMBERS, "out of memory for %zu numbers", count);
+    return x;
+}
+
+static double mean_of(const Model *m, enum Metric metric) {
+    size_t N = (size_t)m->B * (size_t)m->T;
+    double *values = doubles(N), sum = 0;
+    read_metric(values, m, metric);
     for (size_t i = 0; i < N; i++) sum += values[i];
     free(values);
-    return sum;
-}
-static double mean_of(const Model *m, enum Metric metric) {
-    return add_metric(0, m, metric) / ((double)m->B * m->T);
+    return sum / (double)N;
 }
 
 static double objective_of(const Model *m) {
@@ -1158,15 +1249,48 @@ static double objective_of(const Model *m) {
 
 // ---- optimizer
 
+// What this rank's shard has of a tensor, whose `count` elements begin at `at`: how many, and from where on
+static size_t own_part(const Config *net, size_t at, size_t count, size_t *from) {
+    size_t begin = shard_begin(net, rank), end = shard_begin(net, rank + 1);
+    *from = larger_of(at, begin);
+    if (at + count < end) end = at + count;
+    return end > *from ? end - *from : 0;
+}
+
+// The norm of the gradient: sums over pieces, added in their order
+static double norm_of(const Model *m) {
+    size_t one[TENSORS], all[TENSORS], at = 0, pieces = 0, from;
+    double total = 0;
+    const real_t *sum = sum_of(m);
+    tensor_sizes(&m->net, one, all);
+    for (int i = 0; i < TENSORS; i++) pieces += pieces_in(all[i]);
+    double *sums = doubles(pieces), *next = sums;
+    for (int i = 0; i < TENSORS; next += pieces_in(all[i]), at += all[i++]) {
+        size_t n = own_part(&m->net, at, all[i], &from);
+        if (n) squares(next + (from - at) / PIECE, sum, n);
+        sum += n;
+    }
+    ranks_combine(sums, pieces);
+    for (size_t p = 0; p < pieces; p++) total += sums[p];
+    free(sums);
+    return sqrt(total);
+}
+
 // Clips the gradient at norm 1 and takes one step of AdamW; matrices and embeddings decay, gains and biases
 // do not. Returns the norm before clipping; if that is not finite, nothing has been changed.
 static double update(Model *m, double rate, double beta1, double beta2, double decay, int t) {
-    size_t one[TENSORS], all[TENSORS], at = 0;
-    double norm = sqrt(norm_squared(m->grads, tensor_sizes(&m->net, one, all)));
-    double scale = norm > 1 ? 1 / norm : 1;
-    for (int i = 0; i < TENSORS && isfinite(norm); at += all[i++])
-        adamw(m->params + at, m->grads + at, m->m + at, m->v + at, all[i], rate, beta1, beta2,
-              tensor_kinds[i].kind >= MATRIX ? decay : 0, scale, t);
+    size_t one[TENSORS], all[TENSORS], at = 0, done = 0, from;
+    double norm = norm_of(m), scale = norm > 1 ? 1 / norm : 1;
+    if (!isfinite(norm)) return norm;
+    tensor_sizes(&m->net, one, all);
+    for (int i = 0; i < TENSORS; at += all[i++]) {
+        size_t n = own_part(&m->net, at, all[i], &from);
+        if (n) adamw(m->params + from, sum_of(m) + done, m->m + done, m->v + done, n, rate, beta1, beta2,
+                     tensor_kinds[i].kind >= MATRIX ? decay : 0, scale, t);
+        done += n;
+    }
+    profile("(exchange)", 0, 0);
+    ranks_gather(m->params, sizeof(param_t), &m->net);
     return norm;
 }
 
@@ -1431,7 +1555,7 @@ static void data_check(const Data *d, const char *pattern, int V, int T) {
 // ---- files: the model in llm.c's format, the optimizer's state beside it. A file is written aside, synced
 // and renamed; the state comes first and the model last, so a model with its state is a complete pair.
 
-enum { STATE_MAGIC = 20251127, STATE_VERSION = 3, PATH = 4096, HEADER_SIZES = 6 };
+enum { STATE_MAGIC = 20251127, STATE_VERSION = 4, PATH = 4096, HEADER_SIZES = 6 };
 
 // The path of a model or state; good until the next call.
 static const char *checkpoint_path(const char *directory, const char *what, int step) {
@@ -1600,7 +1724,7 @@ static Config network_of(const int32_t header[256], const char *path) {
 }
 
 // Reads the header of a model file, checked; and its parameters, if m is given.
-static Config load_model(const char *path, Model *m) {
+static Config read_model(const char *path, Model *m) {
     int32_t header[256];
     FILE *f = open_input(path, header, MODEL_MAGIC, "model file");
     int version = header[1] % 1000, bf16 = version == 5;
@@ -1614,11 +1738,24 @@ static Config load_model(const char *path, Model *m) {
     return net;
 }
 
+// The same, read by rank 0 for all: another machine need not have the file.
+static Config load_model(const char *path, Model *m) {
+    Config net;
+    memset(&net, 0, sizeof net);
+    if (rank == 0) net = read_model(path, m);
+    ranks_broadcast(&net, sizeof net);
+    if (m) {
+        ranks_scatter(m->params, sizeof(param_t), &net);
+        ranks_gather(m->params, sizeof(param_t), &net);
+    }
+    return net;
+}
+
 // What besides the model shapes a run's arithmetic: it is saved with the state and may not change on
 // resuming. The position in data and random numbers follows from the step.
 typedef struct {
     int32_t B, T, chunk, head_chunk, accumulate, shuffle, overfit, bf16;
-    int32_t mode, seed, precision, objective, teacher;
+    int32_t mode, seed, precision, objective, teacher, lanes;
 } Run;
 
 // The checksum of a state file's header and of the network it belongs to
@@ -1628,17 +1765,37 @@ static uint64_t state_checksum(const int32_t header[256], const Config *net) {
     return checksum(checksum(0, header, 256), of_model, 256);
 }
 
+// Moments of all shards, gathered where gradients are in a step
+static const real_t *gather_moments(const Model *m, const real_t *own) {
+    device_copy(m->grads + shard_begin(&m->net, rank), own, shard_size(&m->net) * sizeof(real_t));
+    ranks_gather(m->grads, sizeof(real_t), &m->net);
+    return m->grads;
+}
+
+// Reads all moments on rank 0, and gives each rank those of its shard. Returns the checksum, continued.
+static uint64_t read_moments(FILE *f, const char *path, const Model *m, real_t *own, uint64_t sum) {
+    if (rank == 0) sum = read_parameters(f, path, m->grads, parameter_count(&m->net), 0, sum);
+    ranks_scatter(m->grads, sizeof(real_t), &m->net);
+    device_copy(own, m->grads + shard_begin(&m->net, rank), shard_size(&m->net) * sizeof(real_t));
+    return sum;
+}
+
 // owed: whether an interrupt came before what follows the step, such as its validation, was done
 static void save_state(const Model *m, const char *directory, int step, const Run *run, int owed) {
     Output o;
     int32_t header[256] = {STATE_MAGIC, STATE_VERSION, step, owed};
     size_t count = parameter_count(&m->net);
     memcpy(&header[4], run, sizeof *run);
+    if (rank > 0) {  // it sends what it has
+        gather_moments(m, m->m);
+        gather_moments(m, m->v);
+        return;
+    }
     output_open(&o, checkpoint_path(directory, "state", step), NULL);
     output_write(&o, header, sizeof header);
     uint64_t sum = state_checksum(header, &m->net);
-    sum = write_parameters(&o, m->m, count, 0, sum);
-    sum = write_parameters(&o, m->v, count, 0, sum);
+    sum = write_parameters(&o, gather_moments(m, m->m), count, 0, sum);
+    sum = write_parameters(&o, gather_moments(m, m->v), count, 0, sum);
     // the weights are in the model file, unless rounded there; the checksum ties them to this state anyway
     sum = write_parameters(run->bf16 ? &o : NULL, m->params, count, 0, sum);
     output_write(&o, &sum, sizeof sum);
@@ -1648,10 +1805,12 @@ static void save_state(const Model *m, const char *directory, int step, const Ru
 // A resumed run must be what the state's was, but for how a step's sequences are cut into micro-batches.
 static void check_run(const Run *was, const Run *run, const char *path) {
     enum { FIELDS = sizeof(Run) / sizeof(int32_t) };
-    static const struct { const char *name; int cuts; } fields[FIELDS] = {
+    int apart = was->lanes == was->accumulate && run->lanes == run->accumulate;
+    const struct { const char *name; int cuts; } fields[FIELDS] = {
         {"-b", 1}, {"-t", 0}, {"--chunk", 1}, {"--head-chunk", 1}, {"-d, in micro-batches,", 1},
         {"--shuffle", 0}, {"-a", 0}, {"--save (1: bf16)", 0}, {"--mode", 0}, {"--seed", 0},
-        {"--precision (1: bf16)", 0}, {"--loss (1: kl, 2: kl-teacher)", 0}, {"--distill, as a checksum,", 0}};
+        {"--precision (1: bf16)", 0}, {"--loss (1: kl, 2: kl-teacher)", 0}, {"--distill, as a checksum,", 0},
+        {"--lanes", apart}};  // each micro-batch a lane of its own, as before
     int32_t then[FIELDS], now[FIELDS];
     int64_t sequences = (int64_t)run->B * run->accumulate;
     int cut = was->B != run->B && (int64_t)was->B * was->accumulate == sequences;
@@ -1665,28 +1824,43 @@ static void check_run(const Run *was, const Run *run, const char *path) {
                run->B, was->B);
 }
 
-// Reads what save_state wrote, after the model beside it has been read. Returns whether something is owed.
-static int load_state(Model *m, const char *path, int step, const Run *run) {
-    int32_t header[256];
-    size_t count = parameter_count(&m->net);
-    uint64_t saved = 0;
+// Opens a state for the step of a run that it suits, at its moments.
+static FILE *open_state(const char *path, int32_t header[256], int step, const Run *run, size_t count) {
     Run was;
     FILE *f = open_input(path, header, STATE_MAGIC, "state file");
-    if (header[1] != STATE_VERSION || header[2] != step)
+    if (!within(header[1], STATE_VERSION - 1, STATE_VERSION) || header[2] != step)
         die(STATUS_DATA, "%s: of version %d and step %d; version %d (less is of an earlier program) and step "
             "%d are meant", path, header[1], header[2], STATE_VERSION, step);
     memcpy(&was, &header[4], sizeof was);
+    if (header[1] < STATE_VERSION) {
+        was.lanes = run->lanes;
+        printf("%s is of an earlier program, which added gradients in another order: other bits "
+               "from here on\n", path);
+    }
     check_run(&was, run, path);
-    check_size(f, path, sizeof header + count * (was.bf16 ? 12 : 8) + sizeof saved);
-    uint64_t sum = state_checksum(header, &m->net);
-    sum = read_parameters(f, path, m->m, count, 0, sum);
-    sum = read_parameters(f, path, m->v, count, 0, sum);
-    if (was.bf16) sum = read_parameters(f, path, m->params, count, 0, sum);
-    else sum = write_parameters(NULL, m->params, count, 0, sum);
-    if (fread(&saved, sizeof saved, 1, f) != 1 || saved != sum)
-        die(STATUS_DATA, "%s: it or its model is corrupt, the checksum does not match; "
-            "remove both to resume from an earlier pair", path);
-    fclose(f);
+    check_size(f, path, 256 * sizeof *header + count * (run->bf16 ? 12 : 8) + sizeof(uint64_t));
+    return f;
+}
+
+// Reads what save_state wrote, after the model beside it has been read. Returns whether something is owed.
+static int load_state(Model *m, const char *path, int step, const Run *run) {
+    int32_t header[256] = {0};
+    size_t count = parameter_count(&m->net);
+    uint64_t saved = 0;
+    FILE *f = rank == 0 ? open_state(path, header, step, run, count) : NULL;
+    uint64_t sum = read_moments(f, path, m, m->m, state_checksum(header, &m->net));
+    sum = read_moments(f, path, m, m->v, sum);
+    if (rank == 0) {
+        if (run->bf16) sum = read_parameters(f, path, m->params, count, 0, sum);
+        else sum = write_parameters(NULL, m->params, count, 0, sum);
+        if (fread(&saved, sizeof saved, 1, f) != 1 || saved != sum)
+            die(STATUS_DATA, "%s: it or its model is corrupt, the checksum does not match; "
+                "remove both to resume from an earlier pair", path);
+        fclose(f);
+    }
+    ranks_broadcast(header, sizeof header);
+    ranks_scatter(m->params, sizeof(param_t), &m->net);
+    ranks_gather(m->params, sizeof(param_t), &m->net);
     return header[3] != 0;
 }
 
@@ -1715,6 +1889,7 @@ static Checkpoints find_checkpoints(const char *directory) {
 static void save_checkpoint(const Model *m, const char *directory, int step, const Run *run, int owed,
                             int keep) {
     save_state(m, directory, step, run, owed);
+    if (rank > 0) return;
     save_model(m, directory, step, run->bf16);
     Checkpoints c = find_checkpoints(directory);
     for (; keep > 0 && c.count > keep; c = find_checkpoints(directory)) {
@@ -1738,6 +1913,7 @@ static const char *log_path(const char *directory) {
 static FILE *log_open(const char *directory, int step, int owed) {
     const char *path = log_path(directory);
     char line[512], *end;
+    if (rank > 0) return fopen("/dev/null", "a");
     FILE *csv = open_regular(path, "a+");
     rewind(csv);  // some systems begin to read at the end
     int begun = fgets(line, sizeof line, csv) != NULL, kept = 1;
@@ -1842,7 +2018,7 @@ static struct {
     const char *train, *val, *out, *start, *tokenizer, *distill;
     int resume, save_every, keep, overfit, layers, heads, channels, context, B, T, tokens, steps, warmup;
     int val_every, val_batches, sample_every, sample_length, seed, mode, fixed_point, stem, objective, memory;
-    int precision, stream, grid, chunk, head_chunk, shuffle, save, plan, help, version;
+    int precision, stream, grid, chunk, head_chunk, lanes, shuffle, save, plan, ranks, help, version;
     double rate, final_fraction, decay, step_size, coefficient, beta1, beta2, budget;
 } opt;
 
@@ -1861,16 +2037,6 @@ static const char *network_flags(const Config *net) {
 }
 
 // ---- the loop
-
-// make PROFILE=1 puts dev/bench/profile.h here, which times the layer functions; else nothing does.
-#ifdef REV_GPT2_PROFILE
-#include REV_GPT2_PROFILE
-#else
-#define PROFILE_OPTION
-#define profile(name, flops, bytes) ((void)(flops), (void)(bytes))
-#define profile_step(begins)
-#define profile_print(m, flops_limit)
-#endif
 
 // All that one start of the program works on
 typedef struct {
@@ -1906,8 +2072,13 @@ static void check_numbers(const Model *m, int step, double loss, double drift) {
             "the memory or the program is faulty", step, drift);
 }
 
-// Set by a signal. What takes long looks at it after every batch.
-static volatile sig_atomic_t interrupted;
+// A signal sets the first. What takes long looks at it after every batch, so that all ranks end at one place.
+static volatile sig_atomic_t signalled;
+static int interrupted;
+static int stops(void) {
+    interrupted |= any(signalled);
+    return interrupted;
+}
 
 // How many means a validation has: the loss, and with a teacher what compares the two
 static int metrics_of(const Model *m) { return m->has_teacher ? METRICS : LOSS + 1; }
@@ -1915,17 +2086,30 @@ static int metrics_of(const Model *m) { return m->has_teacher ? METRICS : LOSS +
 // The means over -m validation batches, or all, whose last may be shorter. Returns the sequences in them.
 static int64_t validate(Model *m, Data *d, double means[METRICS]) {
     const int objective = m->objective, B = m->B;
+    const size_t N = (size_t)B * (size_t)m->T, all = N * (size_t)ranks;
+    double *values = doubles(all);
     int64_t count = sequences_of(d, m->T, 0), wanted = (int64_t)opt.val_batches * B;
     if (wanted && wanted < count) count = wanted;
     if (objective == KL_TEACHER) m->objective = KL;  // one divergence to compare runs by
     memset(means, 0, METRICS * sizeof *means);
-    for (int64_t i = 0; i < count && !interrupted; i += B) {
-        m->B = (int)fmin(B, (double)(count - i));
-        data_batch(d, m, (uint64_t)i, 0, 0);
-        forward(m);
-        head(m, 0);
-        for (int k = LOSS; k < metrics_of(m); k++) means[k] = add_metric(means[k], m, (enum Metric)k);
+    for (int64_t i = 0; i < count && !stops(); i += (int64_t)B * ranks) {
+        const int64_t own = i + (int64_t)B * rank;  // a batch for each rank, until there are no more
+        m->B = (int)fmax(0, fmin(B, (double)(count - own)));
+        if (m->B > 0) {
+            data_batch(d, m, (uint64_t)own, 0, 0);
+            forward(m);
+            head(m, 0);
+        }
+        // token after token: sums do not depend on how they are cut into batches, nor on who has these
+        const size_t tokens = (size_t)fmin((double)all, (double)(count - i) * m->T);
+        for (int k = LOSS; k < metrics_of(m); k++) {
+            memset(values, 0, all * sizeof *values);
+            if (m->B > 0) read_metric(values + N * (size_t)rank, m, (enum Metric)k);
+            ranks_combine(values, all);
+            for (size_t j = 0; j < tokens; j++) means[k] += values[j];
+        }
     }
+    free(values);
     for (int k = LOSS; k < metrics_of(m); k++) means[k] /= (double)count * m->T;
     m->B = B;
     m->objective = objective;
@@ -1955,7 +2139,7 @@ static void sample_step(Job *j) {
     int token = first_token(&j->z);
     uint64_t seed = (uint64_t)j->run.seed, series = (uint64_t)j->step << 32;
     printf("--- sample after step %d\n", j->step);
-    for (int i = 0; i < j->m.cache_tokens && !interrupted; i++) {
+    for (int i = 0; i < j->m.cache_tokens && !signalled; i++) {
         const float *logits = next_logits(&j->m, &token, 1, i);
         token = draw_token(logits, j->z.V, random_uniform(seed, RANDOM_SAMPLES, series | (uint64_t)i));
         if (token == j->z.eot) break;
@@ -1974,26 +2158,52 @@ static void save_step(Job *j) {
         check_numbers(m, j->step, objective_of(m), NAN);
     }
     save_checkpoint(m, opt.out, j->step, &j->run, j->owed, opt.keep);
+    any(0);  // no rank goes on, or ends all, before it is saved
 }
 
-// The gradients of an optimizer step, over all its micro-batches, its loss, and the largest drift. Returns
-// whether that was not interrupted.
+// Where the micro-batches of a lane begin: each has as many, or one more.
+static int lane_begin(const Run *run, int lane) {
+    return (int)((int64_t)run->accumulate * lane / run->lanes);
+}
+
+// Adds the gradients of a step's i-th micro-batch. Returns its loss; a rank with wrong numbers ends here.
+static double micro_batch(Job *j, int i, double *drift) {
+    const Run *run = &j->run;
+    const uint64_t before = run->overfit ? 0 : (uint64_t)j->step * (uint64_t)run->accumulate;
+    profile("(reading)", 0, 0);
+    uint64_t first = (before + (uint64_t)i) * (uint64_t)run->B;
+    data_batch(&j->data, &j->m, first, run->shuffle, (uint64_t)run->seed);
+    double loss = forward_backward(&j->m, 1.0 / run->accumulate, drift);
+    check_numbers(&j->m, j->step + 1, loss, *drift);
+    return loss;
+}
+
+// The gradients of an optimizer step, lane after lane, its loss, and the largest drift. Returns whether that
+// was not interrupted.
 static int step_gradients(Job *j, double *loss, double *drift) {
     const Run *run = &j->run;
-    const uint64_t sequences = (uint64_t)run->B * (uint64_t)run->accumulate;
-    uint64_t first = run->overfit ? 0 : (uint64_t)j->step * sequences;
-    double off;
+    const int count = run->accumulate, longest = (count + run->lanes - 1) / run->lanes;
+    double *losses = doubles(2 * (size_t)count), *drifts = losses + count;
     *loss = 0;
     *drift = NAN;
-    device_zero(j->m.grads, parameter_count(&j->m.net) * sizeof(real_t));
-    for (int i = 0; i < run->accumulate; i++, first += (uint64_t)run->B) {
-        if (interrupted) return 0;
-        profile("(reading)", 0, 0);
-        data_batch(&j->data, &j->m, first, run->shuffle, (uint64_t)run->seed);
-        *loss += forward_backward(&j->m, 1.0 / run->accumulate, &off) / run->accumulate;
-        *drift = fmax(*drift, off);  // either may be NAN
+    for (int lane = rank; lane - rank < run->lanes; lane += ranks) {
+        device_zero(j->m.grads, parameter_count(&j->m.net) * sizeof(real_t));
+        for (int k = 0; k < longest && !stops(); k++) {
+            int i = lane_begin(run, lane) + k;
+            if (lane >= run->lanes || i >= lane_begin(run, lane + 1)) continue;  // others have one more
+            losses[i] = micro_batch(j, i, &drifts[i]);
+        }
+        if (interrupted) break;
+        profile("(exchange)", 0, 0);
+        ranks_exchange(&j->m, lane - rank);
     }
-    return 1;
+    ranks_combine(losses, 2 * (size_t)count);
+    for (int i = 0; i < count; i++) {
+        *loss += losses[i] / count;
+        *drift = fmax(*drift, drifts[i]);  // either may be NAN
+    }
+    free(losses);
+    return !interrupted;
 }
 
 // One optimizer step; prints its line and logs it. An interrupt between its batches leaves all as it was.
@@ -2008,7 +2218,6 @@ static void train_step(Job *j) {
         return;
     }
     j->step++;
-    check_numbers(m, j->step, loss, drift);
     double norm = update(m, rate, opt.beta1, opt.beta2, opt.decay, j->step);
     device_finish();
     double s = seconds() - start, speed = (double)m->B * m->T * j->run.accumulate / s;
@@ -2016,7 +2225,7 @@ static void train_step(Job *j) {
     if (!isfinite(norm))
         die(STATUS_NUMBERS, "step %d: the gradient is not finite; what was saved before stays", j->step);
     slow = slow > 0 ? 0.95 * slow + 0.05 * s : s;
-    j->limit = fmax(j->limit, device_fastest());
+    j->limit = fmax(j->limit, device_fastest() * ranks);
     printf(divergence ? "step %5d/%d | KL %.3e" : "step %5d/%d | loss %.4f", j->step, j->total, loss);
     printf(" | norm %.4f | lr %.2e | %.0f ms | %.0f tokens/s | %.0f%% of limit | ",
            norm, rate, s * 1e3, speed, 100 * speed * flops_per_token(m) / j->limit);
@@ -2033,7 +2242,7 @@ static void train_step(Job *j) {
 static void on_interrupt(int signal_number) {
     static const char notice[] = "\nfinishing this batch; once more ends at once\n";
     (void)signal_number;
-    interrupted = 1;
+    signalled = 1;
     signal(SIGINT, SIG_DFL);  // a second one of either kind ends at once
     signal(SIGTERM, SIG_DFL);
     (void)!write(1, notice, sizeof notice - 1);
@@ -2065,6 +2274,7 @@ static void train(Job *j) {
     if (opt.out[0]) j->csv = log_open(opt.out, j->from, j->owed);
     catch_signals();
     j->limit = device_flops();
+    ranks_combine(&j->limit, 1);
     printf("limit %.0f GFLOP/s; training costs %.3g GFLOP a token", j->limit * 1e-9, cost * 1e-9);
     if (again > 0) printf(", computing blocks again makes it %.3f times that", 1 + again / cost);
     if (again > 0) printf(": at most %.3f of the speed of store", cost / (cost + again));
@@ -2075,12 +2285,13 @@ static void train(Job *j) {
         printf("-u %d: the warm-up takes all %d steps, and never reaches -l\n", opt.warmup, j->total);
     for (;;) {
         int step = j->step, fresh = step > saved, end = step >= j->total;
+        stops();
         if (fresh && !interrupted && opt.val[0] && due(opt.val_every, step, end)) validate_step(j);
         if (fresh && !interrupted && due(opt.val_every, step, end)) choices_step(j);
         if (fresh && !interrupted && due(opt.sample_every, step, end)) sample_step(j);
-        j->owed = fresh && interrupted;
+        j->owed = fresh && stops();
         if (j->csv && fflush(j->csv) != 0) cannot("write", log_path(opt.out));
-        end |= interrupted || fflush(stdout) != 0;
+        end |= interrupted || any(fflush(stdout) != 0);
         if (fresh && j->csv && (end || (step > 0 && due(opt.save_every, step, 0)))) {
             save_step(j);
             saved = step;
@@ -2129,6 +2340,7 @@ static const Option options[] = {
     {"-b", INTEGER, &opt.B, "4", 1, 1 << 24, "sequences a micro-batch"},
     {"-t", INTEGER, &opt.T, "0", 1, 1 << 24, "tokens a sequence; 0: the context"},
     {"-d", INTEGER, &opt.tokens, "0", 1, 2147483647, "tokens a step, a multiple of -b times -t; 0: that"},
+    {"--lanes", INTEGER, &opt.lanes, "0", 1, 2147483647, "sums of neighbouring micro-batches; 0: all apart"},
     {"-x", INTEGER, &opt.steps, "-1", 0, MAX_STEPS, "steps; -1: once through the training tokens, in order"},
     {"-l", NUMBER, &opt.rate, "6e-4", 0, 1e3, "learning rate"},
     {"-u", INTEGER, &opt.warmup, "0", 0, 1e9, "warm-up steps"},
@@ -2163,7 +2375,9 @@ static const Option options[] = {
     {"--save", TYPE_NAME, &opt.save, "float32", 0, 0, "type of the parameters in model files"},
     CHOICES_OPTION
     PROFILE_OPTION
+    RANKS_OPTION
     {"--plan", SWITCH, &opt.plan, "0", 0, 0, "print where every byte would go, and end"},
+    {"--ranks", INTEGER, &opt.ranks, "0", 1, 65536, "with --plan: in one of so many processes"},
     {"--tokenizer", STRING, &opt.tokenizer, "", 0, 0, "llm.c's gpt2_tokenizer.bin (beside -i, or here)"},
     {"--help", SWITCH, &opt.help, "0", 0, 0, "print this, and end"},
     {"--version", SWITCH, &opt.version, "0", 0, 0, "print the version, and end"},
@@ -2346,6 +2560,7 @@ static void check_options(const Model *m) {
     int small = has_a && 2 * abs(net->a[0]) < 1 << net->shift && net->stem < net->L;
     const struct { int wrong; const char *why; } rules[] = {
         {(opt.resume || opt.save_every || opt.keep) && !opt.out[0], "-y, -n and -nk need -o, a directory"},
+        {opt.ranks && !opt.plan, "--ranks needs --plan; mpirun starts ranks, of a program of `make MPI=1`"},
         {opt.objective > CROSS_ENTROPY && !opt.distill[0], "--loss kl and kl-teacher need --distill"},
         {opt.budget > 0 && opt.memory != AUTO, "--budget needs --memory auto"},
         {baseline && undoes_steps(m), "--memory reverse and auto need another --mode than baseline"},
@@ -2391,11 +2606,15 @@ static int choose_shape(Model *m) {
     m->chunk = smaller_of(or_else(opt.chunk, default_chunk(m->T)), m->B);
     m->head_chunk = smaller_of(or_else(opt.head_chunk, head_chunk_tokens), tokens);
     layers_check(m->chunk, net->C, net->NH, m->cache_tokens);
-    return or_else(opt.tokens, tokens) / tokens;
+    int accumulate = or_else(opt.tokens, tokens) / tokens;
+    m->lanes = or_else(opt.lanes, accumulate);
+    if (m->lanes > accumulate)
+        die(STATUS_USAGE, "--lanes %d: a step has %d micro-batches of -b times -t", m->lanes, accumulate);
+    return accumulate;
 }
 
 static void warn(const char *line) {
-    fprintf(stderr, "%.*s: %s\n", (int)strcspn(program, " "), program, line);
+    if (rank == 0) fprintf(stderr, "%.*s: %s\n", (int)strcspn(program, " "), program, line);
 }
 
 // Products in --precision, or else, where it cannot be had, in the other one. Returns which.
@@ -2431,17 +2650,19 @@ static void choose_job(Job *j) {
     if (opt.train[0]) data_open(&j->data, opt.train);
     if (opt.val[0]) data_open(&j->val, opt.val);
     j->from = opt.resume ? find_checkpoints(opt.out).last : -1;
+    ranks_broadcast(&j->from, sizeof j->from);
     if (j->from > 0) j->step = j->from;
+    ranks = or_else(opt.ranks, ranks);
     m->net = choose_network(or_else(j->data.V, or_else(j->val.V, GPT2_V)), j->from);
     m->training = 1;
     if (opt.sample_every) j->z = tokenizer_open(find_tokenizer(m->net.V), m->net.V);
     choose_teacher(m);
     int accumulate = choose_shape(m), precision = choose_precision();
     const Run run = {m->B, m->T, m->chunk, m->head_chunk, accumulate, opt.shuffle, opt.overfit, opt.save,
-                     m->net.mode, opt.seed, precision, m->objective, 0};
+                     m->net.mode, opt.seed, precision, m->objective, 0, m->lanes};
     j->run = run;
-    double budget = INFINITY;
-    if (m->memory == AUTO) budget = opt.budget > 0 ? opt.budget : 0.75 * (double)device_memory_bytes();
+    double budget = opt.budget > 0 ? opt.budget : 0.75 * (double)device_memory_bytes() / ranks_here;
+    if (m->memory != AUTO) budget = INFINITY;
     if (!plan_within(m, budget) && opt.budget > 0)
         die(STATUS_USAGE, "--budget %.0f: at least %.0f bytes are needed; a smaller -b or -t needs less",
             budget, plan_keeping(m, 0));
@@ -2488,17 +2709,32 @@ static void load_networks(Model *m, int from) {
     load_model(opt.distill, &teacher);
 }
 
+// Ends where ranks read different files, as far as sizes and first words tell.
+static void data_same(Data *d) {
+    char text[PATH + 128];
+    for (Shard *s = d->shards; ranks > 1 && s < d->shards + d->shard_count; s++) {
+        int32_t header[256] = {0};
+        (void)!pread(shard_fd(d, s), header, sizeof header, 0);
+        snprintf(text, sizeof text, "%s, %" PRId64 " tokens, header %016" PRIx64, s->path, s->count,
+                 checksum(0, header, 256));
+        ranks_same("tokens", text);
+    }
+}
+
 // Checks the data against the network, counts the steps, and goes to where the run begins or goes on.
 static void begin_job(Job *j) {
     Model *m = &j->m;
     data_check(&j->data, opt.train, m->net.V, m->T);
     if (opt.val[0]) data_check(&j->val, opt.val, m->net.V, m->T);
+    data_same(&j->data);
+    data_same(&j->val);
+    ranks_same("products", device_products());
     choices_begin(m);
     int64_t epoch = sequences_of(&j->data, m->T, 0) / ((int64_t)m->B * j->run.accumulate);
     j->total = opt.steps < 0 ? (int)fmin((double)epoch, MAX_STEPS) : opt.steps;
     if (opt.steps < 0 && (epoch < 1 || opt.shuffle)) die(STATUS_USAGE,
         "-x is missing: there is no once through the tokens with --shuffle, or if -d is more than all");
-    if (opt.out[0]) claim_directory(j->from);
+    if (opt.out[0] && rank == 0) claim_directory(j->from);
     load_networks(m, j->from);
     if (m->has_teacher)  // or else it is 0
         j->run.teacher = (int32_t)write_parameters(NULL, m->teacher, parameter_count(&m->net), 0, 0) | 1;
@@ -2511,6 +2747,7 @@ static void begin_job(Job *j) {
 static int finish(void) {
     if (fflush(stdout) != 0 || ferror(stdout))
         die(STATUS_DATA, "cannot write to stdout: a full disk, or its reader has gone");
+    ranks_end();
     return STATUS_OK;
 }
 
@@ -2523,6 +2760,7 @@ static void on_illegal_instruction(int signal_number) {
 // What a program begins with: its flags, out of a table. If they ask for help or the version it ends there.
 static void begin(const Option *table, int count, const char *usage, int argc, char **argv) {
     program = usage;
+    ranks_begin();
     for (int fd = 0; fd <= 2;) fd = open("/dev/null", O_RDWR);  // no file of ours becomes a closed stdout
     signal(SIGXFSZ, SIG_IGN);  // a file that may not grow fails like a full disk
     signal(SIGILL, on_illegal_instruction);
@@ -2530,6 +2768,7 @@ static void begin(const Option *table, int count, const char *usage, int argc, c
     if (opt.help) print_help(table, count, usage);
     if (opt.version) printf("rev_gpt2 0.1\n");
     if (opt.help || opt.version) exit(finish());
+    ranks_compare(argc, argv);
 }
 
 #if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
@@ -2672,10 +2911,9 @@ size_t device_memory_bytes(void) {
 }
 
 // ---- streams
-// A loop over elements is cut at multiples of this. If threads began anywhere, the compiler's vectors and
+// A loop over elements is cut at multiples of PIECE. If threads began anywhere, the compiler's vectors and
 // what is left over would be other elements for another number of threads, and it may contract multiply and
 // add in one but not in the other.
-enum { PIECE = 4096 };
 static int fault;
 int stream_take_fault(void) {
     int f = fault;
@@ -3664,18 +3902,17 @@ void distillation(real_t *out, size_t stride, act_t *logits, const act_t *teache
     }
 }
 
-double norm_squared(const real_t *x, size_t count) {
-    profile("norm_squared", 0, (double)count * sizeof(real_t));
-    double sums[SLICES], total = 0;
+void squares(double *sums, const real_t *x, size_t count) {
+    profile("squares", 0, (double)count * sizeof(real_t));
     #pragma omp parallel for
-    for (int p = 0; p < SLICES; p++) {
+    for (size_t i = 0; i < count; i += PIECE) {
+        const real_t *piece = x + i;
+        const int n = (int)smaller_size(PIECE, count - i);
         double sum = 0;
         #pragma omp simd reduction(+:sum)
-        for (size_t i = slice(count, p); i < slice(count, p + 1); i++) sum += (double)x[i] * x[i];
-        sums[p] = sum;
+        for (int j = 0; j < n; j++) sum += (double)piece[j] * piece[j];
+        sums[i / PIECE] = sum;
     }
-    for (int p = 0; p < SLICES; p++) total += sums[p];
-    return total;
 }
 
 void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, double rate, double beta1,
@@ -3691,6 +3928,12 @@ void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, doub
         real_t root = (real_t)(sizeof(real_t) == 8 ? sqrt(v[i]) : sqrtf((float)v[i]));
         p[i] = keep * p[i] - step * m[i] / (root * unbias + (real_t)1e-8);
     }
+}
+
+void add_gradients(real_t *sum, const real_t *g, size_t count) {
+    profile("add_gradients", 0, 3.0 * (double)count * sizeof(real_t));
+    #pragma omp parallel for simd schedule(static, PIECE)
+    for (size_t i = 0; i < count; i++) sum[i] += g[i];
 }
 
 // Does what a core's units can for less than a millisecond, and returns the FLOP: independent chains of
@@ -3732,6 +3975,10 @@ double device_flops(void) {
     return best;
 }
 double device_fastest(void) { return fastest; }
+const char *device_products(void) {
+    static const char *const kinds[] = {"float32", "pairs of bf16", "tiles of bf16"};
+    return kinds[word_kind];
+}
 
 // ==== end of the layers for the CPU =================================================================
 #ifdef REV_GPT2_BLOCK

@@ -1552,25 +1552,25 @@ void distillation(real_t *out, size_t stride, act_t *logits, const act_t *teache
            2 * WARP * sizeof(float), out, stride, logits, teacher, targets, V, Vp, objective, (float)scale);
 }
 
-static __global__ void norm_kernel(float *partial, const float *x, size_t count) {
+static __global__ void squares_kernel(float *partial, const float *x, size_t count) {
     SHARED(float, room);
+    const size_t begin = blockIdx.x * (size_t)PIECE, end = begin + PIECE < count ? begin + PIECE : count;
     float sum = 0;
 #pragma unroll 8
-    for (size_t i = slice_begin(count, blockIdx.x) + threadIdx.x; i < slice_begin(count, blockIdx.x + 1);
-         i += blockDim.x)
-        sum += x[i] * x[i];
+    for (size_t i = begin + threadIdx.x; i < end; i += blockDim.x) sum += x[i] * x[i];
     sum = block_sum(sum, 0, room).x;
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
-double norm_squared(const real_t *x, size_t count) {
-    profile("norm_squared", 0, (double)count * sizeof(real_t));
-    float partial[SLICES];
-    double total = 0;
-    int slices = slices_of(count, 1 << 14);
-    LAUNCH(norm_kernel, (unsigned)slices, THREADS, 2 * WARP * sizeof(float), partial_sums, x, count);
-    to_host(partial, partial_sums, sizeof(float) * (size_t)slices);
-    for (int p = 0; p < slices; p++) total += partial[p];
-    return total;
+void squares(double *sums, const real_t *x, size_t count) {
+    profile("squares", 0, (double)count * sizeof(real_t));
+    const size_t most = 2 * SLICES;  // pieces that partial_sums has room for, however few channels there are
+    float partial[2 * SLICES];
+    for (size_t i = 0; i < count; i += most * PIECE) {
+        size_t left = pieces_in(count - i), n = left < most ? left : most;
+        LAUNCH(squares_kernel, (unsigned)n, THREADS, 2 * WARP * sizeof(float), partial_sums, x + i, count - i);
+        to_host(partial, partial_sums, sizeof(float) * n);
+        for (size_t p = 0; p < n; p++) sums[i / PIECE + p] = partial[p];
+    }
 }
 
 struct AdamW { float beta1, beta2, keep, step, unbias, clip; };
@@ -1597,6 +1597,20 @@ void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, doub
     if (count % 4 == 0 && aligned(p) && aligned(g) && aligned(m) && aligned(v))
         LAUNCH(adamw_kernel<4>, blocks_for(count, 4 * THREADS), THREADS, 0, p, g, m, v, count, k);
     else LAUNCH(adamw_kernel<1>, blocks_for(count, THREADS), THREADS, 0, p, g, m, v, count, k);
+}
+
+template <int N> static __global__ void add_kernel(float *sum, const float *g, size_t count) {
+    size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N;
+    if (i >= count) return;
+    Few<float, N> a = load<N>(sum + i), b = load<N>(g + i);
+    for (int j = 0; j < N; j++) a.e[j] += b.e[j];
+    store<N>(sum + i, a);
+}
+void add_gradients(real_t *sum, const real_t *g, size_t count) {
+    profile("add_gradients", 0, (double)count * 3 * sizeof(real_t));
+    if (count % 4 == 0 && aligned(sum) && aligned(g))
+        LAUNCH(add_kernel<4>, blocks_for(count, 4 * THREADS), THREADS, 0, sum, g, count);
+    else LAUNCH(add_kernel<1>, blocks_for(count, THREADS), THREADS, 0, sum, g, count);
 }
 
 // ---- the device's limits
@@ -1645,6 +1659,10 @@ double device_flops(void) {
 }
 
 double device_fastest(void) { return 0; }  // products end after their functions
+const char *device_products(void) {
+    device_begin();
+    return device.name;
+}
 
 #ifdef REV_GPT2_BLOCK
 #define REV_GPT2_BLOCK_LAYERS  // the block's own layers, which may use those above

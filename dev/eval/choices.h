@@ -250,16 +250,21 @@ static void choices_score(const Model *m, Choices *c, int which) {
         c->all[i].score[which] = 0;
     }
     qsort(sorted, (size_t)c->count, sizeof *sorted, by_length);
-    for (int done = 0; done < c->count && !interrupted;) {
+    for (int done = 0, pass = 0; done < c->count && !stops(); pass++) {
         Model g;
         Pass p = fill_pass(&g, m, sorted + done, c->count - done, tokens);
-        score_pass(&g, p, sorted + done, which, tokens);
+        if (pass % ranks == rank) score_pass(&g, p, sorted + done, which, tokens);
         done += p.completions;
-        if (!isatty(2)) continue;
+        if (!isatty(2) || rank > 0) continue;
         double left = (seconds() - start) * (c->count - done) / done;
         fprintf(stderr, "\r%s: %d of %d completions, %.0f s left ", c->path, done, c->count, left);
         if (done == c->count) fprintf(stderr, "\r\033[K");
     }
+    double *scores = doubles((size_t)c->count);  // of the others' passes they are 0
+    for (int i = 0; i < c->count; i++) scores[i] = c->all[i].score[which];
+    ranks_combine(scores, (size_t)c->count);
+    for (int i = 0; i < c->count; i++) c->all[i].score[which] = scores[i];
+    free(scores);
     free(sorted);
     free(tokens);
 }

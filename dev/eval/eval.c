@@ -36,6 +36,7 @@ static const Option eval_options[] = {
     {"-m", INTEGER, &opt.val_batches, "20", 0, 1e9, "batches, if there are that many; 0: all"},
     {"--distill", STRING, &opt.distill, "", 0, NAME,
      "a baseline model file of the same shape: the teacher to be compared with"},
+    RANKS_OPTION
 #include "../network_flags.h"
 };
 enum { EVAL_OPTIONS = sizeof eval_options / sizeof eval_options[0] };
@@ -92,7 +93,7 @@ static void evaluate_choices(const Model *m) {
     Accuracy all = {0, 0, 0, 0, 0, 0, 0};
     Model teacher = teacher_of(m);
     Output o;
-    if (asked.csv[0]) {  // what cannot be written is known before anything is computed
+    if (asked.csv[0] && rank == 0) {  // what cannot be written is known before anything is computed
         output_scores(&o);
         fclose(o.file);
         unlink(o.aside);
@@ -110,6 +111,7 @@ static void evaluate_choices(const Model *m) {
         print_file(c->path, &a, m);
     }
     if (asked.count > 1) print_file("all", &all, m);
+    if (rank > 0) return;
     fprintf(stderr, "%.1f questions/s\n", all.questions / (seconds() - start));
     if (asked.csv[0]) write_scores(m);
 }
@@ -129,6 +131,8 @@ int eval_main(int argc, char **argv) {
     choose_shape(&m);
     choose_precision();
     if (opt.val[0]) data_check(&d, opt.val, m.net.V, m.T);
+    data_same(&d);
+    ranks_same("products", device_products());
     choices_begin(&m);
     plan(&m);
     load_networks(&m, -1);

@@ -702,6 +702,59 @@ static void test_many_shards(void) {
     setrlimit(RLIMIT_NOFILE, &all);
 }
 
+// Makes a state one of the version before, which knew no lanes, with the checksum that it had.
+static void make_older(const char *state_name, const char *model_name) {
+    char *state, *model;
+    size_t bytes = read_file(state_name, &state), of_model = read_file(model_name, &model), header = 1024;
+    int32_t words[256];
+    Config net = load_model(model_name, NULL);
+    memcpy(words, state, header);
+    words[1] = STATE_VERSION - 1;
+    words[4 + sizeof(Run) / 4 - 1] = 0;
+    memcpy(state, words, header);
+    uint64_t sum = checksum(state_checksum(words, &net), state + header, (bytes - header - sizeof sum) / 4);
+    sum = checksum(sum, model + header, (of_model - header) / 4);
+    memcpy(state + bytes - sizeof sum, &sum, sizeof sum);
+    FILE *f = fopen(state_name, "wb");
+    (fwrite)(state, 1, bytes, f);
+    fclose(f);
+    free(state), free(model);
+}
+
+// Lanes round a step's gradient elsewhere, and no more; a run keeps them. A state without goes on with a line.
+static void test_lanes(void) {
+    static const char flags[] = "-i train0.bin -j val.bin " SMALL "-b 2 -t 16 -d 128 -x 4 -n 2 -v 2 -m 2";
+    double losses[4];
+    for (int lanes = 1; lanes <= 4; lanes++) {
+        char *log, directory[16], path[32];
+        snprintf(directory, sizeof directory, "lanes%d", lanes);
+        check_ok(trainer("%s --lanes %d -o %s", flags, lanes, directory));
+        snprintf(path, sizeof path, "%s/log.csv", directory);
+        read_file(path, &log);
+        const char *row = strstr(log, "\n4,train,");
+        losses[lanes - 1] = row ? atof(row + 9) : 0;
+        check(row && fabs(losses[lanes - 1] - losses[0]) < 1e-4, "%d lanes: loss %g for %g", lanes,
+              losses[lanes - 1], losses[0]);
+        free(log);
+    }
+    check_ok(trainer("%s -o lanes", flags));
+    check(same_files("lanes/model_00000004.bin", "lanes4/model_00000004.bin") &&
+          same_files("lanes/state_00000004.bin", "lanes4/state_00000004.bin"), "each micro-batch is no lane");
+    check(!same_files("lanes1/state_00000004.bin", "lanes4/state_00000004.bin"), "lanes change nothing");
+    check(trainer("%s --lanes 5 -o lanes", flags) == STATUS_USAGE && one_line("--lanes 5: a step has 4 micro-batches"),
+          "too many lanes: %s", output);
+    check(trainer("%s --lanes 3 -y 1 -o lanes", flags) == STATUS_USAGE && strstr(output, "--lanes 4"),
+          "other lanes on resuming: %s", output);
+    check(trainer("%s --ranks 2 -o lanes", flags) == STATUS_USAGE && one_line("--ranks needs --plan"), "%s", output);
+    make_older("lanes/state_00000004.bin", "lanes/model_00000004.bin");
+    check_ok(trainer("%s -y 1 -o lanes", flags));
+    shell("grep -c 'is of an earlier program' stdout > said");
+    char *said;
+    read_file("said", &said);
+    check(said && atoi(said) == 1, "a state of the version before goes on without a line");
+    free(said);
+}
+
 // What a signal says is seen before the next batch.
 static void test_interrupt(void) {
     Job j;
@@ -709,7 +762,7 @@ static void test_interrupt(void) {
     memset(&j, 0, sizeof j);
     j.m.net = load_model("run0/model_00000006.bin", NULL);
     j.m.B = 2, j.m.T = 16, j.m.chunk = 2, j.m.head_chunk = 32, j.m.memory = REVERSE, j.m.training = 1;
-    j.run.B = 2, j.run.accumulate = 3;
+    j.run.B = 2, j.run.accumulate = 3, j.run.lanes = j.m.lanes = 1;
     plan(&j.m), model_alloc(&j.m);
     data_open(&j.data, "train*.bin");
     for (interrupted = 0; interrupted < 2; interrupted++) {
@@ -1395,6 +1448,7 @@ static const Test tests[] = {
     {"training", "model-files", test_model_files, SHORT},
     {"training", "bytes", test_bytes, SHORT},
     {"training", "smaller-batch", test_smaller_batch, SHORT},
+    {"training", "lanes", test_lanes, SHORT},
     {"training", "interrupt", test_interrupt, SHORT},
     {"training", "owed", test_owed, SHORT},
     {"what is missing", "file-systems", test_file_systems, SHORT},
