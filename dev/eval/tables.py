@@ -185,7 +185,7 @@ def run(args, program, flags):
 
 
 def note(line):
-    print(f"[{time.strftime('%H:%M:%S')}] {line}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"[{time.strftime('%H:%M:%S')}] {line}\n")  # all at once, whatever interrupts
 
 
 def train(args, variant):
