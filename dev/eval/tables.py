@@ -111,15 +111,15 @@ def find(pattern, flag, magic, what):
     return names
 
 
-def fingerprint(path):
-    """By which a file is known again, whatever its folder."""
+def fingerprint(path, most=1 << 26):
+    """By which a file is known again, whatever its folder: of so many bytes, since a text may have hundreds of gigabytes."""
     with trying("read", path, "it was there a moment ago"), open(path, "rb") as f:
-        return [os.path.basename(path), os.path.getsize(path), zlib.crc32(f.read(1 << 26))]
+        return [os.path.basename(path), os.path.getsize(path), zlib.crc32(f.read(most))]
 
 
 def asked(args):
     """What all figures of a folder have in common."""
-    text = {flag: [fingerprint(path) for path in find(pattern, flag, None, "a file of tokens or a pattern")]
+    text = {flag: [fingerprint(path, 1 << 20) for path in find(pattern, flag, None, "a file of tokens or a pattern")]
             for flag, pattern in (("-i", args.i), ("-j", args.j)) if pattern}
     model = {"--model": fingerprint(args.model)} if args.what == "conversions" else {}
     return {"kind of tables": args.what, **text, **model, "-b": args.b, "-m": args.m, "training": " ".join(args.trainer)}
@@ -142,8 +142,9 @@ def claim(out):
 
 def load_record(args):
     path, now = os.path.join(args.out, RECORD), asked(args)
+    others = set(os.listdir(args.out)) - {RECORD, RECORD + ".tmp"}
     if not os.path.exists(path):
-        if os.listdir(args.out):
+        if others:
             fail(f"{args.out} holds other files, but no {RECORD}; give a new folder", 2)
         return {"asked": now, "done": {}}
     try:
@@ -153,7 +154,7 @@ def load_record(args):
         differ = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
         fail(f"cannot read {path} ({e}); remove what that run left, or give a new folder")
-    if differ and os.listdir(args.out) != [RECORD]:  # what failed before it made anything may be corrected
+    if differ and others:  # what failed before it made anything may be corrected
         fail(f"{args.out} was begun with another {', '.join(differ)} ({before.get(differ[0])}, not {now.get(differ[0])}); repeat "
              "that command, or give a new folder", 2)
     return {**record, "asked": now}
