@@ -34,6 +34,7 @@ import sys
 import tempfile
 import time
 from array import array
+from unittest import mock
 
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))
 import choices
@@ -162,7 +163,9 @@ def local_task(task, name, docs, examples, folder):
 def evaluate(model, task, args):
     """Of each question (label, [(tokens, context, characters), ...]), as in files; and the log-likelihoods."""
     import lm_eval
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):  # bars and warnings
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()), \
+            mock.patch.multiple("lm_eval.evaluator", create=True, add_env_info=mock.DEFAULT, get_git_commit_hash=mock.DEFAULT):
+        # bars and warnings; and a list of all packages, which would take seconds for each of MMLU's subjects
         samples = lm_eval.simple_evaluate(model, tasks=[task], num_fewshot=args.shots, bootstrap_iters=0,
                                           log_samples=True)["samples"][task.config.task]
     questions, likelihoods = [], []

@@ -414,10 +414,10 @@ def test_harness(tmp):
     check_equal((p.returncode, p.stdout.splitlines()[1].split()[2]), (1, "1"), p.stdout)
 
 
-def main():
+def main(found):
     os.environ["HF_HUB_OFFLINE"] = "1"
     passed = failed = skipped = 0
-    for name, test in list(globals().items()):
+    for name, test in list(found.items()):
         if name.startswith("test_"):
             with tempfile.TemporaryDirectory() as tmp:
                 os.environ["HF_HOME"] = os.path.join(tmp, "hf")
@@ -435,4 +435,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(globals())
