@@ -335,6 +335,7 @@ static void ask_for_pieces(Transfer *t, size_t k) {
 }
 
 static void wait_for_pieces(Transfer *t, size_t k) {
+    profile("(exchange)", 0, 0);
     wait_for(t->requests[k % 2], t->count[k % 2]);
     for (int r = 0; STAGED && r < ranks; r++) {
         const int in = t->way == GATHER ? r : rank;

@@ -4,6 +4,7 @@ style=$(dirname "$(realpath "$0")")/style.py passed=0 failed=0
 dir=$(mktemp -d) && cd "$dir" || exit 1
 trap 'rm -rf "$dir"' EXIT
 
+limit() { python3 -c "import sys; sys.path.insert(0, '${style%/*}'); import style; print($1)"; }  # one of its limits
 repeat() { for ((i = 0; i < $1; i++)); do echo "$2"; done; }
 part() { printf '\n// -------\n// Part %s\n' "$1"; repeat 60 "// words"; }
 
@@ -68,12 +69,12 @@ check() {  # RULES LINE: just these are broken, the one at the first line of the
 
 check ""
 four="// $(repeat 108 x | tr -d '\n')" check "width" "xxx"
-two=$(repeat 170 "// words") check "Part II"
-three=$(repeat 150 "// words") check "Part III"
-four=$(repeat 985 "// words") check "Part IV"
-five=$(repeat 520 "// words") check "Part V"
-six=$(repeat 1060 "// words") check "Part VI"
-six=$(repeat 3500 "// words") check "lines,Part VI"
+two=$(repeat "$(limit "style.PARTS['II'][1]")" "// words") check "Part II"
+three=$(repeat "$(limit "style.PARTS['III'][1]")" "// words") check "Part III"
+four=$(repeat "$(limit "style.PARTS['IV'][1]")" "// words") check "Part IV"
+five=$(repeat "$(limit "style.PARTS['V'][1]")" "// words") check "Part V"
+six=$(repeat "$(limit "style.PARTS['VI'][1]")" "// words") check "Part VI"
+six=$(repeat "$(limit style.LINES)" "// words") check "lines,Part VI"
 one=$(repeat 640 "// words") check "Part I"
 after="static void late(void) {}" check "Part I" "static void late"
 change="s/Part I: .*/Part One/" check "Part I"
