@@ -721,6 +721,7 @@ static void test_shards(void) {
     double sums[4], left[3], worst = 0;
     for (size_t i = 3 * COUNT; i < 4 * COUNT; i++) x[i] *= x[i];
     real_t *whole = (real_t *)on_device(x, 4 * bytes);
+    layers_begin(on_device(NULL, layers_scratch_bytes(1, 1, 1, 1)));
     squares(sums, whole + COUNT, COUNT);
     for (int p = 0; p < 4; p++) {
         double sum = 0;
