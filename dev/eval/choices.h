@@ -18,7 +18,7 @@ typedef struct {
     int question, context, ending, characters;  // tokens of the context, and of what is scored after it
     const uint16_t *before, *after;             // these tokens
     int inputs;                                 // tokens that the network reads
-    int row, state, turn;                       // where a pass has it
+    int row, state;                             // where a pass has it
     double score[2];                            // of the network, and of its teacher
 } Completion;
 
@@ -150,9 +150,9 @@ static int same_inputs(const Completion *x, const Completion *y) {
     return 1;
 }
 
-// A pass: a batch of completions, a row each, but those of the same inputs share one and take turns at its
-// logits. The head is evaluated only where tokens are scored: these states move to the front of the stream.
-typedef struct { int completions, turns, states; } Pass;
+// A pass: a batch of completions, a row each, but those of the same inputs share one. The head is evaluated
+// only where tokens are scored: these states move to the front of the stream, once for each completion.
+typedef struct { int completions, states; } Pass;
 // How many states the head is evaluated for at a time; and at least, if --head-chunk has room: a CPU sums in
 // another order where there are one or two, and a score should not depend on what else is in its batch.
 enum { MOST_STATES = 4096, LEAST_STATES = 3 };
@@ -163,23 +163,18 @@ static Pass fill_pass(Model *g, const Model *m, Completion **left, int count, in
     const int T = left[0]->inputs < LEAST_STATES ? smaller_of(LEAST_STATES, m->T) : left[0]->inputs;
     const int rows_a_chunk = smaller_of(m->chunk * m->T / T, 65535 / m->net.NH);
     const int rows = m->B / m->chunk * rows_a_chunk;
-    Pass p = {0, 0, 0};
+    Pass p = {0, 0};
     int row = -1;
     for (Completion *last = NULL; p.completions < count; p.completions++) {
         Completion *x = left[p.completions];
-        if (last && same_inputs(x, last)) {
-            x->state = last->state;
-            x->turn = last->turn + 1;
-        } else {
-            if (row + 1 == rows) break;
-            x->state = p.states;
-            x->turn = 0;
-            p.states += x->ending;
-            row++;
-            for (int t = 0; t < T; t++) inputs[row * T + t] = t < x->inputs ? token_of(x, t) : 0;
-        }
+        // states that moved to the front before must not lie where these come from
+        int shares = last && same_inputs(x, last) && p.states < row * T + x->context;
+        if (!shares && row + 1 == rows) break;
+        if (!shares) row++;
+        for (int t = 0; t < T && !shares; t++) inputs[row * T + t] = t < x->inputs ? token_of(x, t) : 0;
         x->row = row;
-        if (x->turn + 1 > p.turns) p.turns = x->turn + 1;
+        x->state = p.states;
+        p.states += x->ending;
         last = x;
     }
     if (p.states < LEAST_STATES) p.states = smaller_of(LEAST_STATES, m->B * m->T);
@@ -193,31 +188,15 @@ static Pass fill_pass(Model *g, const Model *m, Completion **left, int count, in
     return p;
 }
 
-// Adds to the scores of those whose turn it is what states [from, from + n) say; targets (states) is host
-// memory.
-static void score_states(Model *g, Pass p, Completion **of, int from, int n, int turn, int which,
-                         int *targets) {
+// Adds to the scores what states [from, from + n) say; targets (states) is host memory.
+static void score_states(Model *g, Pass p, Completion **of, int from, int n, int which, const int *targets) {
     static real_t losses[MOST_STATES];
-    int first = n, last = -1;  // of these states, those that someone wants now
-    for (int c = 0; c < p.completions; c++)
-        for (int k = 0; k < of[c]->ending && of[c]->turn == turn; k++) {
-            int i = of[c]->state + k - from;
-            if (!within(i, 0, n - 1)) continue;
-            targets[from + i] = of[c]->after[k];
-            first = smaller_of(first, i);
-            last = i > last ? i : last;
-        }
-    if (last < 0) return;
-    if (last - first + 1 < LEAST_STATES) first = last < LEAST_STATES ? 0 : last - LEAST_STATES + 1;
-    if (last - first + 1 < LEAST_STATES) last = smaller_of(LEAST_STATES, n) - 1;
-    from += first;
-    n = last - first + 1;
     to_device(g->targets, targets + from, (size_t)n * sizeof(int));
-    head_logits(g, from, n);  // again each turn, since the classifier works in the logits
+    head_logits(g, from, n);
     classifier(g->losses, g->logits, g->targets, n, g->net.V, g->net.Vp, 0);
     to_host(losses, g->losses, (size_t)n * sizeof(real_t));
     for (int c = 0; c < p.completions; c++)
-        for (int k = 0; k < of[c]->ending && of[c]->turn == turn; k++)
+        for (int k = 0; k < of[c]->ending; k++)
             if (within(of[c]->state + k, from, from + n - 1))
                 of[c]->score[which] -= losses[of[c]->state + k - from];
 }
@@ -225,17 +204,19 @@ static void score_states(Model *g, Pass p, Completion **of, int from, int n, int
 static void score_pass(Model *g, Pass p, Completion **of, int which, int *targets) {
     const size_t C = (size_t)g->net.C;
     forward(g);
+    memset(targets, 0, (size_t)p.states * sizeof(int));
     for (int c = 0; c < p.completions; c++)
-        for (int k = 0; k < of[c]->ending && of[c]->turn == 0; k++) {
+        for (int k = 0; k < of[c]->ending; k++) {
             size_t to = (size_t)(of[c]->state + k);
             size_t from = (size_t)(of[c]->row * g->T + of[c]->context - 1 + k);
             if (from > to) device_copy(g->cur + to * C, g->cur + from * C, C * sizeof(stream_t));
+            targets[to] = of[c]->after[k];
         }
     const int most = smaller_of(g->head_chunk, MOST_STATES);
     for (int i = 0, n; i < p.states; i += n) {
         n = smaller_of(most, p.states - i);
         if (within(p.states - i - n, 1, LEAST_STATES - 1) && n > 2 * LEAST_STATES) n -= LEAST_STATES;
-        for (int turn = 0; turn < p.turns; turn++) score_states(g, p, of, i, n, turn, which, targets);
+        score_states(g, p, of, i, n, which, targets);
     }
 }
 
