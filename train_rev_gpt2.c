@@ -3663,7 +3663,7 @@ INLINE void softmax_tile(real_t *score, Softmax *x, int keys, const int queries,
 
 void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH, int NKV) {
     const int hs = C / NH, group = NH / NKV;
-    const size_t KV = (size_t)(NKV * hs), S = (size_t)C + 2*KV;
+    const size_t KV = (size_t)(NKV * hs), width = (size_t)C, S = width + 2*KV;
     const real_t scale = (real_t)(1 / sqrt((double)hs));
     profile("attention_forward", 2.0 * B * T * T * C, (double)B * T * (S + C) * sizeof(act_t));
     #pragma omp parallel for collapse(3) schedule(dynamic)
@@ -3673,8 +3673,8 @@ void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, 
                 const size_t sequence = (size_t)(b * T);
                 const act_t *q = qkv + sequence*S + h*hs, *k = qkv + sequence*S + C + h / group * hs;
                 const int end = smaller_of(s0 + STRIP, T);
-                act_t *o = out + sequence*C + h*hs;
-                real_t score[TILE * TILE], *l = lse + sequence*NH + h*T;
+                act_t *o = out + sequence*width + h*hs;
+                real_t score[TILE * TILE], *l = lse + sequence*NH + (size_t)h*T;
                 Softmax softmaxes[STRIP / TILE], *x = softmaxes;
                 Panel q_panels[STRIP / TILE], k_panel, v_panel, p_panel;
                 for (int q0 = s0; q0 < end; q0 += TILE, x++) {
@@ -3693,15 +3693,15 @@ void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, 
                         if (queries == TILE) softmax_tile(score, x, keys, TILE, q0 - t0, scale);
                         else softmax_tile(score, x, keys, queries, q0 - t0, scale);
                         for (int i = 0; i < queries && t0; i++)
-                            for (int c = 0; c < hs; c++) o[(q0 + i)*C + c] *= x->shrink[i];
+                            for (int c = 0; c < hs; c++) o[(q0 + i)*width + c] *= x->shrink[i];
                         set_panel(&p_panel, score, 1, TILE);
-                        gemm_tile(o + q0*C, C, queries, hs, keys, &p_panel, &v_panel, t0 > 0);
+                        gemm_tile(o + q0*width, C, queries, hs, keys, &p_panel, &v_panel, t0 > 0);
                     }
                 }
                 for (int t = s0; t < end; t++) {
                     const int i = t % TILE;
                     x = &softmaxes[(t - s0) / TILE];
-                    for (int c = 0; c < hs; c++) o[t*C + c] /= x->sum[i];
+                    for (int c = 0; c < hs; c++) o[t*width + c] /= x->sum[i];
                     l[t] = x->highest[i] * scale + (real_t)log(x->sum[i]);
                 }
             }
@@ -3752,7 +3752,7 @@ typedef struct { Panel q, d, q_columns, d_columns; real_t delta[TILE]; } Queries
 void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse,
                         int B, int T, int C, int NH, int NKV) {
     const int hs = C / NH, group = NH / NKV;
-    const size_t KV = (size_t)(NKV * hs), S = (size_t)C + 2*KV, bytes = sizeof(act_t) * (size_t)hs;
+    const size_t KV = (size_t)(NKV * hs), width = (size_t)C, S = width + 2*KV, bytes = hs * sizeof(act_t);
     const real_t scale = (real_t)(1 / sqrt((double)hs));
     profile("attention_backward", 5.0 * B * T * T * C, 2.0 * B * T * (S + C) * sizeof(act_t));
     #pragma omp parallel for collapse(2) schedule(dynamic)
@@ -3767,22 +3767,22 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
             for (int h = g * group; h < (g + 1) * group; h++)
                 for (int s0 = 0; s0 < T; s0 += STRIP_BACKWARD) {
                     const act_t *q = qkv + sequence*S + h*hs, *k = qkv + of_keys;
-                    const act_t *o = out + sequence*C + h*hs, *d = dout + (o - out);
+                    const act_t *o = out + sequence*width + h*hs, *d = dout + (o - out);
                     act_t *dq = dqkv + (q - qkv), *dk = dqkv + of_keys, *dv = dk + KV;
-                    const real_t *l = lse + sequence*NH + h*T;
+                    const real_t *l = lse + sequence*NH + (size_t)h*T;
                     const int end = smaller_of(s0 + STRIP_BACKWARD, T);
                     Queries tiles[STRIP_BACKWARD / TILE], *x = tiles;
                     Panel k_panel, v_panel, k_columns, p_panel, ds_panel;
                     real_t p[TILE * TILE], ds[TILE * TILE];
                     for (int q0 = s0; q0 < end; q0 += TILE, x++) {
                         set_panel(&x->q, q + q0*S, S, 1);
-                        set_panel(&x->d, d + q0*C, C, 1);
+                        set_panel(&x->d, d + q0*width, C, 1);
                         set_panel(&x->q_columns, q + q0*S, S, 1);
-                        set_panel(&x->d_columns, d + q0*C, C, 1);
+                        set_panel(&x->d_columns, d + q0*width, C, 1);
                         for (int t = q0; t < smaller_of(q0 + TILE, T); t++) {
                             real_t dot = 0;
                             #pragma omp simd reduction(+:dot)
-                            for (int c = 0; c < hs; c++) dot += d[t*C + c] * o[t*C + c];
+                            for (int c = 0; c < hs; c++) dot += d[t*width + c] * o[t*width + c];
                             x->delta[t - q0] = dot;
                         }
                     }
