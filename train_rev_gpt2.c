@@ -2182,7 +2182,7 @@ static double micro_batch(Job *j, int i, double *drift) {
 // was not interrupted.
 static int step_gradients(Job *j, double *loss, double *drift) {
     const Run *run = &j->run;
-    const int count = run->accumulate, longest = (count + run->lanes - 1) / run->lanes;
+    const int count = run->accumulate, longest = (count - 1) / run->lanes + 1;
     double *losses = doubles(2 * (size_t)count), *drifts = losses + count;
     *loss = 0;
     *drift = NAN;
@@ -2760,8 +2760,8 @@ static void on_illegal_instruction(int signal_number) {
 // What a program begins with: its flags, out of a table. If they ask for help or the version it ends there.
 static void begin(const Option *table, int count, const char *usage, int argc, char **argv) {
     program = usage;
-    ranks_begin();
     for (int fd = 0; fd <= 2;) fd = open("/dev/null", O_RDWR);  // no file of ours becomes a closed stdout
+    ranks_begin();
     signal(SIGXFSZ, SIG_IGN);  // a file that may not grow fails like a full disk
     signal(SIGILL, on_illegal_instruction);
     parse_options(table, count, argc, argv);
