@@ -3239,8 +3239,8 @@ static inline void multiply_tiles(real_t *sums, int K, const real_t *a, const re
 
 static int word_kind = NUMBERS;
 static inline int words_of(int K) { return word_kind == NUMBERS ? K : (K + 31) / 32 * 16; }
-static inline int panel_rows(void) { return word_kind == TILES ? SIDE : MR; }
-static inline int panel_columns(void) { return word_kind == TILES ? SIDE : NR; }
+static inline int panel_rows(void) { return word_kind == TILES ? (int)SIDE : (int)MR; }
+static inline int panel_columns(void) { return word_kind == TILES ? (int)SIDE : (int)NR; }
 int layers_bf16(int on) {
     word_kind = NUMBERS;
     if (!on || sizeof(real_t) != sizeof(float)) return !on;
@@ -3944,7 +3944,7 @@ static double saturate(void) {
     const real_t word = half;
     vector_t x[MR * NV], factor;
     if (word_kind == TILES) {
-        static const real_t zeros[SIDE * WORDS];
+        static const real_t zeros[SIDE * WORDS] = {0};
         real_t tile[SIDE * SIDE];
         for (int i = 0; i < PRODUCTS; i++) multiply_tiles(tile, WORDS, zeros, zeros, tile, 0);
         return 4.0 * PRODUCTS * SIDE * SIDE * WORDS;
