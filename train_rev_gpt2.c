@@ -1200,21 +1200,21 @@ static void add_lanes(const Model *m, real_t *const *lanes, int count, size_t at
 #define ranks_begin() ((void)0)              // a process knows which it is
 #define ranks_compare(argc, argv) ((void)0)  // ends all where one runs another program, or with other flags
 #define ranks_same(what, text) ((void)text)  // or does not have the same text as rank 0
+#define ranks_same_files(files) ((void)0)    // or the same files, a glob_t
 #define ranks_combine(x, count) ((void)0)    // in host memory: adds up what ranks have, all but one of them 0
 #define ranks_broadcast(x, bytes) ((void)0)  // in host memory: gives all what rank 0 has
-#define ranks_scatter(x, size, net) ((void)0)  // in device memory: gives each its shard of what rank 0 has
-#define ranks_gather(x, size, net) ((void)0)   // gives all the shards that each has
+#define ranks_spread(params, net) ((void)0)  // in device memory: gives all what rank 0 has
+#define ranks_gather(params, net) ((void)0)  // gives all the shards that each has
+#define all_moments(m, own) (own)            // where those of all shards have their place
+#define gather_moments(m, own) ((void)0)     // brings them there
+#define scatter_moments(m, own) ((void)0)    // gives each its shard of what rank 0 has there
 #define ranks_end() ((void)0)
+static int any(int here) { return here; }    // whether it is so on any rank
 // adds the lanes that ranks have now, the first of which has a number, to their sums
 static void ranks_exchange(Model *m, int lane) {
     add_lanes(m, &m->grads, 1, 0, parameter_count(&m->net), lane == 0);
 }
 #endif
-static int any(int here) {  // whether it is so on any rank
-    double x = here;
-    ranks_combine(&x, 1);
-    return x > 0;
-}
 
 // ---- losses
 
@@ -1290,7 +1290,7 @@ static double update(Model *m, double rate, double beta1, double beta2, double d
         done += n;
     }
     profile("(exchange)", 0, 0);
-    ranks_gather(m->params, sizeof(param_t), &m->net);
+    ranks_gather(m->params, &m->net);
     return norm;
 }
 
@@ -1457,6 +1457,7 @@ static void data_open(Data *d, const char *pattern) {
             die(STATUS_DATA, "%s: vocabulary %d, but %s has %d", s->path, V, d->shards[0].path, d->V);
         d->V = V;
     }
+    ranks_same_files(&d->files);
 }
 
 static void shards_close(Data *d) {
@@ -1744,10 +1745,7 @@ static Config load_model(const char *path, Model *m) {
     memset(&net, 0, sizeof net);
     if (rank == 0) net = read_model(path, m);
     ranks_broadcast(&net, sizeof net);
-    if (m) {
-        ranks_scatter(m->params, sizeof(param_t), &net);
-        ranks_gather(m->params, sizeof(param_t), &net);
-    }
+    if (m) ranks_spread(m->params, &net);
     return net;
 }
 
@@ -1765,37 +1763,21 @@ static uint64_t state_checksum(const int32_t header[256], const Config *net) {
     return checksum(checksum(0, header, 256), of_model, 256);
 }
 
-// Moments of all shards, gathered where gradients are in a step
-static const real_t *gather_moments(const Model *m, const real_t *own) {
-    device_copy(m->grads + shard_begin(&m->net, rank), own, shard_size(&m->net) * sizeof(real_t));
-    ranks_gather(m->grads, sizeof(real_t), &m->net);
-    return m->grads;
-}
-
-// Reads all moments on rank 0, and gives each rank those of its shard. Returns the checksum, continued.
-static uint64_t read_moments(FILE *f, const char *path, const Model *m, real_t *own, uint64_t sum) {
-    if (rank == 0) sum = read_parameters(f, path, m->grads, parameter_count(&m->net), 0, sum);
-    ranks_scatter(m->grads, sizeof(real_t), &m->net);
-    device_copy(own, m->grads + shard_begin(&m->net, rank), shard_size(&m->net) * sizeof(real_t));
-    return sum;
-}
-
 // owed: whether an interrupt came before what follows the step, such as its validation, was done
 static void save_state(const Model *m, const char *directory, int step, const Run *run, int owed) {
     Output o;
     int32_t header[256] = {STATE_MAGIC, STATE_VERSION, step, owed};
     size_t count = parameter_count(&m->net);
+    real_t *const moments[] = {m->m, m->v};
     memcpy(&header[4], run, sizeof *run);
-    if (rank > 0) {  // it sends what it has
-        gather_moments(m, m->m);
-        gather_moments(m, m->v);
-        return;
-    }
-    output_open(&o, checkpoint_path(directory, "state", step), NULL);
-    output_write(&o, header, sizeof header);
     uint64_t sum = state_checksum(header, &m->net);
-    sum = write_parameters(&o, gather_moments(m, m->m), count, 0, sum);
-    sum = write_parameters(&o, gather_moments(m, m->v), count, 0, sum);
+    if (rank == 0) output_open(&o, checkpoint_path(directory, "state", step), NULL);
+    if (rank == 0) output_write(&o, header, sizeof header);
+    for (int i = 0; i < 2; i++) {
+        gather_moments(m, moments[i]);
+        if (rank == 0) sum = write_parameters(&o, all_moments(m, moments[i]), count, 0, sum);
+    }
+    if (rank > 0) return;
     // the weights are in the model file, unless rounded there; the checksum ties them to this state anyway
     sum = write_parameters(run->bf16 ? &o : NULL, m->params, count, 0, sum);
     output_write(&o, &sum, sizeof sum);
@@ -1846,10 +1828,13 @@ static FILE *open_state(const char *path, int32_t header[256], int step, const R
 static int load_state(Model *m, const char *path, int step, const Run *run) {
     int32_t header[256] = {0};
     size_t count = parameter_count(&m->net);
-    uint64_t saved = 0;
+    real_t *const moments[] = {m->m, m->v};
     FILE *f = rank == 0 ? open_state(path, header, step, run, count) : NULL;
-    uint64_t sum = read_moments(f, path, m, m->m, state_checksum(header, &m->net));
-    sum = read_moments(f, path, m, m->v, sum);
+    uint64_t saved = 0, sum = state_checksum(header, &m->net);
+    for (int i = 0; i < 2; i++) {
+        if (rank == 0) sum = read_parameters(f, path, all_moments(m, moments[i]), count, 0, sum);
+        scatter_moments(m, moments[i]);
+    }
     if (rank == 0) {
         if (run->bf16) sum = read_parameters(f, path, m->params, count, 0, sum);
         else sum = write_parameters(NULL, m->params, count, 0, sum);
@@ -1859,8 +1844,7 @@ static int load_state(Model *m, const char *path, int step, const Run *run) {
         fclose(f);
     }
     ranks_broadcast(header, sizeof header);
-    ranks_scatter(m->params, sizeof(param_t), &m->net);
-    ranks_gather(m->params, sizeof(param_t), &m->net);
+    ranks_spread(m->params, &m->net);
     return header[3] != 0;
 }
 
@@ -2709,25 +2693,11 @@ static void load_networks(Model *m, int from) {
     load_model(opt.distill, &teacher);
 }
 
-// Ends where ranks read different files, as far as sizes and first words tell.
-static void data_same(Data *d) {
-    char text[PATH + 128];
-    for (Shard *s = d->shards; ranks > 1 && s < d->shards + d->shard_count; s++) {
-        int32_t header[256] = {0};
-        (void)!pread(shard_fd(d, s), header, sizeof header, 0);
-        snprintf(text, sizeof text, "%s, %" PRId64 " tokens, header %016" PRIx64, s->path, s->count,
-                 checksum(0, header, 256));
-        ranks_same("tokens", text);
-    }
-}
-
 // Checks the data against the network, counts the steps, and goes to where the run begins or goes on.
 static void begin_job(Job *j) {
     Model *m = &j->m;
     data_check(&j->data, opt.train, m->net.V, m->T);
     if (opt.val[0]) data_check(&j->val, opt.val, m->net.V, m->T);
-    data_same(&j->data);
-    data_same(&j->val);
     ranks_same("products", device_products());
     choices_begin(m);
     int64_t epoch = sequences_of(&j->data, m->T, 0) / ((int64_t)m->B * j->run.accumulate);

@@ -137,7 +137,6 @@ int eval_main(int argc, char **argv) {
     choose_shape(&m);
     choose_precision();
     if (opt.val[0]) data_check(&d, opt.val, m.net.V, m.T);
-    data_same(&d);
     ranks_same("products", device_products());
     choices_begin(&m);
     plan(&m);
