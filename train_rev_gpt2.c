@@ -2324,7 +2324,8 @@ static const Option options[] = {
     {"-b", INTEGER, &opt.B, "4", 1, 1 << 24, "sequences a micro-batch"},
     {"-t", INTEGER, &opt.T, "0", 1, 1 << 24, "tokens a sequence; 0: the context"},
     {"-d", INTEGER, &opt.tokens, "0", 1, 2147483647, "tokens a step, a multiple of -b times -t; 0: that"},
-    {"--lanes", INTEGER, &opt.lanes, "0", 1, 2147483647, "sums of neighbouring micro-batches; 0: all apart"},
+    {"--lanes", INTEGER, &opt.lanes, "0", 1, 2147483647,
+     "parts of a step that processes share, which are added one by one; 0: its micro-batches"},
     {"-x", INTEGER, &opt.steps, "-1", 0, MAX_STEPS, "steps; -1: once through the training tokens, in order"},
     {"-l", NUMBER, &opt.rate, "6e-4", 0, 1e3, "learning rate"},
     {"-u", INTEGER, &opt.warmup, "0", 0, 1e9, "warm-up steps"},
@@ -2341,7 +2342,7 @@ static const Option options[] = {
      "a of retrofit and bdia, n/256: near 0 the original network, 1 and -1 keep no bits (-1/16)"},
     {"--fixed-point", INTEGER, &opt.fixed_point, "", 0, 16, "retrofit: iterations K, each another block (1)"},
     {"--stem", INTEGER, &opt.stem, "", 0, 65536, "retrofit and bdia: how many first steps stay ordinary (2)"},
-    {"--distill", STRING, &opt.distill, "", 0, NAME, "a baseline of this shape: the teacher to come near"},
+    {"--distill", STRING, &opt.distill, "", 0, NAME, "model file of a baseline of this shape: the teacher"},
     {"--loss", LOSS_NAME, &opt.objective, "", 0, 0,
      "what to make small; kl, the default with --distill: KL(ours, teacher's); kl-teacher: the other way"},
     {"--memory", MEMORY_NAME, &opt.memory, "", 0, 0, "kept for the backward pass (reverse; baseline: store)"},
@@ -2361,7 +2362,7 @@ static const Option options[] = {
     PROFILE_OPTION
     RANKS_OPTION
     {"--plan", SWITCH, &opt.plan, "0", 0, 0, "print where every byte would go, and end"},
-    {"--ranks", INTEGER, &opt.ranks, "0", 1, 65536, "with --plan: in one of so many processes"},
+    {"--ranks", INTEGER, &opt.ranks, "0", 1, 65536, "with --plan: the bytes of one of so many processes"},
     {"--tokenizer", STRING, &opt.tokenizer, "", 0, 0, "llm.c's gpt2_tokenizer.bin (beside -i, or here)"},
     {"--help", SWITCH, &opt.help, "0", 0, 0, "print this, and end"},
     {"--version", SWITCH, &opt.version, "0", 0, 0, "print the version, and end"},
