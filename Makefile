@@ -30,13 +30,17 @@ links = $(shell t=$$(mktemp) && printf '$(threaded)' | $(CC) -x c - $(1) -o $$t 
 LIBOMP = $(shell brew --prefix libomp 2>/dev/null)
 OPENMP := $(or $(call links,-fopenmp),$(call links,-Xclang -fopenmp $(LIBOMP:%=-I%/include -L%/lib) -lomp))
 SIMD := $(or $(OPENMP),$(call probe,-fopenmp-simd))
+# musl gives a thread 128 KiB of stack unless the program says more; attention's backward pass takes 412, in double precision twice that.
+ifneq ($(findstring musl,$(shell $(CC) -dumpmachine)),)
+STACK := -Wl,-z,stack-size=8388608
+endif
 CFLAGS ?= -O3
 # -Wno-pass-failed: clang need not vectorize every loop that says it may;
 # contraction to FMA is allowed everywhere or nowhere, so that equal expressions give equal bits; no -ffast-math, it hides NaN
 instead_of_profile = $(if $(PROFILE),dev/bench/profile.h,$(if $(STREAMS),dev/tutorial/streams.h))
 PROFILED = $(if $(instead_of_profile),-DREV_GPT2_PROFILE='"$(instead_of_profile)"')
 CHOICES = -DREV_GPT2_CHOICES='"dev/eval/choices.h"'
-ALL_CFLAGS = -std=gnu11 $(CFLAGS) $(ARCH) $(SIMD) -fno-math-errno -ffp-contract=fast -Wall -Wextra -Wno-unknown-pragmas -Wno-pass-failed $(PROFILED) $(SAN)
+ALL_CFLAGS = -std=gnu11 $(CFLAGS) $(ARCH) $(SIMD) -fno-math-errno -ffp-contract=fast -Wall -Wextra -Wno-unknown-pragmas -Wno-pass-failed $(PROFILED) $(STACK) $(SAN)
 
 # MPI's compiler is this one with MPI's flags; Open MPI and MPICH ask for it by these names.
 MPICC ?= mpicc

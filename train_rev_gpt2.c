@@ -1200,21 +1200,21 @@ static void add_lanes(const Model *m, real_t *const *lanes, int count, size_t at
 #define ranks_begin() ((void)0)              // a process knows which it is
 #define ranks_compare(argc, argv) ((void)0)  // ends all where one runs another program, or with other flags
 #define ranks_same(what, text) ((void)text)  // or does not have the same text as rank 0
+#define ranks_same_files(files) ((void)0)    // or the same files, a glob_t
 #define ranks_combine(x, count) ((void)0)    // in host memory: adds up what ranks have, all but one of them 0
 #define ranks_broadcast(x, bytes) ((void)0)  // in host memory: gives all what rank 0 has
-#define ranks_scatter(x, size, net) ((void)0)  // in device memory: gives each its shard of what rank 0 has
-#define ranks_gather(x, size, net) ((void)0)   // gives all the shards that each has
+#define ranks_spread(params, net) ((void)0)  // in device memory: gives all what rank 0 has
+#define ranks_gather(params, net) ((void)0)  // gives all the shards that each has
+#define all_moments(m, own) (own)            // where those of all shards have their place
+#define gather_moments(m, own) ((void)0)     // brings them there
+#define scatter_moments(m, own) ((void)0)    // gives each its shard of what rank 0 has there
 #define ranks_end() ((void)0)
+static int any(int here) { return here; }    // whether it is so on any rank
 // adds the lanes that ranks have now, the first of which has a number, to their sums
 static void ranks_exchange(Model *m, int lane) {
     add_lanes(m, &m->grads, 1, 0, parameter_count(&m->net), lane == 0);
 }
 #endif
-static int any(int here) {  // whether it is so on any rank
-    double x = here;
-    ranks_combine(&x, 1);
-    return x > 0;
-}
 
 // ---- losses
 
@@ -1290,7 +1290,7 @@ static double update(Model *m, double rate, double beta1, double beta2, double d
         done += n;
     }
     profile("(exchange)", 0, 0);
-    ranks_gather(m->params, sizeof(param_t), &m->net);
+    ranks_gather(m->params, &m->net);
     return norm;
 }
 
@@ -1457,6 +1457,7 @@ static void data_open(Data *d, const char *pattern) {
             die(STATUS_DATA, "%s: vocabulary %d, but %s has %d", s->path, V, d->shards[0].path, d->V);
         d->V = V;
     }
+    ranks_same_files(&d->files);
 }
 
 static void shards_close(Data *d) {
@@ -1744,10 +1745,7 @@ static Config load_model(const char *path, Model *m) {
     memset(&net, 0, sizeof net);
     if (rank == 0) net = read_model(path, m);
     ranks_broadcast(&net, sizeof net);
-    if (m) {
-        ranks_scatter(m->params, sizeof(param_t), &net);
-        ranks_gather(m->params, sizeof(param_t), &net);
-    }
+    if (m) ranks_spread(m->params, &net);
     return net;
 }
 
@@ -1765,37 +1763,21 @@ static uint64_t state_checksum(const int32_t header[256], const Config *net) {
     return checksum(checksum(0, header, 256), of_model, 256);
 }
 
-// Moments of all shards, gathered where gradients are in a step
-static const real_t *gather_moments(const Model *m, const real_t *own) {
-    device_copy(m->grads + shard_begin(&m->net, rank), own, shard_size(&m->net) * sizeof(real_t));
-    ranks_gather(m->grads, sizeof(real_t), &m->net);
-    return m->grads;
-}
-
-// Reads all moments on rank 0, and gives each rank those of its shard. Returns the checksum, continued.
-static uint64_t read_moments(FILE *f, const char *path, const Model *m, real_t *own, uint64_t sum) {
-    if (rank == 0) sum = read_parameters(f, path, m->grads, parameter_count(&m->net), 0, sum);
-    ranks_scatter(m->grads, sizeof(real_t), &m->net);
-    device_copy(own, m->grads + shard_begin(&m->net, rank), shard_size(&m->net) * sizeof(real_t));
-    return sum;
-}
-
 // owed: whether an interrupt came before what follows the step, such as its validation, was done
 static void save_state(const Model *m, const char *directory, int step, const Run *run, int owed) {
     Output o;
     int32_t header[256] = {STATE_MAGIC, STATE_VERSION, step, owed};
     size_t count = parameter_count(&m->net);
+    real_t *const moments[] = {m->m, m->v};
     memcpy(&header[4], run, sizeof *run);
-    if (rank > 0) {  // it sends what it has
-        gather_moments(m, m->m);
-        gather_moments(m, m->v);
-        return;
-    }
-    output_open(&o, checkpoint_path(directory, "state", step), NULL);
-    output_write(&o, header, sizeof header);
     uint64_t sum = state_checksum(header, &m->net);
-    sum = write_parameters(&o, gather_moments(m, m->m), count, 0, sum);
-    sum = write_parameters(&o, gather_moments(m, m->v), count, 0, sum);
+    if (rank == 0) output_open(&o, checkpoint_path(directory, "state", step), NULL);
+    if (rank == 0) output_write(&o, header, sizeof header);
+    for (int i = 0; i < 2; i++) {
+        gather_moments(m, moments[i]);
+        if (rank == 0) sum = write_parameters(&o, all_moments(m, moments[i]), count, 0, sum);
+    }
+    if (rank > 0) return;
     // the weights are in the model file, unless rounded there; the checksum ties them to this state anyway
     sum = write_parameters(run->bf16 ? &o : NULL, m->params, count, 0, sum);
     output_write(&o, &sum, sizeof sum);
@@ -1846,10 +1828,13 @@ static FILE *open_state(const char *path, int32_t header[256], int step, const R
 static int load_state(Model *m, const char *path, int step, const Run *run) {
     int32_t header[256] = {0};
     size_t count = parameter_count(&m->net);
-    uint64_t saved = 0;
+    real_t *const moments[] = {m->m, m->v};
     FILE *f = rank == 0 ? open_state(path, header, step, run, count) : NULL;
-    uint64_t sum = read_moments(f, path, m, m->m, state_checksum(header, &m->net));
-    sum = read_moments(f, path, m, m->v, sum);
+    uint64_t saved = 0, sum = state_checksum(header, &m->net);
+    for (int i = 0; i < 2; i++) {
+        if (rank == 0) sum = read_parameters(f, path, all_moments(m, moments[i]), count, 0, sum);
+        scatter_moments(m, moments[i]);
+    }
     if (rank == 0) {
         if (run->bf16) sum = read_parameters(f, path, m->params, count, 0, sum);
         else sum = write_parameters(NULL, m->params, count, 0, sum);
@@ -1859,8 +1844,7 @@ static int load_state(Model *m, const char *path, int step, const Run *run) {
         fclose(f);
     }
     ranks_broadcast(header, sizeof header);
-    ranks_scatter(m->params, sizeof(param_t), &m->net);
-    ranks_gather(m->params, sizeof(param_t), &m->net);
+    ranks_spread(m->params, &m->net);
     return header[3] != 0;
 }
 
@@ -2182,7 +2166,7 @@ static double micro_batch(Job *j, int i, double *drift) {
 // was not interrupted.
 static int step_gradients(Job *j, double *loss, double *drift) {
     const Run *run = &j->run;
-    const int count = run->accumulate, longest = (count + run->lanes - 1) / run->lanes;
+    const int count = run->accumulate, longest = (count - 1) / run->lanes + 1;
     double *losses = doubles(2 * (size_t)count), *drifts = losses + count;
     *loss = 0;
     *drift = NAN;
@@ -2340,7 +2324,8 @@ static const Option options[] = {
     {"-b", INTEGER, &opt.B, "4", 1, 1 << 24, "sequences a micro-batch"},
     {"-t", INTEGER, &opt.T, "0", 1, 1 << 24, "tokens a sequence; 0: the context"},
     {"-d", INTEGER, &opt.tokens, "0", 1, 2147483647, "tokens a step, a multiple of -b times -t; 0: that"},
-    {"--lanes", INTEGER, &opt.lanes, "0", 1, 2147483647, "sums of neighbouring micro-batches; 0: all apart"},
+    {"--lanes", INTEGER, &opt.lanes, "0", 1, 2147483647,
+     "parts of a step that processes share, which are added one by one; 0: its micro-batches"},
     {"-x", INTEGER, &opt.steps, "-1", 0, MAX_STEPS, "steps; -1: once through the training tokens, in order"},
     {"-l", NUMBER, &opt.rate, "6e-4", 0, 1e3, "learning rate"},
     {"-u", INTEGER, &opt.warmup, "0", 0, 1e9, "warm-up steps"},
@@ -2357,7 +2342,7 @@ static const Option options[] = {
      "a of retrofit and bdia, n/256: near 0 the original network, 1 and -1 keep no bits (-1/16)"},
     {"--fixed-point", INTEGER, &opt.fixed_point, "", 0, 16, "retrofit: iterations K, each another block (1)"},
     {"--stem", INTEGER, &opt.stem, "", 0, 65536, "retrofit and bdia: how many first steps stay ordinary (2)"},
-    {"--distill", STRING, &opt.distill, "", 0, NAME, "a baseline of this shape: the teacher to come near"},
+    {"--distill", STRING, &opt.distill, "", 0, NAME, "model file of a baseline of this shape: the teacher"},
     {"--loss", LOSS_NAME, &opt.objective, "", 0, 0,
      "what to make small; kl, the default with --distill: KL(ours, teacher's); kl-teacher: the other way"},
     {"--memory", MEMORY_NAME, &opt.memory, "", 0, 0, "kept for the backward pass (reverse; baseline: store)"},
@@ -2377,7 +2362,7 @@ static const Option options[] = {
     PROFILE_OPTION
     RANKS_OPTION
     {"--plan", SWITCH, &opt.plan, "0", 0, 0, "print where every byte would go, and end"},
-    {"--ranks", INTEGER, &opt.ranks, "0", 1, 65536, "with --plan: in one of so many processes"},
+    {"--ranks", INTEGER, &opt.ranks, "0", 1, 65536, "with --plan: the bytes of one of so many processes"},
     {"--tokenizer", STRING, &opt.tokenizer, "", 0, 0, "llm.c's gpt2_tokenizer.bin (beside -i, or here)"},
     {"--help", SWITCH, &opt.help, "0", 0, 0, "print this, and end"},
     {"--version", SWITCH, &opt.version, "0", 0, 0, "print the version, and end"},
@@ -2709,25 +2694,11 @@ static void load_networks(Model *m, int from) {
     load_model(opt.distill, &teacher);
 }
 
-// Ends where ranks read different files, as far as sizes and first words tell.
-static void data_same(Data *d) {
-    char text[PATH + 128];
-    for (Shard *s = d->shards; ranks > 1 && s < d->shards + d->shard_count; s++) {
-        int32_t header[256] = {0};
-        (void)!pread(shard_fd(d, s), header, sizeof header, 0);
-        snprintf(text, sizeof text, "%s, %" PRId64 " tokens, header %016" PRIx64, s->path, s->count,
-                 checksum(0, header, 256));
-        ranks_same("tokens", text);
-    }
-}
-
 // Checks the data against the network, counts the steps, and goes to where the run begins or goes on.
 static void begin_job(Job *j) {
     Model *m = &j->m;
     data_check(&j->data, opt.train, m->net.V, m->T);
     if (opt.val[0]) data_check(&j->val, opt.val, m->net.V, m->T);
-    data_same(&j->data);
-    data_same(&j->val);
     ranks_same("products", device_products());
     choices_begin(m);
     int64_t epoch = sequences_of(&j->data, m->T, 0) / ((int64_t)m->B * j->run.accumulate);
@@ -2760,8 +2731,8 @@ static void on_illegal_instruction(int signal_number) {
 // What a program begins with: its flags, out of a table. If they ask for help or the version it ends there.
 static void begin(const Option *table, int count, const char *usage, int argc, char **argv) {
     program = usage;
-    ranks_begin();
     for (int fd = 0; fd <= 2;) fd = open("/dev/null", O_RDWR);  // no file of ours becomes a closed stdout
+    ranks_begin();
     signal(SIGXFSZ, SIG_IGN);  // a file that may not grow fails like a full disk
     signal(SIGILL, on_illegal_instruction);
     parse_options(table, count, argc, argv);
@@ -3239,8 +3210,8 @@ static inline void multiply_tiles(real_t *sums, int K, const real_t *a, const re
 
 static int word_kind = NUMBERS;
 static inline int words_of(int K) { return word_kind == NUMBERS ? K : (K + 31) / 32 * 16; }
-static inline int panel_rows(void) { return word_kind == TILES ? SIDE : MR; }
-static inline int panel_columns(void) { return word_kind == TILES ? SIDE : NR; }
+static inline int panel_rows(void) { return word_kind == TILES ? (int)SIDE : (int)MR; }
+static inline int panel_columns(void) { return word_kind == TILES ? (int)SIDE : (int)NR; }
 int layers_bf16(int on) {
     word_kind = NUMBERS;
     if (!on || sizeof(real_t) != sizeof(float)) return !on;
@@ -3663,7 +3634,7 @@ INLINE void softmax_tile(real_t *score, Softmax *x, int keys, const int queries,
 
 void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH, int NKV) {
     const int hs = C / NH, group = NH / NKV;
-    const size_t KV = (size_t)(NKV * hs), S = (size_t)C + 2*KV;
+    const size_t KV = (size_t)(NKV * hs), width = (size_t)C, S = width + 2*KV;
     const real_t scale = (real_t)(1 / sqrt((double)hs));
     profile("attention_forward", 2.0 * B * T * T * C, (double)B * T * (S + C) * sizeof(act_t));
     #pragma omp parallel for collapse(3) schedule(dynamic)
@@ -3673,8 +3644,8 @@ void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, 
                 const size_t sequence = (size_t)(b * T);
                 const act_t *q = qkv + sequence*S + h*hs, *k = qkv + sequence*S + C + h / group * hs;
                 const int end = smaller_of(s0 + STRIP, T);
-                act_t *o = out + sequence*C + h*hs;
-                real_t score[TILE * TILE], *l = lse + sequence*NH + h*T;
+                act_t *o = out + sequence*width + h*hs;
+                real_t score[TILE * TILE], *l = lse + sequence*NH + (size_t)h*T;
                 Softmax softmaxes[STRIP / TILE], *x = softmaxes;
                 Panel q_panels[STRIP / TILE], k_panel, v_panel, p_panel;
                 for (int q0 = s0; q0 < end; q0 += TILE, x++) {
@@ -3693,15 +3664,15 @@ void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, 
                         if (queries == TILE) softmax_tile(score, x, keys, TILE, q0 - t0, scale);
                         else softmax_tile(score, x, keys, queries, q0 - t0, scale);
                         for (int i = 0; i < queries && t0; i++)
-                            for (int c = 0; c < hs; c++) o[(q0 + i)*C + c] *= x->shrink[i];
+                            for (int c = 0; c < hs; c++) o[(q0 + i)*width + c] *= x->shrink[i];
                         set_panel(&p_panel, score, 1, TILE);
-                        gemm_tile(o + q0*C, C, queries, hs, keys, &p_panel, &v_panel, t0 > 0);
+                        gemm_tile(o + q0*width, C, queries, hs, keys, &p_panel, &v_panel, t0 > 0);
                     }
                 }
                 for (int t = s0; t < end; t++) {
                     const int i = t % TILE;
                     x = &softmaxes[(t - s0) / TILE];
-                    for (int c = 0; c < hs; c++) o[t*C + c] /= x->sum[i];
+                    for (int c = 0; c < hs; c++) o[t*width + c] /= x->sum[i];
                     l[t] = x->highest[i] * scale + (real_t)log(x->sum[i]);
                 }
             }
@@ -3752,7 +3723,7 @@ typedef struct { Panel q, d, q_columns, d_columns; real_t delta[TILE]; } Queries
 void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse,
                         int B, int T, int C, int NH, int NKV) {
     const int hs = C / NH, group = NH / NKV;
-    const size_t KV = (size_t)(NKV * hs), S = (size_t)C + 2*KV, bytes = sizeof(act_t) * (size_t)hs;
+    const size_t KV = (size_t)(NKV * hs), width = (size_t)C, S = width + 2*KV, bytes = hs * sizeof(act_t);
     const real_t scale = (real_t)(1 / sqrt((double)hs));
     profile("attention_backward", 5.0 * B * T * T * C, 2.0 * B * T * (S + C) * sizeof(act_t));
     #pragma omp parallel for collapse(2) schedule(dynamic)
@@ -3767,22 +3738,22 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
             for (int h = g * group; h < (g + 1) * group; h++)
                 for (int s0 = 0; s0 < T; s0 += STRIP_BACKWARD) {
                     const act_t *q = qkv + sequence*S + h*hs, *k = qkv + of_keys;
-                    const act_t *o = out + sequence*C + h*hs, *d = dout + (o - out);
+                    const act_t *o = out + sequence*width + h*hs, *d = dout + (o - out);
                     act_t *dq = dqkv + (q - qkv), *dk = dqkv + of_keys, *dv = dk + KV;
-                    const real_t *l = lse + sequence*NH + h*T;
+                    const real_t *l = lse + sequence*NH + (size_t)h*T;
                     const int end = smaller_of(s0 + STRIP_BACKWARD, T);
                     Queries tiles[STRIP_BACKWARD / TILE], *x = tiles;
                     Panel k_panel, v_panel, k_columns, p_panel, ds_panel;
                     real_t p[TILE * TILE], ds[TILE * TILE];
                     for (int q0 = s0; q0 < end; q0 += TILE, x++) {
                         set_panel(&x->q, q + q0*S, S, 1);
-                        set_panel(&x->d, d + q0*C, C, 1);
+                        set_panel(&x->d, d + q0*width, C, 1);
                         set_panel(&x->q_columns, q + q0*S, S, 1);
-                        set_panel(&x->d_columns, d + q0*C, C, 1);
+                        set_panel(&x->d_columns, d + q0*width, C, 1);
                         for (int t = q0; t < smaller_of(q0 + TILE, T); t++) {
                             real_t dot = 0;
                             #pragma omp simd reduction(+:dot)
-                            for (int c = 0; c < hs; c++) dot += d[t*C + c] * o[t*C + c];
+                            for (int c = 0; c < hs; c++) dot += d[t*width + c] * o[t*width + c];
                             x->delta[t - q0] = dot;
                         }
                     }
@@ -3944,7 +3915,7 @@ static double saturate(void) {
     const real_t word = half;
     vector_t x[MR * NV], factor;
     if (word_kind == TILES) {
-        static const real_t zeros[SIDE * WORDS];
+        static const real_t zeros[SIDE * WORDS] = {0};
         real_t tile[SIDE * SIDE];
         for (int i = 0; i < PRODUCTS; i++) multiply_tiles(tile, WORDS, zeros, zeros, tile, 0);
         return 4.0 * PRODUCTS * SIDE * SIDE * WORDS;

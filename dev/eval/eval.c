@@ -49,9 +49,14 @@ static void check_eval_options(void) {
 
 // ---- from the flags to the end
 
+static void end_if_interrupted(void) {  // sums are of a part of the tokens then
+    if (interrupted) die(STATUS_INTERRUPTED, "interrupted");
+}
+
 static void evaluate(Model *m, Data *d) {
     double means[METRICS];
     int64_t sequences = validate(m, d, means);
+    end_if_interrupted();
     check_numbers(m, 0, means[LOSS], NAN);
     printf("validation loss %.4f, perplexity %.2f, ", means[LOSS], exp(means[LOSS]));
     printf("%" PRId64 " sequences of -t %d, %s", sequences, m->T, network_flags(&m->net));
@@ -105,6 +110,7 @@ static void evaluate_choices(const Model *m) {
         Accuracy a = {0, 0, 0, 0, 0, 0, 0};
         choices_score(m, c, 0);
         if (m->has_teacher) choices_score(&teacher, c, 1);
+        end_if_interrupted();
         add_accuracy(&a, c);
         check_numbers(m, 0, a.scores, NAN);
         add_accuracy(&all, c);
@@ -131,7 +137,6 @@ int eval_main(int argc, char **argv) {
     choose_shape(&m);
     choose_precision();
     if (opt.val[0]) data_check(&d, opt.val, m.net.V, m.T);
-    data_same(&d);
     ranks_same("products", device_products());
     choices_begin(&m);
     plan(&m);

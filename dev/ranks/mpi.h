@@ -33,6 +33,7 @@ static char (*hosts)[HOST];  // the machine of each rank
 static const MPI_Comm everyone = MPI_COMM_WORLD;
 
 static void on_interrupt(int signal_number);
+static FILE *open_regular(const char *path, const char *mode);
 
 // ---- questions: who waits answers
 
@@ -154,6 +155,12 @@ static void ranks_combine(double *x, size_t count) {
     }
 }
 
+static int any(int here) {
+    double x = here;
+    ranks_combine(&x, 1);
+    return x > 0;
+}
+
 static void ranks_broadcast(void *x, size_t bytes) {
     MPI_Request request;
     MPI_Ibcast(x, (int)bytes, MPI_BYTE, 0, everyone, &request);
@@ -167,8 +174,8 @@ static uint64_t mixed(uint64_t sum, const void *data, size_t bytes) {
     return sum ^ sum >> 29;
 }
 
+enum { LONGEST = 3000 };  // of a text that is shown; all of it is compared
 static void ranks_same(const char *what, const char *text) {
-    enum { LONGEST = 3000 };
     static char of_first[LONGEST + 64], own[LONGEST + 64];
     double agreed = 0;
     snprintf(own, sizeof own, "%016" PRIx64 "%s: %.*s", mixed(1, text, strlen(text)), what, LONGEST, text);
@@ -177,6 +184,25 @@ static void ranks_same(const char *what, const char *text) {
     if (strcmp(own, of_first) != 0) die(STATUS_USAGE,
         "on %s it has not what rank 0 has on %s: here %s; there %s", hosts[rank], hosts[0], own + 16, of_first + 16);
     ranks_combine(&agreed, 1);  // nobody goes on before all have compared
+}
+
+// Ends where ranks read different files, as far as their number, sizes and first words tell.
+static void ranks_same_files(const glob_t *files) {
+    static char text[LONGEST + 64];
+    unsigned char first[1024];
+    snprintf(text, sizeof text, "%zu files", (size_t)files->gl_pathc);
+    ranks_same("tokens", text);
+    for (size_t i = 0; i < files->gl_pathc; i++) {
+        const char *path = files->gl_pathv[i];
+        struct stat st;
+        FILE *f = open_regular(path, "rb");
+        size_t there = fread(first, 1, sizeof first, f);
+        if (fstat(fileno(f), &st) != 0) die(STATUS_DATA, "cannot read %s: %s", path, strerror(errno));
+        fclose(f);
+        snprintf(text, sizeof text, "%.*s, %" PRId64 " bytes, header %016" PRIx64, LONGEST, path,
+                 (int64_t)st.st_size, mixed(1, first, there));
+        ranks_same("tokens", text);
+    }
 }
 
 // The first line of a file that has a word, or ""
@@ -398,8 +424,24 @@ static void move_shards(enum Way way, void *x, size_t size, const Config *net) {
     t.piece = piece_of_bytes(larger_of(((size_t)64 << 20) / (size_t)ranks, 4096), size);
     move(&t, net, NULL, 0);
 }
-static void ranks_scatter(void *x, size_t size, const Config *net) { move_shards(SCATTER, x, size, net); }
-static void ranks_gather(void *x, size_t size, const Config *net) { move_shards(GATHER, x, size, net); }
+static void ranks_gather(param_t *params, const Config *net) {
+    move_shards(GATHER, params, sizeof(param_t), net);
+}
+static void ranks_spread(param_t *params, const Config *net) {
+    move_shards(SCATTER, params, sizeof(param_t), net);
+    ranks_gather(params, net);
+}
+
+// Moments of all shards are where gradients are in a step.
+static real_t *all_moments(const Model *m, const real_t *own) { return (void)own, m->grads; }
+static void gather_moments(const Model *m, const real_t *own) {
+    device_copy(m->grads + shard_begin(&m->net, rank), own, shard_size(&m->net) * sizeof(real_t));
+    move_shards(GATHER, m->grads, sizeof(real_t), &m->net);
+}
+static void scatter_moments(const Model *m, real_t *own) {
+    move_shards(SCATTER, m->grads, sizeof(real_t), &m->net);
+    device_copy(own, m->grads + shard_begin(&m->net, rank), shard_size(&m->net) * sizeof(real_t));
+}
 
 // The slots are where logits are at other times, or if these are few, in memory of their own.
 static void ranks_exchange(Model *m, int lane) {
