@@ -1210,7 +1210,7 @@ static void add_lanes(const Model *m, real_t *const *lanes, int count, size_t at
 #define scatter_moments(m, own) ((void)0)    // gives each its shard of what rank 0 has there
 #define ranks_end() ((void)0)
 static int any(int here) { return here; }    // whether it is so on any rank
-// adds the lanes that ranks have now, the first of which has a number, to their sums
+// adds lanes `lane`, lane + 1 and so on, of which each rank has one now, to the sum
 static void ranks_exchange(Model *m, int lane) {
     add_lanes(m, &m->grads, 1, 0, parameter_count(&m->net), lane == 0);
 }

@@ -161,7 +161,7 @@ static void write_seed(const char *name, const void *bytes, size_t size) {
 #define fopen(path, mode) fuzz_fopen(mode)
 #define fclose(f) fuzz_fclose(f)
 #define open(path, flags) fuzz_open()
-#define unlink(path) 0
+#define unlink(path) ((void)0, 0)
 #define close(fd) fuzz_close(fd)
 #define stat(path, st) fstat(memory_file, st)
 #define glob(pattern, flags, error, g) fuzz_glob(g)

@@ -182,7 +182,7 @@ static void ranks_same(const char *what, const char *text) {
     memcpy(of_first, own, sizeof own);
     ranks_broadcast(of_first, sizeof of_first);
     if (strcmp(own, of_first) != 0) die(STATUS_USAGE,
-        "on %s it has not what rank 0 has on %s: here %s; there %s", hosts[rank], hosts[0], own + 16, of_first + 16);
+        "on %s it differs from rank 0 on %s: here %s; there %s", hosts[rank], hosts[0], own + 16, of_first + 16);
     ranks_combine(&agreed, 1);  // nobody goes on before all have compared
 }
 
