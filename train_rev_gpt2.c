@@ -1197,7 +1197,6 @@ static void add_lanes(const Model *m, real_t *const *lanes, int count, size_t at
 #include REV_GPT2_RANKS
 #else
 #define RANKS_OPTION
-#define ranks_begin() ((void)0)              // a process knows which it is
 #define ranks_compare(argc, argv) ((void)0)  // ends all where one runs another program, or with other flags
 #define ranks_same(what, text) ((void)text)  // or does not have the same text as rank 0
 #define ranks_same_files(files) ((void)0)    // or the same files, a glob_t
@@ -1210,6 +1209,11 @@ static void add_lanes(const Model *m, real_t *const *lanes, int count, size_t at
 #define scatter_moments(m, own) ((void)0)    // gives each its shard of what rank 0 has there
 #define ranks_end() ((void)0)
 static int any(int here) { return here; }    // whether it is so on any rank
+static void ranks_begin(void) {              // a process knows which it is
+    const char *open_mpi = getenv("OMPI_COMM_WORLD_SIZE"), *size = open_mpi ? open_mpi : getenv("PMI_SIZE");
+    if (size && atoi(size) > 1) die(STATUS_USAGE,
+        "one of %s processes that would not share anything: `make -B MPI=1` builds what mpirun starts", size);
+}
 // adds lanes `lane`, lane + 1 and so on, of which each rank has one now, to the sum
 static void ranks_exchange(Model *m, int lane) {
     add_lanes(m, &m->grads, 1, 0, parameter_count(&m->net), lane == 0);

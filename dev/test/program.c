@@ -746,6 +746,9 @@ static void test_lanes(void) {
     check(trainer("%s --lanes 3 -y 1 -o lanes", flags) == STATUS_USAGE && strstr(output, "--lanes 4"),
           "other lanes on resuming: %s", output);
     check(trainer("%s --ranks 2 -o lanes", flags) == STATUS_USAGE && one_line("--ranks needs --plan"), "%s", output);
+    setenv("PMI_SIZE", "3", 1);
+    check(trainer("%s -o lanes", flags) == STATUS_USAGE && one_line("one of 3 processes"), "mpirun: %s", output);
+    unsetenv("PMI_SIZE");
     make_older("lanes/state_00000004.bin", "lanes/model_00000004.bin");
     check_ok(trainer("%s -y 1 -o lanes", flags));
     shell("grep -c 'is of an earlier program' stdout > said");
