@@ -1208,7 +1208,7 @@ static void add_lanes(const Model *m, real_t *const *lanes, int count, size_t at
 #define gather_moments(m, own) ((void)0)     // brings them there
 #define scatter_moments(m, own) ((void)0)    // gives each its shard of what rank 0 has there
 #define ranks_end() ((void)0)
-static int any(int here) { return here; }    // whether it is so on any rank
+static int any_rank(int here) { return here; }  // whether it is so on any rank
 static void ranks_begin(void) {              // a process knows which it is
     const char *open_mpi = getenv("OMPI_COMM_WORLD_SIZE"), *size = open_mpi ? open_mpi : getenv("PMI_SIZE");
     if (size && atoi(size) > 1) die(STATUS_USAGE,
@@ -2064,7 +2064,7 @@ static void check_numbers(const Model *m, int step, double loss, double drift) {
 static volatile sig_atomic_t signalled;
 static int interrupted;
 static int stops(void) {
-    interrupted |= any(signalled);
+    interrupted |= any_rank(signalled);
     return interrupted;
 }
 
@@ -2146,7 +2146,7 @@ static void save_step(Job *j) {
         check_numbers(m, j->step, objective_of(m), NAN);
     }
     save_checkpoint(m, opt.out, j->step, &j->run, j->owed, opt.keep);
-    any(0);  // no rank goes on, or ends all, before it is saved
+    any_rank(0);  // no rank goes on, or ends all, before it is saved
 }
 
 // Where the micro-batches of a lane begin: each has as many, or one more.
@@ -2279,7 +2279,7 @@ static void train(Job *j) {
         if (fresh && !interrupted && due(opt.sample_every, step, end)) sample_step(j);
         j->owed = fresh && stops();
         if (j->csv && fflush(j->csv) != 0) cannot("write", log_path(opt.out));
-        end |= interrupted || any(fflush(stdout) != 0);
+        end |= interrupted || any_rank(fflush(stdout) != 0);
         if (fresh && j->csv && (end || (step > 0 && due(opt.save_every, step, 0)))) {
             save_step(j);
             saved = step;

@@ -271,6 +271,10 @@ static void whole(const char *what, unsigned mask) {
 
 }  // namespace emulate
 
+// Names that nvcc gives to the device alone: the host's code cannot have functions of them.
+bool any(bool) = delete;
+bool all(bool) = delete;
+
 static inline void __syncthreads(void) { emulate::meet(emulate::block_meeting); }
 static inline void __syncwarp(unsigned mask = 0xFFFFFFFFu) { emulate::whole("__syncwarp", mask), emulate::exchange("__syncwarp", 0); }
 template <class T> static T __shfl_sync(unsigned mask, T x, int from) {

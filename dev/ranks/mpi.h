@@ -155,7 +155,7 @@ static void ranks_combine(double *x, size_t count) {
     }
 }
 
-static int any(int here) {
+static int any_rank(int here) {
     double x = here;
     ranks_combine(&x, 1);
     return x > 0;
