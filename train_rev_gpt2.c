@@ -3236,8 +3236,8 @@ static inline Matrix part_of(Matrix x, int i, int k) {
     return matrix(x.at + i*x.row + k*x.col, x.row, x.col);
 }
 
-// Packs 16 words of each of n rows: `numbers` of 32 numbers are there.
 #if defined(HAS_PAIRS) || defined(HAS_TILES)
+// Packs 16 words of each of n rows, of which `numbers` of 32 numbers are there. Constants spare the masks.
 INLINE void pack_square(real_t *to, int width, int part, Matrix x, int n, int numbers, int is_first) {
     const int along = x.col == 1;
     words_t w[16];
