@@ -295,7 +295,7 @@ static double layer_loss(void *context) {
     case MATMUL: matmul_forward(l->y, l->x, l->w, l->b, l->n, l->C, l->OC); break;
     case MATMUL_GELU: matmul_gelu_forward(l->y, l->y2, l->x, l->w, l->b, l->n, l->C, l->OC); break;
     case LAYERNORM: layernorm_forward(l->y, l->s, l->x, l->w, l->b, l->n, l->C, 0); break;
-    case ATTENTION: attention_forward(l->y, l->y2, l->x, l->n / l->T, l->T, l->OC, l->NH, l->NKV); break;
+    case ATTENTION: attention_forward(l->y, l->y2, l->x, l->n / l->T, l->T, l->OC, l->NH, l->NKV, l->NH); break;
     case CLASSIFIER:
         memcpy(l->y2, l->x, sizeof(real_t) * (size_t)l->n * (size_t)l->C);
         classifier(l->y, l->y2, l->tokens, l->n, l->C - 3, l->C, 0);
@@ -363,7 +363,7 @@ static void test_layer_gradients(void) {
                                            "attention, one head of keys"};
         l.NKV = key_heads[i];
         layer_loss(&l);
-        attention_backward(dx, l.probe, l.x, l.y, l.y2, N / T, T, C, NH, l.NKV);
+        attention_backward(dx, l.probe, l.x, l.y, l.y2, N / T, T, C, NH, l.NKV, NH);
         check_gradient(what[i], layer_loss, &l, l.x, dx, (size_t)(N * (C + 2 * l.NKV * (C / NH))));
     }
 
@@ -592,8 +592,8 @@ static void check_attention(AttentionShape s, int bf16, double spread) {
     act_t *alone = activations(NULL, NC);  // a query at a time; not of all tokens
     real_t *lse = (real_t *)on_device(NULL, L * sizeof(real_t));
     layers_begin(on_device(NULL, layers_scratch_bytes((int)N, C, 4*C, NH)));
-    attention_forward(out, lse, in, s.B, s.T, C, NH, NKV);
-    attention_backward(din, activations(dy, NC), in, out, lse, s.B, s.T, C, NH, NKV);
+    attention_forward(out, lse, in, s.B, s.T, C, NH, NKV, NH);
+    attention_backward(din, activations(dy, NC), in, out, lse, s.B, s.T, C, NH, NKV, NH);
     for (size_t token = 0; token < N; token += 13)
         attention_query(alone + token * (size_t)C, in + token / T * T * (size_t)S, (int)(token % T),
                         C, NH, NKV);

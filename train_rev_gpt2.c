@@ -42,6 +42,7 @@ ends the program with one line and a status.
 #include <glob.h>
 #include <inttypes.h>
 #include <math.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -209,9 +210,11 @@ void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias,
 
 // causal attention in linear memory: out (B, T, C), lse (B, NH, T): log of softmax's sum. A row of qkv
 // (B, T, C + 2 NKV C/NH) holds NH heads of queries, NKV of keys, NKV of values; head h reads h / (NH/NKV).
-void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH, int NKV);
+// Or qkv, dqkv hold `heads` of the NH and what these read; out, dout, lse begin where the first's places are.
+void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH, int NKV,
+                       int heads);
 void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse,
-                        int B, int T, int C, int NH, int NKV);
+                        int B, int T, int C, int NH, int NKV, int heads);
 // row t of it alone, for generating: out (C), qkv of t + 1 tokens, which begins at any element
 void attention_query(act_t *out, const act_t *qkv, int t, int C, int NH, int NKV);
 
@@ -556,7 +559,7 @@ static void attention_half_forward(Model *m, int l, const stream_t *p, Chunk c) 
     layernorm_forward(m->normed, p, NULL, w.ln1w, w.ln1b, n, C, net->grid);
     matmul_forward(a.qkv, m->normed, w.qkvw, w.qkvb, n, C, 3*C);
     if (m->past) attention_query(a.atty, c.cache, m->past, C, NH, NH);
-    else attention_forward(a.atty, a.lse, a.qkv, c.sequences, m->T, C, NH, NH);
+    else attention_forward(a.atty, a.lse, a.qkv, c.sequences, m->T, C, NH, NH, NH);
     matmul_forward(c.attn, a.atty, w.attprojw, w.attprojb, n, C, C);
 }
 
@@ -567,7 +570,7 @@ static void attention_half_backward(Model *m, int l, const stream_t *p, real_t *
     int C = net->C, NH = net->NH, n = c.n;
     act_t *datty = m->out, *dqkv = m->wide, *dnormed = m->out;
     matmul_backward(datty, d.attprojw, d.attprojb, m->dforce, a.atty, w.attprojw, NULL, n, C, C);
-    attention_backward(dqkv, datty, a.qkv, a.atty, a.lse, c.sequences, m->T, C, NH, NH);
+    attention_backward(dqkv, datty, a.qkv, a.atty, a.lse, c.sequences, m->T, C, NH, NH, NH);
     if (!c.fresh) layernorm_forward(m->normed, p, NULL, w.ln1w, w.ln1b, n, C, net->grid);
     matmul_backward(dnormed, d.qkvw, d.qkvb, dqkv, m->normed, w.qkvw, NULL, n, C, 3*C);
     layernorm_backward(dp, NULL, d.ln1w, d.ln1b, dnormed, p, NULL, w.ln1w, n, C, net->grid);
@@ -1129,8 +1132,8 @@ double device_fastest(void);       // FLOP/s of the fastest product so far
 const char *device_products(void);  // what they are made of now: another kind gives other bits
 int stream_take_fault(void);       // has a value been NaN or out of the grid's range? Forgets it.
 int layers_bf16(int on);           // products round operands to bf16, but for a row or two; whether they can
-// ends the program, and says why, where blocks of so many sequences or samples of so many tokens are too much
-void layers_check(int sequences, int C, int NH, int cache_tokens);
+// ends the program, and says why, where so many sequences at a time, or channels, are too much
+void layers_check(int sequences, int C, int NH);
 void layers_order(void *order, const int *tokens, int n);  // for embed_backward; tokens are in host memory
 // Tensors are summed and updated in pieces of so many elements, counted from each one's start: who owns some
 // of them gets the bits of who owns all.
@@ -2594,7 +2597,7 @@ static int choose_shape(Model *m) {
     if (opt.sample_every > 0) m->cache_tokens = sampled_tokens(net);
     m->chunk = smaller_of(or_else(opt.chunk, default_chunk(m->T)), m->B);
     m->head_chunk = smaller_of(or_else(opt.head_chunk, head_chunk_tokens), tokens);
-    layers_check(m->chunk, net->C, net->NH, m->cache_tokens);
+    layers_check(m->chunk, net->C, net->NH);
     int accumulate = or_else(opt.tokens, tokens) / tokens;
     m->lanes = or_else(opt.lanes, accumulate);
     if (m->lanes > accumulate)
@@ -2818,8 +2821,8 @@ const size_t weight_copy_bytes = 0;
 void layers_weights(const param_t *params, void *copy, size_t count) {
     (void)params, (void)copy, (void)count;  // products take weights as they are
 }
-void layers_check(int sequences, int C, int NH, int cache_tokens) {
-    (void)sequences, (void)C, (void)NH, (void)cache_tokens;  // a CPU has no such limits
+void layers_check(int sequences, int C, int NH) {
+    (void)sequences, (void)C, (void)NH;  // a CPU has no such limits
 }
 
 // A function that is inlined everywhere meets its callers' constants, and the compiler makes code for each.
@@ -3406,9 +3409,8 @@ static size_t block_words(int M, int N, int K) {  // words for the blocks of a p
 }
 size_t layers_scratch_bytes(int n, int C, int OC, int NH) {
     size_t words[] = {block_words(n, OC, C), block_words(n, C, OC), block_words(OC, C, n),
-                      block_words(C, OC, n), (size_t)SLICES * 3 * (size_t)C}, most = 0;
-    (void)NH;  // attention keeps its tiles on the stack
-    for (int i = 0; i < 5; i++) most = words[i] > most ? words[i] : most;
+                      block_words(C, OC, n), (size_t)SLICES * 3 * (size_t)C, (size_t)n * (size_t)NH}, most = 0;
+    for (int i = 0; i < 6; i++) most = words[i] > most ? words[i] : most;
     return most * sizeof(real_t);
 }
 
@@ -3636,17 +3638,18 @@ INLINE void softmax_tile(real_t *score, Softmax *x, int keys, const int queries,
     }
 }
 
-void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH, int NKV) {
-    const int hs = C / NH, group = NH / NKV;
-    const size_t KV = (size_t)(NKV * hs), width = (size_t)C, S = width + 2*KV;
+void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH, int NKV,
+                       int heads) {
+    const int hs = C / NH, group = NH / NKV, Q = heads * hs;
+    const size_t KV = (size_t)(Q / group), width = (size_t)C, S = Q + 2*KV;
     const real_t scale = (real_t)(1 / sqrt((double)hs));
-    profile("attention_forward", 2.0 * B * T * T * C, (double)B * T * (S + C) * sizeof(act_t));
+    profile("attention_forward", 2.0 * B * T * T * Q, (double)B * T * (S + Q) * sizeof(act_t));
     #pragma omp parallel for collapse(3) schedule(dynamic)
     for (int b = 0; b < B; b++)
-        for (int h = 0; h < NH; h++)
+        for (int h = 0; h < heads; h++)
             for (int s0 = 0; s0 < T; s0 += STRIP) {
                 const size_t sequence = (size_t)(b * T);
-                const act_t *q = qkv + sequence*S + h*hs, *k = qkv + sequence*S + C + h / group * hs;
+                const act_t *q = qkv + sequence*S + h*hs, *k = qkv + sequence*S + Q + h / group * hs;
                 const int end = smaller_of(s0 + STRIP, T);
                 act_t *o = out + sequence*width + h*hs;
                 real_t score[TILE * TILE], *l = lse + sequence*NH + (size_t)h*T;
@@ -3723,71 +3726,84 @@ INLINE void softmax_backward(real_t *p, real_t *ds, const int n, real_t scale, r
 // that sum over queries
 typedef struct { Panel q, d, q_columns, d_columns; real_t delta[TILE]; } Queries;
 
-// A task owns a head of keys with all heads of queries that read it, so that no two tasks meet in a gradient.
+// A task is a strip of one head of queries. The tasks that read the same head of keys, of all its heads of
+// queries, are a chain: each adds to the gradients of the keys that it sees, a tile at a time. turns (chains,
+// tiles) counts who has: a tile waits for the tasks before in its chain, so that its sums are in order for any
+// number of threads. Chains are taken in turn; where there are many, nobody waits.
+static inline void wait_for(const int *turns, int turn) {
+    while (__atomic_load_n(turns, __ATOMIC_ACQUIRE) != turn) sched_yield();
+}
+
 void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse,
-                        int B, int T, int C, int NH, int NKV) {
-    const int hs = C / NH, group = NH / NKV;
-    const size_t KV = (size_t)(NKV * hs), width = (size_t)C, S = width + 2*KV, bytes = hs * sizeof(act_t);
+                        int B, int T, int C, int NH, int NKV, int heads) {
+    const int hs = C / NH, group = NH / NKV, Q = heads * hs, chains = B * heads / group;
+    const int tiles = (T + TILE - 1) / TILE, strips = (T + STRIP_BACKWARD - 1) / STRIP_BACKWARD;
+    const int tasks = group * strips;
+    const size_t KV = (size_t)(Q / group), width = (size_t)C, S = Q + 2*KV, bytes = hs * sizeof(act_t);
     const real_t scale = (real_t)(1 / sqrt((double)hs));
-    profile("attention_backward", 5.0 * B * T * T * C, 2.0 * B * T * (S + C) * sizeof(act_t));
-    #pragma omp parallel for collapse(2) schedule(dynamic)
-    for (int b = 0; b < B; b++)
-        for (int g = 0; g < NKV; g++) {
-            const size_t sequence = (size_t)(b * T), of_keys = sequence*S + C + g*hs;
-            for (int t = 0; t < T; t++) {
-                memset(dqkv + (sequence + t)*S + g*group*hs, 0, bytes * (size_t)group);
-                memset(dqkv + of_keys + t*S, 0, bytes);
-                memset(dqkv + of_keys + t*S + KV, 0, bytes);
+    int *turns = (int *)scratch;
+    profile("attention_backward", 5.0 * B * T * T * Q, 2.0 * B * T * (S + Q) * sizeof(act_t));
+    memset(turns, 0, (size_t)chains * (size_t)tiles * sizeof(int));
+    #pragma omp parallel for schedule(monotonic: dynamic)
+    for (int64_t task = 0; task < (int64_t)chains * tasks; task++) {
+        const int chain = (int)(task % chains), member = (int)(task / chains), s = member % strips;
+        const int b = chain * group / heads, g = chain % (heads / group), h = g * group + member / strips;
+        const int s0 = s * STRIP_BACKWARD, end = smaller_of(s0 + STRIP_BACKWARD, T);
+        const size_t sequence = (size_t)(b * T);
+        const act_t *q = qkv + sequence*S + h*hs, *k = qkv + sequence*S + Q + g*hs;
+        const act_t *o = out + sequence*width + h*hs, *d = dout + (o - out);
+        act_t *dq = dqkv + (q - qkv), *dk = dqkv + (k - qkv), *dv = dk + KV;
+        const real_t *l = lse + sequence*NH + (size_t)h*T;
+        Queries in_strip[STRIP_BACKWARD / TILE], *x = in_strip;
+        Panel k_panel, v_panel, k_columns, p_panel, ds_panel;
+        real_t p[TILE * TILE], ds[TILE * TILE];
+        for (int q0 = s0; q0 < end; q0 += TILE, x++) {
+            set_panel(&x->q, q + q0*S, S, 1);
+            set_panel(&x->d, d + q0*width, C, 1);
+            set_panel(&x->q_columns, q + q0*S, S, 1);
+            set_panel(&x->d_columns, d + q0*width, C, 1);
+            for (int t = q0; t < smaller_of(q0 + TILE, T); t++) {
+                real_t dot = 0;
+                #pragma omp simd reduction(+:dot)
+                for (int c = 0; c < hs; c++) dot += d[t*width + c] * o[t*width + c];
+                x->delta[t - q0] = dot;
+                memset(dq + t*S, 0, bytes);
             }
-            for (int h = g * group; h < (g + 1) * group; h++)
-                for (int s0 = 0; s0 < T; s0 += STRIP_BACKWARD) {
-                    const act_t *q = qkv + sequence*S + h*hs, *k = qkv + of_keys;
-                    const act_t *o = out + sequence*width + h*hs, *d = dout + (o - out);
-                    act_t *dq = dqkv + (q - qkv), *dk = dqkv + of_keys, *dv = dk + KV;
-                    const real_t *l = lse + sequence*NH + (size_t)h*T;
-                    const int end = smaller_of(s0 + STRIP_BACKWARD, T);
-                    Queries tiles[STRIP_BACKWARD / TILE], *x = tiles;
-                    Panel k_panel, v_panel, k_columns, p_panel, ds_panel;
-                    real_t p[TILE * TILE], ds[TILE * TILE];
-                    for (int q0 = s0; q0 < end; q0 += TILE, x++) {
-                        set_panel(&x->q, q + q0*S, S, 1);
-                        set_panel(&x->d, d + q0*width, C, 1);
-                        set_panel(&x->q_columns, q + q0*S, S, 1);
-                        set_panel(&x->d_columns, d + q0*width, C, 1);
-                        for (int t = q0; t < smaller_of(q0 + TILE, T); t++) {
-                            real_t dot = 0;
-                            #pragma omp simd reduction(+:dot)
-                            for (int c = 0; c < hs; c++) dot += d[t*width + c] * o[t*width + c];
-                            x->delta[t - q0] = dot;
-                        }
-                    }
-                    for (int t0 = 0; t0 < end; t0 += TILE) {
-                        const int keys = smaller_of(TILE, T - t0), first = t0 > s0 ? t0 : s0;
-                        set_panel(&k_panel, k + t0*S, 1, S);
-                        set_panel(&v_panel, k + KV + t0*S, 1, S);
-                        set_panel(&k_columns, k + t0*S, S, 1);
-                        x = &tiles[(first - s0) / TILE];
-                        for (int q0 = first; q0 < end; q0 += TILE, x++) {
-                            const int queries = smaller_of(TILE, T - q0);
-                            gemm_tile(p, TILE, queries, keys, hs, &x->q, &k_panel, 0);
-                            gemm_tile(ds, TILE, queries, keys, hs, &x->d, &v_panel, 0);
-                            for (int i = 0; i < queries; i++) {
-                                real_t *pi = p + i*TILE, *dsi = ds + i*TILE, li = l[q0 + i];
-                                int seen = smaller_of(keys, q0 + i - t0 + 1);
-                                if (seen == TILE) softmax_backward(pi, dsi, TILE, scale, li, x->delta[i]);
-                                else softmax_backward(pi, dsi, seen, scale, li, x->delta[i]);
-                                for (int j = seen; j < keys; j++) pi[j] = dsi[j] = 0;
-                            }
-                            set_panel(&p_panel, p, 1, TILE);
-                            gemm_tile(dv + t0*S, S, keys, hs, queries, &p_panel, &x->d_columns, 1);
-                            set_panel(&ds_panel, ds, 1, TILE);
-                            gemm_tile(dk + t0*S, S, keys, hs, queries, &ds_panel, &x->q_columns, 1);
-                            set_panel(&ds_panel, ds, TILE, 1);
-                            gemm_tile(dq + q0*S, S, queries, hs, keys, &ds_panel, &k_columns, 1);
-                        }
-                    }
-                }
         }
+        for (int t0 = 0; t0 < end; t0 += TILE) {
+            const int keys = smaller_of(TILE, T - t0), first = t0 > s0 ? t0 : s0, before = t0 / STRIP_BACKWARD;
+            const int turn = member / strips * (strips - before) + s - before;  // so many saw this tile before
+            int *turn_now = turns + (size_t)chain * (size_t)tiles + t0 / TILE;
+            wait_for(turn_now, turn);
+            for (int t = t0; t < t0 + keys && turn == 0; t++) {
+                memset(dk + t*S, 0, bytes);
+                memset(dv + t*S, 0, bytes);
+            }
+            set_panel(&k_panel, k + t0*S, 1, S);
+            set_panel(&v_panel, k + KV + t0*S, 1, S);
+            set_panel(&k_columns, k + t0*S, S, 1);
+            x = &in_strip[(first - s0) / TILE];
+            for (int q0 = first; q0 < end; q0 += TILE, x++) {
+                const int queries = smaller_of(TILE, T - q0);
+                gemm_tile(p, TILE, queries, keys, hs, &x->q, &k_panel, 0);
+                gemm_tile(ds, TILE, queries, keys, hs, &x->d, &v_panel, 0);
+                for (int i = 0; i < queries; i++) {
+                    real_t *pi = p + i*TILE, *dsi = ds + i*TILE, li = l[q0 + i];
+                    int seen = smaller_of(keys, q0 + i - t0 + 1);
+                    if (seen == TILE) softmax_backward(pi, dsi, TILE, scale, li, x->delta[i]);
+                    else softmax_backward(pi, dsi, seen, scale, li, x->delta[i]);
+                    for (int j = seen; j < keys; j++) pi[j] = dsi[j] = 0;
+                }
+                set_panel(&p_panel, p, 1, TILE);
+                gemm_tile(dv + t0*S, S, keys, hs, queries, &p_panel, &x->d_columns, 1);
+                set_panel(&ds_panel, ds, 1, TILE);
+                gemm_tile(dk + t0*S, S, keys, hs, queries, &ds_panel, &x->q_columns, 1);
+                set_panel(&ds_panel, ds, TILE, 1);
+                gemm_tile(dq + q0*S, S, queries, hs, keys, &ds_panel, &k_columns, 1);
+            }
+            __atomic_store_n(turn_now, turn + 1, __ATOMIC_RELEASE);
+        }
+    }
 }
 
 // ---- adjoint, head, optimizer

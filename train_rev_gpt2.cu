@@ -196,9 +196,6 @@ static void sum_of_rows(float *out, float *other, const float *partial, int rows
         partial, rows, columns, all);
 }
 
-// shared memory of a query's attention to so many tokens: room for sums, then the scores
-static size_t query_bytes(size_t tokens) { return (2 * WARP + tokens) * sizeof(float); }
-
 // n things are cut into slices, about `each` of them in one: at the same places on every card
 static int slices_of(size_t n, size_t each) {
     return n < each ? 1 : n / each < SLICES ? (int)(n / each) : SLICES;
@@ -840,12 +837,12 @@ void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias,
 // ---- attention in tiles, the softmax carried along from tile to tile. Grids are (tiles, heads, sequences):
 // blocks that run at the same time share a few heads' keys and values, which stay in the cache.
 
-// A row of qkv is `stride` wide: heads of hs channels, C of queries, then KV each of keys and values. A group
-// of heads of queries reads the same keys.
-struct Heads { int NH, C, KV, stride, hs, group; };
-static Heads heads_of(int C, int NH, int NKV) {
-    const int hs = C / NH, KV = NKV * hs;
-    return {NH, C, KV, C + 2*KV, hs, NH / NKV};
+// A row of qkv is `stride` wide: heads of hs channels, Q of queries, then KV each of keys and values. A group
+// of heads of queries reads the same keys. Rows of out are C wide, with room for NH heads.
+struct Heads { int NH, C, Q, KV, stride, hs, group; };
+static Heads heads_of(int C, int NH, int NKV, int heads) {
+    const int hs = C / NH, group = NH / NKV, Q = heads * hs, KV = Q / group;
+    return {NH, C, Q, KV, Q + 2*KV, hs, group};
 }
 // where head h of the block's sequence begins in x, whose T rows a sequence are `stride` apart
 template <class E> static __device__ __forceinline__ E *of_head(E *x, int h, int T, int stride, int hs) {
@@ -857,16 +854,16 @@ static __device__ __forceinline__ size_t queries_of_head(int h, int T, int NH) {
 }
 // how far behind the queries of head h lie the keys that they read
 static __device__ __forceinline__ int to_keys(int h, const Heads &x) {
-    return x.C + (h / x.group - h) * x.hs;
+    return x.Q + (h / x.group - h) * x.hs;
 }
 
 // rows (B, NH, T): lse in bits, and delta = sum_c out dout, which is sum_j p_j dp_j. Eight lanes
 // share a query.
 static __global__ void delta_kernel(float2 *rows, const float *lse, const act_t *out, const act_t *dout,
-                                    int n, int T, int C, int NH, int whole) {
+                                    int n, int T, Heads heads, int whole) {
     const size_t at = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) / 8;
-    const size_t token = at / (size_t)NH, h = at % (size_t)NH;
-    const int hs = C / NH;
+    const int C = heads.C, NH = heads.NH, hs = heads.hs;
+    const size_t there = (size_t)(heads.Q / hs), token = at / there, h = at % there;
     float sum = 0;
     if (token < (size_t)n) {
         out += token * (size_t)C + h * (size_t)hs, dout += token * (size_t)C + h * (size_t)hs;
@@ -1113,7 +1110,7 @@ attention_forward_kernel(act_t *out, float *lse, const act_t *qkv, int T, Heads 
     const int own = (int)(gridDim.x - 1 - blockIdx.x) * OWN;  // the longest rows begin first
     const int first = own + ROWS * (int)(threadIdx.x / WARP), h = (int)blockIdx.y;
     const int C = heads.C, KV = heads.KV, hs = heads.hs;
-    const int stride = C + 2*KV;  // not heads.stride: for that nvcc needs a tenth more to make addresses
+    const int stride = heads.Q + 2*KV;  // not heads.stride: for that nvcc needs a tenth more to make addresses
     const int keys = T < own + OWN ? T : own + OWN;
     const Part<HS> part = part_of_thread<HS>();
     const act_t *q = in_part(part, of_head(qkv, h, T, stride, hs), stride), *k = q + to_keys(h, heads);
@@ -1266,29 +1263,30 @@ attention_backward_kernel(act_t *dqkv, const act_t *dout, const act_t *qkv, cons
 
 template <int HS, int WHOLE, int M = 2>
 static void attention_forward_of(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH,
-                                 int NKV) {
+                                 int NKV, int heads) {
     enum { OWN = WARPS * 16 * M };
-    const dim3 grid(blocks_for((size_t)T, OWN), (unsigned)NH, (unsigned)B);
+    const dim3 grid(blocks_for((size_t)T, OWN), (unsigned)heads, (unsigned)B);
     const size_t shared = (OWN + 4 * TILE) * HS * sizeof(act_t);
     const float bits = (float)(1.44269504 / sqrt((double)(C / NH)));
     LAUNCH((attention_forward_kernel<HS, WHOLE, M>), grid, WARPS * WARP, shared, out, lse, qkv, T,
-           heads_of(C, NH, NKV), bits);
+           heads_of(C, NH, NKV, heads), bits);
 }
 template <int HS, int WHOLE, int M, int KEYS>
 static void attention_backward_pass(act_t *dqkv, const act_t *dout, const act_t *qkv, const float2 *rows,
-                                    int B, int T, int C, int NH, int NKV) {
+                                    int B, int T, int C, int NH, int NKV, int heads) {
     enum { OWN = WARPS * 16 * M };
-    const dim3 grid(blocks_for((size_t)T, OWN), (unsigned)(KEYS ? NKV : NH), (unsigned)B);
+    const unsigned y = (unsigned)(KEYS ? heads / (NH / NKV) : heads);
+    const dim3 grid(blocks_for((size_t)T, OWN), y, (unsigned)B);
     const size_t shared = (2 * OWN + 4 * TILE) * HS * sizeof(act_t) + KEYS * 2 * TILE * sizeof(float2);
     const float scale = (float)(1 / sqrt((double)(C / NH)));
     LAUNCH((attention_backward_kernel<HS, WHOLE, M, KEYS>), grid, WARPS * WARP, shared, dqkv, dout, qkv, rows,
-           T, heads_of(C, NH, NKV), scale);
+           T, heads_of(C, NH, NKV, heads), scale);
 }
 template <int HS, int WHOLE, int M = HS <= 64 ? 2 : 1>  // what registers can hold of dx1 and dx2
 static void attention_backward_of(act_t *dqkv, const act_t *dout, const act_t *qkv, const float2 *rows, int B,
-                                  int T, int C, int NH, int NKV) {
-    attention_backward_pass<HS, WHOLE, M, 1>(dqkv, dout, qkv, rows, B, T, C, NH, NKV);
-    attention_backward_pass<HS, WHOLE, M, 0>(dqkv, dout, qkv, rows, B, T, C, NH, NKV);
+                                  int T, int C, int NH, int NKV, int heads) {
+    attention_backward_pass<HS, WHOLE, M, 1>(dqkv, dout, qkv, rows, B, T, C, NH, NKV, heads);
+    attention_backward_pass<HS, WHOLE, M, 0>(dqkv, dout, qkv, rows, B, T, C, NH, NKV, heads);
 }
 #define OF_SIZE(f, ...) do { \
         if (!whole && hs <= 32) f<32, 0>(__VA_ARGS__); \
@@ -1357,75 +1355,83 @@ attention_backward_kernel(act_t *dqkv, const act_t *dout, const act_t *qkv, cons
     }
 }
 static void attention_forward_of(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH,
-                                 int NKV) {
-    const dim3 grid(blocks_for((size_t)T, THREADS / WARP), (unsigned)NH, (unsigned)B);
+                                 int NKV, int heads) {
+    const dim3 grid(blocks_for((size_t)T, THREADS / WARP), (unsigned)heads, (unsigned)B);
     const float scale = (float)(1 / sqrt((double)(C / NH)));
-    LAUNCH(attention_forward_kernel, grid, THREADS, 0, out, lse, qkv, T, heads_of(C, NH, NKV), scale);
+    LAUNCH(attention_forward_kernel, grid, THREADS, 0, out, lse, qkv, T, heads_of(C, NH, NKV, heads), scale);
 }
 static void attention_backward_of(act_t *dqkv, const act_t *dout, const act_t *qkv, const float2 *rows, int B,
-                                  int T, int C, int NH, int NKV) {
+                                  int T, int C, int NH, int NKV, int heads) {
     const unsigned tiles = blocks_for((size_t)T, THREADS / WARP);
-    const dim3 of_keys(tiles, (unsigned)NKV, (unsigned)B), of_queries(tiles, (unsigned)NH, (unsigned)B);
+    const Heads x = heads_of(C, NH, NKV, heads);
+    const dim3 of_keys(tiles, (unsigned)(heads / x.group), (unsigned)B);
+    const dim3 of_queries(tiles, (unsigned)heads, (unsigned)B);
     const float scale = (float)(1 / sqrt((double)(C / NH)));
-    const Heads heads = heads_of(C, NH, NKV);
-    LAUNCH(attention_backward_kernel<1>, of_keys, THREADS, 0, dqkv, dout, qkv, rows, T, heads, scale);
-    LAUNCH(attention_backward_kernel<0>, of_queries, THREADS, 0, dqkv, dout, qkv, rows, T, heads, scale);
+    LAUNCH(attention_backward_kernel<1>, of_keys, THREADS, 0, dqkv, dout, qkv, rows, T, x, scale);
+    LAUNCH(attention_backward_kernel<0>, of_queries, THREADS, 0, dqkv, dout, qkv, rows, T, x, scale);
 }
 #define OF_SIZE(f, ...) f(__VA_ARGS__)
 #endif
 
-void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH, int NKV) {
-    const int hs = C / NH, whole = hs % 8 == 0 && aligned(qkv) && aligned(out);
-    const double wide = 2.0 * C + 2.0 * NKV * hs;
-    profile("attention_forward", 2.0 * B * T * T * C, wide * B * T * sizeof(act_t));
+void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH, int NKV,
+                       int heads) {
+    const Heads x = heads_of(C, NH, NKV, heads);
+    const int hs = x.hs, whole = hs % 8 == 0 && aligned(qkv) && aligned(out);
+    const double wide = x.stride + x.Q;
+    profile("attention_forward", 2.0 * B * T * T * x.Q, wide * B * T * sizeof(act_t));
     (void)whole;  // float32 has one way
-    OF_SIZE(attention_forward_of, out, lse, qkv, B, T, C, NH, NKV);
+    OF_SIZE(attention_forward_of, out, lse, qkv, B, T, C, NH, NKV, heads);
 }
 void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse,
-                        int B, int T, int C, int NH, int NKV) {
-    const int hs = C / NH,
-              whole = hs % 8 == 0 && aligned(qkv) && aligned(out) && aligned(dout) && aligned(dqkv);
-    const double wide = 2.0 * C + 2.0 * NKV * hs;
-    profile("attention_backward", 5.0 * B * T * T * C, 2 * wide * B * T * sizeof(act_t));
+                        int B, int T, int C, int NH, int NKV, int heads) {
+    const Heads x = heads_of(C, NH, NKV, heads);
+    const int hs = x.hs;
+    const int whole = hs % 8 == 0 && aligned(qkv) && aligned(out) && aligned(dout) && aligned(dqkv);
+    const double wide = x.stride + x.Q;
+    profile("attention_backward", 5.0 * B * T * T * x.Q, 2 * wide * B * T * sizeof(act_t));
     float2 *rows = (float2 *)(void *)partial_sums;
-    LAUNCH(delta_kernel, blocks_for((size_t)B * (size_t)T * (size_t)NH, THREADS / 8), THREADS, 0, rows, lse,
-           out, dout, B * T, T, C, NH, whole);
-    OF_SIZE(attention_backward_of, dqkv, dout, qkv, rows, B, T, C, NH, NKV);
+    LAUNCH(delta_kernel, blocks_for((size_t)B * (size_t)T * (size_t)heads, THREADS / 8), THREADS, 0, rows, lse,
+           out, dout, B * T, T, x, whole);
+    OF_SIZE(attention_backward_of, dqkv, dout, qkv, rows, B, T, C, NH, NKV, heads);
 }
 
-// a block a head: the scores of a query in shared memory, then their exponentials
+// A block a head: the scores of a query and some keys at a time are in shared memory, then their exponentials;
+// a thread sums up a channel.
+enum { QUERY_KEYS = 8192 };
 static __global__ void attention_query_kernel(act_t *out, const act_t *qkv, int t, Heads heads, float scale) {
     SHARED(float, room);  // 2 * 32 floats for sums, then the scores
-    float *score = room + 2 * WARP, top = -1e30f, sum = 0;
-    int h = (int)blockIdx.x, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    const int hs = heads.hs, stride = heads.stride;
-    const act_t *q = qkv + (size_t)t * stride + h*hs, *keys = qkv + h*hs + to_keys(h, heads);
-    for (int j = warp; j <= t; j += warps) {
-        const act_t *k = keys + (size_t)j * stride;
-        float x = 0;
-        for (int c = lane; c < hs; c += WARP) x += to_float(q[c]) * to_float(k[c]);
-        x = warp_sum(x) * scale;
-        if (lane == 0) score[j] = x;
+    float *score = room + 2 * WARP, highest = -1e30f, sum = 0, x = 0;
+    const int h = (int)blockIdx.x, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, me = (int)threadIdx.x;
+    const int hs = heads.hs, stride = heads.stride, warps = (int)blockDim.x / WARP, threads = (int)blockDim.x;
+    const act_t *q = qkv + (size_t)t * stride + h*hs, *k = qkv + h*hs + to_keys(h, heads);
+    for (int first = 0; first <= t; first += QUERY_KEYS, k += (size_t)QUERY_KEYS * stride) {
+        const int keys = smaller_of(QUERY_KEYS, t + 1 - first);
+        float top = highest, some = 0;
+        __syncthreads();  // the scores before have been read
+        for (int j = warp; j < keys; j += warps) {
+            float dot = 0;
+            for (int c = lane; c < hs; c += WARP) dot += to_float(q[c]) * to_float(k[(size_t)j * stride + c]);
+            dot = warp_sum(dot) * scale;
+            if (lane == 0) score[j] = dot;
+        }
+        __syncthreads();
+        for (int j = me; j < keys; j += threads) top = fmaxf(top, score[j]);
+        top = block_max(top, top, room).x;
+        for (int j = me; j < keys; j += threads) some += score[j] = exp2f((score[j] - top) * 1.44269504f);
+        const float shrink = exp2f((highest - top) * 1.44269504f);
+        sum = sum * shrink + block_sum(some, 0, room).x;
+        highest = top;
+        x *= shrink;
+        for (int j = 0; j < keys && me < hs; j++)
+            x += score[j] * to_float(k[(size_t)j * stride + heads.KV + me]);
     }
-    __syncthreads();
-    for (int j = (int)threadIdx.x; j <= t; j += (int)blockDim.x) top = fmaxf(top, score[j]);
-    top = warp_max(top);
-    if (lane == 0) room[warp] = top;
-    __syncthreads();
-    top = warp_max(lane < warps ? room[lane] : -1e30f);
-    for (int j = (int)threadIdx.x; j <= t; j += (int)blockDim.x)
-        sum += score[j] = exp2f((score[j] - top) * 1.44269504f);
-    sum = block_sum(sum, 0, room).x;
-    for (int c = (int)threadIdx.x; c < hs; c += (int)blockDim.x) {
-        float x = 0;
-        for (int j = 0; j <= t; j++) x += score[j] * to_float(keys[(size_t)j * stride + heads.KV + c]);
-        set(out + h*hs + c, x / sum);
-    }
+    if (me < hs) set(out + h*hs + me, x / sum);
 }
 void attention_query(act_t *out, const act_t *qkv, int t, int C, int NH, int NKV) {
-    const Heads heads = heads_of(C, NH, NKV);
+    const Heads heads = heads_of(C, NH, NKV, NH);
+    const size_t shared = (2 * WARP + (size_t)smaller_of(QUERY_KEYS, t + 1)) * sizeof(float);
     profile("attention_query", 4.0 * t * C, 2.0 * t * heads.KV * sizeof(act_t));
-    LAUNCH(attention_query_kernel, (unsigned)NH, THREADS, query_bytes((size_t)t + 1), out, qkv, t, heads,
+    LAUNCH(attention_query_kernel, (unsigned)NH, THREADS, shared, out, qkv, t, heads,
         (float)(1 / sqrt((double)heads.hs)));
 }
 
@@ -1615,17 +1621,11 @@ void add_gradients(real_t *sum, const real_t *g, size_t count) {
 
 // ---- the device's limits
 
-void layers_check(int sequences, int C, int NH, int cache_tokens) {
-    const size_t always = (size_t)48 << 10;  // bytes of shared memory that no card need be asked for
+void layers_check(int sequences, int C, int NH) {
     if (C > 128*WARP) die(STATUS_USAGE, "%d channels: at most %d are meant on a GPU", C, 128*WARP);
     if (C / NH > 128) die(STATUS_USAGE, "heads of %d channels: at most 128 are meant on a GPU", C / NH);
     if (sequences > 65535)
         die(STATUS_USAGE, "--chunk %d: on a GPU at most 65535 sequences at a time are meant", sequences);
-    if (query_bytes((size_t)cache_tokens) <= always) return;
-    device_begin();
-    if (query_bytes((size_t)cache_tokens) > device.sharedMemPerBlockOptin)
-        die(STATUS_USAGE, "a sample of %d tokens: %s has shared memory for the scores of %zu", cache_tokens,
-            device.name, device.sharedMemPerBlockOptin / sizeof(float) - 2 * WARP);
 }
 
 // Numbers without order, for multiplying zeros takes less power

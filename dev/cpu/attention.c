@@ -230,7 +230,7 @@ static void backward_tiles(int b, int h) {
 enum { MATRIX_STORED = 1, ROWS_ONLINE, SQUARES, TRAINERS, OF_PAIRS, OF_TILES };
 static void run_forward(int version) {
     if (version >= TRAINERS) {
-        attention_forward(out, lse, qkv, B, T, C, NH, NH);
+        attention_forward(out, lse, qkv, B, T, C, NH, NH, NH);
         return;
     }
     #pragma omp parallel for schedule(dynamic) if (version != MATRIX_STORED)
@@ -239,7 +239,7 @@ static void run_forward(int version) {
 }
 static void run_backward(int version) {
     if (version >= TRAINERS) {
-        attention_backward(dqkv, dout, qkv, out, lse, B, T, C, NH, NH);
+        attention_backward(dqkv, dout, qkv, out, lse, B, T, C, NH, NH, NH);
         return;
     }
     memset(dqkv, 0, sizeof(real_t) * (size_t)B*T*3*C);
@@ -259,7 +259,7 @@ static void set_up(const int *d, double products) {
 static void set_up_forward(const int *d) { set_up(d, 2); }
 static void set_up_backward(const int *d) {
     set_up(d, 5);
-    attention_forward(out, lse, qkv, B, T, C, NH, NH);
+    attention_forward(out, lse, qkv, B, T, C, NH, NH, NH);
 }
 static void reset_forward(void) { fill_nan(out, (size_t)B*T*C); }
 static void reset_backward(void) { fill_nan(dqkv, (size_t)B*T*3*C); }

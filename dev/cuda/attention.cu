@@ -166,7 +166,7 @@ static void set_up(const int *d) {
 }
 static void set_up_backward(const int *d) {
     set_up(d);
-    attention_forward(out, lse, qkv, B, T, C, NH, NH);
+    attention_forward(out, lse, qkv, B, T, C, NH, NH, NH);
     work_flops *= 2.5;
 }
 static void reset_forward(void) { spoil(out, (size_t)B * T * C * sizeof(act_t)), spoil(lse, (size_t)B * T * NH * sizeof(float)); }
@@ -177,8 +177,8 @@ static void run_forward(int version) {
     dim3 threads(blocks_for((size_t)T, 128), (unsigned)(B * NH)), warps(blocks_for((size_t)T, THREADS / WARP), (unsigned)(B * NH));
     if (version == 1) LAUNCH(forward_alone, threads, 128, 0, out, lse, qkv, T, C, NH, hs, scale);
     else if (version == 2) LAUNCH(forward_warp, warps, THREADS, 0, out, lse, qkv, T, C, NH, hs, scale);
-    else if (version == 3) OF_SIZE_ALONE(attention_forward_of, out, lse, qkv, B, T, C, NH, NH);
-    else attention_forward(out, lse, qkv, B, T, C, NH, NH);
+    else if (version == 3) OF_SIZE_ALONE(attention_forward_of, out, lse, qkv, B, T, C, NH, NH, NH);
+    else attention_forward(out, lse, qkv, B, T, C, NH, NH, NH);
 }
 static void run_backward(int version) {
     int hs = C / NH;
@@ -186,10 +186,10 @@ static void run_backward(int version) {
     dim3 warps(blocks_for((size_t)T, THREADS / WARP), (unsigned)(B * NH));
     if (version == 2) {
         float2 *rows = (float2 *)(void *)partial_sums;
-        LAUNCH(delta_kernel, blocks_for((size_t)B * T * NH, THREADS / 8), THREADS, 0, rows, lse, out, dout, B * T, T, C, NH, hs % 8 == 0);
-        OF_SIZE_ALONE(attention_backward_of, dqkv, dout, qkv, rows, B, T, C, NH, NH);
+        LAUNCH(delta_kernel, blocks_for((size_t)B * T * NH, THREADS / 8), THREADS, 0, rows, lse, out, dout, B * T, T, heads_of(C, NH, NH, NH), hs % 8 == 0);
+        OF_SIZE_ALONE(attention_backward_of, dqkv, dout, qkv, rows, B, T, C, NH, NH, NH);
     }
-    if (version > 2) attention_backward(dqkv, dout, qkv, out, lse, B, T, C, NH, NH);
+    if (version > 2) attention_backward(dqkv, dout, qkv, out, lse, B, T, C, NH, NH, NH);
     if (version > 1) return;
     CUDA(cudaMemset(sums, 0, count * sizeof(float)));
     LAUNCH(backward_atomics, warps, THREADS, 0, sums, dout, qkv, out, lse, T, C, NH, hs, (float)(1 / sqrt((double)hs)));
