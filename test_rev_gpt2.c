@@ -292,7 +292,7 @@ static double layer_loss(void *context) {
     size_t count = (size_t)l->n * (size_t)l->OC;
     double loss = 0;
     switch (l->kind) {
-    case MATMUL: matmul_forward(l->y, l->x, l->w, l->b, l->n, l->C, l->OC); break;
+    case MATMUL: matmul_forward(l->y, l->x, l->w, l->b, l->n, l->C, l->OC, l->OC); break;
     case MATMUL_GELU: matmul_gelu_forward(l->y, l->y2, l->x, l->w, l->b, l->n, l->C, l->OC); break;
     case LAYERNORM: layernorm_forward(l->y, l->s, l->x, l->w, l->b, l->n, l->C, 0); break;
     case ATTENTION: attention_forward(l->y, l->y2, l->x, l->n / l->T, l->T, l->OC, l->NH, l->NKV, l->NH); break;
@@ -327,7 +327,7 @@ static void test_layer_gradients(void) {
     layers_begin(scratch);
     for (int i = 0; i < N * 100; i++) l.s[i].real = (real_t)uniform();
 
-    matmul_backward(dx, dw, db, l.probe, l.x, l.w, NULL, N, C, OC);
+    matmul_backward(dx, dw, db, l.probe, l.x, l.w, NULL, N, C, OC, OC);
     check_gradient("matmul input", layer_loss, &l, l.x, dx, N * C);
     check_gradient("matmul weight", layer_loss, &l, l.w, dw, OC * C);
     check_gradient("matmul bias", layer_loss, &l, l.b, db, OC);
@@ -337,10 +337,10 @@ static void test_layer_gradients(void) {
     real_t *identity = random_reals(OC * OC, 0), *ignored = random_reals(OC * OC, 0);
     for (int i = 0; i < OC; i++) identity[i*OC + i] = 1;
     layer_loss(&l);
-    matmul_backward(dy, ignored, NULL, l.probe, l.y, identity, l.y2, N, OC, OC);
+    matmul_backward(dy, ignored, NULL, l.probe, l.y, identity, l.y2, N, OC, OC, OC);
     memset(dw, 0, sizeof(real_t) * OC * C);
     memset(db, 0, sizeof(real_t) * OC);
-    matmul_backward(dx, dw, db, dy, l.x, l.w, NULL, N, C, OC);
+    matmul_backward(dx, dw, db, dy, l.x, l.w, NULL, N, C, OC, OC);
     check_gradient("matmul gelu input", layer_loss, &l, l.x, dx, N * C);
     check_gradient("matmul gelu weight", layer_loss, &l, l.w, dw, OC * C);
 
@@ -423,7 +423,7 @@ static void check_product(const Operands *o) {
     const int n = o->n, C = o->C, OC = o->OC;
     double worst = 0, worst_gelu = 0;
     act_t *y = activations(NULL, o->nOC), *of_gelu = activations(NULL, o->nOC);
-    matmul_forward(y, o->on_x, o->on_w, o->on_w + o->W, n, C, OC);
+    matmul_forward(y, o->on_x, o->on_w, o->on_w + o->W, n, C, OC, OC);
     real_t *alone = as_reals(y, o->nOC);
     matmul_gelu_forward(of_gelu, y, o->on_x, o->on_w, o->on_w + o->W, n, C, OC);
     real_t *got = as_reals(y, o->nOC), *got_gelu = as_reals(of_gelu, o->nOC);
@@ -461,10 +461,10 @@ static void check_product_back(const Operands *o) {
     double worst = 0, worst_gelu = 0;
     act_t *dx = activations(NULL, o->nC), *sloped = activations(NULL, o->nC);
     real_t *dw = (real_t *)on_device(o->was, (o->W + (size_t)OC) * sizeof(real_t));
-    matmul_backward(dx, dw, dw + o->W, o->on_dy, o->on_x, o->on_w, NULL, n, C, OC);
+    matmul_backward(dx, dw, dw + o->W, o->on_dy, o->on_x, o->on_w, NULL, n, C, OC, OC);
     real_t *got_dw = from_device(dw, o->W + (size_t)OC);
     check_weight_gradients(o, got_dw);
-    matmul_backward(sloped, dw, NULL, o->on_dy, o->on_x, o->on_w, activations(o->pre, o->nC), n, C, OC);
+    matmul_backward(sloped, dw, NULL, o->on_dy, o->on_x, o->on_w, activations(o->pre, o->nC), n, C, OC, OC);
     real_t *got = as_reals(dx, o->nC), *got_sloped = as_reals(sloped, o->nC);
     for (int r = 0; r < n; r++)
         for (int c = 0; c < C; c++) {
@@ -481,7 +481,7 @@ static void check_product_back(const Operands *o) {
 // Products in bf16 round their operands to the nearest. A row or two are products as they are.
 static void check_rounding(const Operands *o, const real_t *got) {
     act_t *y = activations(NULL, o->nOC);
-    matmul_forward(y, o->on_x, o->on_w, o->on_w + o->W, o->n, o->C, o->OC);
+    matmul_forward(y, o->on_x, o->on_w, o->on_w + o->W, o->n, o->C, o->OC, o->OC);
     real_t *rounded = as_reals(y, o->nOC);
     check(memcmp(got, rounded, o->nOC * sizeof(real_t)) == 0,
           "matmul_forward (%d, %d, %d) does not round to the nearest bf16", o->n, o->C, o->OC);
@@ -502,7 +502,7 @@ static void check_matmul(int n, int C, int OC, int bf16, int order) {
     o.pre = random_reals(o.nC, 3), o.was = random_reals(all, 1);
     act_t *y = activations(NULL, o.nOC);
     param_t *w = weights_on_device(o.w, all);
-    matmul_forward(y, activations(o.x, o.nC), w, w + o.W, n, C, OC);
+    matmul_forward(y, activations(o.x, o.nC), w, w + o.W, n, C, OC, OC);
     real_t *got = as_reals(y, o.nOC);
     round_to_bf16(o.x, o.nC), round_to_bf16(o.w, twin ? all : o.W);
     round_to_bf16(o.dy, o.nOC), round_to_bf16(o.pre, o.nC);

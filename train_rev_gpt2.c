@@ -191,15 +191,16 @@ double stream_distance(const stream_t *x, const stream_t *y, const uint16_t *r, 
 void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens,
                     const void *order, int n, int T, int C);
 
-// out (n, OC) = inp (n, C) weight (OC, C)^T + bias (OC); bias may be NULL
+// out (n, OC) = inp (n, C) weight (OC, C)^T + bias (OC); bias may be NULL. Rows of out, and of dout, are
+// `width` apart: they may be columns of a wider matrix.
 void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias,
-                    int n, int C, int OC);
+                    int n, int C, int OC, int width);
 // the same into pre, and out = GELU(pre)
 void matmul_gelu_forward(act_t *out, act_t *pre, const act_t *inp, const param_t *weight, const param_t *bias,
                          int n, int C, int OC);
 // dinp (n, C) = dout (n, OC) weight, times GELU'(pre) if pre is given; dweight, dbias += ; dbias may be NULL
 void matmul_backward(act_t *dinp, real_t *dweight, real_t *dbias, const act_t *dout, const act_t *inp,
-                     const param_t *weight, const act_t *pre, int n, int C, int OC);
+                     const param_t *weight, const act_t *pre, int n, int C, int OC, int width);
 
 // out (n, C) = LN(s + add) * weight + bias, straight from a stream; add may be NULL
 void layernorm_forward(act_t *out, const stream_t *s, const act_t *add, const param_t *weight,
@@ -557,10 +558,10 @@ static void attention_half_forward(Model *m, int l, const stream_t *p, Chunk c) 
     const Internals a = internals_of(m, c);
     int C = net->C, NH = net->NH, n = c.n;
     layernorm_forward(m->normed, p, NULL, w.ln1w, w.ln1b, n, C, net->grid);
-    matmul_forward(a.qkv, m->normed, w.qkvw, w.qkvb, n, C, 3*C);
+    matmul_forward(a.qkv, m->normed, w.qkvw, w.qkvb, n, C, 3*C, 3*C);
     if (m->past) attention_query(a.atty, c.cache, m->past, C, NH, NH);
     else attention_forward(a.atty, a.lse, a.qkv, c.sequences, m->T, C, NH, NH, NH);
-    matmul_forward(c.attn, a.atty, w.attprojw, w.attprojb, n, C, C);
+    matmul_forward(c.attn, a.atty, w.attprojw, w.attprojb, n, C, C, C);
 }
 
 static void attention_half_backward(Model *m, int l, const stream_t *p, real_t *dp, Chunk c) {
@@ -569,10 +570,10 @@ static void attention_half_backward(Model *m, int l, const stream_t *p, real_t *
     const Internals a = internals_of(m, c);
     int C = net->C, NH = net->NH, n = c.n;
     act_t *datty = m->out, *dqkv = m->wide, *dnormed = m->out;
-    matmul_backward(datty, d.attprojw, d.attprojb, m->dforce, a.atty, w.attprojw, NULL, n, C, C);
+    matmul_backward(datty, d.attprojw, d.attprojb, m->dforce, a.atty, w.attprojw, NULL, n, C, C, C);
     attention_backward(dqkv, datty, a.qkv, a.atty, a.lse, c.sequences, m->T, C, NH, NH, NH);
     if (!c.fresh) layernorm_forward(m->normed, p, NULL, w.ln1w, w.ln1b, n, C, net->grid);
-    matmul_backward(dnormed, d.qkvw, d.qkvb, dqkv, m->normed, w.qkvw, NULL, n, C, 3*C);
+    matmul_backward(dnormed, d.qkvw, d.qkvb, dqkv, m->normed, w.qkvw, NULL, n, C, 3*C, 3*C);
     layernorm_backward(dp, NULL, d.ln1w, d.ln1b, dnormed, p, NULL, w.ln1w, n, C, net->grid);
 }
 
@@ -583,7 +584,7 @@ static void mlp_half_forward(Model *m, int l, const stream_t *p, Chunk c) {
     int C = net->C, n = c.n;
     layernorm_forward(m->normed, p, c.attn, w.ln2w, w.ln2b, n, C, net->grid);
     matmul_gelu_forward(a.fch_gelu, a.fch, m->normed, w.fcw, w.fcb, n, C, 4*C);
-    matmul_forward(c.mlp, a.fch_gelu, w.fcprojw, w.fcprojb, n, 4*C, C);
+    matmul_forward(c.mlp, a.fch_gelu, w.fcprojw, w.fcprojb, n, 4*C, C, C);
 }
 
 // In a block, attn is a part of the force, and LN2 reads it as well: that gradient is added to m->dforce.
@@ -593,9 +594,9 @@ static void mlp_half_backward(Model *m, int l, const stream_t *p, real_t *dp, Ch
     const Internals a = internals_of(m, c);
     int C = net->C, n = c.n;
     act_t *dfch = m->wide, *dnormed = m->out, *dattn = c.attn ? m->dforce : NULL;
-    matmul_backward(dfch, d.fcprojw, d.fcprojb, m->dforce, a.fch_gelu, w.fcprojw, a.fch, n, 4*C, C);
+    matmul_backward(dfch, d.fcprojw, d.fcprojb, m->dforce, a.fch_gelu, w.fcprojw, a.fch, n, 4*C, C, C);
     if (!c.fresh) layernorm_forward(m->normed, p, c.attn, w.ln2w, w.ln2b, n, C, net->grid);
-    matmul_backward(dnormed, d.fcw, d.fcb, dfch, m->normed, w.fcw, NULL, n, C, 4*C);
+    matmul_backward(dnormed, d.fcw, d.fcb, dfch, m->normed, w.fcw, NULL, n, C, 4*C, 4*C);
     layernorm_backward(dp, dattn, d.ln2w, d.ln2b, dnormed, p, c.attn, w.ln2w, n, C, net->grid);
 }
 
@@ -619,7 +620,7 @@ static void head_logits(Model *m, int i, int n) {
     const Tensors w = tensors_at(net, m->params, 0);
     const stream_t *p = m->cur + (size_t)i * (size_t)net->C;
     layernorm_forward(m->head_normed, p, NULL, w.lnfw, w.lnfb, n, net->C, net->grid);
-    matmul_forward(m->logits, m->head_normed, w.wte, NULL, n, net->C, net->Vp);
+    matmul_forward(m->logits, m->head_normed, w.wte, NULL, n, net->C, net->Vp, net->Vp);
 }
 
 // From the gradient in m->logits to m->dcur, and to the weights
@@ -627,7 +628,8 @@ static void head_backward(Model *m, int i, int n) {
     const Config *net = &m->net;
     const Tensors w = tensors_at(net, m->params, 0), d = tensors_at(net, m->grads, 0);
     size_t at = (size_t)i * (size_t)net->C;
-    matmul_backward(m->head_dnormed, d.wte, NULL, m->logits, m->head_normed, w.wte, NULL, n, net->C, net->Vp);
+    matmul_backward(m->head_dnormed, d.wte, NULL, m->logits, m->head_normed, w.wte, NULL, n, net->C, net->Vp,
+                    net->Vp);
     layernorm_backward(m->dcur + at, NULL, d.lnfw, d.lnfb, m->head_dnormed, m->cur + at, NULL, w.lnfw,
                        n, net->C, net->grid);
 }
@@ -3414,13 +3416,13 @@ size_t layers_scratch_bytes(int n, int C, int OC, int NH) {
     return most * sizeof(real_t);
 }
 
-// All threads pack a part of each block, then take tiles of c as they come. No one waits for the block of b
+// Rows of c are `row` apart. All threads pack a part of each block, then take tiles of c as they come. No one waits for the block of b
 // alone: the barrier behind that of a does for both.
-static void gemm(real_t *c, int M, int N, int K, Matrix a, Matrix b, Epilogue e) {
+static void gemm(real_t *c, int row, int M, int N, int K, Matrix a, Matrix b, Epilogue e) {
     const int all = words_of(K), passes = (all + KC - 1) / KC, mr = panel_rows(), nr = panel_columns();
     const int pass = (all + passes - 1) / passes, task = word_kind == TILES ? TASK_TILES : TASK;
     const int stretch = word_kind == NUMBERS ? pass : (pass + 15) / 16 * 32;  // numbers a pass takes of K
-    const size_t width = (size_t)N;
+    const size_t width = (size_t)row;
     real_t *packed_b = scratch;
     real_t *packed_a = packed_b + smaller_of(NC, (N + nr - 1) / nr * nr) * smaller_of(KC, all);
     const double start = seconds(), multiplied = (double)M * N * K;
@@ -3446,7 +3448,7 @@ static void gemm(real_t *c, int M, int N, int K, Matrix a, Matrix b, Epilogue e)
                             if (e.bias && k0 == 0) here.bias = e.bias + j0 + j;
                             if (e.gelu && last) here.gelu = e.gelu + at;
                             if (e.slope && last) here.slope = e.slope + at;
-                            multiply_tile(c + at, N, smaller_of(mr, m - i), smaller_of(nr, n - j),
+                            multiply_tile(c + at, row, smaller_of(mr, m - i), smaller_of(nr, n - j),
                                           words, packed_a + i*words, packed_b + j*words, here);
                         }
             }
@@ -3485,7 +3487,8 @@ static void gemm_tile(real_t *c, int64_t row, int M, int N, int K, Panel *a, Pan
 
 // A few rows, as in generating, are neither packed, since the weights are read but once, nor rounded to bf16.
 enum { FEW = 2 };
-static void matvec(act_t *out, const act_t *x, const param_t *w, const param_t *bias, int n, int C, int OC) {
+static void matvec(act_t *out, const act_t *x, const param_t *w, const param_t *bias, int n, int C, int OC,
+                   int row) {
     const size_t width = (size_t)C;
     #pragma omp parallel for if ((int64_t)n * C * OC > 200000)
     for (int o = 0; o < OC; o++)
@@ -3493,16 +3496,16 @@ static void matvec(act_t *out, const act_t *x, const param_t *w, const param_t *
             real_t sum = 0;
             #pragma omp simd reduction(+:sum)
             for (int c = 0; c < C; c++) sum += x[i*width + c] * w[o*width + c];
-            out[i*OC + o] = sum + (bias ? bias[o] : 0);
+            out[i*row + o] = sum + (bias ? bias[o] : 0);
         }
 }
 
 void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C,
-                    int OC) {
+                    int OC, int width) {
     profile("matmul_forward", 2.0 * n * C * OC, ((double)n * (C + OC) + (double)C * OC) * sizeof(act_t));
     Epilogue e = {0, bias, NULL, NULL};
-    if (n <= FEW) matvec(out, inp, weight, bias, n, C, OC);
-    else gemm(out, n, OC, C, matrix(inp, C, 1), matrix(weight, 1, C), e);
+    if (n <= FEW) matvec(out, inp, weight, bias, n, C, OC, width);
+    else gemm(out, width, n, OC, C, matrix(inp, C, 1), matrix(weight, 1, C), e);
 }
 
 void matmul_gelu_forward(act_t *out, act_t *pre, const act_t *inp, const param_t *weight, const param_t *bias,
@@ -3510,27 +3513,27 @@ void matmul_gelu_forward(act_t *out, act_t *pre, const act_t *inp, const param_t
     const double numbers = (double)n * (C + 2 * OC) + (double)C * OC;
     profile("matmul_gelu_forward", 2.0 * n * C * OC, numbers * sizeof(act_t));
     Epilogue e = {0, bias, out, NULL};
-    if (n > FEW) gemm(pre, n, OC, C, matrix(inp, C, 1), matrix(weight, 1, C), e);
-    else matvec(pre, inp, weight, bias, n, C, OC);
+    if (n > FEW) gemm(pre, OC, n, OC, C, matrix(inp, C, 1), matrix(weight, 1, C), e);
+    else matvec(pre, inp, weight, bias, n, C, OC, OC);
     for (int i = 0; n <= FEW && i < n * OC; i++) out[i] = gelu(pre[i]);
 }
 
 void matmul_backward(act_t *dinp, real_t *dweight, real_t *dbias, const act_t *dout, const act_t *inp,
-                     const param_t *weight, const act_t *pre, int n, int C, int OC) {
+                     const param_t *weight, const act_t *pre, int n, int C, int OC, int width) {
     profile("matmul_backward", 4.0 * n * C * OC, ((double)n * (2 * C + OC) + 3.0 * C * OC) * sizeof(act_t));
     Epilogue add = {1, NULL, NULL, NULL}, set = {0, NULL, NULL, pre};
-    const size_t width = (size_t)OC;
-    gemm(dweight, OC, C, n, matrix(dout, 1, OC), matrix(inp, C, 1), add);
+    const size_t row = (size_t)width;
+    gemm(dweight, C, OC, C, n, matrix(dout, 1, width), matrix(inp, C, 1), add);
     enum { COLUMNS = 64 };  // a thread owns columns
     #pragma omp parallel for
     for (int o0 = 0; o0 < (dbias ? OC : 0); o0 += COLUMNS) {
         real_t sum[COLUMNS] = {0};
         int columns = smaller_of(COLUMNS, OC - o0);
         for (int i = 0; i < n; i++)
-            for (int o = 0; o < columns; o++) sum[o] += dout[i*width + o0 + o];
+            for (int o = 0; o < columns; o++) sum[o] += dout[i*row + o0 + o];
         for (int o = 0; o < columns; o++) dbias[o0 + o] += sum[o];
     }
-    gemm(dinp, n, C, OC, matrix(dout, OC, 1), matrix(weight, C, 1), set);
+    gemm(dinp, C, n, C, OC, matrix(dout, width, 1), matrix(weight, C, 1), set);
 }
 
 // ---- layernorm

@@ -482,21 +482,26 @@ template <int BACK> static void gelu_pass(act_t *x, const act_t *pre, size_t cou
     else LAUNCH((gelu_kernel<1, BACK>), blocks_for(count, THREADS), THREADS, 0, x, pre, count);
 }
 
-// d (m, n) = op(a) op(b), over k; d is float32 and added to, or of type act_t with an epilogue
-typedef struct { int m, n, k, transpose_a, transpose_b, accumulate; cublasLtEpilogue_t epilogue; } Product;
+// d (m, n) = op(a) op(b), over k; d is float32 and added to, or of type act_t with an epilogue. Columns of b
+// as it is stored are ld_b apart, those of d ld_d.
+typedef struct {
+    int m, n, k, transpose_a, transpose_b, accumulate;
+    cublasLtEpilogue_t epilogue;
+    int ld_b, ld_d;
+} Product;
 
 // for shapes, places and types that the library does not take: a thread an element
 static __global__ void product_kernel(Product s, void *d, const act_t *a, const act_t *b, const act_t *bias) {
     size_t at = blockIdx.x * (size_t)blockDim.x + threadIdx.x, m = (size_t)s.m, n = (size_t)s.n,
-           k = (size_t)s.k, i = at % m, j = at / m;
+           k = (size_t)s.k, i = at % m, j = at / m, ld_b = (size_t)s.ld_b, ld_d = (size_t)s.ld_d;
     float sum = 0;
     if (j >= n) return;
     for (size_t l = 0; l < k; l++)
         sum += to_float(a[s.transpose_a ? i*k + l : l*m + i]) *
-               to_float(b[s.transpose_b ? l*n + j : j*k + l]);
+               to_float(b[s.transpose_b ? l*ld_b + j : j*ld_b + l]);
     if (bias) sum += to_float(bias[i]);
-    if (s.accumulate) ((float *)d)[at] += sum;
-    else set((act_t *)d + at, sum);
+    if (s.accumulate) ((float *)d)[j*ld_d + i] += sum;
+    else set((act_t *)d + j*ld_d + i, sum);
 }
 
 // A product as the library computes it. The way is chosen once for a shape: what is computed again gives the
@@ -541,9 +546,9 @@ static void choose(Known *p, Product s, const act_t *bias, const void *aux) {
     CUBLAS(cublasLtMatrixLayoutCreate(&p->a, type, (uint64_t)(ta ? s.k : s.m), (uint64_t)(ta ? s.m : s.k),
                                       ta ? s.k : s.m));
     CUBLAS(cublasLtMatrixLayoutCreate(&p->b, type, (uint64_t)(tb ? s.n : s.k), (uint64_t)(tb ? s.k : s.n),
-                                      tb ? s.n : s.k));
+                                      s.ld_b));
     CUBLAS(cublasLtMatrixLayoutCreate(&p->d, s.accumulate ? CUDA_R_32F : type, (uint64_t)s.m, (uint64_t)s.n,
-                                      s.m));
+                                      s.ld_d));
     CUBLAS(cublasLtMatmulPreferenceCreate(&preference));
     CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room,
                                                 sizeof room));
@@ -575,7 +580,7 @@ static Known *way_of(Product s, const void *d, const act_t *a, const act_t *b, c
     static Known known[MOST];
     static int count;
     Known *p = known;
-    if (s.m % UNIT || (s.transpose_a && s.k % UNIT) || (s.transpose_b ? s.n : s.k) % UNIT) return NULL;
+    if (s.m % UNIT || (s.transpose_a && s.k % UNIT) || s.ld_b % UNIT || s.ld_d % UNIT) return NULL;
     if (!aligned(a) || !aligned(b) || !aligned(d) || !aligned(bias) || !aligned(aux)) return NULL;
     while (p < known + count && memcmp(&p->product, &s, sizeof s) != 0) p++;
     if (p == known + MOST) die(STATUS_NUMBERS, "products of more than %d shapes", MOST);
@@ -600,9 +605,9 @@ static void gemm(Product s, void *d, const act_t *a, const act_t *b, const act_t
 static int fuses_gelu(void) { return sizeof(act_t) == 2 && (device.major == 9 || device.major == 10); }
 
 void matmul_forward(act_t *out, const act_t *inp, const param_t *weight, const param_t *bias, int n, int C,
-                    int OC) {
+                    int OC, int width) {
     profile("matmul_forward", 2.0 * n * C * OC, ((double)n * (C + OC) + (double)C * OC) * sizeof(act_t));
-    Product s = {OC, n, C, 1, 0, 0, bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT};
+    Product s = {OC, n, C, 1, 0, 0, bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT, C, width};
     gemm(s, out, copy_of(weight), inp, copy_of(bias));
 }
 void matmul_gelu_forward(act_t *out, act_t *pre, const act_t *inp, const param_t *weight, const param_t *bias,
@@ -610,7 +615,7 @@ void matmul_gelu_forward(act_t *out, act_t *pre, const act_t *inp, const param_t
     profile("matmul_gelu_forward", 2.0 * n * C * OC,
             ((double)n * (C + 2 * OC) + (double)C * OC) * sizeof(act_t));
     const act_t *w = copy_of(weight), *b = copy_of(bias);
-    Product plain = {OC, n, C, 1, 0, 0, CUBLASLT_EPILOGUE_BIAS}, fused = plain;
+    Product plain = {OC, n, C, 1, 0, 0, CUBLASLT_EPILOGUE_BIAS, C, OC}, fused = plain;
     fused.epilogue = CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
     Known *way = fuses_gelu() ? way_of(fused, out, w, inp, b, pre) : NULL;
     if (way) {
@@ -624,7 +629,7 @@ void matmul_gelu_forward(act_t *out, act_t *pre, const act_t *inp, const param_t
 // partial (slices, columns): sums over slices of the rows of x (n, columns). A warp has 32 N columns and
 // every 8th row, so that a lane reads 16 bytes at a time
 template <int N> static __global__ void __launch_bounds__(THREADS)
-column_sums(float *partial, const act_t *x, int n, int columns) {
+column_sums(float *partial, const act_t *x, int n, int columns, int width) {
     // (warps, N, 33): sums of a warp's rows; a place more a line, so that neighbours lie in other banks
     SHARED(float, room);
     enum { LINE = WARP + 1, WIDTH = N * WARP };
@@ -636,7 +641,7 @@ column_sums(float *partial, const act_t *x, int n, int columns) {
     if (c < K) {
 #pragma unroll 4
         for (int i = row; i < end; i += warps) {
-            Few<act_t, N> y = load<N>(x + (size_t)i * K + c);
+            Few<act_t, N> y = load<N>(x + (size_t)i * (size_t)width + c);
             for (int j = 0; j < N; j++) sum[j] += to_float(y.e[j]);
         }
     }
@@ -648,27 +653,28 @@ column_sums(float *partial, const act_t *x, int n, int columns) {
         partial[slice * K + begin + (size_t)k] = total;
     }
 }
-template <int N> static void column_sums_of(real_t *out, const act_t *x, int n, int columns, int slices) {
+template <int N> static void column_sums_of(real_t *out, const act_t *x, int n, int columns, int width,
+                                            int slices) {
     dim3 blocks((unsigned)slices, blocks_for((size_t)columns, N * WARP));
     LAUNCH(column_sums<N>, blocks, THREADS, THREADS / WARP * N * (WARP + 1) * sizeof(float), partial_sums, x,
-        n, columns);
+        n, columns, width);
     sum_of_rows(out, NULL, partial_sums, slices, columns);
 }
 void matmul_backward(act_t *dinp, real_t *dweight, real_t *dbias, const act_t *dout, const act_t *inp,
-                     const param_t *weight, const act_t *pre, int n, int C, int OC) {
+                     const param_t *weight, const act_t *pre, int n, int C, int OC, int width) {
     profile("matmul_backward", 4.0 * n * C * OC,
             ((double)n * (2 * C + OC) + (double)C * OC) * sizeof(act_t) + 2.0 * C * OC * sizeof(real_t));
     enum { N = 16 / sizeof(act_t) };
     const act_t *copy = copy_of(weight);
-    Product w = {C, OC, n, 0, 1, 1, CUBLASLT_EPILOGUE_DEFAULT};
-    Product plain = {C, n, OC, 0, 0, 0, CUBLASLT_EPILOGUE_DEFAULT}, fused = plain;
+    Product w = {C, OC, n, 0, 1, 1, CUBLASLT_EPILOGUE_DEFAULT, width, C};
+    Product plain = {C, n, OC, 0, 0, 0, CUBLASLT_EPILOGUE_DEFAULT, width, C}, fused = plain;
     fused.epilogue = CUBLASLT_EPILOGUE_DGELU;
     gemm(w, dweight, inp, dout, NULL);
     if (dbias) {
         int room = (int)((int64_t)SLICES * 2 * smaller_of(C, OC) / OC);
         int slices = smaller_of(slices_of((size_t)n, 64), room > 1 ? room : 1);
-        if (OC % N == 0 && aligned(dout)) column_sums_of<N>(dbias, dout, n, OC, slices);
-        else column_sums_of<1>(dbias, dout, n, OC, slices);
+        if (OC % N == 0 && width % N == 0 && aligned(dout)) column_sums_of<N>(dbias, dout, n, OC, width, slices);
+        else column_sums_of<1>(dbias, dout, n, OC, width, slices);
     }
     Known *way = pre && fuses_gelu() ? way_of(fused, dinp, copy, dout, NULL, pre) : NULL;
     if (way) {
@@ -1646,7 +1652,7 @@ double device_flops(void) {
     LAUNCH(spread_kernel, blocks_for(2 * bytes / sizeof(act_t), THREADS), THREADS, 0, (act_t *)x[0],
            2 * bytes / sizeof(act_t));
     for (int attempt = 0; attempt < 8; attempt++) {
-        Product s = {n, n, n, 1, 0, 0, CUBLASLT_EPILOGUE_DEFAULT};
+        Product s = {n, n, n, 1, 0, 0, CUBLASLT_EPILOGUE_DEFAULT, n, n};
         device_finish();
         double start = seconds();
         gemm(s, x[2], (act_t *)x[0], (act_t *)x[1], NULL);

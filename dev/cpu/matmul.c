@@ -208,7 +208,7 @@ static void reset_backward(void) { fill(dweight, (size_t)OC * (size_t)C, 5), fil
 
 static void run_forward(int version) {
     if (version >= TRAINERS) {
-        matmul_forward(out, inp, weight, bias, n, C, OC);
+        matmul_forward(out, inp, weight, bias, n, C, OC, OC);
         return;
     }
     #pragma omp parallel for
@@ -217,7 +217,7 @@ static void run_forward(int version) {
 }
 static void run_backward(int version) {
     if (version >= TRAINERS) {
-        matmul_backward(dinp, dweight, NULL, dout, inp, weight, NULL, n, C, OC);
+        matmul_backward(dinp, dweight, NULL, dout, inp, weight, NULL, n, C, OC, OC);
         return;
     }
     memset(dinp, 0, sizeof(real_t) * (size_t)n * (size_t)C);
@@ -229,12 +229,12 @@ static void run_gelu_forward(int version) {
         matmul_gelu_forward(out, pre, inp, weight, bias, n, C, OC);
         return;
     }
-    matmul_forward(pre, inp, weight, bias, n, C, OC);
+    matmul_forward(pre, inp, weight, bias, n, C, OC, OC);
     #pragma omp parallel for simd
     for (size_t i = 0; i < (size_t)n * (size_t)OC; i++) out[i] = gelu(pre[i]);
 }
 static void run_gelu_backward(int version) {
-    matmul_backward(dinp, dweight, NULL, dout, inp, weight, version == FUSED ? pre : NULL, n, C, OC);
+    matmul_backward(dinp, dweight, NULL, dout, inp, weight, version == FUSED ? pre : NULL, n, C, OC, OC);
     if (version == FUSED) return;
     #pragma omp parallel for simd
     for (size_t i = 0; i < (size_t)n * (size_t)C; i++) dinp[i] *= gelu_slope(pre[i]);

@@ -105,16 +105,16 @@ static void reset_backward(void) {
 static void run_forward(int version) {
     const float *bias = weights_bias + (size_t)OC * C;
     size_t count = (size_t)n * OC;
-    Product s = {OC, n, C, 1, 0, 0, CUBLASLT_EPILOGUE_BIAS};
+    Product s = {OC, n, C, 1, 0, 0, CUBLASLT_EPILOGUE_BIAS, C, OC};
     act_t *to = with_gelu ? pre : out;
     const act_t *w = copy_of(weights_bias), *b = copy_of(bias);
     if (version == 1) LAUNCH(product_kernel, blocks_for(count, THREADS), THREADS, 0, s, to, w, inp, b);
-    else if (version == 3) matmul_forward(to, inp, weights_bias, bias, n, C, OC);
+    else if (version == 3) matmul_forward(to, inp, weights_bias, bias, n, C, OC, OC);
     else if (version == 2) {
-        matmul_forward(out, inp, weights_bias, NULL, n, C, OC);
+        matmul_forward(out, inp, weights_bias, NULL, n, C, OC, OC);
         LAUNCH(bias_gelu, blocks_for(count, THREADS), THREADS, 0, out, with_gelu ? pre : NULL, copy_of(bias), count, OC);
     } else if (with_gelu) matmul_gelu_forward(out, pre, inp, weights_bias, bias, n, C, OC);
-    else matmul_forward(out, inp, weights_bias, bias, n, C, OC);
+    else matmul_forward(out, inp, weights_bias, bias, n, C, OC, OC);
     if (version % 2 && with_gelu) gelu_pass<0>(out, pre, count);
 }
 static void run_backward(int version) {
@@ -122,12 +122,12 @@ static void run_backward(int version) {
     size_t count = (size_t)n * C;
     if (version == 1) {
         const act_t *copy = copy_of(weights_bias);
-        Product in = {C, n, OC, 0, 0, 0, CUBLASLT_EPILOGUE_DEFAULT};
-        Product w = {C, OC, n, 0, 1, 1, CUBLASLT_EPILOGUE_DEFAULT};
+        Product in = {C, n, OC, 0, 0, 0, CUBLASLT_EPILOGUE_DEFAULT, OC, C};
+        Product w = {C, OC, n, 0, 1, 1, CUBLASLT_EPILOGUE_DEFAULT, OC, C};
         LAUNCH(product_kernel, blocks_for(count, THREADS), THREADS, 0, in, dinp, copy, dout, NULL);
         LAUNCH(product_kernel, blocks_for((size_t)OC * C, THREADS), THREADS, 0, w, dweight, inp, dout, NULL);
-    } else if (version == 4) matmul_backward(dinp, dweight, dbias, dout, inp, weights_bias, slope, n, C, OC);
-    else matmul_backward(dinp, dweight, version == 2 ? NULL : dbias, dout, inp, weights_bias, NULL, n, C, OC);
+    } else if (version == 4) matmul_backward(dinp, dweight, dbias, dout, inp, weights_bias, slope, n, C, OC, OC);
+    else matmul_backward(dinp, dweight, version == 2 ? NULL : dbias, dout, inp, weights_bias, NULL, n, C, OC, OC);
     if (version < 3) bias_gradient(version == 1 ? 1 : slices_of((size_t)n, 64));
     if (version < 3 && slope) LAUNCH(times_slope, blocks_for(count, THREADS), THREADS, 0, dinp, slope, count);
     if (version == 3 && slope) gelu_pass<1>(dinp, slope, count);
