@@ -243,6 +243,7 @@ typedef struct {
     Config net;
     int B, T;               // sequences of a batch, and tokens of each
     int chunk, head_chunk;  // sequences that a force, and tokens that the head is evaluated for at a time
+    int slice, group;       // tokens that the MLP, heads that attention takes at a time; 0: all of a chunk
     int training, lanes;    // whether there will be a backward pass, and of how many sums its gradient is one
     int memory, objective;  // enum Memory, enum Objective
     int kept_steps;         // the last steps, whose internals are kept
@@ -263,11 +264,11 @@ typedef struct {
 
     char *kept_internals;   // of the last steps, all chunks; with the force, if it is needed to undo them
     char *internals;        // of one chunk of the others
-    act_t *normed;          // (n, C), a layernorm's output, n = chunk * T
-    act_t *out;             // (n, C), the last half's part of the force; going back, a gradient
-    act_t *dforce;          // (n, C), gamma * dloss/dnext
-    act_t *wide;            // (n, widest), gradients inside the block
-    real_t *destimate;      // (n, C), the gradient in an estimate
+    act_t *normed;          // (slice, C), a layernorm's output
+    act_t *out;             // (slice, C), the MLP's part of the force; going back, a gradient
+    act_t *dforce;          // (slice, C), gamma * dloss/dnext
+    act_t *wide;            // gradients inside the block: of a slice, or of a group of heads
+    real_t *destimate;      // (n, C), the gradient in an estimate, n = chunk * T
     char *scratch;          // the layer functions' own
 
     act_t *head_normed, *head_dnormed;  // (head_chunk, C)
@@ -283,14 +284,16 @@ typedef struct {
     int buffer_count;
 } Model;
 
-// Some sequences of a batch, and where a force is evaluated for them: the sum of its halves, or one
+// Some sequences of a batch, or of long ones a slice of their tokens: attention is evaluated for all of them
+// with the first slice, and its adjoint with the last, but the MLP knows nothing of sequences.
 typedef struct {
     int b, sequences;   // the first, and how many
-    int n;              // their tokens
-    size_t at, count;   // their first element in a plane, and how many elements
-    act_t *attn, *mlp;  // (n, C), the halves; NULL where the step has none
+    int from, tokens;   // of their tokens the slice's first, and how many
+    size_t at, count;   // the slice's first element in a plane, and how many elements
+    act_t *attn, *mlp;  // (tokens, C), the halves, whose sum the force is; NULL where the step has none
     char *internals;    // what else the block's backward pass needs
     act_t *cache;       // their place in the model's cache, or NULL
+    int kept;           // whether internals are kept, of all slices and heads
     int fresh;          // whether just evaluated: m->normed still is the layernorm of the last half
 } Chunk;
 
@@ -300,8 +303,9 @@ typedef struct {
 static size_t parameter_count(const Config *net);
 static void embed(const Model *m, stream_t *prev, stream_t *cur);
 static void embed_adjoint(const Model *m);
-// A half of layer l's block at p (n, C). Going back, J^T m->dforce is added to dp and the weights' gradients;
-// the MLP's goes first: it reads p + attn, and adds the gradient of attn to m->dforce.
+// A half of layer l's block at p (tokens, C). Going back, J^T m->dforce is added to dp and the weights'
+// gradients; the MLP's goes first: it reads p + attn, and adds the gradient of attn to m->dforce. That of all
+// slices lies in attn's place when attention goes back.
 static void attention_half_forward(Model *m, int l, const stream_t *p, Chunk c);
 static void attention_half_backward(Model *m, int l, const stream_t *p, real_t *dp, Chunk c);
 static void mlp_half_forward(Model *m, int l, const stream_t *p, Chunk c);
@@ -311,7 +315,9 @@ static void mlp_half_backward(Model *m, int l, const stream_t *p, real_t *dp, Ch
 static int undoes_steps(const Model *m);             // REVERSE and AUTO: or else every plane is kept
 static stream_t *kept_plane(const Model *m, int k);  // the copy of what step k overwrites; NULL: none is kept
 static int keeps_internals(const Model *m, int k);   // or else step k's force is evaluated again, going back
-static void place_internals(const Model *m, int k, Chunk *c);  // sets attn, mlp, internals and cache
+static int slice_of(const Model *m, int n);          // how many of n tokens the MLP takes at a time
+static int group_of(const Model *m);                 // how many heads attention takes at a time
+static void place_internals(const Model *m, int k, Chunk *c);  // sets attn, mlp, internals, kept and cache
 
 // Conversions, Part III. Retrofit's force has a second term, a block at an estimate of p_{k-1} that is itself
 // made from p_k alone (4.7), so that it can be added and taken off like the first.
@@ -330,25 +336,44 @@ static void swap_streams(Model *m) {
     m->cur = s;
 }
 
-// Step k's chunk from sequence b on; beyond the batch it has no sequences.
-static Chunk chunk_at(const Model *m, int k, int b) {
-    size_t sequence = (size_t)m->T * (size_t)m->net.C;
+// Step k's chunk from token i of the batch on; beyond the batch it has no tokens.
+static Chunk chunk_at(const Model *m, int k, int i) {
+    int whole = m->chunk * m->T;
+    size_t C = (size_t)m->net.C;
     Chunk c;
     memset(&c, 0, sizeof c);
-    c.b = b;
-    c.sequences = smaller_of(m->chunk, m->B - b);
-    c.at = (size_t)b * sequence;
-    c.count = (size_t)c.sequences * sequence;
-    c.n = c.sequences * m->T;
-    if (c.sequences > 0) place_internals(m, k, &c);
+    c.b = i / whole * m->chunk;
+    c.sequences = smaller_of(m->chunk, m->B - c.b);
+    c.from = i % whole;
+    c.tokens = smaller_of(slice_of(m, whole), c.sequences * m->T - c.from);
+    c.at = (size_t)i * C;
+    c.count = (size_t)c.tokens * C;
+    if (c.tokens > 0) place_internals(m, k, &c);
     return c;
 }
+static Chunk chunk_after(const Model *m, int k, Chunk c) {
+    return chunk_at(m, k, c.b * m->T + c.from + c.tokens);
+}
+
+// All slices of the chunk's sequences as one
+static Chunk whole_of(const Model *m, Chunk c) {
+    size_t before = (size_t)c.from * (size_t)m->net.C;
+    int tokens = c.sequences * m->T;
+    c.fresh = c.fresh && !c.mlp && c.tokens == tokens;  // else m->normed is the MLP's, or a slice's
+    c.from = 0;
+    c.tokens = tokens;
+    c.at -= before;
+    c.count = (size_t)tokens * (size_t)m->net.C;
+    if (c.attn) c.attn -= before;
+    return c;
+}
+static int is_last(const Model *m, Chunk c) { return c.from + c.tokens == c.sequences * m->T; }
 
 // F_k(p), to c.attn and c.mlp
 static void force_forward(Model *m, int k, const stream_t *p, Chunk c) {
-    int l = layer_of(&m->net, k), halves = halves_of(&m->net, k);
-    if (halves & ATTN) attention_half_forward(m, l, p, c);
-    if (halves & MLP) mlp_half_forward(m, l, p, c);
+    int l = layer_of(&m->net, k);
+    if (c.attn && c.from == 0) attention_half_forward(m, l, p, whole_of(m, c));
+    if (c.mlp) mlp_half_forward(m, l, p, c);
 }
 
 // Makes prev next (direction 1), or next prev again (-1).
@@ -369,7 +394,7 @@ static void forward(Model *m) {
     for (int k = 0; k < steps(&m->net); k++) {
         stream_t *kept = kept_plane(m, k);
         if (kept) device_copy(kept, m->prev, plane * sizeof(stream_t));
-        for (Chunk c = chunk_at(m, k, 0); c.sequences > 0; c = chunk_at(m, k, c.b + c.sequences)) {
+        for (Chunk c = chunk_at(m, k, 0); c.tokens > 0; c = chunk_after(m, k, c)) {
             force_forward(m, k, m->cur + c.at, c);                // F_k(p_k)
             move_stream(m, k, c, +1);                             // p_{k+1}, where p_{k-1} was
             if (has_estimate(&m->net, k)) estimate_forward(m, k, c);
@@ -380,12 +405,16 @@ static void forward(Model *m) {
 
 // ---- reverse and adjoint
 
-// dp += J_F(p)^T m->dforce, and the gradients of the weights
+// dp += J_F(p)^T m->dforce, and the gradients of the weights. A slice's attn has been used for the last time
+// when its MLP goes back: its gradient takes its place, until all slices' are there.
 static void force_backward(Model *m, int k, const stream_t *p, real_t *dp, Chunk c) {
-    int l = layer_of(&m->net, k), halves = halves_of(&m->net, k);
-    if (halves & MLP) mlp_half_backward(m, l, p, dp, c);
-    if (halves == BLOCK) c.fresh = 0;  // m->normed is the MLP's
-    if (halves & ATTN) attention_half_backward(m, l, p, dp, c);
+    int l = layer_of(&m->net, k);
+    size_t before = (size_t)c.from * (size_t)m->net.C;
+    Chunk all = whole_of(m, c);
+    if (c.mlp) mlp_half_backward(m, l, p, dp, c);
+    if (!c.attn) return;
+    if (c.tokens < all.tokens) device_copy(c.attn, m->dforce, c.count * sizeof(act_t));
+    if (is_last(m, c)) attention_half_backward(m, l, p - before, dp - before, all);
 }
 
 // p_{k-1} = (p_{k+1} - beta p_k - gamma F(p_k)) / alpha. Where alpha = 0 there is no division: what is left
@@ -415,7 +444,7 @@ static void step_back(Model *m, int k) {
     m->dprev = dnext;
     swap_streams(m);
     if (kept && !undoes_steps(m)) device_copy(m->prev, kept, plane_size(m) * sizeof(stream_t));  // p_{k-1}
-    for (Chunk c = chunk_at(m, k, 0); c.sequences > 0; c = chunk_at(m, k, c.b + c.sequences)) {
+    for (Chunk c = chunk_at(m, k, 0); c.tokens > 0; c = chunk_after(m, k, c)) {
         const stream_t *p = m->cur + c.at;
         if (has_estimate(&m->net, k)) estimate_back(m, k, c);
         c.fresh = !keeps_internals(m, k);
@@ -513,75 +542,79 @@ static Tensors tensors_at(const Config *net, param_t *buffer, int l) {
 
 // What their backward pass needs besides p and attn. The layernorms are not here: they come again from p.
 typedef struct {
-    act_t *qkv;       // (n, 3C)
+    act_t *qkv;       // (n, 3C), or of a group of heads; if kept, one group's behind another's
     act_t *atty;      // (n, C), what the heads have gathered
     real_t *lse;      // (sequences, NH, T)
-    act_t *fch;       // (n, 4C)
-    act_t *fch_gelu;  // (n, 4C)
+    act_t *fch;       // (tokens, 4C)
+    act_t *fch_gelu;  // (tokens, 4C)
 } Internals;
 enum { INTERNALS = 5 };
 
-// Their bytes one by one, for n tokens and the halves that a step has. Returns the sum; bytes may be NULL.
-static size_t internals_bytes(const Config *net, int halves, size_t n, size_t bytes[INTERNALS]) {
-    size_t row = n * (size_t)net->C * sizeof(act_t), heads = n * (size_t)net->NH * sizeof(real_t);
-    size_t attn = (halves & ATTN) != 0, mlp = (halves & MLP) != 0, total = 0;
-    const size_t unpadded[INTERNALS] = {attn * 3*row, attn * row, attn * heads, mlp * 4*row, mlp * 4*row};
-    for (int i = 0; i < INTERNALS; i++) {
-        if (bytes) bytes[i] = round256(unpadded[i]);
-        total += round256(unpadded[i]);
-    }
-    return total;
-}
-
-static size_t cache_width(const Config *net) { return 3 * (size_t)net->C; }  // qkv of a token
+static size_t internals_bytes(const Model *m, int halves, size_t n, int kept, size_t bytes[INTERNALS]);
+static size_t cache_width(const Config *net);  // qkv of a token
 
 static Internals internals_of(const Model *m, Chunk c) {
-    size_t bytes[INTERNALS];
+    size_t bytes[INTERNALS], before = c.kept ? (size_t)c.from * 4 * (size_t)m->net.C : 0;
     char *at = c.internals;
     int halves = 0;
     Internals a;
     if (c.attn) halves |= ATTN;
     if (c.mlp) halves |= MLP;
-    internals_bytes(&m->net, halves, (size_t)c.n, bytes);
+    internals_bytes(m, halves, (size_t)c.sequences * (size_t)m->T, c.kept, bytes);
     a.qkv = (act_t *)at;
     a.atty = (act_t *)(at += bytes[0]);
     a.lse = (real_t *)(at += bytes[1]);
-    a.fch = (act_t *)(at += bytes[2]);
-    a.fch_gelu = (act_t *)(at += bytes[3]);
+    a.fch = (act_t *)(at += bytes[2]) + before;
+    a.fch_gelu = (act_t *)(at += bytes[3]) + before;
     if (c.cache) a.qkv = c.cache + (size_t)m->past * cache_width(&m->net);
     return a;
 }
 
+// Attention takes a group of heads at a time, and what goes in and out of it a slice of tokens (Part II).
+typedef struct {
+    int h, heads;  // the first, and how many
+    int first;     // its first channel
+    int width;     // of a row of qkv
+    act_t *qkv;    // (n, width), their queries, keys and values
+} Group;
+static Group group_at(const Model *m, Chunk c, int h);
+static void qkv_forward(Model *m, int l, const stream_t *p, Chunk c, Group g);                // of LN1(p)
+static void qkv_backward(Model *m, int l, const stream_t *p, real_t *dp, Chunk c, Group g);  // from m->wide
+static act_t *atty_backward(Model *m, int l, Chunk c);  // returns the gradient in atty
+
 static void attention_half_forward(Model *m, int l, const stream_t *p, Chunk c) {
-    const Config *net = &m->net;
-    const Tensors w = tensors_at(net, m->params, l);
+    const Tensors w = tensors_at(&m->net, m->params, l);
     const Internals a = internals_of(m, c);
-    int C = net->C, NH = net->NH, n = c.n;
-    layernorm_forward(m->normed, p, NULL, w.ln1w, w.ln1b, n, C, net->grid);
-    matmul_forward(a.qkv, m->normed, w.qkvw, w.qkvb, n, C, 3*C, 3*C);
-    if (m->past) attention_query(a.atty, c.cache, m->past, C, NH, NH);
-    else attention_forward(a.atty, a.lse, a.qkv, c.sequences, m->T, C, NH, NH, NH);
-    matmul_forward(c.attn, a.atty, w.attprojw, w.attprojb, n, C, C, C);
+    int C = m->net.C, NH = m->net.NH, T = m->T;
+    for (int h = 0; h < NH; h += group_of(m)) {
+        const Group g = group_at(m, c, h);
+        real_t *lse = a.lse + (size_t)h * (size_t)T;
+        qkv_forward(m, l, p, c, g);
+        if (m->past) attention_query(a.atty, c.cache, m->past, C, NH, NH);
+        else attention_forward(a.atty + g.first, lse, g.qkv, c.sequences, T, C, NH, NH, g.heads);
+    }
+    matmul_forward(c.attn, a.atty, w.attprojw, w.attprojb, c.tokens, C, C, C);
 }
 
 static void attention_half_backward(Model *m, int l, const stream_t *p, real_t *dp, Chunk c) {
-    const Config *net = &m->net;
-    const Tensors w = tensors_at(net, m->params, l), d = tensors_at(net, m->grads, l);
     const Internals a = internals_of(m, c);
-    int C = net->C, NH = net->NH, n = c.n;
-    act_t *datty = m->out, *dqkv = m->wide, *dnormed = m->out;
-    matmul_backward(datty, d.attprojw, d.attprojb, m->dforce, a.atty, w.attprojw, NULL, n, C, C, C);
-    attention_backward(dqkv, datty, a.qkv, a.atty, a.lse, c.sequences, m->T, C, NH, NH, NH);
-    if (!c.fresh) layernorm_forward(m->normed, p, NULL, w.ln1w, w.ln1b, n, C, net->grid);
-    matmul_backward(dnormed, d.qkvw, d.qkvb, dqkv, m->normed, w.qkvw, NULL, n, C, 3*C, 3*C);
-    layernorm_backward(dp, NULL, d.ln1w, d.ln1b, dnormed, p, NULL, w.ln1w, n, C, net->grid);
+    int C = m->net.C, NH = m->net.NH, T = m->T;
+    act_t *datty = atty_backward(m, l, c), *dqkv = m->wide;
+    for (int h = 0; h < NH; h += group_of(m)) {
+        const Group g = group_at(m, c, h);
+        const act_t *dout = datty + g.first, *out = a.atty + g.first;
+        const real_t *lse = a.lse + (size_t)h * (size_t)T;
+        if (g.heads < NH && !c.kept) qkv_forward(m, l, p, c, g);  // the last group's are there
+        attention_backward(dqkv, dout, g.qkv, out, lse, c.sequences, T, C, NH, NH, g.heads);
+        qkv_backward(m, l, p, dp, c, g);
+    }
 }
 
 static void mlp_half_forward(Model *m, int l, const stream_t *p, Chunk c) {
     const Config *net = &m->net;
     const Tensors w = tensors_at(net, m->params, l);
     const Internals a = internals_of(m, c);
-    int C = net->C, n = c.n;
+    int C = net->C, n = c.tokens;
     layernorm_forward(m->normed, p, c.attn, w.ln2w, w.ln2b, n, C, net->grid);
     matmul_gelu_forward(a.fch_gelu, a.fch, m->normed, w.fcw, w.fcb, n, C, 4*C);
     matmul_forward(c.mlp, a.fch_gelu, w.fcprojw, w.fcprojb, n, 4*C, C, C);
@@ -592,7 +625,7 @@ static void mlp_half_backward(Model *m, int l, const stream_t *p, real_t *dp, Ch
     const Config *net = &m->net;
     const Tensors w = tensors_at(net, m->params, l), d = tensors_at(net, m->grads, l);
     const Internals a = internals_of(m, c);
-    int C = net->C, n = c.n;
+    int C = net->C, n = c.tokens;
     act_t *dfch = m->wide, *dnormed = m->out, *dattn = c.attn ? m->dforce : NULL;
     matmul_backward(dfch, d.fcprojw, d.fcprojb, m->dforce, a.fch_gelu, w.fcprojw, a.fch, n, 4*C, C, C);
     if (!c.fresh) layernorm_forward(m->normed, p, c.attn, w.ln2w, w.ln2b, n, C, net->grid);
@@ -633,30 +666,6 @@ static void head_backward(Model *m, int i, int n) {
     layernorm_backward(m->dcur + at, NULL, d.lnfw, d.lnfb, m->head_dnormed, m->cur + at, NULL, w.lnfw,
                        n, net->C, net->grid);
 }
-
-// ---- what plans and figures ask
-
-static size_t widest(const Config *net) { return 4 * (size_t)net->C; }  // row of a gradient inside the block
-static size_t block_scratch_bytes(const Config *net, int n) {
-    return layers_scratch_bytes(n, net->C, 4 * net->C, net->NH);
-}
-
-// Flops a token of the halves given, forward or back: a causal product of attention is C T / 2 multiply-adds,
-// of which there are two forward and five back.
-static double block_flops(const Config *net, int T, int halves, int back) {
-    double C = net->C, products = 0, attention = 0;
-    if (halves & ATTN) {
-        products += 8 * C * C;
-        attention = C * T;
-    }
-    if (halves & MLP) products += 16 * C * C;
-    return back ? 2 * products + 5 * attention : products + 2 * attention;
-}
-static double head_flops(const Config *net) { return 2.0 * net->C * net->Vp; }
-
-enum { SIZES = 5 };  // that -e names: layers, channels, heads
-static const int sizes[SIZES][3] = {
-    {6, 384, 6}, {12, 768, 12}, {24, 1024, 16}, {36, 1280, 20}, {48, 1600, 25}};
 
 // ==== end of GPT-2's block ==============================================================================
 #endif
@@ -718,7 +727,7 @@ enum {
 static const char *const row_names[ROWS] = {"parameters", "teacher", "gradients", "optimizer", "data",
     "streams", "kept", "workspace", "head", "activations", "total"};
 
-extern const int chunk_tokens, head_chunk_tokens;  // default sizes of chunks: enough to fill the machine
+extern const int chunk_tokens, head_chunk_tokens, slice_tokens;  // default sizes: enough to fill the machine
 extern const size_t weight_copy_bytes;  // of a weight, for layers_weights; 0: products take it as it is
 size_t layers_order_bytes(int n);       // of what embed_backward wants to know of n tokens; 0: nothing
 void *device_alloc(size_t bytes);       // zeroed, 256-byte aligned; NULL if there is none
@@ -738,6 +747,125 @@ static size_t shard_size(const Config *net);
 static size_t sum_size(const Model *m);
 
 static int undoes_steps(const Model *m) { return m->memory >= REVERSE; }
+static size_t larger_of(size_t a, size_t b) { return a > b ? a : b; }
+
+#ifndef REV_GPT2_BLOCK
+// ==== GPT-2's block once more: its slices, bytes and flops ===============================================
+
+// Internals' bytes one by one, for n tokens and the halves that a step has; of a slice and a group of heads,
+// unless all are kept. Returns the sum; bytes may be NULL.
+static size_t internals_bytes(const Model *m, int halves, size_t n, int kept, size_t bytes[INTERNALS]) {
+    size_t NH = (size_t)m->net.NH, row = (size_t)m->net.C * sizeof(act_t), total = 0;
+    size_t attn = (halves & ATTN) != 0, mlp = (halves & MLP) != 0, slice = n, heads = NH;
+    if (!kept) {
+        slice = (size_t)slice_of(m, (int)n);
+        heads = (size_t)group_of(m);
+    }
+    const size_t inside = mlp * 4*slice*row;
+    const size_t unpadded[INTERNALS] = {
+        attn * n * 3*row / NH * heads, attn * n*row, attn * n*NH * sizeof(real_t), inside, inside};
+    for (int i = 0; i < INTERNALS; i++) {
+        if (bytes) bytes[i] = round256(unpadded[i]);
+        total += round256(unpadded[i]);
+    }
+    return total;
+}
+
+static size_t cache_width(const Config *net) { return 3 * (size_t)net->C; }
+
+// A group's queries, keys and values are three stretches of rows of qkvw, but one if it has all heads.
+static Group group_at(const Model *m, Chunk c, int h) {
+    int hs = m->net.C / m->net.NH, heads = smaller_of(group_of(m), m->net.NH - h);
+    Group g = {h, heads, h * hs, 3 * heads * hs, internals_of(m, c).qkv};
+    if (c.kept) g.qkv += (size_t)c.tokens * 3 * (size_t)g.first;
+    return g;
+}
+static int stretches_of(const Model *m, Group g) { return g.heads == m->net.NH ? 1 : 3; }
+
+static void qkv_forward(Model *m, int l, const stream_t *p, Chunk c, Group g) {
+    const Tensors w = tensors_at(&m->net, m->params, l);
+    int n = c.tokens, slice = slice_of(m, n), stretches = stretches_of(m, g), rows = g.width / stretches;
+    size_t C = (size_t)m->net.C;
+    for (int i = 0; i < n; i += slice) {
+        int tokens = smaller_of(slice, n - i);
+        act_t *qkv = g.qkv + (size_t)i * (size_t)g.width;
+        layernorm_forward(m->normed, p + (size_t)i * C, NULL, w.ln1w, w.ln1b, tokens, m->net.C, m->net.grid);
+        for (int j = 0; j < stretches; j++) {
+            size_t row = (size_t)j * C + (size_t)g.first;
+            matmul_forward(qkv + j*rows, m->normed, w.qkvw + row * C, w.qkvb + row, tokens, m->net.C, rows,
+                           g.width);
+        }
+    }
+}
+
+// LN1's backward pass is linear in its gradient: it takes what each stretch gives it.
+static void qkv_backward(Model *m, int l, const stream_t *p, real_t *dp, Chunk c, Group g) {
+    const Config *net = &m->net;
+    const Tensors w = tensors_at(net, m->params, l), d = tensors_at(net, m->grads, l);
+    int n = c.tokens, slice = slice_of(m, n), stretches = stretches_of(m, g), rows = g.width / stretches;
+    size_t C = (size_t)net->C;
+    for (int i = 0; i < n; i += slice) {
+        int tokens = smaller_of(slice, n - i);
+        const act_t *dqkv = m->wide + (size_t)i * (size_t)g.width;
+        const stream_t *from = p + (size_t)i * C;
+        real_t *to = dp + (size_t)i * C;
+        if (!c.fresh) layernorm_forward(m->normed, from, NULL, w.ln1w, w.ln1b, tokens, net->C, net->grid);
+        for (int j = 0; j < stretches; j++) {
+            size_t row = (size_t)j * C + (size_t)g.first;
+            matmul_backward(m->out, d.qkvw + row * C, d.qkvb + row, dqkv + j*rows, m->normed,
+                            w.qkvw + row * C, NULL, tokens, net->C, rows, g.width);
+            layernorm_backward(to, NULL, d.ln1w, d.ln1b, m->out, from, NULL, w.ln1w, tokens, net->C,
+                               net->grid);
+        }
+    }
+}
+
+// The gradient goes to c.attn, which is read no more: where there are slices, that in attn is there too.
+static act_t *atty_backward(Model *m, int l, Chunk c) {
+    const Tensors w = tensors_at(&m->net, m->params, l), d = tensors_at(&m->net, m->grads, l);
+    const act_t *atty = internals_of(m, c).atty;
+    int C = m->net.C, n = c.tokens, slice = slice_of(m, n);
+    for (int i = 0; i < n; i += slice) {
+        int tokens = smaller_of(slice, n - i);
+        size_t at = (size_t)i * (size_t)C, bytes = (size_t)tokens * (size_t)C * sizeof(act_t);
+        const act_t *dattn = slice < n ? c.attn + at : m->dforce;
+        act_t *to = slice < n ? m->out : c.attn;
+        matmul_backward(to, d.attprojw, d.attprojb, dattn, atty + at, w.attprojw, NULL, tokens, C, C, C);
+        if (slice < n) device_copy(c.attn + at, to, bytes);
+    }
+    return c.attn;
+}
+
+// What a gradient inside the block is at its widest: the MLP's of a slice, or attention's of a group of heads
+static size_t wide_size(const Model *m, size_t n) {
+    size_t C = (size_t)m->net.C, hs = C / (size_t)m->net.NH, mlp = 4*C * (size_t)slice_of(m, (int)n);
+    return larger_of(mlp, 3*hs * (size_t)group_of(m) * n);
+}
+static size_t block_scratch_bytes(const Config *net, int n) {
+    return layers_scratch_bytes(n, net->C, 4 * net->C, net->NH);
+}
+
+// Flops a token of the halves given, forward or back: a causal product of attention is C T / 2 multiply-adds,
+// of which there are two forward and five back.
+static double block_flops(const Config *net, int T, int halves, int back) {
+    double C = net->C, products = 0, attention = 0;
+    if (halves & ATTN) {
+        products += 8 * C * C;
+        attention = C * T;
+    }
+    if (halves & MLP) products += 16 * C * C;
+    return back ? 2 * products + 5 * attention : products + 2 * attention;
+}
+// What a block's adjoint makes again of qkv where attention takes a group of heads at a time
+static double group_flops(const Model *m) { return m->group > 0 ? 6.0 * m->net.C * m->net.C : 0; }
+static double head_flops(const Config *net) { return 2.0 * net->C * net->Vp; }
+
+enum { SIZES = 5 };  // that -e names: layers, channels, heads
+static const int sizes[SIZES][3] = {
+    {6, 384, 6}, {12, 768, 12}, {24, 1024, 16}, {36, 1280, 20}, {48, 1600, 25}};
+
+// ==== end of GPT-2's block, the second time ==============================================================
+#endif
 
 // ---- planes: a step that is undone gives back the one it overwrote; elsewhere a copy is kept
 
@@ -760,23 +888,39 @@ static stream_t *kept_plane(const Model *m, int k) {
 
 static int keeps_internals(const Model *m, int k) { return k >= steps(&m->net) - m->kept_steps; }
 
-// The bytes of one evaluation of n tokens: the block's own; attn, if the MLP reads it; and the last half, if
-// it is kept to undo the step
+static int slice_of(const Model *m, int n) { return m->slice > 0 ? smaller_of(m->slice, n) : n; }
+static int group_of(const Model *m) { return m->group > 0 ? smaller_of(m->group, m->net.NH) : m->net.NH; }
+
+// Which halves' outputs lie behind an evaluation's internals: attn, but for what is kept of a step that has
+// no MLP and need not be undone; and the MLP's, if it is kept to undo the step.
+static int outputs_of(const Model *m, int halves, int kept) {
+    if (!kept) return halves & ATTN;
+    return undoes_steps(m) ? halves : halves & ATTN & (halves >> 1);
+}
+static size_t output_bytes(const Model *m, size_t n) {
+    return round256(n * (size_t)m->net.C * sizeof(act_t));
+}
+
+// The bytes of one evaluation of n tokens
 static size_t evaluation_bytes(const Model *m, int halves, size_t n, int kept) {
-    size_t rows = (size_t)(halves == BLOCK) + (size_t)(kept && undoes_steps(m));
-    return internals_bytes(&m->net, halves, n, NULL) + rows * round256(n * (size_t)m->net.C * sizeof(act_t));
+    int outputs = outputs_of(m, halves, kept);
+    size_t rows = (size_t)((outputs & ATTN) != 0) + (size_t)((outputs & MLP) != 0);
+    return internals_bytes(m, halves, n, kept, NULL) + rows * output_bytes(m, n);
 }
 
 // Lets the chunk's evaluation begin at `at`.
 static void place_evaluation(const Model *m, Chunk *c, char *at, int halves, int kept) {
-    act_t *attn = (act_t *)(at + internals_bytes(&m->net, halves, (size_t)c->n, NULL));
-    size_t size = halves == BLOCK ? round256(c->count * sizeof(act_t)) / sizeof(act_t) : 0;
-    act_t *last = kept && undoes_steps(m) ? attn + size : m->out;
+    size_t n = (size_t)c->sequences * (size_t)m->T, before = (size_t)c->from * (size_t)m->net.C;
+    int outputs = outputs_of(m, halves, kept);
+    char *attn = at + internals_bytes(m, halves, n, kept, NULL), *mlp = attn;
+    if (outputs & ATTN) mlp += output_bytes(m, n);
+    else attn = m->internals;  // where nothing is kept
     c->internals = at;
-    c->attn = halves == BLOCK ? attn : last;
-    c->mlp = last;
-    if (halves == MLP) c->attn = NULL;
-    if (halves == ATTN) c->mlp = NULL;
+    c->kept = kept;
+    c->attn = halves & ATTN ? (act_t *)attn + before : NULL;
+    c->mlp = m->out;
+    if (outputs & MLP) c->mlp = (act_t *)mlp + before;
+    if (!(halves & MLP)) c->mlp = NULL;
 }
 
 static size_t cache_size(const Model *m) { return (size_t)m->cache_tokens * cache_width(&m->net); }
@@ -807,13 +951,12 @@ static void add_buffer(Model *m, int row, void *at, size_t count, size_t size) {
     if (b.bytes > 0) m->buffers[m->buffer_count++] = b;
 }
 
-static size_t larger_of(size_t a, size_t b) { return a > b ? a : b; }
-
 // Writes down every buffer there will be.
 static void plan(Model *m) {
     const Config *net = &m->net;
     size_t C = (size_t)net->C, N = (size_t)m->B * (size_t)m->T, P = parameter_count(net);
     size_t n = (size_t)m->chunk * (size_t)m->T, H = (size_t)m->head_chunk, two = net->mode != BASELINE;
+    size_t slice = (size_t)slice_of(m, (int)n);
     size_t training = m->training != 0, teacher = m->has_teacher != 0, back = training && undoes_steps(m);
     if (m->memory != AUTO || !training) m->kept_steps = training && m->memory == STORE ? steps(net) : 0;
     m->buffer_count = 0;
@@ -838,6 +981,7 @@ static void plan(Model *m) {
     add_buffer(m, KEPT, &m->kept_planes, training * planes_before(m, steps(net)) * N*C, sizeof(stream_t));
     add_buffer(m, KEPT, &m->low, back * low_words(m), sizeof(uint32_t));
     size_t kept = 0, inside = teacher * evaluation_bytes(m, BLOCK, n, 0);
+    if (net->mode == HAMILTONIAN) inside = output_bytes(m, n);  // for attn alone
     for (int k = 0; k < steps(net); k++) {
         // estimates are done with before the step's own evaluation, or begin after it: they share a place
         size_t one = larger_of(evaluation_bytes(m, halves_of(net, k), n, 0), estimate_bytes(m, k, n, 0));
@@ -846,10 +990,10 @@ static void plan(Model *m) {
     }
     add_buffer(m, KEPT, &m->kept_internals, kept, 1);
     add_buffer(m, WORKSPACE, &m->internals, inside, 1);
-    add_buffer(m, WORKSPACE, &m->normed, n*C, sizeof(act_t));
-    add_buffer(m, WORKSPACE, &m->out, n*C, sizeof(act_t));
-    add_buffer(m, WORKSPACE, &m->dforce, training * n*C, sizeof(act_t));
-    add_buffer(m, WORKSPACE, &m->wide, training * n*widest(net), sizeof(act_t));
+    add_buffer(m, WORKSPACE, &m->normed, slice*C, sizeof(act_t));
+    add_buffer(m, WORKSPACE, &m->out, slice*C, sizeof(act_t));
+    add_buffer(m, WORKSPACE, &m->dforce, training * slice*C, sizeof(act_t));
+    add_buffer(m, WORKSPACE, &m->wide, training * wide_size(m, n), sizeof(act_t));
     if (net->mode == RETROFIT) add_buffer(m, WORKSPACE, &m->destimate, training * n*C, sizeof(real_t));
     size_t cached = (size_t)evaluations(net, steps(net)) * cache_size(m);
     if (!training) add_buffer(m, WORKSPACE, &m->cache, cached, sizeof(act_t));
@@ -953,69 +1097,83 @@ static int evaluations(const Config *net, int k) {
     return layer_of(net, k) + with_estimates * (net->K + 1);
 }
 
+// Whether a step's evaluations for estimates share a place: where sequences go in slices, to save memory. All
+// but the last are made again then, going back.
+static int estimates_share(const Model *m, int kept) { return !kept && m->slice > 0; }
+
 static size_t estimate_bytes(const Model *m, int k, size_t n, int kept) {
     size_t K = (size_t)m->net.K, plane = round256(n * (size_t)m->net.C * sizeof(stream_t));
     if (!has_estimate(&m->net, k)) return 0;
-    return (K + 1) * evaluation_bytes(m, BLOCK, n, kept) + K * plane;
+    return (estimates_share(m, kept) ? 1 : K + 1) * evaluation_bytes(m, BLOCK, n, kept) + K * plane;
 }
 
-// The e-th evaluation for step k's estimates of chunk c lies behind the step's own, if that is kept, or in
-// its place. *p is where it is taken; behind the last one are the estimates.
+// The e-th evaluation for step k's estimates, of chunk c; *p is where it is taken. They lie behind the step's
+// own, if that is kept, or in its place; then come the estimates.
 static Chunk estimate_chunk(const Model *m, int k, int e, Chunk c, stream_t **p) {
-    const Config *net = &m->net;
     int kept = keeps_internals(m, k);
-    size_t bytes = evaluation_bytes(m, BLOCK, (size_t)c.n, kept);
-    size_t plane = round256(c.count * sizeof(stream_t));
-    char *first = c.internals + (size_t)kept * bytes;
+    size_t C = (size_t)m->net.C, n = (size_t)c.sequences * (size_t)m->T, K = (size_t)m->net.K;
+    size_t bytes = evaluation_bytes(m, BLOCK, n, kept), plane = round256(n * C * sizeof(stream_t));
+    char *first = c.internals + (size_t)kept * bytes, *estimates = first + (K + 1) * bytes, *at = first;
+    if (estimates_share(m, kept)) estimates = first + bytes;
+    else at += (size_t)(e - 1) * bytes;
     *p = m->cur + c.at;
-    if (e > 1) *p = (stream_t *)(first + (size_t)(net->K + 1) * bytes + (size_t)(e - 2) * plane);
-    place_evaluation(m, &c, first + (size_t)(e - 1) * bytes, BLOCK, kept);
+    if (e > 1) *p = (stream_t *)(estimates + (size_t)(e - 2) * plane) + (size_t)c.from * C;
+    place_evaluation(m, &c, at, BLOCK, kept);
+    c.fresh = 0;
     if (c.cache) c.cache += (size_t)e * cache_size(m);
     return c;
 }
 
-static void estimate_evaluate(Model *m, int k, Chunk c) {
-    const Coefficients minus = {0, 1, 0, -1};
-    int grid = m->net.grid;
-    Chunk before = c;
-    for (int e = 1; e <= m->net.K + 1; e++) {
-        stream_t *p;
-        Chunk here = estimate_chunk(m, k, e, c, &p);
-        if (e > 1)
-            stream_step(p, m->cur + c.at, before.attn, before.mlp, NULL, NULL, c.count, minus, grid, +1);
-        force_forward(m, k - 1, p, here);
-        before = here;
-    }
-}
-
-// Adds the second term to the stream, or takes it off again.
-static void estimate_move(Model *m, int k, Chunk c, int direction) {
+// What the e-th evaluation is for: it makes the next estimate; the last adds the second term to the stream,
+// or takes it off again (direction -1).
+static void estimate_move(Model *m, int k, int e, Chunk c, int direction) {
     Coefficients step = coefficients(&m->net, k), add = {1, 0, 0, ldexp(step.alpha, -step.shift)};
-    stream_t *p;
-    Chunk last = estimate_chunk(m, k, m->net.K + 1, c, &p);
-    stream_step(m->prev + c.at, m->cur + c.at, last.attn, last.mlp, NULL, NULL, c.count, add, m->net.grid,
+    const Coefficients minus = {0, 1, 0, -1};
+    int last = e > m->net.K;
+    stream_t *p, *to = m->prev + c.at;
+    Chunk here = estimate_chunk(m, k, e, c, &p);
+    if (!last) estimate_chunk(m, k, e + 1, c, &to);
+    stream_step(to, m->cur + c.at, here.attn, here.mlp, NULL, NULL, c.count, last ? add : minus, m->net.grid,
                 direction);
 }
 
+// Evaluates for the first `count` estimates of chunk c's sequences, a slice at a time.
+static void estimate_evaluate(Model *m, int k, Chunk c, int count) {
+    for (int e = 1; e <= count; e++)
+        for (Chunk s = chunk_at(m, k, c.b * m->T); s.tokens > 0 && s.b == c.b; s = chunk_after(m, k, s)) {
+            stream_t *p;
+            Chunk here = estimate_chunk(m, k, e, s, &p);
+            force_forward(m, k - 1, p, here);
+            estimate_move(m, k, e, s, +1);
+        }
+}
+
 static void estimate_forward(Model *m, int k, Chunk c) {
-    estimate_evaluate(m, k, c);
-    estimate_move(m, k, c, +1);
+    if (is_last(m, c)) estimate_evaluate(m, k, c, m->net.K + 1);
 }
 
 // The second term goes back before F_k(p_k). With v_e = dloss/dp^_e,
 //     v_{K+1} = J^T (a dp_{k+1});     v_e = -J^T v_{e+1};     dp_k += every v
 static void estimate_back(Model *m, int k, Chunk c) {
     Coefficients step = coefficients(&m->net, k);
-    if (!keeps_internals(m, k)) estimate_evaluate(m, k, c);
-    if (undoes_steps(m)) estimate_move(m, k, c, -1);
-    scale_cast(m->dforce, m->dprev + c.at, ldexp(step.alpha, -step.shift), c.count);
-    for (int e = m->net.K + 1; e >= 1; e--) {
-        stream_t *p;
-        Chunk here = estimate_chunk(m, k, e, c, &p);
-        device_zero(m->destimate, c.count * sizeof(real_t));
-        force_backward(m, k - 1, p, m->destimate, here);
-        adjoint_update(m->dcur + c.at, m->destimate, 1, 1, c.count);
-        scale_cast(m->dforce, m->destimate, -1, c.count);
+    const int last = m->net.K + 1, again = !keeps_internals(m, k);
+    const int share = estimates_share(m, !again);
+    if (c.from > 0) return;
+    if (again) estimate_evaluate(m, k, c, m->net.K);
+    for (int e = last; e >= 1; e--) {
+        for (Chunk s = chunk_at(m, k, c.b * m->T); s.tokens > 0 && s.b == c.b; s = chunk_after(m, k, s)) {
+            stream_t *p;
+            Chunk here = estimate_chunk(m, k, e, s, &p);
+            real_t *destimate = m->destimate + (size_t)s.from * (size_t)m->net.C;
+            if (again && (e == last || share)) force_forward(m, k - 1, p, here);
+            if (e == last && undoes_steps(m)) estimate_move(m, k, e, s, -1);
+            if (e == last) scale_cast(m->dforce, m->dprev + s.at, ldexp(step.alpha, -step.shift), s.count);
+            else scale_cast(m->dforce, destimate, -1, s.count);
+            device_zero(destimate, s.count * sizeof(real_t));
+            force_backward(m, k - 1, p, destimate, here);
+        }
+        Chunk all = whole_of(m, c);
+        adjoint_update(m->dcur + all.at, m->destimate, 1, 1, all.count);
     }
 }
 
@@ -1055,23 +1213,23 @@ DEVICE static inline int64_t unmultiply(int64_t t, int n, int shift, uint32_t lo
     return quotient * (1 << shift) + low + (high - quotient * n);
 }
 
-static size_t words_of_step(const Model *m, size_t sequences) {  // for so many sequences in one chunk
-    size_t count = sequences * (size_t)m->T * (size_t)m->net.C;
-    return (count + 31) / 32 * (size_t)m->net.shift;
+static size_t words_of_step(const Model *m, size_t tokens) {  // for one step of so many, a slice at a time
+    size_t C = (size_t)m->net.C, slice = (size_t)slice_of(m, m->chunk * m->T), shift = (size_t)m->net.shift;
+    return tokens / slice * ((slice * C + 31) / 32 * shift) + (tokens % slice * C + 31) / 32 * shift;
 }
 
-// How many words there are before step k's, for the chunk from sequence b on
-static size_t words_before(const Model *m, int k, int b) {
-    size_t whole = words_of_step(m, (size_t)m->chunk), rest = words_of_step(m, (size_t)(m->B % m->chunk));
-    size_t step = (size_t)(m->B / m->chunk) * whole + rest;
-    return (size_t)(k - m->net.stem) * step + (size_t)(b / m->chunk) * whole;
+// How many words there are before step k's, for the chunk from token `from` of sequence b on
+static size_t words_before(const Model *m, int k, int b, int from) {
+    size_t T = (size_t)m->T, whole = words_of_step(m, (size_t)m->chunk * T);
+    size_t step = (size_t)(m->B / m->chunk) * whole + words_of_step(m, (size_t)(m->B % m->chunk) * T);
+    return (size_t)(k - m->net.stem) * step + (size_t)(b / m->chunk) * whole + words_of_step(m, (size_t)from);
 }
 static size_t low_words(const Model *m) {
-    return converted(m->net.mode) && m->net.grid ? words_before(m, steps(&m->net), 0) : 0;
+    return converted(m->net.mode) && m->net.grid ? words_before(m, steps(&m->net), 0, 0) : 0;
 }
 static uint32_t *low_bits(const Model *m, int k, Chunk c) {
     if (!m->low || k < m->net.stem) return NULL;
-    return m->low + words_before(m, k, c.b);
+    return m->low + words_before(m, k, c.b, c.from);
 }
 
 // ---- the teacher: what the network was before, another model in the same memory
@@ -1316,7 +1474,7 @@ static double flops_again(const Model *m) {
     double flops = 0;
     for (int k = 0; k < steps(&m->net) - m->kept_steps; k++) {
         int times = has_estimate(&m->net, k) ? m->net.K + 2 : 1;
-        flops += times * block_flops(&m->net, m->T, halves_of(&m->net, k), 0);
+        flops += times * (block_flops(&m->net, m->T, halves_of(&m->net, k), 0) + group_flops(m));
     }
     return flops;
 }
@@ -1762,7 +1920,7 @@ static Config load_model(const char *path, Model *m) {
 // resuming. The position in data and random numbers follows from the step.
 typedef struct {
     int32_t B, T, chunk, head_chunk, accumulate, shuffle, overfit, bf16;
-    int32_t mode, seed, precision, objective, teacher, lanes;
+    int32_t mode, seed, precision, objective, teacher, lanes, slice, group;
 } Run;
 
 // The checksum of a state file's header and of the network it belongs to
@@ -1801,7 +1959,7 @@ static void check_run(const Run *was, const Run *run, const char *path) {
         {"-b", 1}, {"-t", 0}, {"--chunk", 1}, {"--head-chunk", 1}, {"-d, in micro-batches,", 1},
         {"--shuffle", 0}, {"-a", 0}, {"--save (1: bf16)", 0}, {"--mode", 0}, {"--seed", 0},
         {"--precision (1: bf16)", 0}, {"--loss (1: kl, 2: kl-teacher)", 0}, {"--distill, as a checksum,", 0},
-        {"--lanes", apart}};  // each micro-batch a lane of its own, as before
+        {"--lanes", apart}, {"--slice", 0}, {"--group", 0}};  // each micro-batch a lane of its own, as before
     int32_t then[FIELDS], now[FIELDS];
     int64_t sequences = (int64_t)run->B * run->accumulate;
     int cut = was->B != run->B && (int64_t)was->B * was->accumulate == sequences;
@@ -1984,6 +2142,7 @@ static const float *next_logits(Model *m, const int *tokens, int T, int past) {
     g.past = past;
     g.kept_planes = NULL;
     g.low = NULL;
+    g.group = 0;
     if (m->training) g.cache = (act_t *)m->grads;  // nothing else is there between two steps
     to_device(m->inputs, tokens, (size_t)T * sizeof(int));
     forward(&g);
@@ -2011,7 +2170,8 @@ static struct {
     const char *train, *val, *out, *start, *tokenizer, *distill;
     int resume, save_every, keep, overfit, layers, heads, channels, context, B, T, tokens, steps, warmup;
     int val_every, val_batches, sample_every, sample_length, seed, mode, fixed_point, stem, objective, memory;
-    int precision, stream, grid, chunk, head_chunk, lanes, shuffle, save, plan, ranks, help, version;
+    int precision, stream, grid, chunk, head_chunk, slice, group, lanes;
+    int shuffle, save, plan, ranks, help, version;
     double rate, final_fraction, decay, step_size, coefficient, beta1, beta2, budget;
 } opt;
 
@@ -2362,6 +2522,8 @@ static const Option options[] = {
     {"--grid", INTEGER, &opt.grid, "0", 1, 30, "fixed streams are multiples of 2^-grid; 0: by the mode"},
     {"--chunk", INTEGER, &opt.chunk, "0", 1, 1 << 24, "sequences a block takes at a time; 0: by the shape"},
     {"--head-chunk", INTEGER, &opt.head_chunk, "0", 1, 1 << 24, "tokens the head takes; 0: by the shape"},
+    {"--slice", INTEGER, &opt.slice, "0", 1, 1 << 30, "tokens the MLP takes at a time; 0: by the shape"},
+    {"--group", INTEGER, &opt.group, "0", 1, 1 << 16, "heads attention takes at a time; 0: by the shape"},
     {"--beta1", NUMBER, &opt.beta1, "0.9", 0, 0.999999, "AdamW"},
     {"--beta2", NUMBER, &opt.beta2, "0.95", 0, 0.999999, "AdamW"},
     {"--seed", INTEGER, &opt.seed, "1337", 0, 2147483647, "of weights, coefficients a_k, batches, samples"},
@@ -2573,6 +2735,17 @@ static void check_options(const Model *m) {
 // The shape alone decides, so that every policy cuts at the same places.
 static int default_chunk(int T) { return (chunk_tokens + T - 1) / T; }
 
+// Long sequences go through the MLP in slices, and from twice as long through attention in groups of heads,
+// fewer the longer they are, so that what a group takes does not grow. A cache has all heads.
+static void choose_slices(Model *m) {
+    const int NH = m->net.NH, generates = m->cache_tokens > 0 && !m->training;
+    m->slice = or_else(opt.slice, m->T > slice_tokens ? slice_tokens : 0);
+    if (m->slice >= m->chunk * m->T) m->slice = 0;
+    m->group = or_else(opt.group, (int)((int64_t)NH * 2 * slice_tokens / m->T));
+    if (m->group < 1) m->group = 1;
+    if (m->group >= NH || generates) m->group = 0;
+}
+
 // How many tokens a sample in training has: its cache lies in the gradients, as far as these reach.
 static int sampled_tokens(const Config *net) {
     size_t token = (size_t)evaluations(net, steps(net)) * cache_width(net) * sizeof(act_t);
@@ -2599,6 +2772,7 @@ static int choose_shape(Model *m) {
     if (opt.sample_every > 0) m->cache_tokens = sampled_tokens(net);
     m->chunk = smaller_of(or_else(opt.chunk, default_chunk(m->T)), m->B);
     m->head_chunk = smaller_of(or_else(opt.head_chunk, head_chunk_tokens), tokens);
+    choose_slices(m);
     layers_check(m->chunk, net->C, net->NH);
     int accumulate = or_else(opt.tokens, tokens) / tokens;
     m->lanes = or_else(opt.lanes, accumulate);
@@ -2653,7 +2827,7 @@ static void choose_job(Job *j) {
     choose_teacher(m);
     int accumulate = choose_shape(m), precision = choose_precision();
     const Run run = {m->B, m->T, m->chunk, m->head_chunk, accumulate, opt.shuffle, opt.overfit, opt.save,
-                     m->net.mode, opt.seed, precision, m->objective, 0, m->lanes};
+                     m->net.mode, opt.seed, precision, m->objective, 0, m->lanes, m->slice, m->group};
     j->run = run;
     double budget = opt.budget > 0 ? opt.budget : 0.75 * (double)device_memory_bytes() / ranks_here;
     if (m->memory != AUTO) budget = INFINITY;
@@ -2671,6 +2845,8 @@ static void print_job(const Job *j) {
            m->B, m->T, m->chunk, m->head_chunk, (long long)m->B * m->T * j->run.accumulate,
            memory_names[m->memory], precision_names[j->run.precision]);
     if (m->has_teacher) printf(", --loss %s", objective_names[m->objective]);
+    if (m->slice > 0) printf(", slices of %d", m->slice);
+    if (m->group > 0) printf(", groups of %d heads", m->group);
     printf("\n");
     if (m->memory == AUTO)
         printf("the last %d of %d steps keep their internals\n", m->kept_steps, steps(net));
@@ -2818,7 +2994,7 @@ DEVICE static inline stream_t embed_element(real_t x, real_t per_unit, int *bad)
 #ifndef REV_GPT2_OTHER_LAYERS
 // ==== the CPU's, from here to the end ================================================================
 
-const int chunk_tokens = 1024, head_chunk_tokens = 1024;
+const int chunk_tokens = 1024, head_chunk_tokens = 1024, slice_tokens = 2048;
 const size_t weight_copy_bytes = 0;
 void layers_weights(const param_t *params, void *copy, size_t count) {
     (void)params, (void)copy, (void)count;  // products take weights as they are
@@ -3411,13 +3587,14 @@ static size_t block_words(int M, int N, int K) {  // words for the blocks of a p
 }
 size_t layers_scratch_bytes(int n, int C, int OC, int NH) {
     size_t words[] = {block_words(n, OC, C), block_words(n, C, OC), block_words(OC, C, n),
-                      block_words(C, OC, n), (size_t)SLICES * 3 * (size_t)C, (size_t)n * (size_t)NH}, most = 0;
+                      block_words(C, OC, n), (size_t)SLICES * 3 * (size_t)C, (size_t)n * (size_t)NH},
+           most = 0;
     for (int i = 0; i < 6; i++) most = words[i] > most ? words[i] : most;
     return most * sizeof(real_t);
 }
 
-// Rows of c are `row` apart. All threads pack a part of each block, then take tiles of c as they come. No one waits for the block of b
-// alone: the barrier behind that of a does for both.
+// Rows of c are `row` apart. All threads pack a part of each block, then take tiles of c as they come. No one
+// waits for the block of b alone: the barrier behind that of a does for both.
 static void gemm(real_t *c, int row, int M, int N, int K, Matrix a, Matrix b, Epilogue e) {
     const int all = words_of(K), passes = (all + KC - 1) / KC, mr = panel_rows(), nr = panel_columns();
     const int pass = (all + passes - 1) / passes, task = word_kind == TILES ? TASK_TILES : TASK;
@@ -3731,8 +3908,8 @@ typedef struct { Panel q, d, q_columns, d_columns; real_t delta[TILE]; } Queries
 
 // A task is a strip of one head of queries. The tasks that read the same head of keys, of all its heads of
 // queries, are a chain: each adds to the gradients of the keys that it sees, a tile at a time. turns (chains,
-// tiles) counts who has: a tile waits for the tasks before in its chain, so that its sums are in order for any
-// number of threads. Chains are taken in turn; where there are many, nobody waits.
+// tiles) counts who has: a tile waits for the tasks before in its chain, so that its sums have one order for
+// any number of threads. Chains are taken in turn; where there are many, nobody waits.
 static inline void wait_for(const int *turns, int turn) {
     while (__atomic_load_n(turns, __ATOMIC_ACQUIRE) != turn) sched_yield();
 }
@@ -3774,8 +3951,9 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
             }
         }
         for (int t0 = 0; t0 < end; t0 += TILE) {
-            const int keys = smaller_of(TILE, T - t0), first = t0 > s0 ? t0 : s0, before = t0 / STRIP_BACKWARD;
-            const int turn = member / strips * (strips - before) + s - before;  // so many saw this tile before
+            const int keys = smaller_of(TILE, T - t0), first = t0 > s0 ? t0 : s0;
+            const int not_yet = t0 / STRIP_BACKWARD;  // strips of a head that do not see this tile
+            const int turn = member / strips * (strips - not_yet) + s - not_yet;
             int *turn_now = turns + (size_t)chain * (size_t)tiles + t0 / TILE;
             wait_for(turn_now, turn);
             for (int t = t0; t < t0 + keys && turn == 0; t++) {
