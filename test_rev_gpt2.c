@@ -148,15 +148,18 @@ static void set_network(Config *net, int network) {
 }
 static int taught_by = -1;  // the objective of the next models, which have a teacher then
 
-typedef struct { int L, C, NH, V, B, T, chunk, head_chunk; } Shape;
-//                           L   C  NH   V   B    T  chunk  head_chunk
-static const Shape odd   = { 5, 60,  3, 65,  3,  37,  2,     50};  // nothing divides anything
-static const Shape deep  = {96, 16,  2, 32,  2,   8,  1,     16};
-static const Shape even  = { 2, 32,  4, 128, 4,  64,  4,    256};
+typedef struct { int L, C, NH, V, B, T, chunk, head_chunk, slice, group; } Shape;
+//                           L   C  NH   V   B    T  chunk  head_chunk  slice  group
+static const Shape odd   = { 5, 60,  3, 65,  3,  37,  2,     50,         0,     0};  // nothing divides anything
+static const Shape deep  = {96, 16,  2, 32,  2,   8,  1,     16,         0,     0};
+static const Shape even  = { 2, 32,  4, 128, 4,  64,  4,    256,         0,     0};
 // attention's internals are larger than the MLP's
-static const Shape least = { 2,  2,  1, 32,  3,   1,  2,      3};
+static const Shape least = { 2,  2,  1, 32,  3,   1,  2,      3,         0,     0};
 // several of a GPU's, as its library takes them
-static const Shape tiles = { 2, 64,  1, 65,  2, 150,  1,    100};
+static const Shape tiles = { 2, 64,  1, 65,  2, 150,  1,    100,         0,     0};
+// slices and groups, of which nothing is a whole number either; and a GPU's
+static const Shape cut   = { 4, 60,  3, 65,  3,  37,  2,     50,        23,     2};
+static const Shape cut16 = { 3, 64,  2, 65,  2, 150,  1,    100,        64,     1};
 
 static int evaluations_of(const Config *net, int k) { return has_estimate(net, k) ? net->K + 2 : 1; }
 
@@ -177,6 +180,7 @@ static void make_model(Model *m, Shape s, int network, int memory, int grid) {
     if (m->net.mode == MIDPOINT_A) draw_coefficients(&m->net, 5);
     m->has_teacher = taught_by >= 0, m->objective = m->has_teacher ? taught_by : CROSS_ENTROPY;
     m->B = s.B, m->T = s.T, m->chunk = s.chunk, m->head_chunk = s.head_chunk;
+    m->slice = s.slice, m->group = s.group;
     m->training = 1, m->cache_tokens = s.T + 2;
     m->memory = smaller_of(memory, AUTO);  // AUTO, and one and two more: keeps one step, half of them, all
     m->kept_steps = memory == AUTO ? 1 : memory == AUTO + 1 ? steps(&m->net) / 2 : steps(&m->net);
@@ -248,20 +252,20 @@ static double model_loss(void *context) {
 }
 
 // For every tensor of a network
-static void check_network_gradients(int network, int objective) {
+static void check_network_gradients(Shape shape, int network, int objective) {
     Model m;
     size_t one[TENSORS], all[TENSORS], at = 0;
     double drift;
     taught_by = objective == CROSS_ENTROPY ? -1 : objective;
-    make_model(&m, odd, network, network == BASELINE ? STORE : REVERSE, 0);
+    make_model(&m, shape, network, network == BASELINE ? STORE : REVERSE, 0);
     taught_by = -1;
     tensor_sizes(&m.net, one, all);
     forward_backward(&m, 1, &drift);
     for (int t = 0; t < TENSORS; t++) {
         char what[128];
         size_t n = t == 0 ? (size_t)m.net.V * (size_t)m.net.C : all[t];
-        snprintf(what, sizeof what, "%s %s, %s", name_of(network), tensor_kinds[t].name,
-                 objective_names[objective]);
+        snprintf(what, sizeof what, "%s %s, %s, slices of %d", name_of(network), tensor_kinds[t].name,
+                 objective_names[objective], shape.slice);
         check_gradient(what, model_loss, &m, m.params + at, m.grads + at, n);
         at += all[t];
     }
@@ -272,9 +276,13 @@ static void test_network_gradients(void) {
     static const struct { int network, objective; } beside_teacher[] = {
         {BASELINE, KL}, {RETROFIT, KL}, {BASELINE, KL_TEACHER}, {RETROFIT, KL_TEACHER}};
     set_threads(1);  // so small a network has nothing for a second
-    for (int network = 0; network < NETWORKS; network++) check_network_gradients(network, CROSS_ENTROPY);
+    for (int network = 0; network < NETWORKS; network++) {
+        check_network_gradients(odd, network, CROSS_ENTROPY);
+        int sliced = network == MIDPOINT || network == HAMILTONIAN || network == RETROFIT;
+        if (sliced) check_network_gradients(cut, network, CROSS_ENTROPY);
+    }
     for (size_t i = 0; i < sizeof beside_teacher / sizeof beside_teacher[0]; i++)
-        check_network_gradients(beside_teacher[i].network, beside_teacher[i].objective);
+        check_network_gradients(odd, beside_teacher[i].network, beside_teacher[i].objective);
 }
 
 // One layer on its own: y = f(x, w, b), loss = y . weights.
@@ -478,6 +486,38 @@ static void check_product_back(const Operands *o) {
     free(got_dw), free(got), free(got_sloped);
 }
 
+// Columns of a wider matrix are the same product, and nothing else is touched there.
+static void check_columns(const Operands *o) {
+    const int n = o->n, C = o->C, OC = o->OC, width = OC + 24, from = 16;
+    const size_t all = (size_t)n * (size_t)width, grads = o->W + (size_t)OC;
+    int touched = 0;
+    double worst = 0;
+    real_t *sevens = random_reals(all, 1), *dy = random_reals(all, 1);
+    for (int i = 0; i < n * width; i++) sevens[i] = 7;
+    for (int i = 0; i < n * OC; i++) dy[i / OC * width + from + i % OC] = o->dy[i];
+    act_t *y = activations(NULL, o->nOC), *wide = activations(sevens, all), *on_dy = activations(dy, all);
+    act_t *dx = activations(NULL, o->nC), *dx_wide = activations(NULL, o->nC);
+    real_t *dw = (real_t *)on_device(o->was, grads * sizeof(real_t));
+    real_t *dw_wide = (real_t *)on_device(o->was, grads * sizeof(real_t));
+    matmul_forward(y, o->on_x, o->on_w, o->on_w + o->W, n, C, OC, OC);
+    matmul_forward(wide + from, o->on_x, o->on_w, o->on_w + o->W, n, C, OC, width);
+    matmul_backward(dx, dw, dw + o->W, o->on_dy, o->on_x, o->on_w, NULL, n, C, OC, OC);
+    matmul_backward(dx_wide, dw_wide, dw_wide + o->W, on_dy + from, o->on_x, o->on_w, NULL, n, C, OC, width);
+    real_t *a[] = {as_reals(y, o->nOC), as_reals(dx, o->nC), from_device(dw, grads)};
+    real_t *b[] = {as_reals(wide, all), as_reals(dx_wide, o->nC), from_device(dw_wide, grads)};
+    for (int i = 0; i < n * width; i++) {
+        int column = i % width - from;
+        if (column < 0 || column >= OC) touched += b[0][i] != 7;
+        else worst = larger(worst, off(a[0][i / width * OC + column], b[0][i]));
+    }
+    for (size_t i = 0; i < o->nC; i++) worst = larger(worst, off(a[1][i], b[1][i]));
+    for (size_t i = 0; i < grads; i++) worst = larger(worst, off(a[2][i], b[2][i]));
+    check(touched == 0 && worst <= (twin ? 1e-3 : 0), "columns of a wider matrix (%d, %d, %d): off by %g, %d "
+          "others touched", n, C, OC, worst, touched);
+    for (int i = 0; i < 3; i++) free(a[i]), free(b[i]);
+    free(sevens), free(dy);
+}
+
 // Products in bf16 round their operands to the nearest. A row or two are products as they are.
 static void check_rounding(const Operands *o, const real_t *got) {
     act_t *y = activations(NULL, o->nOC);
@@ -511,6 +551,7 @@ static void check_matmul(int n, int C, int OC, int bf16, int order) {
     if (bf16 && n > 2) check_rounding(&o, got);
     check_product(&o);
     check_product_back(&o);
+    check_columns(&o);
     to_host(after, scratch + room, sizeof after);
     check(memcmp(guard, after, sizeof guard) == 0, "matmul (%d, %d, %d) writes past its scratch", n, C, OC);
     free(got), free(o.x), free(o.w), free(o.dy), free(o.pre), free(o.was);
@@ -577,6 +618,41 @@ static void attention_reference(AttentionShape s, const real_t *qkv, const real_
     free(p);
 }
 
+// The last heads of keys alone, with the queries that read them, are the same as among all.
+static void check_group(AttentionShape s, const real_t *qkv, const real_t *dy, const act_t *out,
+                        const act_t *din) {
+    const int HS = s.C / s.NH, g = s.NKV / 2, heads = (s.NKV - g) * (s.NH / s.NKV), h = s.NH - heads;
+    const int S = s.C + 2 * s.NKV * HS, Q = heads * HS, KV = (s.NKV - g) * HS, width = Q + 2*KV, T = s.T;
+    const size_t N = (size_t)s.B * (size_t)T, NC = N * (size_t)s.C, NG = N * (size_t)width;
+    real_t *of_group = (real_t *)malloc(NG * sizeof(real_t));
+    int *from = (int *)malloc((size_t)width * sizeof(int)), wrong = 0;
+    for (int c = 0; c < width; c++) {
+        int part = c < Q ? 0 : 1 + (c - Q) / KV;
+        from[c] = part ? s.C + (part - 1) * s.NKV * HS + g * HS + (c - Q) % KV : h * HS + c;
+    }
+    for (size_t i = 0; i < NG; i++)
+        of_group[i] = qkv[i / (size_t)width * (size_t)S + (size_t)from[i % (size_t)width]];
+    act_t *in = activations(of_group, NG), *o = activations(NULL, NC), *d = activations(NULL, NG);
+    act_t *on_dy = activations(dy, NC);
+    real_t *lse = (real_t *)on_device(NULL, N * (size_t)s.NH * sizeof(real_t)) + (size_t)h * (size_t)T;
+    attention_forward(o + h*HS, lse, in, s.B, T, s.C, s.NH, s.NKV, heads);
+    for (int threads = 3; threads > 0; threads -= 2) {  // of few heads threads share one
+        set_threads(threads);
+        attention_backward(d, on_dy + h*HS, in, o + h*HS, lse, s.B, T, s.C, s.NH, s.NKV, heads);
+        real_t *all[] = {as_reals(out, NC), as_reals(din, N * (size_t)S)};
+        real_t *some[] = {as_reals(o, NC), as_reals(d, NG)};
+        for (size_t i = 0; i < NC; i++)
+            if ((int)(i % (size_t)s.C) >= h*HS) wrong += all[0][i] != some[0][i];
+        for (size_t i = 0; i < NG; i++)
+            wrong += all[1][i / (size_t)width * (size_t)S + (size_t)from[i % (size_t)width]] != some[1][i];
+        for (int i = 0; i < 2; i++) free(all[i]), free(some[i]);
+    }
+    set_threads(2);
+    check(wrong == 0, "attention (%d, %d, %d): %d of %d heads alone: %d numbers differ", s.B, T, s.C, heads,
+          s.NH, wrong);
+    free(of_group), free(from);
+}
+
 // Scores up to about `spread`, so that later tiles have the higher ones
 static void check_attention(AttentionShape s, int bf16, double spread) {
     const int C = s.C, NH = s.NH, NKV = s.NKV, S = C + 2 * NKV * (C / NH);
@@ -597,6 +673,7 @@ static void check_attention(AttentionShape s, int bf16, double spread) {
     for (size_t token = 0; token < N; token += 13)
         attention_query(alone + token * (size_t)C, in + token / T * T * (size_t)S, (int)(token % T),
                         C, NH, NKV);
+    check_group(s, qkv, dy, out, din);
     real_t *got = as_reals(out, NC), *got_alone = as_reals(alone, NC), *got_lse = from_device(lse, L);
     real_t *got_d = as_reals(din, NS);
     for (size_t j = 0; j < L; j++) worst_lse = larger(worst_lse, fabs(l[j] - got_lse[j]) / spread);
@@ -620,12 +697,36 @@ static void check_attention(AttentionShape s, int bf16, double spread) {
 static void test_attention(void) {
     static const AttentionShape shapes[] = {
         {2, 131, 40, 2, 2}, {1, 65, 128, 2, 2}, {1, 70, 128, 1, 1}, {1, 130, 20, 5, 5},
-        {2, 131, 48, 6, 2}, {1, 70, 96, 6, 1}, {1, 129, 30, 6, 2}, {2, 66, 256, 4, 2}};  // fewer key heads
+        {2, 131, 48, 6, 2}, {1, 70, 96, 6, 1}, {1, 129, 30, 6, 2}, {2, 66, 256, 4, 2},  // fewer key heads
+        {1, 600, 16, 4, 2}};  // a CPU's strips wait for each other
     static const struct { int bf16; double spread; } kinds[] = {{0, 1}, {0, 300}, {1, 1}};
     for (int kind = 0; kind < 3; kind++)
-        for (int i = 0; i < 8 && layers_bf16(kinds[kind].bf16); i++)
+        for (int i = 0; i < 9 && layers_bf16(kinds[kind].bf16); i++)
             check_attention(shapes[i], kinds[kind].bf16, kinds[kind].spread);
     layers_bf16(0);
+}
+
+// A query that sees more keys than a card's shared memory has room for
+static void test_long_query(void) {
+    enum { T = 20000, C = 8, NH = 2, HS = C / NH, S = 3*C };
+    real_t *qkv = random_reals((size_t)T * S, 3);
+    act_t *out = activations(NULL, C);
+    attention_query(out, activations(qkv, (size_t)T * S), T - 1, C, NH, NH);
+    real_t *got = as_reals(out, C);
+    for (int h = 0; h < NH; h++) {
+        double sum = 0, o[HS] = {0}, worst = 0;
+        for (int t = 0; t < T; t++) {
+            const real_t *q = qkv + (T - 1) * S + h*HS, *k = qkv + t*S + C + h*HS, *v = k + C;
+            double score = 0;
+            for (int c = 0; c < HS; c++) score += (double)q[c] * k[c];
+            sum += exp(score / sqrt(HS));
+            for (int c = 0; c < HS; c++) o[c] += exp(score / sqrt(HS)) * v[c];
+        }
+        for (int c = 0; c < HS; c++) worst = larger(worst, fabs(o[c] / sum - got[h*HS + c]));
+        check(worst < (rounding > 0 ? 2e-2 : 1e-4), "a query of %d keys is off by %g", T, worst);
+    }
+    free(qkv), free(got);
+    release();
 }
 
 // Losses of logits whose highest stands anywhere, against double precision.
@@ -932,6 +1033,7 @@ enum {
     EACH = (1 << (BDIA + 1)) - (1 << MIDPOINT),  // one of each mode but baseline
     MORE = (1 << NETWORKS) - (1 << MIDPOINT),    // and conversions with other numbers
     PAIR = 1 << MIDPOINT | 1 << HAMILTONIAN,     // whole blocks, and halves in turn
+    LAST = 1 << RETROFIT | 1 << BDIA,            // conversions
     SOME = 1 << MIDPOINT | 1 << MIDPOINT_A | 1 << RETROFIT | 1 << BDIA};
 
 // Which networks run at which shape. Where activations are bf16, another shape may take its place.
@@ -945,7 +1047,9 @@ static const Comparison comparisons[] = {
     {  &odd,     &odd,        -1,    MORE,     EACH, EACH,     EACH},
     { &deep,    &deep,        -1,    MORE,     EACH, EACH,     EACH},
     { &even,   &tiles,        -1,    EACH,     NONE, EACH,     PAIR},
+    {  &cut,   &cut16,        -1,    EACH,     PAIR, EACH,     SOME},
     {  &odd,     &odd,        KL,    SOME,     NONE, SOME,     SOME},
+    {  &cut,   &cut16,        KL,    LAST,     NONE, LAST,     NONE},
     {&least,   &least,        -1,    EACH,     NONE, EACH,     EACH}};
 enum { COMPARISONS = sizeof comparisons / sizeof comparisons[0] };
 
@@ -1006,7 +1110,7 @@ static void check_network(Shape shape, int network, int few) {
 }
 
 // Baseline has two policies.
-static void check_baseline(int threads) {
+static void check_baseline(Shape shape, int threads) {
     Model m[2];
     real_t *grads[2];
     double drift;
@@ -1014,7 +1118,7 @@ static void check_baseline(int threads) {
     for (int memory = STORE; memory <= CHECKPOINT; memory++) {
         draws = 0;
         set_threads(memory == STORE ? 1 : threads);
-        make_model(&m[memory], odd, BASELINE, memory, 0);
+        make_model(&m[memory], shape, BASELINE, memory, 0);
         forward_backward(&m[memory], 1, &drift);
         P = parameter_count(&m[memory].net);
         grads[memory] = from_device(m[memory].grads, P);
@@ -1038,7 +1142,10 @@ static void test_policies(void) {
                 if (networks_of(c, bf16) >> network & 1) check_network(shape, network, slow && i > 0);
         }
         taught_by = -1;
-        for (int i = 0; i < TRIED; i++) check_baseline(tried[i].threads);
+        for (int i = 0; i < TRIED; i++) {
+            check_baseline(odd, tried[i].threads);
+            check_baseline(cut, tried[i].threads);
+        }
         set_threads(2);
     }
     if (!layers_bf16(1)) printf("  this processor or build has no products of bf16: they are not tested\n");
@@ -1234,13 +1341,13 @@ static void test_range(void) {
 
 // What the allocators hand out is the plan.
 static void test_plan(void) {
-    for (int i = 0; i < 2 * NETWORKS; i++) {
-        int network = i / 2, last = network == BASELINE ? CHECKPOINT : AUTO + 2;
+    for (int i = 0; i < 4 * NETWORKS; i++) {
+        int network = i / 4, last = network == BASELINE ? CHECKPOINT : AUTO + 2;
         for (int memory = STORE; memory <= last; memory++) {
             Model m;
             size_t before = allocated;
             taught_by = i % 2 ? KL : -1;
-            make_model(&m, odd, network, memory, network == BASELINE ? 0 : 20);
+            make_model(&m, i & 2 ? cut : odd, network, memory, network == BASELINE ? 0 : 20);
             taught_by = -1;
             check(allocated - before == plan_bytes(&m, TOTAL), "%s, %s: planned %zu bytes, allocated %zu",
                   name_of(network), memory_names[m.memory], plan_bytes(&m, TOTAL), allocated - before);
@@ -1288,6 +1395,25 @@ static void test_plan_of_depth(void) {
     }
 }
 
+// A long sequence costs little more than its streams; the rest is the same from some length on.
+static void test_plan_of_length(void) {
+    for (int network = MIDPOINT; network < NETWORKS; network++) {
+        Model m = large_model(network);
+        double activations[2], per_token;
+        m.B = 1, m.chunk = 1;
+        for (int i = 0; i < 2; i++) {
+            m.T = (1 + i) * 16 * slice_tokens;
+            choose_slices(&m);
+            plan(&m);
+            activations[i] = (double)plan_bytes(&m, ACTIVATIONS) - (double)plan_bytes(&m, KEPT);
+        }
+        per_token = (activations[1] - activations[0]) / (16 * slice_tokens) / m.net.C;
+        double most = 28.0 + 2 * (network == MIDPOINT_A) + 8 * (m.net.mode == RETROFIT) * m.net.K;
+        check(per_token > 16 && per_token <= most, "%s: %g C bytes a token, at most %g are meant",
+              name_of(network), per_token, most);
+    }
+}
+
 // A budget is used up to the last step that fits.
 static void test_budget(void) {
     for (int network = MIDPOINT; network < NETWORKS; network++) {
@@ -1313,7 +1439,7 @@ static void test_budget(void) {
 #define HAS_RESIDENT_MEMORY
 // Peak resident memory minus that at start is the plan. In a process of its own, since a peak never falls.
 static int resident_matches_plan(int memory) {
-    Shape s = {3, 256, 4, 512, 16, 512, 2, 512};  // a plane of 8 MiB
+    Shape s = {3, 256, 4, 512, 16, 512, 2, 512, 0, 0};  // a plane of 8 MiB
     Model m;
     double drift;
     long before = (long)device_peak_bytes();
@@ -1615,6 +1741,7 @@ static const Test double_tests[] = {  // built with -DREAL=double
 static const Test tests[] = {
     {"layers against their formulas", "matmul", test_matmul, KERNELS},
     {"layers against their formulas", "attention", test_attention, KERNELS},
+    {"layers against their formulas", "long-query", test_long_query, KERNELS},
     {"layers against their formulas", "classifier", test_classifier, KERNELS},
     {"layers against their formulas", "distillation", test_distillation, KERNELS},
     {"layers against their formulas", "pieces", test_pieces, KERNELS},
@@ -1633,6 +1760,7 @@ static const Test tests[] = {
     {"exactness", "range", test_range, ALL},
     {"memory", "plan", test_plan, ALL},
     {"memory", "plan-of-depth", test_plan_of_depth, ALL},
+    {"memory", "plan-of-length", test_plan_of_length, ALL},
     {"memory", "budget", test_budget, ALL},
 #ifdef HAS_RESIDENT_MEMORY
     {"memory", "resident", test_resident_memory, ALL},
