@@ -91,6 +91,7 @@ __attribute__((format(printf, 2, 3), noreturn)) static void die(int status, cons
 }
 
 static int smaller_of(int a, int b) { return a < b ? a : b; }
+static size_t larger_of(size_t a, size_t b) { return a > b ? a : b; }
 static size_t round256(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 // -------------------------------------------------------------------------------------------------
@@ -747,7 +748,6 @@ static size_t shard_size(const Config *net);
 static size_t sum_size(const Model *m);
 
 static int undoes_steps(const Model *m) { return m->memory >= REVERSE; }
-static size_t larger_of(size_t a, size_t b) { return a > b ? a : b; }
 
 #ifndef REV_GPT2_BLOCK
 // ==== GPT-2's block once more: its slices, bytes and flops ===============================================

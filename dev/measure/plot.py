@@ -159,6 +159,16 @@ def draw_memory(args, rest):
     return figure
 
 
+def save(figure, out):
+    svg = io.StringIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})  # the same bytes each time
+    try:
+        with open(out, "w", encoding="utf-8") as f:
+            f.write(svg.getvalue().replace("'DejaVu Sans'", FONTS))
+    except OSError as e:
+        fail(f"cannot write {out}: {e.strerror}")
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message):  # argparse would print its usage lines too
         fail(message + " (see --help)", 2)
@@ -183,13 +193,7 @@ def main():
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if not args.out.endswith(".svg"):
         parser.error(f"--out {args.out}: a name that ends in .svg is meant")
-    figure, svg = draw_loss(args) if args.command == "loss" else draw_memory(args, rest), io.StringIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})  # the same bytes each time
-    try:
-        with open(args.out, "w", encoding="utf-8") as f:
-            f.write(svg.getvalue().replace("'DejaVu Sans'", FONTS))
-    except OSError as e:
-        fail(f"cannot write {args.out}: {e.strerror}")
+    save(draw_loss(args) if args.command == "loss" else draw_memory(args, rest), args.out)
 
 
 if __name__ == "__main__":
