@@ -7,8 +7,8 @@
 
 It makes, little endian and as llm.c has them:
 
-    DIR/train_000000.bin ...  256 int32 header: 20240520, version 1, number of tokens, vocabulary size V, then zeros;
-    DIR/val_000000.bin ...    then the tokens as uint16
+    DIR/train_000000.bin ...  256 int32 header: 20240520, version 1, number of tokens, vocabulary size V, --documents'
+    DIR/val_000000.bin ...    N and the end-of-text token, then zeros; then the tokens as uint16
     DIR/gpt2_tokenizer.bin    256 uint32 header: 20240328, version 2, vocabulary size, end-of-text token, then zeros;
                               then for each token one byte of length and its bytes (for gpt2 only: a byte is itself)
 
@@ -18,6 +18,14 @@ tokenizer has none and takes a newline. --val docs:F, by default with F = 0.0005
 same documents and shuffles both sides into the same order. last:P% holds out the last P per cent of the documents,
 first:N the first N tokens. A run that was stopped, however that was, goes on after its last finished file when the same
 command is given again, and ends with the same bytes; DIR/prepro_owt.json keeps account, and keeps DIR from other runs.
+
+--documents N is for training on sequences of N tokens (-t N) that hold one document each, or a part of one. End-of-text
+tokens go behind each document until its length, with the one before it, is a multiple of N, and sequences lie end to
+end. A longer document, of 2.5 N tokens say, takes three sequences, each of which begins with the token after the last
+one's; so the target of a sequence's last token is the next one's first: the document's own next token, or end-of-text.
+The trainer knows such files by their header and leaves out of loss and gradient what is to be predicted after the end
+of a document: end-of-text after end-of-text. Of all else every token is predicted once, and the end of each document
+too. A file holds whole sequences and one token more; documents without any text are left out.
 
 The FILES of --text are joined in the order given, without end-of-text tokens, and make one file a side. By default
 --val last:10% holds out the last P per cent of the characters (bytes, for the byte tokenizer) and each side is
@@ -92,11 +100,18 @@ def uint16(tokens):
     return ids
 
 
-def document_encoder(tokenizer):
+def document_encoder(tokenizer, N=None):
+    """A function from a document to its tokens. With N they fill whole sequences, none if there is no text."""
     if tokenizer == "byte":  # replace: JSON can spell a lone surrogate, which has no bytes
         return lambda text: uint16(b"\n" + (text if isinstance(text, bytes) else text.encode("utf-8", "replace")))
     enc = load_gpt2()
-    return lambda text: uint16([enc.eot_token] + enc.encode_ordinary(text))
+
+    def encode(text):
+        ids = [enc.eot_token] + enc.encode_ordinary(text)
+        if N:
+            ids = ids + [enc.eot_token] * (-len(ids) % N) if len(ids) > 1 else []
+        return uint16(ids)
+    return encode
 
 
 def header(*fields):
@@ -187,6 +202,7 @@ def open_record(args, source):
     """What of this run is done in the folder, which may not hold another's files and is kept from others to the end."""
     out, path, record = args.out, os.path.join(args.out, RECORD), {}
     run = {"source": source, "tokenizer": args.tokenizer, "val": list(args.val[:2]), "shard-size": args.shard_size}
+    run.update({"documents": args.documents} if args.documents else {})
     new = {"run": run, "finished": False, "files": [], "next": [0, 0]}  # next: a document and a token in it
     with writing(out):
         os.makedirs(out, exist_ok=True)
@@ -209,7 +225,8 @@ def open_record(args, source):
             fail(f"cannot read {path} ({e}); remove that run's files or choose another --out")
     if record.get("run") != run:
         if others:
-            differ = [key for key in run if record and record["run"].get(key) != run[key]]
+            before = record["run"] if record else run
+            differ = [key for key in {**run, **before} if before.get(key) != run.get(key)]
             fail(f"{out} holds {others[0]} of another run{' with another ' + ', '.join(differ) if differ else ''}; "
                  "repeat that command, remove its files or choose another --out")
         return new
@@ -372,14 +389,14 @@ def split_documents(kind, x, n):
 # ---------------------------------------------------------------------------------------------------------------------
 # workers
 
-def work(pipe, read, tokenizer):
+def work(pipe, read, tokenizer, N):
     """A worker process: gets lists of documents' numbers, sends lists of their tokens."""
     def follow():
         multiprocessing.parent_process().join()
         os._exit(1)  # the parent was killed
     threading.Thread(target=follow, daemon=True).start()
     try:
-        encode = document_encoder(tokenizer)
+        encode = document_encoder(tokenizer, N)
         while True:
             pipe.send([encode(read(i)) for i in pipe.recv()])
     except (Exception, SystemExit) as e:  # with SystemExit, fail has said why
@@ -387,13 +404,13 @@ def work(pipe, read, tokenizer):
             pipe.send(e)
 
 
-def start_workers(count, read, tokenizer):
+def start_workers(count, read, tokenizer, N):
     pipes = []
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # for this process alone
     with trying("start", f"{count} workers", "give fewer --workers"):
         for _ in range(count):
             ours, theirs = multiprocessing.Pipe()
-            worker = multiprocessing.Process(target=work, args=(theirs, read, tokenizer), daemon=True)
+            worker = multiprocessing.Process(target=work, args=(theirs, read, tokenizer, N), daemon=True)
             worker.start()  # it inherits what is blocked
             atexit.register(worker.kill)
             theirs.close()
@@ -428,7 +445,8 @@ def tokenize(pipes, chunks):
 # the files of documents
 
 def cut(documents, i, at, totals, n_val, first, size):
-    """Yields the name of a file, tokens that belong there, and where in the documents these end."""
+    """Yields the name of a file, tokens that belong there, where in the documents these end, and what comes then of the
+    same document: its next token, or nothing."""
     for i, ids in enumerate(documents, i):
         while at < len(ids):
             side = "val" if i < n_val or totals["val"] < first else "train"
@@ -437,18 +455,21 @@ def cut(documents, i, at, totals, n_val, first, size):
             part = ids[at:at + room]
             at += len(part)
             totals[side] += len(part)
-            yield f"{side}_{number:06d}.bin", part, [i, at]
+            yield f"{side}_{number:06d}.bin", part, [i, at], ids[at:at + 1]
         at = 0
 
 
-def write_tokens(f, name, pieces, V, record):
+def write_tokens(f, name, pieces, fields, record):
     count = 0
     f.write(header())
-    for _, ids, end in pieces:
+    for _, ids, end, after in pieces:
         f.write(ids)
         count += len(ids)
+    if len(fields) > 1:  # of documents: the target of the last token
+        f.write(after or uint16(fields[2:]))
+        count += 1
     f.seek(0)
-    f.write(header(20240520, 1, count, V))
+    f.write(header(20240520, 1, count, *fields))
     record["files"].append([name, count])
     record["next"] = end
 
@@ -456,6 +477,8 @@ def write_tokens(f, name, pieces, V, record):
 def prepare_documents(args):
     out, gpt2, (kind, x, option) = args.out, args.tokenizer == "gpt2", args.val
     names, paths, V = args.dataset or [OPENWEBTEXT], args.jsonl or args.text, 50257 if gpt2 else 256
+    N, more = args.documents, 1 if args.documents else 0  # a file of documents has one more token than its sequences
+    size = (args.shard_size - more) // N * N if N else args.shard_size
     tqdm = functools.partial(need("tqdm", "preparing documents").tqdm, disable=None, unit_scale=True)  # None: no tty
     if paths:
         source = ["jsonl" if args.jsonl else "text", identify(paths)]
@@ -485,19 +508,21 @@ def prepare_documents(args):
         record = record or open_record(args, source)
         save(out, record)  # before the first token file, so that it is known whose that is
         i, at = record["next"]
-        totals = {side: sum(n for name, n in record["files"] if name.startswith(side)) for side in ("train", "val")}
+        totals = {side: sum(n - more for name, n in record["files"] if name.startswith(side))
+                  for side in ("train", "val")}
+        fields = [V, N, load_gpt2().eot_token] if N else [V]  # of the files' headers
         chunks = ([int(val[k] if k < len(val) else train[k - len(val)]) for k in range(k, min(k + CHUNK, n))]
                   for k in range(i, n, CHUNK))
-        pipes = start_workers(min(args.workers, -(-(n - i) // CHUNK)), read, args.tokenizer)
+        pipes = start_workers(min(args.workers, -(-(n - i) // CHUNK)), read, args.tokenizer, N)
         with tqdm(tokenize(pipes, chunks), total=n, initial=i, unit=" documents") as bar:
-            stream = cut(bar, i, at, totals, len(val), first, args.shard_size)
+            stream = cut(bar, i, at, totals, len(val), first, size)
             for name, pieces in itertools.groupby(stream, lambda piece: piece[0]):
                 bar.set_description(name)
-                save(out, record, {name: lambda f: write_tokens(f, name, pieces, V, record)})
-        if not totals["train"]:  # only now does one know, with first:N
+                save(out, record, {name: lambda f: write_tokens(f, name, pieces, fields, record)})
+        if not all(totals.values()):  # only now does one know, with first:N or where documents have no text
             for name in [name for name, _ in record["files"]] + [RECORD]:
                 os.remove(os.path.join(out, name))
-            check_sides(option, totals["val"], "tokens", [], val)
+            check_sides(option, sum(totals.values()), "tokens", range(totals["train"]), range(totals["val"]))
         finish(out, record, {"gpt2_tokenizer.bin": tokenizer_file(load_gpt2())} if gpt2 else {}, paths)
     for side in "train", "val":
         files = [n for name, n in record["files"] if name.startswith(side)]
@@ -537,6 +562,8 @@ def main():
     parser.add_argument("--tokenizer", choices=["gpt2", "byte"], default="gpt2", help="default gpt2")
     parser.add_argument("--val", type=split_option, metavar="SPLIT", help="what is held out for validation: first:N, "
                         "last:P%% or docs:F; default docs:0.0005, for --text last:10%%")
+    parser.add_argument("--documents", type=whole_number, metavar="N", help="each document in sequences of N tokens of "
+                        "its own, for -t N")
     parser.add_argument("--shard-size", type=whole_number, metavar="N", help="tokens a file, default 100000000")
     parser.add_argument("--workers", type=whole_number, default=os.cpu_count() or 1, metavar="N",
                         help="processes that tokenize documents, default one a core; the files do not depend on it")
@@ -547,9 +574,17 @@ def main():
         parser.error("--split is for a dataset")
     if not args.text or args.val[0] == "docs":
         args.shard_size = args.shard_size or 100_000_000
+        N = args.documents
+        if N and args.tokenizer == "byte":
+            parser.error("--documents needs --tokenizer gpt2: bytes have no end-of-text token")
+        if N and N > min(args.shard_size - 1, 2**24):
+            parser.error(f"--documents {N}: at most {2**24} is meant, and less than --shard-size {args.shard_size}")
+        if N and args.val[0] == "first" and args.val[1] % N:
+            parser.error(f"--val {args.val[2]}: a multiple of --documents {N} is meant")
         prepare_documents(args)
-    elif args.shard_size:
-        parser.error("--shard-size is for documents; --text without --val docs:F makes one file a side")
+    elif args.shard_size or args.documents:
+        option = "--documents" if args.documents else "--shard-size"
+        parser.error(f"{option} is for documents; --text without --val docs:F makes one file a side")
     else:
         prepare_text(args)
 

@@ -812,6 +812,45 @@ static void test_distillation(void) {
     }
 }
 
+// A target below 0 does not count: no loss, no gradient, and what counts beside it is as ever.
+static void test_uncounted(void) {
+    enum { N = 4, V = 70, Vp = 128, CLASSIFIER = CROSS_ENTROPY };
+    const int all[N] = {3, 69, 11, 0}, some[N] = {-1, 69, -1, 0};
+    real_t x[N * Vp], y[N * Vp];
+    for (int i = 0; i < N * Vp; i++) x[i] = (real_t)(4 * uniform()), y[i] = (real_t)(4 * uniform());
+    for (int objective = CLASSIFIER; objective <= KL_TEACHER; objective++)
+        for (int scaled = 0; scaled < 2; scaled++) {
+            real_t *out[2], *d[2], *plain = as_reals(activations(x, N * Vp), N * Vp);
+            const int metrics = objective == CLASSIFIER ? 1 : METRICS;
+            for (int i = 0; i < 2; i++) {
+                act_t *logits = activations(x, N * Vp);
+                int *targets = (int *)on_device(i ? some : all, sizeof all);
+                real_t *losses = (real_t *)on_device(y, METRICS * N * sizeof(real_t));
+                if (objective == CLASSIFIER) classifier(losses, logits, targets, N, V, Vp, 0.5 * scaled);
+                else distillation(losses, N, logits, activations(y, N * Vp), targets, N, V, Vp, objective,
+                                  0.5 * scaled);
+                out[i] = from_device(losses, METRICS * N), d[i] = as_reals(logits, N * Vp);
+            }
+            int same = 1, none = 1, kept = 1;
+            for (int i = 0; i < N; i++) {
+                for (int k = 0; k < metrics; k++) {
+                    same &= some[i] < 0 || out[0][k*N + i] == out[1][k*N + i];
+                    none &= some[i] >= 0 || out[1][k*N + i] == 0;
+                }
+                for (int v = i*Vp; v < (i + 1)*Vp; v++) {
+                    same &= some[i] < 0 || d[0][v] == d[1][v];
+                    none &= !scaled || some[i] >= 0 || d[1][v] == 0;
+                    kept &= scaled || objective == CLASSIFIER || d[1][v] == plain[v];
+                }
+            }
+            check(same && none && kept, "%s, scale %g: same %d, nothing %d, kept %d",
+                  objective_names[objective], 0.5 * scaled, same, none, kept);
+            free(plain);
+            for (int i = 0; i < 2; i++) free(out[i]), free(d[i]);
+            release();
+        }
+}
+
 // What is cut into pieces, for copying or for threads, is whole, and the same bits for any number of threads.
 // Whole pieces of a tensor have the same sums of squares, and AdamW makes the same of them, wherever they lie in
 // memory and whoever else computes the others: what ranks rely on.
@@ -1580,6 +1619,64 @@ static void test_accumulation(void) {
     model_free(&whole), model_free(&half);
 }
 
+// The gradient of a batch whose sequences end early, each elsewhere, is that of the sequences one by one, as
+// long as each is, and so is its loss; and it is the same bits under every policy.
+static void check_padding(Shape s, int network, int objective) {
+    const int lengths[4] = {s.T, 0, s.T / 2 + 1, 1}, store = network == BASELINE;
+    double drift, loss[2] = {0, 0}, worst = 0, most = 0, counted = 0;
+    real_t *grads[3];
+    for (int policy = 0; policy < 3 - store; policy++) {
+        static const int policies[] = {STORE, CHECKPOINT, REVERSE};
+        Model m;
+        draws = 0;
+        taught_by = objective == CROSS_ENTROPY ? -1 : objective;
+        make_model(&m, s, network, policies[policy], grid_of(network));
+        taught_by = -1;
+        const size_t T = (size_t)s.T, N = (size_t)s.B * T, P = parameter_count(&m.net);
+        int *inputs = (int *)malloc(2 * N * sizeof(int)), *targets = inputs + N;
+        to_host(inputs, m.inputs, N * sizeof(int)), to_host(targets, m.targets, N * sizeof(int));
+        counted = 0;
+        for (int b = 0; b < s.B; counted += lengths[b++])
+            for (int t = lengths[b]; t < s.T; t++) targets[b*s.T + t] = -1;
+        set_batch(&m, inputs, targets);
+        loss[0] = forward_backward(&m, (double)N / counted, &drift) * (double)N / counted;
+        check(store || policies[policy] != REVERSE || drift == 0, "drift %g", drift);
+        grads[policy] = from_device(m.grads, P);
+        if (policy > 0)
+            check(memcmp(grads[0], grads[policy], P * sizeof(real_t)) == 0, "%s: policies differ",
+                  name_of(network));
+        device_zero(m.grads, P * sizeof(real_t));
+        for (int b = 0; b < s.B && policy == 2 - store; b++) {
+            Model one = m;
+            one.B = 1, one.T = lengths[b], one.chunk = 1;
+            if (!one.T) continue;
+            set_batch(&one, inputs + b*s.T, targets + b*s.T);
+            loss[1] += forward_backward(&one, one.T / counted, &drift) * one.T / counted;
+        }
+        free(inputs);
+        if (policy == 2 - store) {
+            real_t *apart = from_device(m.grads, P);
+            for (size_t i = 0; i < P; i++) {
+                worst = larger(worst, fabs(grads[0][i] - apart[i]));
+                most = larger(most, fabs(apart[i]));
+            }
+            free(apart);
+        }
+        model_free(&m);
+    }
+    check(fabs(loss[0] - loss[1]) < (1e-5 + rounding) * fabs(loss[1]), "%s: a loss of %g, not %g",
+          name_of(network), loss[0], loss[1]);
+    check(most > 0 && worst < (1e-5 + rounding) * most, "%s: padding changes gradients by %g of %g",
+          name_of(network), worst, most);
+    for (int policy = 0; policy < 3 - store; policy++) free(grads[policy]);
+}
+static void test_padding(void) {
+    check_padding(even, BASELINE, CROSS_ENTROPY);
+    check_padding(even, MIDPOINT, CROSS_ENTROPY);
+    check_padding(even, HAMILTONIAN, CROSS_ENTROPY);
+    check_padding(even, MIDPOINT, KL);
+}
+
 // ---- generation
 
 // What generate prints
@@ -1744,6 +1841,7 @@ static const Test tests[] = {
     {"layers against their formulas", "long-query", test_long_query, KERNELS},
     {"layers against their formulas", "classifier", test_classifier, KERNELS},
     {"layers against their formulas", "distillation", test_distillation, KERNELS},
+    {"layers against their formulas", "uncounted", test_uncounted, KERNELS},
     {"layers against their formulas", "pieces", test_pieces, KERNELS},
     {"layers against their formulas", "shards", test_shards, KERNELS},
 #ifndef TWIN
@@ -1769,6 +1867,7 @@ static const Test tests[] = {
     {"training", "update", test_update, LAYERS},
     {"training", "embedding", test_embedding, LAYERS},
     {"training", "accumulation", test_accumulation, LAYERS},
+    {"training", "padding", test_padding, LAYERS},
     {"generation", "cache", test_cache, KERNELS},
     {"generation", "drawing", test_drawing, LAYERS},
     {"generation", "generate", test_generate, LAYERS},

@@ -252,7 +252,7 @@ typedef struct {
     param_t *params;        // all tensors, one after the other
     void *weight_copy;      // what layers_weights makes of them
     real_t *grads, *sum, *m, *v;  // like params; of a rank's share the sum of these, the optimizer's moments
-    int *inputs, *targets;  // (B, T)
+    int *inputs, *targets;  // (B, T); a target below 0 does not count: no loss, no gradient
     void *order;            // what layers_order makes of the inputs
     real_t *losses;         // (B, T), or with a teacher (METRICS, B, T)
 
@@ -695,8 +695,8 @@ static void head(Model *m, double scale) {
 
 // ---- back-propagation
 
-// From the last pair of streams to the gradients of all weights; scale is 1 / (micro-batches a step). *drift
-// is NAN if no step is undone. Returns the objective's mean.
+// From the last pair of streams to the gradients of all weights; scale is 1 / (micro-batches a step, as far
+// as they count). *drift is NAN if no step is undone. Returns the objective's mean.
 static double backward(Model *m, double scale, double *drift) {
     size_t bytes = plane_size(m) * sizeof(real_t);
     device_zero(m->dcur, bytes);
@@ -1363,7 +1363,7 @@ static void add_lanes(const Model *m, real_t *const *lanes, int count, size_t at
 #define ranks_compare(argc, argv) ((void)0)  // ends all where one runs another program, or with other flags
 #define ranks_same(what, text) ((void)text)  // or does not have the same text as rank 0
 #define ranks_same_files(files) ((void)0)    // or the same files, a glob_t
-#define ranks_combine(x, count) ((void)0)    // in host memory: adds up what ranks have, all but one of them 0
+#define ranks_combine(x, count) ((void)0)    // in host memory: adds up numbers: one rank's and 0s, or whole
 #define ranks_broadcast(x, bytes) ((void)0)  // in host memory: gives all what rank 0 has
 #define ranks_spread(params, net) ((void)0)  // in device memory: gives all what rank 0 has
 #define ranks_gather(params, net) ((void)0)  // gives all the shards that each has
@@ -1401,6 +1401,7 @@ static double *doubles(size_t count) {
     return x;
 }
 
+// Over all tokens of the batch, of which those that do not count have 0
 static double mean_of(const Model *m, enum Metric metric) {
     size_t N = (size_t)m->B * (size_t)m->T;
     double *values = doubles(N), sum = 0;
@@ -1579,16 +1580,22 @@ static void check_size(FILE *f, const char *path, size_t bytes) {
 
 // ---- data: shards of tokens, read in order as llm.c does or at random offsets as nanoGPT does
 
+// In a file of documents each has sequences of its own. It begins with end-of-text, goes on from one sequence
+// to the next, and more end-of-texts fill its last one; so targets are the inputs moved by one here as well:
+// none is of another document. After end-of-text, end-of-text does not count.
+
 enum { GPT2_V = 50257 };  // the vocabulary of files that name none
 typedef struct {
     char *path;
     FILE *file;            // NULL while it is closed
     int width;             // bytes a token
     int64_t start, count;  // of the tokens in the file
+    int documents, eot;    // how many tokens a sequence of documents has, and end-of-text; or 0
 } Shard;
-typedef struct { glob_t files; Shard *shards; int shard_count, open_count, V; } Data;
+typedef struct { glob_t files; Shard *shards; int shard_count, open_count, V, documents; } Data;
 
-// Looks into a file, a .txt of bytes or llm.c's tokens. Returns its vocabulary.
+// Looks into a file, a .txt of bytes or llm.c's tokens. Returns its vocabulary. Slots 4 and 5 of the header,
+// which llm.c leaves 0, are documents and eot.
 static int shard_check(Shard *s) {
     int32_t header[256];
     size_t length = strlen(s->path);
@@ -1606,7 +1613,10 @@ static int shard_check(Shard *s) {
     s->count = checked(s->path, "number of tokens", header[2], 0, INT32_MAX);
     check_size(f, s->path, sizeof header + 2 * (size_t)s->count);
     fclose(f);
-    return checked(s->path, "vocabulary", or_else(header[3], GPT2_V), 1, 65536);
+    int V = checked(s->path, "vocabulary", or_else(header[3], GPT2_V), 1, 65536);
+    s->documents = checked(s->path, "length of sequences", header[4], 0, 1 << 24);
+    if (s->documents) s->eot = checked(s->path, "end-of-text token", header[5], 0, V - 1);
+    return V;
 }
 
 static void data_open(Data *d, const char *pattern) {
@@ -1622,7 +1632,10 @@ static void data_open(Data *d, const char *pattern) {
         int V = shard_check(s);
         if (i > 0 && d->V != V)
             die(STATUS_DATA, "%s: vocabulary %d, but %s has %d", s->path, V, d->shards[0].path, d->V);
+        if (i > 0 && d->documents != s->documents) die(STATUS_DATA, "%s: documents are cut to %d tokens, but "
+            "%s has %d (0: no documents)", s->path, s->documents, d->shards[0].path, d->documents);
         d->V = V;
+        d->documents = s->documents;
     }
     ranks_same_files(&d->files);
 }
@@ -1654,7 +1667,7 @@ static void data_close(Data *d) {
 // How many sequences of T tokens a shard has, and a target after their end: side by side, or at any place
 static int64_t sequences_in(const Shard *s, int T, int shuffle) {
     if (s->count <= T) return 0;
-    return shuffle ? s->count - T : (s->count - 1) / T;
+    return shuffle && !s->documents ? s->count - T : (s->count - 1) / T;
 }
 static int64_t sequences_of(const Data *d, int T, int shuffle) {
     int64_t sum = 0;
@@ -1662,9 +1675,11 @@ static int64_t sequences_of(const Data *d, int T, int shuffle) {
     return sum;
 }
 
-// Tokens [position, position + n] of a shard, through raw: the first n to inputs, the last n to targets.
-static void read_sequence(Data *d, Shard *s, int64_t position, int n, unsigned char *raw, int *inputs,
-                          int *targets) {
+// Tokens [position, position + n] of a shard, through raw: the first n to inputs, the last n to targets; -1
+// where these do not count. Returns how many do.
+static int read_sequence(Data *d, Shard *s, int64_t position, int n, unsigned char *raw, int *inputs,
+                         int *targets) {
+    int counted = 0;
     size_t bytes = (size_t)(n + 1) * (size_t)s->width;
     if (pread(shard_fd(d, s), raw, bytes, s->start + position * s->width) != (ssize_t)bytes)
         die(STATUS_DATA, "%s: cannot read from token %" PRId64 " on: was the file cut?", s->path, position);
@@ -1673,8 +1688,12 @@ static void read_sequence(Data *d, Shard *s, int64_t position, int n, unsigned c
         if (token >= d->V) die(STATUS_DATA, "%s: token %" PRId64 " is %d, but the vocabulary has %d",
             s->path, position + i, token, d->V);
         if (i < n) inputs[i] = token;
-        if (i > 0) targets[i - 1] = token;
+        if (i == 0) continue;
+        int counts = !s->documents || token != s->eot || inputs[i - 1] != token;
+        targets[i - 1] = counts ? token : -1;
+        counted += counts;
     }
+    return counted;
 }
 
 // A batch (B, T) from host memory to where forward, head and backward look for it
@@ -1685,8 +1704,10 @@ static void set_batch(Model *m, const int *inputs, const int *targets) {
     if (m->order) layers_order(m->order, inputs, N);
 }
 
-// The batch whose first sequence has the number `first`, read whole before any of it goes to the device
-static void data_batch(Data *d, Model *m, uint64_t first, int shuffle, uint64_t seed) {
+// The batch whose first sequence has the number `first`, read whole before any of it goes to the device; if m
+// has no inputs, none does. Returns how many targets count.
+static int data_batch(Data *d, Model *m, uint64_t first, int shuffle, uint64_t seed) {
+    int counted = 0;
     uint64_t room = (uint64_t)sequences_of(d, m->T, shuffle), B = (uint64_t)m->B;
     size_t T = (size_t)m->T, N = (size_t)m->B * T;
     int *inputs = (int *)malloc(2 * N * sizeof(int) + 2 * (T + 1)), *targets = inputs + N;
@@ -1697,11 +1718,12 @@ static void data_batch(Data *d, Model *m, uint64_t first, int shuffle, uint64_t 
         int64_t place = (int64_t)(number % room), here;
         Shard *s = d->shards;
         for (; place >= (here = sequences_in(s, m->T, shuffle)); s++) place -= here;
-        if (!shuffle) place *= m->T;
-        read_sequence(d, s, place, m->T, raw, inputs + b * T, targets + b * T);
+        if (!shuffle || s->documents) place *= m->T;
+        counted += read_sequence(d, s, place, m->T, raw, inputs + b * T, targets + b * T);
     }
-    set_batch(m, inputs, targets);
+    if (m->inputs) set_batch(m, inputs, targets);
     free(inputs);
+    return counted;
 }
 
 // GPT-2's tokens suit models that have some more: a token for padding, or up to a multiple of 128.
@@ -1716,6 +1738,8 @@ static void check_vocabulary(const char *path, int of_tokens, int V) {
 
 static void data_check(const Data *d, const char *pattern, int V, int T) {
     check_vocabulary(pattern, d->V, V);
+    if (d->documents && d->documents != T) die(STATUS_DATA, "%s: its documents are cut to sequences of %d "
+        "tokens, so -t %d is meant, not %d", pattern, d->documents, d->documents, T);
     if (sequences_of(d, T, 0) == 0)
         die(STATUS_DATA, "%s: too short, no file has the %d tokens that -t %d takes", pattern, T + 1, T);
 }
@@ -2240,7 +2264,7 @@ static int metrics_of(const Model *m) { return m->has_teacher ? METRICS : LOSS +
 static int64_t validate(Model *m, Data *d, double means[METRICS]) {
     const int objective = m->objective, B = m->B;
     const size_t N = (size_t)B * (size_t)m->T, all = N * (size_t)ranks;
-    double *values = doubles(all);
+    double *values = doubles(all), counted = 0;
     int64_t count = sequences_of(d, m->T, 0), wanted = (int64_t)opt.val_batches * B;
     if (wanted && wanted < count) count = wanted;
     if (objective == KL_TEACHER) m->objective = KL;  // one divergence to compare runs by
@@ -2249,7 +2273,7 @@ static int64_t validate(Model *m, Data *d, double means[METRICS]) {
         const int64_t own = i + (int64_t)B * rank;  // a batch for each rank, until there are no more
         m->B = (int)fmax(0, fmin(B, (double)(count - own)));
         if (m->B > 0) {
-            data_batch(d, m, (uint64_t)own, 0, 0);
+            counted += data_batch(d, m, (uint64_t)own, 0, 0);
             forward(m);
             head(m, 0);
         }
@@ -2263,7 +2287,8 @@ static int64_t validate(Model *m, Data *d, double means[METRICS]) {
         }
     }
     free(values);
-    for (int k = LOSS; k < metrics_of(m); k++) means[k] /= (double)count * m->T;
+    ranks_combine(&counted, 1);
+    for (int k = LOSS; k < metrics_of(m); k++) means[k] /= fmax(counted, 1);
     m->B = B;
     m->objective = objective;
     return count;
@@ -2319,14 +2344,30 @@ static int lane_begin(const Run *run, int lane) {
     return (int)((int64_t)run->accumulate * lane / run->lanes);
 }
 
-// Adds the gradients of a step's i-th micro-batch. Returns its loss; a rank with wrong numbers ends here.
-static double micro_batch(Job *j, int i, double *drift) {
+// Reads a step's i-th micro-batch, to m or only to count. Returns how many of its targets count.
+static int read_micro_batch(Job *j, Model *m, int i) {
     const Run *run = &j->run;
     const uint64_t before = run->overfit ? 0 : (uint64_t)j->step * (uint64_t)run->accumulate;
-    profile("(reading)", 0, 0);
     uint64_t first = (before + (uint64_t)i) * (uint64_t)run->B;
-    data_batch(&j->data, &j->m, first, run->shuffle, (uint64_t)run->seed);
-    double loss = forward_backward(&j->m, 1.0 / run->accumulate, drift);
+    profile("(reading)", 0, 0);
+    return data_batch(&j->data, m, first, run->shuffle, (uint64_t)run->seed);
+}
+
+// How many micro-batches a step has, as far as they count: gradients are means over the tokens that do. Every
+// rank reads all of documents. Where nothing counts, loss and gradient are 0 whatever they are divided by.
+static double counted_batches(Job *j) {
+    double counted = 0;
+    Model nowhere = j->m;
+    if (!j->data.documents) return j->run.accumulate;
+    nowhere.inputs = NULL;
+    for (int i = 0; i < j->run.accumulate; i++) counted += read_micro_batch(j, &nowhere, i);
+    return counted > 0 ? counted / (j->m.B * j->m.T) : 1;
+}
+
+// Adds the gradients of a step's i-th micro-batch. Returns its loss; a rank with wrong numbers ends here.
+static double micro_batch(Job *j, int i, double batches, double *drift) {
+    read_micro_batch(j, &j->m, i);
+    double loss = forward_backward(&j->m, 1 / batches, drift);
     check_numbers(&j->m, j->step + 1, loss, *drift);
     return loss;
 }
@@ -2336,7 +2377,7 @@ static double micro_batch(Job *j, int i, double *drift) {
 static int step_gradients(Job *j, double *loss, double *drift) {
     const Run *run = &j->run;
     const int count = run->accumulate, longest = (count - 1) / run->lanes + 1;
-    double *losses = doubles(2 * (size_t)count), *drifts = losses + count;
+    double *losses = doubles(2 * (size_t)count), *drifts = losses + count, batches = counted_batches(j);
     *loss = 0;
     *drift = NAN;
     for (int lane = rank; lane - rank < run->lanes; lane += ranks) {
@@ -2344,7 +2385,7 @@ static int step_gradients(Job *j, double *loss, double *drift) {
         for (int k = 0; k < longest && !stops(); k++) {
             int i = lane_begin(run, lane) + k;
             if (lane >= run->lanes || i >= lane_begin(run, lane + 1)) continue;  // others have one more
-            losses[i] = micro_batch(j, i, &drifts[i]);
+            losses[i] = micro_batch(j, i, batches, &drifts[i]);
         }
         if (interrupted) break;
         profile("(exchange)", 0, 0);
@@ -2352,7 +2393,7 @@ static int step_gradients(Job *j, double *loss, double *drift) {
     }
     ranks_combine(losses, 2 * (size_t)count);
     for (int i = 0; i < count; i++) {
-        *loss += losses[i] / count;
+        *loss += losses[i] / batches;
         *drift = fmax(*drift, drifts[i]);  // either may be NAN
     }
     free(losses);
@@ -2491,7 +2532,7 @@ static const Option options[] = {
     {"--channels", INTEGER, &opt.channels, "0", 1, 65536, "from scratch: C; 0: as -e says"},
     {"--context", INTEGER, &opt.context, "0", 1, 1 << 24, "from scratch: the longest sequence; 0: 1024"},
     {"-b", INTEGER, &opt.B, "4", 1, 1 << 24, "sequences a micro-batch"},
-    {"-t", INTEGER, &opt.T, "0", 1, 1 << 24, "tokens a sequence; 0: the context"},
+    {"-t", INTEGER, &opt.T, "0", 1, 1 << 24, "tokens a sequence; 0: as documents are cut, or the context"},
     {"-d", INTEGER, &opt.tokens, "0", 1, 2147483647, "tokens a step, a multiple of -b times -t; 0: that"},
     {"--lanes", INTEGER, &opt.lanes, "0", 1, 2147483647,
      "parts of a step that processes share, which are added one by one; 0: its micro-batches"},
@@ -2817,6 +2858,7 @@ static void choose_job(Job *j) {
         die(STATUS_USAGE, "-i is missing: training tokens, llm.c's .bin or a .txt; --help lists the flags");
     if (opt.train[0]) data_open(&j->data, opt.train);
     if (opt.val[0]) data_open(&j->val, opt.val);
+    opt.T = or_else(opt.T, or_else(j->data.documents, j->val.documents));
     j->from = opt.resume ? find_checkpoints(opt.out).last : -1;
     ranks_broadcast(&j->from, sizeof j->from);
     if (j->from > 0) j->step = j->from;
@@ -4022,7 +4064,11 @@ void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V,
     const size_t width = (size_t)Vp;
     #pragma omp parallel for
     for (int i = 0; i < n; i++) {
-        act_t *x = logits + i*width, target = x[targets[i]];
+        act_t *x = logits + i*width;
+        losses[i] = 0;
+        if (targets[i] < 0 && scale != 0) memset(x, 0, width * sizeof(act_t));
+        if (targets[i] < 0) continue;
+        act_t target = x[targets[i]];
         real_t top = largest(x, V), sum = 0;
         #pragma omp simd reduction(+:sum)
         for (int v = 0; v < V; v++) sum += x[v] = real_exp(x[v] - top);
@@ -4047,6 +4093,9 @@ void distillation(real_t *out, size_t stride, act_t *logits, const act_t *teache
     for (int i = 0; i < n; i++) {
         act_t *x = logits + i*width;
         const act_t *y = teacher + i*width;
+        for (size_t metric = LOSS; metric < METRICS; metric++) out[stride * metric + (size_t)i] = 0;
+        if (targets[i] < 0 && scale != 0) memset(x, 0, width * sizeof(act_t));
+        if (targets[i] < 0) continue;
         real_t top = largest(x, V), top_y = largest(y, V), apart = top - top_y, sum = 0, sum_y = 0, cross = 0;
         int first = 0;
         while (first + 1 < V && x[first] != top) first++;  // it ends for NaN too

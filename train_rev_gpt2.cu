@@ -1476,12 +1476,21 @@ void adjoint_update(real_t *dp, real_t *dnext, double alpha, double beta, size_t
     else LAUNCH(adjoint_kernel<1>, blocks_for(count, THREADS), THREADS, 0, dp, dnext, a, b, count);
 }
 
+// Where a target does not count: no gradient in a token's logits (Vp)
+static __device__ void no_gradient(act_t *x, int Vp, float scale) {
+    for (int v = (int)threadIdx.x; v < Vp && scale != 0; v += (int)blockDim.x) set(x + v, 0);
+}
+
 // A block a token: the highest logit and the sum of exponentials in one pass, the gradient in a second
 template <int N> static __global__ void __launch_bounds__(1024)
 classifier_kernel(float *losses, act_t *logits, const int *targets, int V, int Vp, float scale) {
     SHARED(float, room);
     act_t *x = logits + blockIdx.x * (size_t)Vp;
     const int target = targets[blockIdx.x], lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    if (target < 0) {
+        if (threadIdx.x == 0) losses[blockIdx.x] = 0;
+        return no_gradient(x, Vp, scale);
+    }
     float top = -1e30f, sum = 0;
     for (int v = (int)threadIdx.x * N; v < V; v += (int)blockDim.x * N) {
         Few<act_t, N> y = load<N>(x + v);
@@ -1527,6 +1536,10 @@ distillation_kernel(float *out, size_t stride, act_t *logits, const act_t *teach
     SHARED(float, room);
     act_t *x = logits + blockIdx.x * (size_t)Vp;
     const act_t *y = teacher + blockIdx.x * (size_t)Vp;
+    if (targets[blockIdx.x] < 0) {
+        if (threadIdx.x < METRICS) out[stride * threadIdx.x + blockIdx.x] = 0;
+        return no_gradient(x, Vp, scale);
+    }
     const float of_target = to_float(x[targets[blockIdx.x]]), of_target_y = to_float(y[targets[blockIdx.x]]);
     float top = -1e30f, top_y = -1e30f, sum = 0, sum_y = 0, cross = 0, first = -1e30f;
     for (int v = (int)threadIdx.x; v < V; v += (int)blockDim.x)

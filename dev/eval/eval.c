@@ -32,7 +32,7 @@ static const Option eval_options[] = {
     CHOICES_OPTION
     {"--csv", STRING, &asked.csv, "", 0, NAME, "write the log-likelihoods of all choices to this file"},
     {"-b", INTEGER, &opt.B, "4", 1, 1 << 24, "sequences a batch"},
-    {"-t", INTEGER, &opt.T, "0", 1, 1 << 24, "tokens a sequence; 0: the context"},
+    {"-t", INTEGER, &opt.T, "0", 1, 1 << 24, "tokens a sequence; 0: as documents are cut, or the context"},
     {"-m", INTEGER, &opt.val_batches, "20", 0, 1e9, "batches, if there are that many; 0: all"},
     {"--distill", STRING, &opt.distill, "", 0, NAME,
      "a baseline model file of the same shape: the teacher to be compared with"},
@@ -132,6 +132,7 @@ int eval_main(int argc, char **argv) {
     begin(eval_options, EVAL_OPTIONS, "eval_rev_gpt2 -e MODEL -j TOKENS [flags]", argc, argv);
     check_eval_options();
     if (opt.val[0]) data_open(&d, opt.val);
+    opt.T = or_else(opt.T, d.documents);
     m.net = choose_network(or_else(d.V, GPT2_V), -1);
     choose_teacher(&m);
     choose_shape(&m);

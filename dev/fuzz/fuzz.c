@@ -203,22 +203,24 @@ static const Run base_run = {4, 3, 2, 8, 1, 0, 0, 0, MIDPOINT, 1337, 0, CROSS_EN
 static uint8_t models[2 * MODES][1 << 14];  // files of every mode and precision
 static size_t model_sizes[2 * MODES];
 
-// ---- token files: header words 4 to 8 say how to read them
+// ---- token files: header words 8 to 11 say how to read them
 
 // from: where the tokens lie in the file, if that is known
-UNSEEN static void check_batch(int V, const uint8_t *from) {
+UNSEEN static void check_batch(int V, int eot, const uint8_t *from) {
     for (int i = 0; i < m.B * m.T; i++) {
-        if (m.inputs[i] < 0 || m.inputs[i] >= V || m.targets[i] < 0 || m.targets[i] >= V) fail("a token beyond the vocabulary");
-        if (i % m.T && m.inputs[i] != m.targets[i - 1]) fail("a target is not the next input");
+        int target = m.targets[i];
+        if (target == -1 && m.inputs[i] == eot) target = eot;  // it does not count
+        if (m.inputs[i] < 0 || m.inputs[i] >= V || target < 0 || target >= V) fail("a token beyond the vocabulary");
+        if ((i + 1) % m.T && m.inputs[i + 1] != target) fail("a target is not the next input");
         if (from && m.inputs[i] != (from[2*i] | from[2*i + 1] << 8)) fail("a token is another");
     }
 }
 static void fuzz_tokens(const uint8_t *bytes, size_t size) {
     static Data d;
-    uint32_t how = (uint32_t)word(bytes, size, 4), T = (uint32_t)word(bytes, size, 5) % 16384;
+    uint32_t how = (uint32_t)word(bytes, size, 8), T = (uint32_t)word(bytes, size, 9) % 16384;
     int shuffle = how >> 8 & 1;
     uint64_t index;
-    memcpy(&index, size >= 32 ? bytes + 24 : (const uint8_t *)"\0\0\0\0\0\0\0", 8);
+    memcpy(&index, size >= 48 ? bytes + 40 : (const uint8_t *)"\0\0\0\0\0\0\0", 8);
     memset(&d, 0, sizeof d);
     memset(&m, 0, sizeof m);
     m.T = 1 + (int)(T < 16000 ? T % 16 : T - 10000), m.B = m.T > 16 ? 1 : 1 + (int)(how >> 4 & 7);
@@ -226,6 +228,7 @@ static void fuzz_tokens(const uint8_t *bytes, size_t size) {
     for (int i = 0; i < glob_count; i++) globbed[i] = (char *)names[i + (how >> (12 + i) & 1) * 4];
     may_end_with = STATUS_DATA;
     data_open(&d, "*");
+    if (d.documents && d.documents < 6400 && how >> 11 & 1) m.T = d.documents, m.B = m.T > 16 ? 1 : m.B;
     data_check(&d, "*", how >> 9 & 1 ? 50257 : d.V, m.T);
     size_t n = (size_t)m.B * (size_t)m.T;
     m.inputs = (int *)ours(n * sizeof(int)), m.targets = (int *)ours(n * sizeof(int));
@@ -235,7 +238,7 @@ static void fuzz_tokens(const uint8_t *bytes, size_t size) {
         data_batch(&d, &m, index + (uint64_t)k, shuffle, index);
         uint64_t room = (uint64_t)sequences_of(&d, m.T, 0), first = (index + (uint64_t)k) % room;
         int in_order = !shuffle && glob_count == 1 && d.shards[0].width == 2 && first + (uint64_t)m.B <= room;
-        check_batch(d.V, in_order ? bytes + 1024 + 2 * (uint64_t)m.T * first : NULL);
+        check_batch(d.V, d.documents ? d.shards[0].eot : -2, in_order ? bytes + 1024 + 2 * (uint64_t)m.T * first : NULL);
     }
     data_close(&d);
 }
@@ -246,11 +249,15 @@ static void seeds_tokens(void) {
         memset(&f, 0, sizeof f);
         if (i % 4 == 3) how |= 7 << 12;
         f.header[0] = 20240520, f.header[1] = 1, f.header[2] = count, f.header[3] = i & 2 ? 256 : 0;
-        f.header[4] = i == 15 ? 0 : how, f.header[5] = i == 15 ? 16200 : i, f.header[6] = i;
+        f.header[8] = i == 15 ? 0 : how, f.header[9] = i == 15 ? 16200 : i, f.header[10] = i;
         for (int j = 0; j < count; j++) f.tokens[j] = (uint16_t)(j * 37 % (i & 2 ? 256 : 50257));
         if (i > 15) {  // tokens just beyond the vocabulary, and a place just beyond the last
-            f.header[3] = i == 17, f.header[4] = f.header[5] = 0, f.header[6] = i == 18 ? count - 1 : 0;
+            f.header[3] = i == 17, f.header[8] = f.header[9] = 0, f.header[10] = i == 18 ? count - 1 : 0;
             for (int j = 0; j < count; j++) f.tokens[j] = i == 16 ? 50257 : i == 17;
+        }
+        if (i == 12 || i == 13) {  // documents, whose ends do not count
+            f.header[4] = i, f.header[5] = 5, f.header[8] |= 1 << 11;
+            for (int j = 0; j < count; j++) f.tokens[j] = (uint16_t)(j % i < 9 ? 5 + j % i : 5);
         }
         snprintf(path, sizeof path, "tokens%d", i);
         write_seed(path, &f, sizeof f.header + 2 * (size_t)count);

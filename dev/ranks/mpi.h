@@ -3,7 +3,7 @@ mpi.h: the ranks of a trainer built with `make MPI=1`: processes that mpirun sta
 
 The trainer includes this file where it has empty macros otherwise; README.md beside it says how to start ranks, and what
 they exchange when. Nothing here adds a number: pieces of gradients arrive, and the trainer's add_lanes adds them. Where
-doubles are added up, all but one are 0.
+doubles are added up, all but one are 0, or all are whole numbers.
 
 Nobody waits inside MPI, which would wait for ever, and busily: all is asked for, then tested for between short
 sleeps. After --patience seconds without progress every rank is asked whether it waits as well; one that does not

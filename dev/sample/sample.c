@@ -330,7 +330,7 @@ static const Option sample_options[] = {
      "write the logits of --prompt, or the first batch of -i, to this .npy instead"},
     {"-i", STRING, &opt.train, "", 0, 0, "tokens for --logits: a .bin of llm.c, or .txt for bytes"},
     {"-b", INTEGER, &opt.B, "4", 1, 1 << 24, "sequences of -i"},
-    {"-t", INTEGER, &opt.T, "0", 1, 1 << 24, "tokens a sequence of -i; 0: the context"},
+    {"-t", INTEGER, &opt.T, "0", 1, 1 << 24, "tokens a sequence of -i; 0: as documents are cut, or the context"},
 #include "../network_flags.h"
 };
 enum { SAMPLE_OPTIONS = sizeof sample_options / sizeof sample_options[0] };
@@ -409,6 +409,7 @@ int sample_main(int argc, char **argv) {
     begin(sample_options, SAMPLE_OPTIONS, usage, argc, argv);
     check_sample_options();
     if (opt.train[0]) data_open(&d, opt.train);
+    opt.T = or_else(opt.T, d.documents);
     m.net = choose_network(or_else(d.V, GPT2_V), -1);
     if (sample.prompt) {
         z = tokenizer_open(find_tokenizer(m.net.V), m.net.V);

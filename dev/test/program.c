@@ -781,6 +781,223 @@ static void test_interrupt(void) {
     data_close(&j.data);
 }
 
+// ---- documents
+
+// Of 31s, end-of-text, and smaller tokens: one that fills a sequence of 16 with the end-of-text before it,
+// one of 2.5 sequences, one token, and others
+enum { DOCUMENTS = 7, SEQUENCE = 16, ENDS = 31 };
+static const int document_lengths[DOCUMENTS] = {15, 39, 1, 16, 7, 30, 32};
+static int document_token(int d, int i) { return (int)(random_bits(10, (uint64_t)d, (uint64_t)i) % 31); }
+
+// A file of documents first .. end - 1, cut to so many tokens, and behind them so many sequences of nothing.
+// Returns how many sequences there are.
+static int write_documents(const char *name, int first, int end, int sequence, int nothing) {
+    int32_t header[256] = {20240520, 1, 0, 32, sequence, ENDS};
+    uint16_t tokens[1024];
+    int n = 0;
+    for (int d = first; d < end; d++) {
+        tokens[n++] = ENDS;
+        for (int i = 0; i < document_lengths[d]; i++) tokens[n++] = (uint16_t)document_token(d, i);
+        while (n % sequence) tokens[n++] = ENDS;
+    }
+    for (int i = 0; i <= nothing * sequence; i++) tokens[n++] = ENDS;
+    header[2] = n;
+    FILE *f = fopen(name, "wb");
+    (fwrite)(header, sizeof header, 1, f), (fwrite)(tokens, 2, (size_t)n, f);
+    fclose(f);
+    return (n - 1) / sequence;
+}
+
+// The piece of a document that begins at a token, unpadded, and the token after it. Returns its length,
+// 0 beyond the document.
+static int document_piece(int tokens[SEQUENCE + 1], int d, int at) {
+    int length = document_lengths[d] + 1, n = at < length ? smaller_of(SEQUENCE, length - at) : 0;
+    for (int i = 0; i <= n; i++)
+        tokens[i] = (at + i) % length ? document_token(d, at + i - 1) : ENDS;
+    return n;
+}
+
+// The logits of a token in double precision, less the log of the sum of their exponentials
+static void log_softmax(double logits[32], Model *m, int token) {
+    static float row[65536];
+    double sum = 0;
+    head_logits(m, token, 1);
+    host_logits(m, 0, row);
+    for (int v = 0; v < 32; v++) sum += exp((double)row[v]);
+    for (int v = 0; v < 32; v++) logits[v] = (double)row[v] - log(sum);
+}
+
+// The means of two networks' metrics over all tokens of the documents, each piece passing alone and unpadded
+static void metrics_by_hand(double means[METRICS], Model *m, Model *teacher) {
+    int tokens[SEQUENCE + 1], counted = 0;
+    Model *const both[2] = {m, teacher};
+    memset(means, 0, METRICS * sizeof *means);
+    for (int d = 0; d < DOCUMENTS; d++)
+        for (int at = 0, n; (n = document_piece(tokens, d, at)) > 0; at += n) {
+            for (int i = 0; i < 2; i++) {
+                both[i]->T = n;
+                to_device(both[i]->inputs, tokens, (size_t)n * sizeof(int));
+                forward(both[i]);
+            }
+            for (int i = 0; i < n; i++, counted++) {
+                double p[32], q[32];
+                int top = 0, top_q = 0;
+                log_softmax(p, m, i), log_softmax(q, teacher, i);
+                means[LOSS] -= p[tokens[i + 1]], means[TEACHER_LOSS] -= q[tokens[i + 1]];
+                for (int v = 0; v < 32; v++) {
+                    means[DIVERGENCE] += exp(p[v]) * (p[v] - q[v]);
+                    if (p[v] > p[top]) top = v;
+                    if (q[v] > q[top_q]) top_q = v;
+                }
+                means[AGREEMENT] += top == top_q;
+            }
+        }
+    for (int k = 0; k < METRICS; k++) means[k] /= counted;
+}
+
+// The norm of the gradient of the mean loss over all tokens, each piece passing alone and unpadded
+static double norm_by_hand(Model *m) {
+    int tokens[SEQUENCE + 1], counted = 0;
+    double drift, sum = 0;
+    size_t P = parameter_count(&m->net);
+    real_t *grads = (real_t *)malloc(P * sizeof(real_t));
+    for (int d = 0; d < DOCUMENTS; d++) counted += document_lengths[d] + 1;
+    for (int d = 0; d < DOCUMENTS; d++)
+        for (int at = 0; (m->T = document_piece(tokens, d, at)) > 0; at += m->T) {
+            set_batch(m, tokens, tokens + 1);
+            forward_backward(m, (double)m->T / counted, &drift);
+        }
+    to_host(grads, m->grads, P * sizeof(real_t));
+    for (size_t i = 0; i < P; i++) sum += (double)grads[i] * grads[i];
+    free(grads);
+    return sqrt(sum);
+}
+
+static void open_model(Model *m, const char *path, int training) {
+    memset(m, 0, sizeof *m);
+    m->training = training;
+    m->net = load_model(path, NULL), m->B = 1, m->T = SEQUENCE, m->chunk = 1, m->head_chunk = SEQUENCE;
+    m->memory = m->net.mode == BASELINE ? STORE : REVERSE;
+    plan(m), model_alloc(m), load_model(path, m);
+}
+
+// The number of a log's row so many commas behind its name; 0: the loss, 2: the gradient's norm
+static double logged_in(const char *directory, const char *row, int commas) {
+    char path[64], *log;
+    snprintf(path, sizeof path, "%s/log.csv", directory);
+    read_file(path, &log);
+    const char *at = log ? strstr(log, row) : NULL;
+    if (at) at += strlen(row);
+    for (; at && commas > 0; commas--) at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL;
+    double number = at ? atof(at) : NAN;
+    free(log);
+    return number;
+}
+
+// Losses of files of documents are means over what counts: those of the log, of evaluations and beside a
+// teacher, however the sequences are cut into batches. The gradient's norm is that of one batch as well.
+static void test_documents(void) {
+    static const char *const cut[] = {"-b 14", "-b 7 -d 224", "-b 2 -d 224", "-b 1 -d 224 --lanes 3"};
+    static const char taught[] = "taught_by/model_00000006.bin", student[] = "student/model_00000002.bin";
+    const double near = rounding > 0 ? 0.05 : 2e-5;
+    double means[METRICS], shown[METRICS] = {0};
+    Model m, teacher;
+    int sequences = write_documents("documents.bin", 0, DOCUMENTS, SEQUENCE, 1);
+    check(sequences == 14, "%d sequences", sequences);
+    check_ok(trainer("-i train0.bin " TINY "--mode baseline -l 1e-2 -o taught_by"));
+    check_ok(trainer("-i train1.bin -b 2 -x 2 -n 2 -l 1e-2 -e %s --mode bdia -o student", taught));
+    open_model(&m, student, 1), open_model(&teacher, taught, 0);
+    metrics_by_hand(means, &m, &teacher);
+    const double norm = norm_by_hand(&m);
+    model_free(&m), model_free(&teacher);
+    for (int i = 0; i < 4; i++) {
+        char directory[16];
+        snprintf(directory, sizeof directory, "cut%d", i);
+        check_ok(trainer("-i documents.bin -j documents.bin -e %s -x 1 -v 1 -m 0 %s -o %s", student, cut[i],
+                         directory));
+        double loss = logged_in(directory, "\n1,train,", 0), before = logged_in(directory, "\n0,val,", 0);
+        check(fabs(loss - means[LOSS]) < near && fabs(before - means[LOSS]) < near,
+              "%s: losses %.8g and %.8g, by hand %.8g", cut[i], loss, before, means[LOSS]);
+        double of_step = logged_in(directory, "\n1,train,", 2);
+        check(norm > 0 && fabs(of_step - norm) < near * norm, "%s: a gradient of norm %g, not %g", cut[i],
+              of_step, norm);
+    }
+    for (int b = 1; b <= 9; b += 4) {
+        char *x;
+        check_ok(evaluator("-e %s --distill %s -j documents.bin -b %d -m 0", student, taught, b));
+        if (b == 1) shell("cp stdout evaluated");
+        check(same_files("stdout", "evaluated"), "another evaluation for -b %d", b);
+        read_file("stdout", &x);
+        sscanf(x, "validation loss %lf,%*[^|]| teacher %lf | KL %lf | same top token %lf",
+               shown, shown + 1, shown + 2, shown + 3);
+        check(fabs(shown[LOSS] - means[LOSS]) < near + 1e-4 &&
+              fabs(shown[TEACHER_LOSS] - means[TEACHER_LOSS]) < near + 1e-4 &&
+              fabs(shown[DIVERGENCE] - means[DIVERGENCE]) < near + 1e-3 * means[DIVERGENCE] &&
+              fabs(shown[AGREEMENT] - 100 * means[AGREEMENT]) < (rounding > 0 ? 5 : 0.006),
+              "by hand %g, %g, %g, %g: %s", means[0], means[1], means[2], means[3], x);
+        free(x);
+    }
+    check_ok(trainer("-i documents.bin -e %s --distill %s -x 1 -b 7 -d 224 -o cut4", student, taught));
+    double kl = logged_in("cut4", "\n1,train_kl,", 0);
+    check(fabs(kl - means[DIVERGENCE]) < near + 1e-3 * means[DIVERGENCE], "KL %g, by hand %g", kl,
+          means[DIVERGENCE]);
+}
+
+// A training on documents is the same bytes under every policy, with any number of threads, and resumed;
+// sequences begin where documents or their pieces do, and what counts nowhere is no loss and no gradient.
+static void test_documents_trained(void) {
+    static const char flags[] =
+        "-i documents?.bin -j documents1.bin " SMALL "-b 3 -d 144 -x 4 -n 2 -v 2 --shuffle";
+    static const char *const policies[] = {"store", "checkpoint", "reverse", "auto --budget 1G"};
+    write_documents("documents1.bin", 0, 4, SEQUENCE, 0);
+    write_documents("documents2.bin", 4, DOCUMENTS, SEQUENCE, 0);
+    for (int i = 0; i < 4; i++) {
+        char model[64], state[64], threads[2] = {(char)('1' + i % 3), 0};
+        setenv("OMP_NUM_THREADS", threads, 1);
+        check_ok(trainer("%s --memory %s -o filled%d", flags, policies[i], i));
+        snprintf(model, sizeof model, "filled%d/model_00000004.bin", i);
+        snprintf(state, sizeof state, "filled%d/state_00000004.bin", i);
+        check(same_files("filled0/model_00000004.bin", model) &&
+              same_files("filled0/state_00000004.bin", state), "--memory %s trains otherwise", policies[i]);
+    }
+    unsetenv("OMP_NUM_THREADS");
+    shell("cp -r filled0 filled; rm filled/*4.bin");
+    check_ok(trainer("%s -o filled -y 1", flags));
+    check(same_files("filled/model_00000004.bin", "filled0/model_00000004.bin") &&
+          same_logs("filled/log.csv", "filled0/log.csv"), "resumed, it ends with other bytes");
+    Data d;
+    Model m;
+    open_model(&m, "filled0/model_00000004.bin", 0);
+    data_open(&d, "documents?.bin");
+    int began = 1, uncounted = 0;
+    for (uint64_t i = 0; i < 200; i++) {
+        int in[SEQUENCE], out[SEQUENCE], counted = 0, moved = 1;
+        const int told = data_batch(&d, &m, i, 1, 42);
+        to_host(in, m.inputs, sizeof in), to_host(out, m.targets, sizeof out);
+        for (int t = 0; t < SEQUENCE; t++) {
+            int next = t + 1 < SEQUENCE ? in[t + 1] : out[t];
+            counted += out[t] >= 0;
+            moved &= out[t] == (in[t] == ENDS && next == ENDS ? -1 : next) || t + 1 == SEQUENCE;
+        }
+        check(moved && counted == told, "sequence %d: %d targets count, not %d", (int)i, counted, told);
+        uncounted += SEQUENCE - counted;
+        // a document's first piece, or the second or third of one
+        int piece = in[0] == ENDS;
+        for (int k = 0; k < DOCUMENTS; k++)
+            for (int at = SEQUENCE; at <= document_lengths[k]; at += SEQUENCE)
+                piece |= in[0] == document_token(k, at - 1);
+        began &= piece;
+    }
+    check(began && uncounted > 0, "a sequence begins elsewhere, or all %d tokens count", 200 * SEQUENCE);
+    model_free(&m), data_close(&d);
+    write_documents("padding.bin", 0, 0, SEQUENCE, 2);
+    check_ok(trainer("-i padding.bin -j padding.bin " SMALL "-b 2 -x 2 -v 1 -c 0 -n 1 -o padding"));
+    check(logged_in("padding", "\n2,train,", 0) == 0 && logged_in("padding", "\n2,train,", 2) == 0 &&
+          logged_in("padding", "\n2,val,", 0) == 0, "a loss or a gradient where nothing counts");
+    check_ok(trainer("-i train0.bin " SMALL "-b 2 -x 0 -o unpadded"));
+    check(same_files("padding/model_00000002.bin", "unpadded/model_00000000.bin"), "padding trains");
+}
+
 // What an interrupt leaves undone after a step, its validation and questions, is done when the run goes on.
 static void test_owed(void) {
     write_choices("two.bin", 2);
@@ -1201,6 +1418,33 @@ static void test_refusals(void) {
     shell("! ls | grep nan.npy");  // logits that are no numbers leave no file, half-way or whole
 }
 
+// Documents say what -t is, and files of them go with files of as many tokens a sequence.
+static void test_documents_refused(void) {
+    static const Refusal refusals[] = {
+        {1, "cut to sequences of 8 tokens, so -t 8 is meant, not 16", "-i eights.bin -t 16 " SMALL},
+        {1, "sequences of 8 tokens, so -t 8 is meant, not 16", "-i train0.bin -j eights.bin -t 16 " SMALL},
+        {1, "sequences of 16 tokens, so -t 16 is meant, not 8", "-i eights.bin -j sixteens.bin " SMALL},
+        {1, "but a8.bin has 8", "-i a*.bin " SMALL}, {1, "but b0.bin has 0", "-i b*.bin " SMALL},
+        {1, "length of sequences is -1", "-i minus.bin " SMALL},
+        {1, "end-of-text token is 32", "-i end32.bin " SMALL},
+        {2, "-t 16: longer than the context of 8", "-i sixteens.bin " ONE_LAYER "--context 8"},
+        {0, NULL, NULL}};
+    char *x;
+    write_documents("eights.bin", 0, 3, 8, 0), write_documents("sixteens.bin", 0, 3, SEQUENCE, 0);
+    shell("cp eights.bin a8.bin; cp sixteens.bin a9.bin; cp train0.bin b0.bin; cp eights.bin b8.bin");
+    shell("cp eights.bin minus.bin; cp eights.bin end32.bin");
+    patch("minus.bin", 4, -1), patch("end32.bin", 5, 32);
+    check_refusals(trainer, refusals);
+    check_ok(trainer("-i eights.bin -x 1 -b 1 " SMALL));
+    shell("grep -c '^B 1, T 8, ' stdout > eight");
+    read_file("eight", &x);
+    check(x && atoi(x) == 1, "-t is not what documents are cut to");
+    free(x);
+    check_ok(sampler(TRAINED "-i eights.bin -b 2 --logits eights.npy"));
+    check(read_file("eights.npy", &x) == 128 + 4 * 2 * 8 * 32, "--logits of documents");
+    free(x);
+}
+
 // A run that blows up says where; what it saved before computes.
 static void test_blowing_up(void) {
     char *x = NULL;
@@ -1452,6 +1696,8 @@ static const Test tests[] = {
     {"training", "bytes", test_bytes, SHORT},
     {"training", "smaller-batch", test_smaller_batch, SHORT},
     {"training", "lanes", test_lanes, SHORT},
+    {"training", "documents", test_documents, SHORT},
+    {"training", "documents-trained", test_documents_trained, SHORT},
     {"training", "interrupt", test_interrupt, SHORT},
     {"training", "owed", test_owed, SHORT},
     {"what is missing", "file-systems", test_file_systems, SHORT},
@@ -1467,6 +1713,7 @@ static const Test tests[] = {
     {"conversions", "teacher", test_teacher, SHORT},
     {"conversions", "compare", test_compare, SHORT},
     {"bad input", "refusals", test_refusals, ALL},
+    {"bad input", "documents-refused", test_documents_refused, ALL},
     {"bad input", "blowing-up", test_blowing_up, ALL},
     {"bad input", "full-disk", test_full_disk, ALL},
     {"bad input", "vanishing", test_vanishing, ALL},
@@ -1485,7 +1732,7 @@ static const struct { const char *test, *uses; } files[] = {
     {"profile", "deterministic"}, {"precision", "deterministic"}, {"model-files", "deterministic"},
     {"bytes", "deterministic"}, {"evaluate", "deterministic"}, {"logits", "deterministic"},
     {"evaluate-all", "deterministic"}, {"choices", "deterministic"}, {"choices-programs", "choices"},
-    {"interrupt", "deterministic"},
+    {"interrupt", "deterministic"}, {"documents-refused", "deterministic"},
     {"foreign-files", "deterministic"},
     {"sample", "bytes"}, {"prompt-logits", "bytes"},
     {"convert", "model-files"}, {"teacher", "model-files"}, {"compare", "teacher"},

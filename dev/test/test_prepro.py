@@ -71,9 +71,9 @@ def bad(status, says, *args, **kwargs):
         check(s in p.stderr, f"stderr should say {s!r}: {p.stderr!r}")
 
 
-def token_bytes(tokens, V):
-    header = [20240520, 1, len(tokens), V] + [0] * 252
-    return struct.pack("<256i", *header) + struct.pack(f"<{len(tokens)}H", *tokens)
+def token_bytes(tokens, V, *more):
+    header = [20240520, 1, len(tokens), V, *more]
+    return struct.pack("<256i", *header, *[0] * (256 - len(header))) + struct.pack(f"<{len(tokens)}H", *tokens)
 
 
 def blocked(tmp, *names):
@@ -552,10 +552,7 @@ def test_workers(tmp):
         check_files(got, want, workers + " workers")
 
 
-def test_killed(tmp):
-    """Killed at every fsync and every rename, and started again: the same bytes in the end, and what the record says is
-    finished is left alone."""
-    code = """if True:
+KILLING = """if True:
         import os, signal, sys, prepro_owt
         left = int(sys.argv.pop(1))
         def killing(function):
@@ -568,6 +565,11 @@ def test_killed(tmp):
             return f
         os.fsync, os.replace = killing(os.fsync), killing(os.replace)
         prepro_owt.main()"""
+
+
+def test_killed(tmp):
+    """Killed at every fsync and every rename, and started again: the same bytes in the end, and what the record says is
+    finished is left alone."""
     documents = make_documents(30)
     a = write_jsonl(os.path.join(tmp, "a"), documents)
     want = byte_files(documents[:22], documents[22:], 1000)
@@ -575,7 +577,7 @@ def test_killed(tmp):
     for moment in range(1, 1000):
         out = os.path.join(tmp, f"out{moment}")
         args = "--jsonl", a, "--tokenizer", "byte", "--val", "last:25%", "--shard-size", "1000", "--out", out
-        p = subprocess.run([sys.executable, "-B", "-c", code, str(moment), *args, "--workers", "1"],
+        p = subprocess.run([sys.executable, "-B", "-c", KILLING, str(moment), *args, "--workers", "1"],
                            cwd=os.path.dirname(PROGRAM), capture_output=True, text=True)
         if p.returncode == 0:
             break
@@ -590,6 +592,104 @@ def test_killed(tmp):
         check(len(same) >= done, f"killed at moment {moment}: {done} files were done, only {same} were left alone")
     check(moment > 18, f"only {moment - 1} moments")
     check_files(made(out), want, "not killed")
+
+
+END = 256  # fake_tiktoken's
+
+
+def sequences_of(documents, N):
+    """What the documents with text come to as sequences of N tokens, written down piece by piece."""
+    sequences = []
+    for d in documents:
+        left = [END, *d.encode()] if d else []
+        while left:
+            piece, left = left[:N], left[N:]
+            sequences.append(piece + [END] * (N - len(piece)))
+    return sequences
+
+
+def check_documents(out, side, documents, N):
+    """A side's files, read as the trainer does: inputs, and for targets the same moved by one. Returns the sequences of
+    each file."""
+    sequences, counts, after = [], [], None
+    for name in sorted(name for name in os.listdir(out) if name.startswith(side)):
+        data = read(out, name)
+        header, tokens = struct.unpack("<256i", data[:1024]), [i for i, in struct.iter_unpack("<H", data[1024:])]
+        check_equal(header, (20240520, 1, len(tokens), 50257, N, END) + (0,) * 250, name + ": header")
+        check(len(tokens) > N and len(tokens) % N == 1 % N, f"{name}: {len(tokens)} tokens")
+        if after not in (None, END):
+            check_equal(tokens[0], after, name + ": the target at the end of the file before")
+        counts.append((len(tokens) - 1) // N)
+        after = tokens[-1]
+        sequences += [tokens[k:k + N + 1] for k in range(0, len(tokens) - 1, N)]
+    check_equal([q[:-1] for q in sequences], sequences_of(documents, N), side + ": sequences")
+    inputs = [i for q in sequences for i in q[:-1]]
+    targets = [i for q in sequences for i in q[1:]]
+    counted = [target for i, target in zip(inputs, targets) if not i == target == END]
+    check_equal(counted, [i for d in documents if d for i in [*d.encode(), END]], side + ": targets that count")
+    return counts
+
+
+def test_sequences(tmp):
+    """--documents: short ones are filled up, long ones cut, and every token of each is a target that counts once."""
+    modules = fake_tiktoken(tmp, 0)
+    options = "--documents", "4", "--val", "last:16%"
+    small = write_jsonl(os.path.join(tmp, "small"), ["ab", "abc", "", "abcd", "abcdefghi", "val"])
+    out = os.path.join(tmp, "small out")
+    good("--jsonl", small, *options, "--shard-size", "12", "--workers", "2", "--out", out, modules=modules)
+    a, b, c, d, e, f, g, h, i = b"abcdefghi"
+    E, got = END, made(out)
+    got.pop(TOKENIZER)
+    files = [[E, a, b, E, E, a, b, c, E], [E, a, b, c, d, E, E, E, E], [E, a, b, c, d, e, f, g, h], [h, i, E, E, E]]
+    check_files(got, {**{f"train_{k:06d}.bin": token_bytes(t, 50257, 4, E) for k, t in enumerate(files)},
+                      VAL: token_bytes([E, *b"val", E], 50257, 4, E)}, "by hand")
+
+    documents = make_documents(60) + ["", "x" * 7, "x" * 8, "x" * 9, "x" * 19, "x" * 300] + make_documents(4, seed=2)
+    many = write_jsonl(os.path.join(tmp, "many"), documents)
+    for N, size in (8, 200), (8, 201), (8, 9), (1, 300), (50, 10**6):
+        out = os.path.join(tmp, f"out {N} {size}")
+        good("--jsonl", many, "--documents", str(N), "--val", "last:10%", "--shard-size", str(size), "--out", out,
+             modules=modules)
+        for side, part in ("train", documents[:63]), ("val", documents[63:]):
+            counts = check_documents(out, side, part, N)
+            check(all(count == (size - 1) // N for count in counts[:-1]), f"{side}, size {size}: {counts}")
+    out = os.path.join(tmp, "first")
+    good("--jsonl", many, "--documents", "8", "--val", "first:240", "--shard-size", "99", "--out", out, modules=modules)
+    tokens = [i for name in sorted(os.listdir(out), reverse=True) if name.startswith("val")
+              for i, in struct.iter_unpack("<H", read(out, name)[1024:-2])]
+    check_equal(len(tokens), 240, "first:240")
+
+    args = "--jsonl", small, *options, "--shard-size", "9"
+    for moment in range(1, 100):
+        out = os.path.join(tmp, f"killed {moment}")
+        p = subprocess.run([sys.executable, "-B", "-c", KILLING, str(moment), *args, "--out", out], capture_output=True,
+                           cwd=os.path.dirname(PROGRAM), text=True, env=dict(os.environ, PYTHONPATH=modules))
+        good(*args, "--out", out, modules=modules)
+        check_files({name: data for name, data in made(out).items() if name != TOKENIZER}, got, f"moment {moment}")
+        if p.returncode == 0:
+            break
+    check(moment > 18, f"only {moment - 1} moments")
+
+
+def test_sequences_refused(tmp):
+    modules = fake_tiktoken(tmp, 0)
+    out = os.path.join(tmp, "out")
+    some, none = (write_jsonl(os.path.join(tmp, name), texts) for name, texts in
+                  (("some", ["abcdefghi"] * 4), ("none", ["abcdefghi", "", "", ""])))
+    for says, args in (["end-of-text"], ["--tokenizer", "byte"]), (["--shard-size 4"], ["--shard-size", "4"]), \
+                      (["first:10", "a multiple of --documents 4"], ["--val", "first:10"]), \
+                      (["whole number"], ["--documents", "0"]), \
+                      (["--documents 20000000", "16777216"], ["--documents", "20000000"]):
+        bad(2, says, "--jsonl", some, "--documents", "4", *args, "--out", out, modules=modules)
+    bad(2, ["--documents is for documents"], "--text", some, "--documents", "4", "--out", out, modules=modules)
+    check(not os.path.exists(out), "nothing should be made")
+    args = "--val", "last:50%", "--out", out
+    bad(1, ["no validation text"], "--jsonl", none, "--documents", "4", *args, modules=modules)
+    check_equal(os.listdir(out), [], "files")
+    good("--jsonl", some, "--documents", "4", *args, modules=modules)
+    check("finished already" in good("--jsonl", some, "--documents", "4", *args, modules=modules), "once more")
+    for other in ["--documents", "5"], []:
+        bad(1, ["another documents;"], "--jsonl", some, *other, *args, modules=modules)
 
 
 def test_killed_at_any_time(tmp):

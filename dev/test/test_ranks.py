@@ -257,6 +257,36 @@ LONG = ("-i train.txt -j train.txt -e d6 --layers 5 --channels 24 --heads 3 --co
         "-v 20 -m 5 -n 5 -x 60 -d 420").split()
 
 
+def documents_file(path, sequence=70, end=10):
+    """Documents that fill sequences or do not, in sequences of their own, as bytes; one has nothing in it."""
+    tokens = []
+    for length in [5, 69, 200, 1, 0, 139, 70, 33, 280, 2, 3, 4]:
+        tokens += [end] + [97 + (length + i * i) % 13 for i in range(length)]
+        tokens += [end] * (-len(tokens) % sequence)
+    header = [20240520, 1, len(tokens) + 1, 256, sequence, end]
+    Path(path).write_bytes(struct.pack("<256i", *header, *[0] * 250) + struct.pack(f"<{len(tokens) + 1}H", *tokens, end))
+
+
+def test_documents(engine):
+    """Every rank divides by what counts in the whole step, and in the whole validation."""
+    documents_file("documents.bin")
+    shape = [word.replace("train.txt", "documents.bin") for word in SHAPE]
+    for more in [["--shuffle"], ["--mode", "bdia", *teacher_flags("bdia")]]:
+        flags = [*shape, "-x", 4, "-d", 420, *more]
+        alone(*flags, "-o", "one")
+        for ranks in [2, 3]:
+            result = engine.run(ranks, "train_rev_gpt2", *flags, "-o", "several")
+            check(result.returncode == 0 and files("several", 4) == files("one", 4),
+                  f"{engine.name}: documents {more}: {ranks} ranks differ from one: {result.stderr[-300:]}")
+            shutil.rmtree("several", ignore_errors=True)
+        shutil.rmtree("one")
+    flags = ["-e", "teacher/model_00000002.bin", "-j", "documents.bin", "-m", 0, "-b", 2]
+    want = done([str(Path("alone/eval_rev_gpt2").resolve()), *map(str, flags)])
+    got = engine.run(3, "eval_rev_gpt2", *flags)
+    same = [line for line in got.stdout.splitlines() if "ranks, " not in line] == want.stdout.splitlines()
+    check(want.returncode == got.returncode == 0 and same, f"{engine.name}: evaluation of documents: {got.stdout} not {want.stdout}")
+
+
 def test_resume(engine):
     """One rank, killed; three ranks, interrupted; two ranks to the end."""
     alone(*LONG, "-o", "whole")
@@ -383,8 +413,9 @@ def test_plan(engine):
     check(totals[1]["gradients"] > totals[2]["gradients"] > totals[4]["gradients"], f"the sums of gradients: {totals}")
 
 
-TESTS = {"bits": test_bits, "lanes": test_lanes, "threads": test_threads, "evaluation": test_evaluation, "plan": test_plan,
-         "differences": test_differences, "resume": test_resume, "disk": test_disk, "faults": test_faults}
+TESTS = {"bits": test_bits, "lanes": test_lanes, "threads": test_threads, "evaluation": test_evaluation,
+         "documents": test_documents, "plan": test_plan, "differences": test_differences, "resume": test_resume,
+         "disk": test_disk, "faults": test_faults}
 
 
 def main():
