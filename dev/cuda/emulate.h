@@ -92,15 +92,34 @@ static bool moved;  // has any fiber come further since this was false?
 }
 
 [[gnu::noipa, noreturn]] static void go_to(Place place) { __builtin_longjmp(place, 1); }
+static void go_on_as(int i) {
+    current = &fibers[i];
+    threadIdx = current->thread;
+}
+// In a round of a warp every fiber that is not done has one turn: take_turn gives the next of them, or -1 after the last.
+static int next_turn, turns_left, turn_step;
+static int take_turn(void) {
+    while (turns_left-- > 0) {
+        int i = next_turn;
+        next_turn += turn_step;
+        if (!fibers[i].done) return i;
+    }
+    return -1;
+}
+// Goes on in the next fiber of the round. The scheduler makes a fiber that has not started, and begins the next round.
 [[gnu::noipa]] static void yield(void) {
-    if (!__builtin_setjmp(current->at)) go_to(scheduler);
+    if (__builtin_setjmp(current->at)) return;
+    int i = take_turn();
+    if (i >= 0 && fibers[i].started) go_on_as(i), go_to(current->at);
+    if (i >= 0) next_turn = i, turns_left++;
+    go_to(scheduler);
 }
 static void release(Meeting &m) {
     if (m.arrived == 0 || m.arrived < m.expected) return;
     m.arrived = 0;
     m.phase++;
 }
-static void meet(Meeting &m) {
+__forceinline__ void meet(Meeting &m) {
     unsigned phase = m.phase;
     m.arrived++;
     release(m);
@@ -124,8 +143,7 @@ static void entry(void) {
     }
 }
 [[gnu::noipa]] static void resume(int i) {
-    current = &fibers[i];
-    threadIdx = current->thread;
+    go_on_as(i);
     if (__builtin_setjmp(scheduler)) return;
     if (current->started) go_to(current->at);
     current->started = true;
@@ -158,10 +176,9 @@ static void run_block(int threads, size_t shared) {
             do {
                 moved = false;
                 waiting = 0;
-                for (int i = 0; i < WARP; i++) {
-                    int k = first + (round % 2 ? WARP - 1 - i : i);
-                    if (!fibers[k].done) resume(k), waiting += !fibers[k].done;
-                }
+                next_turn = first + (round % 2 ? WARP - 1 : 0), turn_step = round % 2 ? -1 : 1, turns_left = WARP;
+                for (int i; (i = take_turn()) >= 0;) resume(i);
+                for (int i = first; i < first + WARP; i++) waiting += !fibers[i].done;
                 any |= moved;
             } while (moved && waiting);
             left += waiting;
@@ -254,7 +271,7 @@ template <class T> struct Lanes {
     const char *slots;
     const T &operator[](int lane) const { return *(const T *)(slots + (size_t)(lane & (WARP - 1)) * SLOT); }
 };
-template <class T> static Lanes<T> exchange(const char *what, const T &mine) {
+template <class T> __forceinline__ Lanes<T> exchange(const char *what, const T &mine) {
     static_assert(sizeof(T) <= SLOT, "a slot is too small");
     Warp &w = warp();
     char *slots = w.slot[w.meeting.phase % 2][0];
@@ -277,15 +294,15 @@ bool all(bool) = delete;
 
 static inline void __syncthreads(void) { emulate::meet(emulate::block_meeting); }
 static inline void __syncwarp(unsigned mask = 0xFFFFFFFFu) { emulate::whole("__syncwarp", mask), emulate::exchange("__syncwarp", 0); }
-template <class T> static T __shfl_sync(unsigned mask, T x, int from) {
+template <class T> __forceinline__ T __shfl_sync(unsigned mask, T x, int from) {
     emulate::whole("__shfl_sync", mask);
     return emulate::exchange("__shfl_sync", x)[from];
 }
-template <class T> static T __shfl_xor_sync(unsigned mask, T x, int with) {
+template <class T> __forceinline__ T __shfl_xor_sync(unsigned mask, T x, int with) {
     emulate::whole("__shfl_xor_sync", mask);
     return emulate::exchange("__shfl_xor_sync", x)[emulate::lane() ^ with];
 }
-static inline unsigned __ballot_sync(unsigned mask, int x) {
+__forceinline__ unsigned __ballot_sync(unsigned mask, int x) {
     emulate::whole("__ballot_sync", mask);
     emulate::Lanes<int> all = emulate::exchange("__ballot_sync", x);
     unsigned votes = 0;
