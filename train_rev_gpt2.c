@@ -244,7 +244,7 @@ typedef struct {
     Config net;
     int B, T;               // sequences of a batch, and tokens of each
     int chunk, head_chunk;  // sequences that a force, and tokens that the head is evaluated for at a time
-    int slice, group;       // tokens that the MLP, heads that attention takes at a time; 0: all of a chunk
+    int slice, group;       // tokens of a chunk the MLP, and heads that attention takes at a time; 0: all
     int training, lanes;    // whether there will be a backward pass, and of how many sums its gradient is one
     int memory, objective;  // enum Memory, enum Objective
     int kept_steps;         // the last steps, whose internals are kept
@@ -288,13 +288,15 @@ typedef struct {
 // Some sequences of a batch, or of long ones a slice of their tokens: attention is evaluated for all of them
 // with the first slice, and its adjoint with the last, but the MLP knows nothing of sequences.
 typedef struct {
+    // of the sequences
     int b, sequences;   // the first, and how many
-    int from, tokens;   // of their tokens the slice's first, and how many
-    size_t at, count;   // the slice's first element in a plane, and how many elements
-    act_t *attn, *mlp;  // (tokens, C), the halves, whose sum the force is; NULL where the step has none
-    char *internals;    // what else the block's backward pass needs
-    act_t *cache;       // their place in the model's cache, or NULL
+    char *internals;    // what the block's backward pass needs besides attn
     int kept;           // whether internals are kept, of all slices and heads
+    act_t *cache;       // their place in the model's cache, or NULL
+    // of the slice
+    int from, tokens;   // the first of their tokens, and how many
+    size_t at, count;   // its first element in a plane, and how many elements
+    act_t *attn, *mlp;  // (tokens, C), the halves, whose sum the force is; NULL where the step has none
     int fresh;          // whether just evaluated: m->normed still is the layernorm of the last half
 } Chunk;
 
@@ -339,14 +341,14 @@ static void swap_streams(Model *m) {
 
 // Step k's chunk from token i of the batch on; beyond the batch it has no tokens.
 static Chunk chunk_at(const Model *m, int k, int i) {
-    int whole = m->chunk * m->T;
+    int full = m->chunk * m->T;
     size_t C = (size_t)m->net.C;
     Chunk c;
     memset(&c, 0, sizeof c);
-    c.b = i / whole * m->chunk;
+    c.b = i / full * m->chunk;
     c.sequences = smaller_of(m->chunk, m->B - c.b);
-    c.from = i % whole;
-    c.tokens = smaller_of(slice_of(m, whole), c.sequences * m->T - c.from);
+    c.from = i % full;
+    c.tokens = smaller_of(slice_of(m, full), c.sequences * m->T - c.from);
     c.at = (size_t)i * C;
     c.count = (size_t)c.tokens * C;
     if (c.tokens > 0) place_internals(m, k, &c);
@@ -357,7 +359,7 @@ static Chunk chunk_after(const Model *m, int k, Chunk c) {
 }
 
 // All slices of the chunk's sequences as one
-static Chunk whole_of(const Model *m, Chunk c) {
+static Chunk all_slices(const Model *m, Chunk c) {
     size_t before = (size_t)c.from * (size_t)m->net.C;
     int tokens = c.sequences * m->T;
     c.fresh = c.fresh && !c.mlp && c.tokens == tokens;  // else m->normed is the MLP's, or a slice's
@@ -368,12 +370,12 @@ static Chunk whole_of(const Model *m, Chunk c) {
     if (c.attn) c.attn -= before;
     return c;
 }
-static int is_last(const Model *m, Chunk c) { return c.from + c.tokens == c.sequences * m->T; }
+static int is_last_slice(const Model *m, Chunk c) { return c.from + c.tokens == c.sequences * m->T; }
 
 // F_k(p), to c.attn and c.mlp
 static void force_forward(Model *m, int k, const stream_t *p, Chunk c) {
     int l = layer_of(&m->net, k);
-    if (c.attn && c.from == 0) attention_half_forward(m, l, p, whole_of(m, c));
+    if (c.attn && c.from == 0) attention_half_forward(m, l, p, all_slices(m, c));
     if (c.mlp) mlp_half_forward(m, l, p, c);
 }
 
@@ -411,11 +413,11 @@ static void forward(Model *m) {
 static void force_backward(Model *m, int k, const stream_t *p, real_t *dp, Chunk c) {
     int l = layer_of(&m->net, k);
     size_t before = (size_t)c.from * (size_t)m->net.C;
-    Chunk all = whole_of(m, c);
+    Chunk all = all_slices(m, c);
     if (c.mlp) mlp_half_backward(m, l, p, dp, c);
     if (!c.attn) return;
     if (c.tokens < all.tokens) device_copy(c.attn, m->dforce, c.count * sizeof(act_t));
-    if (is_last(m, c)) attention_half_backward(m, l, p - before, dp - before, all);
+    if (is_last_slice(m, c)) attention_half_backward(m, l, p - before, dp - before, all);
 }
 
 // p_{k-1} = (p_{k+1} - beta p_k - gamma F(p_k)) / alpha. Where alpha = 0 there is no division: what is left
@@ -574,14 +576,15 @@ static Internals internals_of(const Model *m, Chunk c) {
 // Attention takes a group of heads at a time, and what goes in and out of it a slice of tokens (Part II).
 typedef struct {
     int h, heads;  // the first, and how many
-    int first;     // its first channel
+    int channel;   // where they begin among a token's C
     int width;     // of a row of qkv
     act_t *qkv;    // (n, width), their queries, keys and values
 } Group;
 static Group group_at(const Model *m, Chunk c, int h);
-static void qkv_forward(Model *m, int l, const stream_t *p, Chunk c, Group g);                // of LN1(p)
-static void qkv_backward(Model *m, int l, const stream_t *p, real_t *dp, Chunk c, Group g);  // from m->wide
-static act_t *atty_backward(Model *m, int l, Chunk c);  // returns the gradient in atty
+// g.qkv = LN1(p) qkvw^T + qkvb, of the group's rows of these; and from dqkv in m->wide, through LN1, to dp
+static void qkv_forward(Model *m, int l, const stream_t *p, Chunk c, Group g);
+static void qkv_backward(Model *m, int l, const stream_t *p, real_t *dp, Chunk c, Group g);
+static act_t *atty_backward(Model *m, int l, Chunk c);  // dattn attprojw, the gradient in atty
 
 static void attention_half_forward(Model *m, int l, const stream_t *p, Chunk c) {
     const Tensors w = tensors_at(&m->net, m->params, l);
@@ -592,7 +595,7 @@ static void attention_half_forward(Model *m, int l, const stream_t *p, Chunk c) 
         real_t *lse = a.lse + (size_t)h * (size_t)T;
         qkv_forward(m, l, p, c, g);
         if (m->past) attention_query(a.atty, c.cache, m->past, C, NH, NH);
-        else attention_forward(a.atty + g.first, lse, g.qkv, c.sequences, T, C, NH, NH, g.heads);
+        else attention_forward(a.atty + g.channel, lse, g.qkv, c.sequences, T, C, NH, NH, g.heads);
     }
     matmul_forward(c.attn, a.atty, w.attprojw, w.attprojb, c.tokens, C, C, C);
 }
@@ -601,11 +604,12 @@ static void attention_half_backward(Model *m, int l, const stream_t *p, real_t *
     const Internals a = internals_of(m, c);
     int C = m->net.C, NH = m->net.NH, T = m->T;
     act_t *datty = atty_backward(m, l, c), *dqkv = m->wide;
-    for (int h = 0; h < NH; h += group_of(m)) {
+    int last = (NH - 1) / group_of(m) * group_of(m);
+    for (int h = last; h >= 0; h -= group_of(m)) {  // the last group's qkv is still there
         const Group g = group_at(m, c, h);
-        const act_t *dout = datty + g.first, *out = a.atty + g.first;
+        const act_t *dout = datty + g.channel, *out = a.atty + g.channel;
         const real_t *lse = a.lse + (size_t)h * (size_t)T;
-        if (g.heads < NH && !c.kept) qkv_forward(m, l, p, c, g);  // the last group's are there
+        if (h < last && !c.kept) qkv_forward(m, l, p, c, g);
         attention_backward(dqkv, dout, g.qkv, out, lse, c.sequences, T, C, NH, NH, g.heads);
         qkv_backward(m, l, p, dp, c, g);
     }
@@ -762,6 +766,7 @@ static size_t internals_bytes(const Model *m, int halves, size_t n, int kept, si
         heads = (size_t)group_of(m);
     }
     const size_t inside = mlp * 4*slice*row;
+    if (m->cache) heads = 0;  // its qkv are there
     const size_t unpadded[INTERNALS] = {
         attn * n * 3*row / NH * heads, attn * n*row, attn * n*NH * sizeof(real_t), inside, inside};
     for (int i = 0; i < INTERNALS; i++) {
@@ -777,7 +782,7 @@ static size_t cache_width(const Config *net) { return 3 * (size_t)net->C; }
 static Group group_at(const Model *m, Chunk c, int h) {
     int hs = m->net.C / m->net.NH, heads = smaller_of(group_of(m), m->net.NH - h);
     Group g = {h, heads, h * hs, 3 * heads * hs, internals_of(m, c).qkv};
-    if (c.kept) g.qkv += (size_t)c.tokens * 3 * (size_t)g.first;
+    if (c.kept) g.qkv += (size_t)c.tokens * 3 * (size_t)g.channel;
     return g;
 }
 static int stretches_of(const Model *m, Group g) { return g.heads == m->net.NH ? 1 : 3; }
@@ -791,7 +796,7 @@ static void qkv_forward(Model *m, int l, const stream_t *p, Chunk c, Group g) {
         act_t *qkv = g.qkv + (size_t)i * (size_t)g.width;
         layernorm_forward(m->normed, p + (size_t)i * C, NULL, w.ln1w, w.ln1b, tokens, m->net.C, m->net.grid);
         for (int j = 0; j < stretches; j++) {
-            size_t row = (size_t)j * C + (size_t)g.first;
+            size_t row = (size_t)j * C + (size_t)g.channel;
             matmul_forward(qkv + j*rows, m->normed, w.qkvw + row * C, w.qkvb + row, tokens, m->net.C, rows,
                            g.width);
         }
@@ -811,7 +816,7 @@ static void qkv_backward(Model *m, int l, const stream_t *p, real_t *dp, Chunk c
         real_t *to = dp + (size_t)i * C;
         if (!c.fresh) layernorm_forward(m->normed, from, NULL, w.ln1w, w.ln1b, tokens, net->C, net->grid);
         for (int j = 0; j < stretches; j++) {
-            size_t row = (size_t)j * C + (size_t)g.first;
+            size_t row = (size_t)j * C + (size_t)g.channel;
             matmul_backward(m->out, d.qkvw + row * C, d.qkvb + row, dqkv + j*rows, m->normed,
                             w.qkvw + row * C, NULL, tokens, net->C, rows, g.width);
             layernorm_backward(to, NULL, d.ln1w, d.ln1b, m->out, from, NULL, w.ln1w, tokens, net->C,
@@ -856,8 +861,11 @@ static double block_flops(const Config *net, int T, int halves, int back) {
     if (halves & MLP) products += 16 * C * C;
     return back ? 2 * products + 5 * attention : products + 2 * attention;
 }
-// What a block's adjoint makes again of qkv where attention takes a group of heads at a time
-static double group_flops(const Model *m) { return m->group > 0 ? 6.0 * m->net.C * m->net.C : 0; }
+// What the adjoint of attention makes again: the qkv of all groups but the last
+static double group_flops(const Model *m) {
+    int last = (m->net.NH - 1) / group_of(m) * group_of(m);
+    return 6.0 * m->net.C * m->net.C * last / m->net.NH;
+}
 static double head_flops(const Config *net) { return 2.0 * net->C * net->Vp; }
 
 enum { SIZES = 5 };  // that -e names: layers, channels, heads
@@ -981,7 +989,7 @@ static void plan(Model *m) {
     add_buffer(m, KEPT, &m->kept_planes, training * planes_before(m, steps(net)) * N*C, sizeof(stream_t));
     add_buffer(m, KEPT, &m->low, back * low_words(m), sizeof(uint32_t));
     size_t kept = 0, inside = teacher * evaluation_bytes(m, BLOCK, n, 0);
-    if (net->mode == HAMILTONIAN) inside = output_bytes(m, n);  // for attn alone
+    if (net->mode == HAMILTONIAN) inside = larger_of(inside, output_bytes(m, n));  // for attn alone
     for (int k = 0; k < steps(net); k++) {
         // estimates are done with before the step's own evaluation, or begin after it: they share a place
         size_t one = larger_of(evaluation_bytes(m, halves_of(net, k), n, 0), estimate_bytes(m, k, n, 0));
@@ -1149,7 +1157,7 @@ static void estimate_evaluate(Model *m, int k, Chunk c, int count) {
 }
 
 static void estimate_forward(Model *m, int k, Chunk c) {
-    if (is_last(m, c)) estimate_evaluate(m, k, c, m->net.K + 1);
+    if (is_last_slice(m, c)) estimate_evaluate(m, k, c, m->net.K + 1);
 }
 
 // The second term goes back before F_k(p_k). With v_e = dloss/dp^_e,
@@ -1172,7 +1180,7 @@ static void estimate_back(Model *m, int k, Chunk c) {
             device_zero(destimate, s.count * sizeof(real_t));
             force_backward(m, k - 1, p, destimate, here);
         }
-        Chunk all = whole_of(m, c);
+        Chunk all = all_slices(m, c);
         adjoint_update(m->dcur + all.at, m->destimate, 1, 1, all.count);
     }
 }
@@ -1474,8 +1482,10 @@ static double flops_per_token(const Model *m) {
 static double flops_again(const Model *m) {
     double flops = 0;
     for (int k = 0; k < steps(&m->net) - m->kept_steps; k++) {
-        int times = has_estimate(&m->net, k) ? m->net.K + 2 : 1;
-        flops += times * (block_flops(&m->net, m->T, halves_of(&m->net, k), 0) + group_flops(m));
+        int halves = halves_of(&m->net, k), K = has_estimate(&m->net, k) ? m->net.K : -1, adjoints = K + 2;
+        int times = adjoints + (estimates_share(m, 0) && K > 0 ? K : 0);
+        flops += times * block_flops(&m->net, m->T, halves, 0);
+        if (halves & ATTN) flops += adjoints * group_flops(m);
     }
     return flops;
 }
@@ -1747,7 +1757,7 @@ static void data_check(const Data *d, const char *pattern, int V, int T) {
 // ---- files: the model in llm.c's format, the optimizer's state beside it. A file is written aside, synced
 // and renamed; the state comes first and the model last, so a model with its state is a complete pair.
 
-enum { STATE_MAGIC = 20251127, STATE_VERSION = 4, PATH = 4096, HEADER_SIZES = 6 };
+enum { STATE_MAGIC = 20251127, STATE_VERSION = 5, WITHOUT_LANES = 3, PATH = 4096, HEADER_SIZES = 6 };
 
 // The path of a model or state; good until the next call.
 static const char *checkpoint_path(const char *directory, const char *what, int step) {
@@ -1983,7 +1993,7 @@ static void check_run(const Run *was, const Run *run, const char *path) {
         {"-b", 1}, {"-t", 0}, {"--chunk", 1}, {"--head-chunk", 1}, {"-d, in micro-batches,", 1},
         {"--shuffle", 0}, {"-a", 0}, {"--save (1: bf16)", 0}, {"--mode", 0}, {"--seed", 0},
         {"--precision (1: bf16)", 0}, {"--loss (1: kl, 2: kl-teacher)", 0}, {"--distill, as a checksum,", 0},
-        {"--lanes", apart}, {"--slice", 0}, {"--group", 0}};  // each micro-batch a lane of its own, as before
+        {"--lanes", apart}, {"--slice", 1}, {"--group", 0}};  // each micro-batch a lane of its own, as before
     int32_t then[FIELDS], now[FIELDS];
     int64_t sequences = (int64_t)run->B * run->accumulate;
     int cut = was->B != run->B && (int64_t)was->B * was->accumulate == sequences;
@@ -2001,15 +2011,18 @@ static void check_run(const Run *was, const Run *run, const char *path) {
 static FILE *open_state(const char *path, int32_t header[256], int step, const Run *run, size_t count) {
     Run was;
     FILE *f = open_input(path, header, STATE_MAGIC, "state file");
-    if (!within(header[1], STATE_VERSION - 1, STATE_VERSION) || header[2] != step)
+    if (!within(header[1], WITHOUT_LANES, STATE_VERSION) || header[2] != step)
         die(STATUS_DATA, "%s: of version %d and step %d; version %d (less is of an earlier program) and step "
             "%d are meant", path, header[1], header[2], STATE_VERSION, step);
     memcpy(&was, &header[4], sizeof was);
+    if (header[1] == WITHOUT_LANES) was.lanes = run->lanes;
     if (header[1] < STATE_VERSION) {
-        was.lanes = run->lanes;
+        was.slice = run->slice;
+        was.group = run->group;
+    }
+    if (header[1] == WITHOUT_LANES || (header[1] < STATE_VERSION && (run->slice > 0 || run->group > 0)))
         printf("%s is of an earlier program, which added gradients in another order: other bits "
                "from here on\n", path);
-    }
     check_run(&was, run, path);
     check_size(f, path, 256 * sizeof *header + count * (run->bf16 ? 12 : 8) + sizeof(uint64_t));
     return f;
@@ -2776,15 +2789,21 @@ static void check_options(const Model *m) {
 // The shape alone decides, so that every policy cuts at the same places.
 static int default_chunk(int T) { return (chunk_tokens + T - 1) / T; }
 
+// The size of parts of n things, as few and as even as parts of at most `most` can be
+static int evenly(int n, int most) {
+    int parts = (int)(((int64_t)n + most - 1) / most);
+    return (n + parts - 1) / parts;
+}
+
 // Long sequences go through the MLP in slices, and from twice as long through attention in groups of heads,
 // fewer the longer they are, so that what a group takes does not grow. A cache has all heads.
 static void choose_slices(Model *m) {
-    const int NH = m->net.NH, generates = m->cache_tokens > 0 && !m->training;
-    m->slice = or_else(opt.slice, m->T > slice_tokens ? slice_tokens : 0);
-    if (m->slice >= m->chunk * m->T) m->slice = 0;
-    m->group = or_else(opt.group, (int)((int64_t)NH * 2 * slice_tokens / m->T));
-    if (m->group < 1) m->group = 1;
-    if (m->group >= NH || generates) m->group = 0;
+    const int NH = m->net.NH, n = m->chunk * m->T, generates = m->cache_tokens > 0 && !m->training;
+    const int heads = (int)((int64_t)NH * 2 * slice_tokens / m->T);
+    m->slice = evenly(n, or_else(opt.slice, m->T > slice_tokens ? slice_tokens : n));
+    m->group = evenly(NH, or_else(opt.group, heads > 0 ? heads : 1));
+    if (m->slice == n) m->slice = 0;
+    if (m->group == NH || generates) m->group = 0;
 }
 
 // How many tokens a sample in training has: its cache lies in the gradients, as far as these reach.
@@ -3958,18 +3977,20 @@ static inline void wait_for(const int *turns, int turn) {
 
 void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse,
                         int B, int T, int C, int NH, int NKV, int heads) {
-    const int hs = C / NH, group = NH / NKV, Q = heads * hs, chains = B * heads / group;
+    const int hs = C / NH, group = NH / NKV, Q = heads * hs;
     const int tiles = (T + TILE - 1) / TILE, strips = (T + STRIP_BACKWARD - 1) / STRIP_BACKWARD;
-    const int tasks = group * strips;
+    const int64_t chains = (int64_t)B * heads / group, tasks = chains * group * strips;
     const size_t KV = (size_t)(Q / group), width = (size_t)C, S = Q + 2*KV, bytes = hs * sizeof(act_t);
     const real_t scale = (real_t)(1 / sqrt((double)hs));
     int *turns = (int *)scratch;
     profile("attention_backward", 5.0 * B * T * T * Q, 2.0 * B * T * (S + Q) * sizeof(act_t));
     memset(turns, 0, (size_t)chains * (size_t)tiles * sizeof(int));
     #pragma omp parallel for schedule(monotonic: dynamic)
-    for (int64_t task = 0; task < (int64_t)chains * tasks; task++) {
-        const int chain = (int)(task % chains), member = (int)(task / chains), s = member % strips;
-        const int b = chain * group / heads, g = chain % (heads / group), h = g * group + member / strips;
+    for (int64_t task = 0; task < tasks; task++) {
+        const int64_t chain = task % chains;
+        const int member = (int)(task / chains), s = member % strips;
+        const int b = (int)(chain * group / heads), g = (int)(chain % (heads / group));
+        const int h = g * group + member / strips;
         const int s0 = s * STRIP_BACKWARD, end = smaller_of(s0 + STRIP_BACKWARD, T);
         const size_t sequence = (size_t)(b * T);
         const act_t *q = qkv + sequence*S + h*hs, *k = qkv + sequence*S + Q + g*hs;

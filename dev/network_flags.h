@@ -12,5 +12,7 @@
      "sequences a block is evaluated for at a time; 0: by the shape"},
     {"--head-chunk", INTEGER, &opt.head_chunk, "0", 1, 1 << 24,
      "tokens the head is evaluated for at a time; 0: by the shape"},
+    {"--slice", INTEGER, &opt.slice, "0", 1, 1 << 30, "tokens the MLP takes at a time; 0: by the shape"},
+    {"--group", INTEGER, &opt.group, "0", 1, 1 << 16, "heads attention takes at a time; 0: by the shape"},
     {"--help", SWITCH, &opt.help, "0", 0, 0, "print this, and end"},
     {"--version", SWITCH, &opt.version, "0", 0, 0, "print the version, and end"},

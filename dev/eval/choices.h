@@ -157,6 +157,9 @@ typedef struct { int completions, states; } Pass;
 // another order where there are one or two, and a score should not depend on what else is in its batch.
 enum { MOST_STATES = 4096, LEAST_STATES = 3 };
 
+// Whether the last of n tokens' slices has so few
+static int few_left(int n, int slice) { return n % slice > 0 && n % slice < LEAST_STATES; }
+
 // Takes of the completions that are left, the longest first, as many as the model has room for; g becomes the
 // model of that batch, whose inputs are set.
 static Pass fill_pass(Model *g, const Model *m, Completion **left, int count, int *inputs) {
@@ -182,6 +185,8 @@ static Pass fill_pass(Model *g, const Model *m, Completion **left, int count, in
     g->B = row + 1;
     g->T = T;
     g->chunk = smaller_of(rows_a_chunk, g->B);
+    const int n = g->chunk * T, rest = g->B % g->chunk * T;
+    while (g->slice > LEAST_STATES && (few_left(n, g->slice) || few_left(rest, g->slice))) g->slice--;
     g->kept_planes = NULL;
     g->low = NULL;
     to_device(g->inputs, inputs, (size_t)g->B * (size_t)T * sizeof(int));

@@ -702,15 +702,17 @@ static void test_many_shards(void) {
     setrlimit(RLIMIT_NOFILE, &all);
 }
 
-// Makes a state one of the version before, which knew no lanes, with the checksum that it had.
-static void make_older(const char *state_name, const char *model_name) {
+// Makes a state one of an earlier version, which knew no slices or, the third, no lanes, with the checksum that
+// it had.
+static void make_older(const char *state_name, const char *model_name, int version) {
     char *state, *model;
     size_t bytes = read_file(state_name, &state), of_model = read_file(model_name, &model), header = 1024;
     int32_t words[256];
     Config net = load_model(model_name, NULL);
     memcpy(words, state, header);
-    words[1] = STATE_VERSION - 1;
-    words[4 + sizeof(Run) / 4 - 1] = 0;
+    words[1] = version;
+    for (size_t i = 0; i < 3; i++)  // lanes, slice, group
+        if (i > 0 || version == WITHOUT_LANES) words[4 + sizeof(Run) / 4 - 3 + i] = 0;
     memcpy(state, words, header);
     uint64_t sum = checksum(state_checksum(words, &net), state + header, (bytes - header - sizeof sum) / 4);
     sum = checksum(sum, model + header, (of_model - header) / 4);
@@ -749,13 +751,16 @@ static void test_lanes(void) {
     setenv("PMI_SIZE", "3", 1);
     check(trainer("%s -o lanes", flags) == STATUS_USAGE && one_line("one of 3 processes"), "mpirun: %s", output);
     unsetenv("PMI_SIZE");
-    make_older("lanes/state_00000004.bin", "lanes/model_00000004.bin");
-    check_ok(trainer("%s -y 1 -o lanes", flags));
-    shell("grep -c 'is of an earlier program' stdout > said");
-    char *said;
-    read_file("said", &said);
-    check(said && atoi(said) == 1, "a state of the version before goes on without a line");
-    free(said);
+    for (int i = 0; i < 3; i++) {  // without lanes; without slices, where there are none now, and where there are
+        char *said;
+        shell("rm -rf older; cp -r lanes older");
+        make_older("older/state_00000004.bin", "older/model_00000004.bin", WITHOUT_LANES + (i > 0));
+        check_ok(trainer("%s -y 1 -o older %s", flags, i == 2 ? "--slice 5 --group 1" : ""));
+        shell("grep -c 'is of an earlier program' stdout > said || true");
+        read_file("said", &said);
+        check(said && atoi(said) == (i != 1), "an earlier program's state, %d: %s lines", i, said);
+        free(said);
+    }
 }
 
 // What a signal says is seen before the next batch.
@@ -1646,6 +1651,8 @@ static void test_changed_flags(void) {
     check(status == (both ? STATUS_USAGE : STATUS_OK) && (both || strstr(output, "no products in")),
           "another --precision on resuming ended with %d: %s", status, output);
     check(trainer("%s -o cut -y 1 --chunk 1", long_run) == STATUS_USAGE, "another --chunk on resuming");
+    check(trainer("%s -o cut -y 1 --slice 3", long_run) == STATUS_USAGE, "another --slice on resuming");
+    check(trainer("%s -o cut -y 1 --group 1", long_run) == STATUS_USAGE, "another --group on resuming");
     check(trainer("%s -o cut -y 1 --grid 18", long_run) == STATUS_USAGE, "another --grid on resuming");
     check(trainer("%s -o cut", long_run) == STATUS_USAGE, "checkpoints would have been overwritten");
 }

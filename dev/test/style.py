@@ -11,10 +11,10 @@ FILE:LINE: RULE: what.
 import collections, re, statistics, sys
 
 # A limit that is no goal is what the part has now, with the goal behind it: who raises one says why in the commit.
-PARTS = {"I": ("reversal", 715), "II": ("memory", 350),  # 180
-         "III": ("conversions", 208), "IV": ("training", 1227),  # 800
-         "V": ("the command line", 516), "VI": ("layers for the CPU", 1192)}  # 420, 1100
-LINES = 4209  # 3400
+PARTS = {"I": ("reversal", 719), "II": ("memory", 354),  # 180
+         "III": ("conversions", 208), "IV": ("training", 1232),  # 800
+         "V": ("the command line", 522), "VI": ("layers for the CPU", 1194)}  # 420, 1100
+LINES = 4230  # 3400
 WIDTH, STORY, FUNCTION, PARAMETERS, KNOW = 110, 45, 80, 7, 16
 TERNARIES_I, TERNARIES = 3, 5  # `?:` in 100 lines
 COMMENTS = 1 / 3               # lines that carry one, to a line of code
