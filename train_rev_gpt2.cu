@@ -1411,7 +1411,7 @@ static __global__ void attention_query_kernel(act_t *out, const act_t *qkv, int 
     const int hs = heads.hs, stride = heads.stride, warps = (int)blockDim.x / WARP, threads = (int)blockDim.x;
     const act_t *q = qkv + (size_t)t * stride + h*hs, *k = qkv + h*hs + to_keys(h, heads);
     for (int first = 0; first <= t; first += QUERY_KEYS, k += (size_t)QUERY_KEYS * stride) {
-        const int keys = smaller_of(QUERY_KEYS, t + 1 - first);
+        const int left = t + 1 - first, keys = left < QUERY_KEYS ? left : QUERY_KEYS;
         float top = highest, some = 0;
         __syncthreads();  // the scores before have been read
         for (int j = warp; j < keys; j += warps) {
