@@ -2907,7 +2907,7 @@ static void print_job(const Job *j) {
            memory_names[m->memory], precision_names[j->run.precision]);
     if (m->has_teacher) printf(", --loss %s", objective_names[m->objective]);
     if (m->slice > 0) printf(", slices of %d", m->slice);
-    if (m->group > 0) printf(", groups of %d heads", m->group);
+    if (m->group > 0) printf(", heads in groups of %d", m->group);
     printf("\n");
     if (m->memory == AUTO)
         printf("the last %d of %d steps keep their internals\n", m->kept_steps, steps(net));

@@ -71,7 +71,7 @@ def train_with_torch(L, C, NH, B, T, V=50304, micro_batch=0, precision="float32"
     class Network(nn.Module):
         def __init__(self):
             super().__init__()
-            self.wte, self.wpe = nn.Embedding(V, C), nn.Embedding(1024, C)
+            self.wte, self.wpe = nn.Embedding(V, C), nn.Embedding(max(1024, T), C)
             self.blocks, self.lnf = nn.ModuleList(Block() for _ in range(L)), nn.LayerNorm(C)
 
         def forward(self, tokens, targets):
