@@ -575,10 +575,10 @@ static Internals internals_of(const Model *m, Chunk c) {
 
 // Attention takes a group of heads at a time, and what goes in and out of it a slice of tokens (Part II).
 typedef struct {
-    int h, heads;  // the first, and how many
-    int channel;   // where they begin among a token's C
-    int width;     // of a row of qkv
-    act_t *qkv;    // (n, width), their queries, keys and values
+    int heads;    // how many
+    int channel;  // the first that is theirs of a token's C
+    int width;    // of a row of qkv
+    act_t *qkv;   // (n, width), their queries, keys and values
 } Group;
 static Group group_at(const Model *m, Chunk c, int h);
 // g.qkv = LN1(p) qkvw^T + qkvb, of the group's rows of these; and from dqkv in m->wide, through LN1, to dp
@@ -781,7 +781,7 @@ static size_t cache_width(const Config *net) { return 3 * (size_t)net->C; }
 // A group's queries, keys and values are three stretches of rows of qkvw, but one if it has all heads.
 static Group group_at(const Model *m, Chunk c, int h) {
     int hs = m->net.C / m->net.NH, heads = smaller_of(group_of(m), m->net.NH - h);
-    Group g = {h, heads, h * hs, 3 * heads * hs, internals_of(m, c).qkv};
+    Group g = {heads, h * hs, 3 * heads * hs, internals_of(m, c).qkv};
     if (c.kept) g.qkv += (size_t)c.tokens * 3 * (size_t)g.channel;
     return g;
 }
@@ -899,11 +899,12 @@ static int keeps_internals(const Model *m, int k) { return k >= steps(&m->net) -
 static int slice_of(const Model *m, int n) { return m->slice > 0 ? smaller_of(m->slice, n) : n; }
 static int group_of(const Model *m) { return m->group > 0 ? smaller_of(m->group, m->net.NH) : m->net.NH; }
 
-// Which halves' outputs lie behind an evaluation's internals: attn, but for what is kept of a step that has
-// no MLP and need not be undone; and the MLP's, if it is kept to undo the step.
+// Which halves' outputs lie behind an evaluation's internals. Of what is kept, those that undo the step, or
+// attn, if LN2 reads it; or else attn, for its slices are not evaluated one by one.
 static int outputs_of(const Model *m, int halves, int kept) {
     if (!kept) return halves & ATTN;
-    return undoes_steps(m) ? halves : halves & ATTN & (halves >> 1);
+    if (undoes_steps(m)) return halves;
+    return halves == BLOCK ? ATTN : 0;
 }
 static size_t output_bytes(const Model *m, size_t n) {
     return round256(n * (size_t)m->net.C * sizeof(act_t));
