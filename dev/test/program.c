@@ -1315,7 +1315,6 @@ static const Refusal trainer_refusals[] = {
     {2, "heads of 136 channels", "-i train0.bin -e d6 --layers 1 --channels 136 --heads 1 -b 1 -t 16"},
     {2, "4104 channels", "-i train0.bin -e d6 --layers 1 --channels 4104 --heads 54 -b 1 -t 16"},
     {2, "65535 sequences", "-i train0.bin " ONE_LAYER "-b 65536 -t 1 --chunk 65536"},
-    {2, "for the scores of", "-i train0.bin " ONE_LAYER "--context 100000 -b 1 -t 16 -x 0 -s 1 -g 99999"},
 #endif
     {0, NULL, NULL}};
 
