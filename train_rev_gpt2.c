@@ -3972,7 +3972,7 @@ typedef struct { Panel q, d, q_columns, d_columns; real_t delta[TILE]; } Queries
 // queries, are a chain: each adds to the gradients of the keys that it sees, a tile at a time. turns (chains,
 // tiles) counts who has: a tile waits for the tasks before in its chain, so that its sums have one order for
 // any number of threads. Chains are taken in turn; where there are many, nobody waits.
-static inline void wait_for(const int *turns, int turn) {
+static inline void wait_for_turn(const int *turns, int turn) {
     while (__atomic_load_n(turns, __ATOMIC_ACQUIRE) != turn) sched_yield();
 }
 
@@ -4019,7 +4019,7 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
             const int not_yet = t0 / STRIP_BACKWARD;  // strips of a head that do not see this tile
             const int turn = member / strips * (strips - not_yet) + s - not_yet;
             int *turn_now = turns + (size_t)chain * (size_t)tiles + t0 / TILE;
-            wait_for(turn_now, turn);
+            wait_for_turn(turn_now, turn);
             for (int t = t0; t < t0 + keys && turn == 0; t++) {
                 memset(dk + t*S, 0, bytes);
                 memset(dv + t*S, 0, bytes);
