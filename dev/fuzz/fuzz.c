@@ -199,7 +199,7 @@ static void make_model(int kind) {
     memcpy(m.m, m.params, bytes);
     memcpy(m.v, m.params, bytes);
 }
-static const Run base_run = {4, 3, 2, 8, 1, 0, 0, 0, MIDPOINT, 1337, 0, CROSS_ENTROPY, 0, 1};
+static const Run base_run = {4, 3, 2, 8, 1, 0, 0, 0, MIDPOINT, 1337, 0, CROSS_ENTROPY, 0, 1, 0, 0};
 static uint8_t models[2 * MODES][1 << 14];  // files of every mode and precision
 static size_t model_sizes[2 * MODES];
 
@@ -312,9 +312,11 @@ static void fuzz_state(const uint8_t *bytes, size_t size) {
     make_model(MIDPOINT);
     run.bf16 = word(bytes, size, 11) & 1;
     size_t count = parameter_count(&m.net), body = count * (run.bf16 ? 12 : 8), length = 1024 + body + 8;
-    int version = word(bytes, size, 1), known = version == STATE_VERSION || version == STATE_VERSION - 1;
+    int version = word(bytes, size, 1), known = within(version, WITHOUT_LANES, STATE_VERSION);
     int whole = size == length && word(bytes, size, 0) == STATE_MAGIC && known && word(bytes, size, 2) == 7;
-    size_t compared = sizeof run - (version == STATE_VERSION ? 0 : sizeof run.lanes);  // the version before has no lanes
+    size_t compared = sizeof run;  // earlier versions have no slice, no group; the earliest no lanes either
+    if (version < STATE_VERSION) compared -= sizeof run.slice + sizeof run.group;
+    if (version == WITHOUT_LANES) compared -= sizeof run.lanes;
     int same = size >= 1024 && memcmp(bytes + 16, &run, compared) == 0, right = 0;
     if (size == length) {
         int32_t header[256];
@@ -335,14 +337,14 @@ static void fuzz_state(const uint8_t *bytes, size_t size) {
 }
 static void seeds_state(void) {
     static uint8_t bytes[1 << 14];
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < 6; i++) {
         Run run = base_run;
         run.bf16 = i & 1;
         make_model(MIDPOINT);
         save_state(&m, "", 7, &run, 0);
         size_t size = get_file(bytes, sizeof bytes);
         bytes[120] = i >= 2;  // the first two are right as they are
-        if (i == 4) bytes[4] = STATE_VERSION - 1;
+        if (i >= 4) bytes[4] = (uint8_t)(STATE_VERSION + 3 - i);
         snprintf(path, sizeof path, "state%d", i);
         write_seed(path, bytes, size);
     }
