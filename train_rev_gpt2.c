@@ -2796,12 +2796,12 @@ static int evenly(int n, int most) {
     return (n + parts - 1) / parts;
 }
 
-// Long sequences go through the MLP in slices, and from twice as long through attention in groups of heads,
+// Sequences of more than two slices go through the MLP in slices, and through attention in groups of heads,
 // fewer the longer they are, so that what a group takes does not grow. A cache has all heads.
 static void choose_slices(Model *m) {
     const int NH = m->net.NH, n = m->chunk * m->T, generates = m->cache_tokens > 0 && !m->training;
     const int heads = (int)((int64_t)NH * 2 * slice_tokens / m->T);
-    m->slice = evenly(n, or_else(opt.slice, m->T > slice_tokens ? slice_tokens : n));
+    m->slice = evenly(n, or_else(opt.slice, m->T > 2 * slice_tokens ? slice_tokens : n));
     m->group = evenly(NH, or_else(opt.group, heads > 0 ? heads : 1));
     if (m->slice == n) m->slice = 0;
     if (m->group == NH || generates) m->group = 0;
