@@ -899,8 +899,8 @@ static int keeps_internals(const Model *m, int k) { return k >= steps(&m->net) -
 static int slice_of(const Model *m, int n) { return m->slice > 0 ? smaller_of(m->slice, n) : n; }
 static int group_of(const Model *m) { return m->group > 0 ? smaller_of(m->group, m->net.NH) : m->net.NH; }
 
-// Which halves' outputs lie behind an evaluation's internals. Of what is kept, those that undo the step, or
-// attn, if LN2 reads it; or else attn, for its slices are not evaluated one by one.
+// Which halves' outputs lie behind an evaluation's internals. Where it is kept, those that undo the step, or
+// attn, if LN2 reads it; where it is not, attn, which is evaluated for all slices at once.
 static int outputs_of(const Model *m, int halves, int kept) {
     if (!kept) return halves & ATTN;
     if (undoes_steps(m)) return halves;
@@ -2800,8 +2800,12 @@ static int evenly(int n, int most) {
 // fewer the longer they are, so that what a group takes does not grow. A cache has all heads.
 static void choose_slices(Model *m) {
     const int NH = m->net.NH, n = m->chunk * m->T, generates = m->cache_tokens > 0 && !m->training;
-    const int heads = (int)((int64_t)NH * 2 * slice_tokens / m->T);
-    m->slice = evenly(n, or_else(opt.slice, m->T > 2 * slice_tokens ? slice_tokens : n));
+    int slice = n, heads = NH;
+    if (m->T > 2 * slice_tokens) {
+        slice = slice_tokens;
+        heads = (int)((int64_t)NH * 2 * slice_tokens / m->T);
+    }
+    m->slice = evenly(n, or_else(opt.slice, slice));
     m->group = evenly(NH, or_else(opt.group, heads > 0 ? heads : 1));
     if (m->slice == n) m->slice = 0;
     if (m->group == NH || generates) m->group = 0;
