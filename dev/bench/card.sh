@@ -40,6 +40,7 @@ KERNELS=(matmul attention layernorm classifier adamw stream_step embed)
 MODES=(baseline midpoint midpoint-a leapfrog hamiltonian)
 DEVICE=${DEVICE:-cuda}
 VOCABULARY=${VOCABULARY:-50257} TOKENS=${TOKENS:-16777216}
+MIB_AT_MOST=${MIB_AT_MOST:-81559}   # of the card's memory: what the paper's tables and ours are of
 MIB_TO_SPARE=${MIB_TO_SPARE:-2560}  # of the card's memory: for the driver and the libraries
 GPT2=${GPT2:--e d12} FEW_LAYERS=${FEW_LAYERS---layers 2} LENGTH=${LENGTH:-1024} STEPS=${STEPS:-12} BATCHES=${BATCHES:-8 16 32 64}
 SHAPE_OF_TORCH=${SHAPE_OF_TORCH:-'"L":12,"C":768,"NH":12,"T":1024'}
@@ -221,7 +222,8 @@ run() {
     warm=$!
     card tokens "$tmp/tokens.bin" "$TOKENS" "$VOCABULARY"
     memory_free=$(timeout 30 nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | head -n 1)
-    memory_free=$(((${memory_free:-81559} - MIB_TO_SPARE) << 20))
+    memory_free=${memory_free:-$MIB_AT_MOST}
+    memory_free=$(((memory_free < MIB_AT_MOST ? memory_free : MIB_AT_MOST) - MIB_TO_SPARE << 20))
     # keeps the driver awake between programs, and shows what clocks they had
     nvidia-smi --query-gpu=timestamp,clocks.sm,power.draw,temperature.gpu --format=csv -l 2 >"$out/clocks.csv" 2>&1 &
     watch=$!
