@@ -919,7 +919,7 @@ static void test_pieces(void) {
         act_t *force = activations(x + 2*n, n);
         set_threads(threads);
         Coefficients leapfrog = {-1, 2, 0, 0.3};
-        stream_step((stream_t *)all, (stream_t *)(all + n), force, NULL, NULL, NULL, n, leapfrog, 0, 1);
+        stream_step((stream_t *)all, (stream_t *)all, (stream_t *)(all + n), force, NULL, NULL, NULL, n, leapfrog, 0, 1);
         adamw(all + n, all + 2*n, all + 4*n, all + 3*n, n, 1e-3, 0.9, 0.95, 0.1, 0.7, 3);
         got = from_device(all, 5 * n);
         if (!first) first = got, got = NULL;
@@ -1333,7 +1333,7 @@ static void test_flipped_bit(void) {
                 check(drift_of(&m) > 0, "%s: bit %d flipped in the stem went unnoticed", name_of(mode), bit);
                 stream_take_fault();
                 forward(&m);
-                flip(m.kept_planes + (size_t)(m.net.stem - 1) * plane_size(&m) + 99, bit);
+                flip(plane_of(&m, m.net.stem - 2) + 99, bit);
                 backward(&m, 1, &drift);
                 check(stream_take_fault() || drift > 0, "%s: bit %d flipped in a kept plane went unnoticed",
                       name_of(mode), bit);

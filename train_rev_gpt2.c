@@ -181,11 +181,12 @@ size_t layers_scratch_bytes(int n, int C, int OC, int NH);  // for products C to
 // both streams = wte[token] + wpe[t] (2.1); prev and cur (n, C), tokens (n)
 void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe,
                   int n, int T, int C, int grid);
-// direction 1: s (count) holds prev and becomes next; -1: it holds next and becomes prev. The force is f, or
-// f + f2 if f2 is given. What a fraction alpha drops goes to r (count), midpoint-a's stack, or to low, a
-// step's own, NULL if it will not be undone; elsewhere both are NULL. To leave 32 bits is a fault.
-void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r,
-                 uint32_t *low, size_t count, Coefficients k, int grid, int direction);
+// direction 1: from (count) is prev, and `to`, perhaps the same place, becomes next; -1: next becomes prev.
+// The force is f, or f + f2 if f2 is given. What a fraction alpha drops goes to r (count), midpoint-a's
+// stack, or to low, a step's own, NULL if it will not be undone; else both are NULL. To leave 32 bits is a
+// fault.
+void stream_step(stream_t *to, const stream_t *from, const stream_t *cur, const act_t *f, const act_t *f2,
+                 uint16_t *r, uint32_t *low, size_t count, Coefficients k, int grid, int direction);
 // the norm of x - y (count), or of x if y is NULL; and of r, if given: 0 exactly if not a bit is set
 double stream_distance(const stream_t *x, const stream_t *y, const uint16_t *r, size_t count, int grid);
 // dwte (Vp, C), dwpe (maxT, C) += dx, the sum of d1 and d2 (n, C); d2 may be NULL; order: layers_order's
@@ -229,8 +230,7 @@ void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V,
 
 // ---- a model, and a part of its batch
 
-// What is kept for the backward pass: planes are copied back, or, from REVERSE on, steps undone. Baseline,
-// whose one plane is both prev and cur, is never undone.
+// What is kept for the backward pass: every plane of the streams, or, from REVERSE on, steps are undone.
 enum Memory {
     STORE,       // every plane, and the internals of every block: what its backward pass needs besides p
     CHECKPOINT,  // every plane; blocks are evaluated again
@@ -256,11 +256,12 @@ typedef struct {
     void *order;            // what layers_order makes of the inputs
     real_t *losses;         // (B, T), or with a teacher (METRICS, B, T)
 
-    stream_t *prev, *cur;   // (B, T, C)
+    stream_t *prev, *cur, *next;  // (B, T, C): p_{k-1}, p_k, p_{k+1} of the step at hand
     real_t *dprev, *dcur;   // (B, T, C), gradients in them
     uint16_t *remainders;   // (B, T, C), what midpoint-a's multiplications drop
     uint32_t *low;          // low bits, what the conversions' multiplications drop
-    stream_t *kept_planes;  // (so many, B, T, C)
+    stream_t *planes[2];    // where the streams lie: p_{-1} and p_0, and what takes their places
+    stream_t *kept_planes;  // (so many, B, T, C): of those that take no other's
     double uncancelled;     // the norm of what was left where steps with alpha = 0 were undone
 
     char *kept_internals;   // of the last steps, all chunks; with the force, if it is needed to undo them
@@ -316,7 +317,8 @@ static void mlp_half_backward(Model *m, int l, const stream_t *p, real_t *dp, Ch
 
 // Memory, Part II
 static int undoes_steps(const Model *m);             // REVERSE and AUTO: or else every plane is kept
-static stream_t *kept_plane(const Model *m, int k);  // the copy of what step k overwrites; NULL: none is kept
+static int keeps_plane(const Model *m, int k);       // or else step k's p_{k+1} takes the place of p_{k-1}
+static void stand_at(Model *m, int k);               // sets prev, cur and next to the planes of step k
 static int keeps_internals(const Model *m, int k);   // or else step k's force is evaluated again, going back
 static int slice_of(const Model *m, int n);          // how many of n tokens the MLP takes at a time
 static int group_of(const Model *m);                 // how many heads attention takes at a time
@@ -332,12 +334,6 @@ static void estimate_back(Model *m, int k, Chunk c);        // takes it off agai
 // ---- forward
 
 static size_t plane_size(const Model *m) { return (size_t)m->B * (size_t)m->T * (size_t)m->net.C; }
-
-static void swap_streams(Model *m) {
-    stream_t *s = m->prev;
-    m->prev = m->cur;
-    m->cur = s;
-}
 
 // Step k's chunk from token i of the batch on; beyond the batch it has no tokens.
 static Chunk chunk_at(const Model *m, int k, int i) {
@@ -379,30 +375,28 @@ static void force_forward(Model *m, int k, const stream_t *p, Chunk c) {
     if (c.mlp) mlp_half_forward(m, l, p, c);
 }
 
-// Makes prev next (direction 1), or next prev again (-1).
-static void move_stream(Model *m, int k, Chunk c, int direction) {
+// Makes next of prev (direction 1), or prev of next again (-1).
+static void move_stream(Model *m, int k, Chunk c, stream_t *to, const stream_t *from, int direction) {
     const act_t *f = c.attn ? c.attn : c.mlp;
     const act_t *f2 = c.attn ? c.mlp : NULL;
     uint16_t *remainders = m->remainders ? m->remainders + c.at : NULL;
-    stream_step(m->prev + c.at, m->cur + c.at, f, f2, remainders, low_bits(m, k, c), c.count,
+    stream_step(to + c.at, from + c.at, m->cur + c.at, f, f2, remainders, low_bits(m, k, c), c.count,
                 coefficients(&m->net, k), m->net.grid, direction);
 }
 
-// From m->inputs to the last pair of streams
+// From m->inputs to the last pair of streams, prev and cur
 static void forward(Model *m) {
-    size_t plane = plane_size(m);
     if (!m->past) layers_weights(m->params, m->weight_copy, parameter_count(&m->net));
-    if (m->remainders) device_zero(m->remainders, plane * sizeof(uint16_t));
+    if (m->remainders) device_zero(m->remainders, plane_size(m) * sizeof(uint16_t));
+    stand_at(m, 0);
     embed(m, m->prev, m->cur);                                    // p_{-1} = p_0 = x
     for (int k = 0; k < steps(&m->net); k++) {
-        stream_t *kept = kept_plane(m, k);
-        if (kept) device_copy(kept, m->prev, plane * sizeof(stream_t));
         for (Chunk c = chunk_at(m, k, 0); c.tokens > 0; c = chunk_after(m, k, c)) {
             force_forward(m, k, m->cur + c.at, c);                // F_k(p_k)
-            move_stream(m, k, c, +1);                             // p_{k+1}, where p_{k-1} was
+            move_stream(m, k, c, m->next, m->prev, +1);           // p_{k+1}
             if (has_estimate(&m->net, k)) estimate_forward(m, k, c);
         }
-        swap_streams(m);
+        stand_at(m, k + 1);
     }
 }
 
@@ -420,33 +414,31 @@ static void force_backward(Model *m, int k, const stream_t *p, real_t *dp, Chunk
     if (is_last_slice(m, c)) attention_half_backward(m, l, p - before, dp - before, all);
 }
 
-// p_{k-1} = (p_{k+1} - beta p_k - gamma F(p_k)) / alpha. Where alpha = 0 there is no division: what is left
-// must be 0, if F came out the same, and then the plane that the step forgot is copied into its place.
+// p_{k-1} = (p_{k+1} - beta p_k - gamma F(p_k)) / alpha. Where alpha = 0 there is no division: p_{k-1}, which
+// the step forgot, lies where it was, and what is left of p_{k+1} must be 0, if F came out the same.
 static void undo_step(Model *m, int k, Chunk c) {
-    stream_t *kept = kept_plane(m, k), *prev = m->prev + c.at;
-    move_stream(m, k, c, -1);
+    int kept = keeps_plane(m, k);
+    move_stream(m, k, c, kept ? m->next : m->prev, m->next, -1);
     if (!kept) return;
-    m->uncancelled = hypot(m->uncancelled, stream_distance(prev, NULL, NULL, c.count, m->net.grid));
-    device_copy(prev, kept + c.at, c.count * sizeof(stream_t));
+    double left = stream_distance(m->next + c.at, NULL, NULL, c.count, m->net.grid);
+    m->uncancelled = hypot(m->uncancelled, left);
 }
 
 // One step back. From p_{k+1} = alpha p_{k-1} + beta p_k + gamma F(p_k), with dp_{k+1} for dloss/dp_{k+1},
 //
 //     dp_k += beta dp_{k+1} + J_F(p_k)^T (gamma dp_{k+1});    dp_{k-1}, as far as known, = alpha dp_{k+1}
 //
-//     before:  cur = p_{k+1}, prev = p_k;    dcur = dp_{k+1}, dprev = as far as known dp_k
-//     after:   cur = p_k, prev = p_{k-1};    dcur = dp_k, dprev = as far as known dp_{k-1}
+//     before:  dcur = dp_{k+1}, dprev = as far as known dp_k
+//     after:   dcur = dp_k, dprev = as far as known dp_{k-1}
 //
 // The F(p_k) that undoes the step, kept or evaluated again, is the one whose adjoint is taken.
 static void step_back(Model *m, int k) {
     Coefficients step = coefficients(&m->net, k);
     double alpha = ldexp(step.alpha, -step.shift), beta = ldexp(step.beta, -step.shift);
     real_t *dp = m->dprev, *dnext = m->dcur;
-    stream_t *kept = kept_plane(m, k);
     m->dcur = dp;
     m->dprev = dnext;
-    swap_streams(m);
-    if (kept && !undoes_steps(m)) device_copy(m->prev, kept, plane_size(m) * sizeof(stream_t));  // p_{k-1}
+    stand_at(m, k);
     for (Chunk c = chunk_at(m, k, 0); c.tokens > 0; c = chunk_after(m, k, c)) {
         const stream_t *p = m->cur + c.at;
         if (has_estimate(&m->net, k)) estimate_back(m, k, c);
@@ -875,7 +867,7 @@ static const int sizes[SIZES][3] = {
 // ==== end of GPT-2's block, the second time ==============================================================
 #endif
 
-// ---- planes: a step that is undone gives back the one it overwrote; elsewhere a copy is kept
+// ---- planes: where a step is undone, p_{k+1} takes the place of p_{k-1}; elsewhere it has one of its own
 
 static int keeps_plane(const Model *m, int k) {
     return !undoes_steps(m) || coefficients(&m->net, k).alpha == 0;
@@ -887,9 +879,18 @@ static size_t planes_before(const Model *m, int k) {  // how many of the first k
     return count;
 }
 
-static stream_t *kept_plane(const Model *m, int k) {
-    if (!m->kept_planes || !keeps_plane(m, k)) return NULL;
-    return m->kept_planes + planes_before(m, k) * plane_size(m);
+// Where p_k lies: in the place of p_{k-2}, and so on down to one that has its own, or to p_0 or p_{-1}
+static stream_t *plane_of(const Model *m, int k) {
+    for (; k > 0; k -= 2)
+        if (m->kept_planes && keeps_plane(m, k - 1))
+            return m->kept_planes + planes_before(m, k - 1) * plane_size(m);
+    return m->planes[k + 1];
+}
+
+static void stand_at(Model *m, int k) {
+    m->prev = plane_of(m, k - 1);
+    m->cur = plane_of(m, k);
+    m->next = k < steps(&m->net) ? plane_of(m, k + 1) : NULL;
 }
 
 // ---- internals: of every chunk of the last steps, and of one chunk of the others at a time
@@ -981,9 +982,9 @@ static void plan(Model *m) {
     add_buffer(m, DATA, &m->targets, N, sizeof(int));
     add_buffer(m, DATA, &m->order, training, layers_order_bytes((int)N));
     add_buffer(m, DATA, &m->losses, teacher ? METRICS * N : N, sizeof(real_t));
-    add_buffer(m, STREAMS, &m->cur, N*C, sizeof(stream_t));
+    add_buffer(m, STREAMS, &m->planes[1], N*C, sizeof(stream_t));
     add_buffer(m, STREAMS, &m->dcur, training * N*C, sizeof(real_t));
-    add_buffer(m, STREAMS, &m->prev, two * N*C, sizeof(stream_t));
+    add_buffer(m, STREAMS, &m->planes[0], two * N*C, sizeof(stream_t));
     add_buffer(m, STREAMS, &m->dprev, two * training * N*C, sizeof(real_t));
     if (net->mode == MIDPOINT_A && net->grid) add_buffer(m, STREAMS, &m->remainders, N*C, sizeof(uint16_t));
     if (!training || !two) add_buffer(m, STREAMS, &m->teacher_cur, teacher * N*C, sizeof(stream_t));
@@ -1067,7 +1068,7 @@ static void model_alloc(Model *m) {
         "for what, and a smaller %s or -t needs less", (double)needed / (1 << 30), (double)there / (1 << 30),
         m->memory == AUTO ? "--budget, -b" : "-b");
     if (m->net.mode == BASELINE) {
-        m->prev = m->cur;
+        m->planes[0] = m->planes[1];
         m->dprev = m->dcur;
     }
     layers_begin(m->scratch);
@@ -1139,11 +1140,11 @@ static void estimate_move(Model *m, int k, int e, Chunk c, int direction) {
     Coefficients step = coefficients(&m->net, k), add = {1, 0, 0, ldexp(step.alpha, -step.shift)};
     const Coefficients minus = {0, 1, 0, -1};
     int last = e > m->net.K;
-    stream_t *p, *to = m->prev + c.at;
+    stream_t *p, *to = m->next + c.at;
     Chunk here = estimate_chunk(m, k, e, c, &p);
     if (!last) estimate_chunk(m, k, e + 1, c, &to);
-    stream_step(to, m->cur + c.at, here.attn, here.mlp, NULL, NULL, c.count, last ? add : minus, m->net.grid,
-                direction);
+    stream_step(to, to, m->cur + c.at, here.attn, here.mlp, NULL, NULL, c.count, last ? add : minus,
+                m->net.grid, direction);
 }
 
 // Evaluates for the first `count` estimates of chunk c's sequences, a slice at a time.
@@ -1260,7 +1261,7 @@ static Model teacher_of(const Model *m) {
     t.weight_copy = m->teacher_copy;
     // dprev is idle until the head is done; which of two buffers that is changes with every step back
     t.cur = m->teacher_cur ? m->teacher_cur : (stream_t *)m->dprev;
-    t.prev = t.cur;
+    t.planes[0] = t.planes[1] = t.cur;
     t.logits = m->teacher_logits;
     return t;
 }
@@ -3168,23 +3169,23 @@ static inline int32_t narrowed(int64_t x, int *bad) {
 
 // The paper's networks have alpha = 1, 0 or -1, which loses nothing, so nothing has to be kept. With alpha =
 // 0 a step back multiplies s by 1, lest what a flipped bit has changed there disappear.
-static void step_unit(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, size_t count,
-                      Coefficients k, int direction) {
+static void step_unit(stream_t *to, const stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2,
+                      size_t count, Coefficients k, int direction) {
     real_t gamma = (real_t)k.gamma;
     int64_t factor = direction < 0 && k.alpha == 0 ? 1 : k.alpha;
     int add_factor = direction > 0 ? 1 : -(int)factor, bad = 0;
     #pragma omp parallel for simd reduction(|:bad)
     for (size_t i = 0; i < count; i++) {
         int64_t add = increment(cur[i].fixed, force_at(f, f2, i), k, gamma, &bad);
-        s[i].fixed = narrowed(factor * s[i].fixed + add_factor * add, &bad);
+        to[i].fixed = narrowed(factor * s[i].fixed + add_factor * add, &bad);
     }
     fault |= bad;
 }
 
 // In floating point a step back is rounded: next = alpha prev + add, and prev = next / alpha - add / alpha. A
 // step with alpha = 0 takes nothing from s, which may hold a NaN.
-static void step_float(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, size_t count,
-                       Coefficients k, int direction) {
+static void step_float(stream_t *to, const stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2,
+                       size_t count, Coefficients k, int direction) {
     double alpha = ldexp(k.alpha, -k.shift), inverse = alpha == 0 ? 1 : 1 / alpha;
     real_t beta = (real_t)ldexp(k.beta, -k.shift), gamma = (real_t)k.gamma;
     real_t scale = (real_t)(direction > 0 ? alpha : inverse);
@@ -3192,14 +3193,14 @@ static void step_float(stream_t *s, const stream_t *cur, const act_t *f, const a
     #pragma omp parallel for schedule(static, PIECE)
     for (size_t i = 0; i < count; i++) {
         real_t add = with * (beta * cur[i].real + gamma * force_at(f, f2, i));
-        s[i].real = scale != 0 ? scale * s[i].real + add : add;
+        to[i].real = scale != 0 ? scale * s[i].real + add : add;
     }
 }
 
 // midpoint-a multiplies by sixteenths. A step puts the remainders on the stack r and a step back takes them
 // off, for without them the division would not be exact.
-static void step_remainders(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r,
-                            size_t count, Coefficients k, int direction) {
+static void step_remainders(stream_t *to, const stream_t *s, const stream_t *cur, const act_t *f,
+                            const act_t *f2, uint16_t *r, size_t count, Coefficients k, int direction) {
     real_t gamma = (real_t)k.gamma;
     int bad = 0, sign = k.alpha < 0 ? -1 : 1, n = abs(k.alpha);
     #pragma omp parallel for reduction(|:bad)
@@ -3207,7 +3208,7 @@ static void step_remainders(stream_t *s, const stream_t *cur, const act_t *f, co
         int64_t add = increment(cur[i].fixed, force_at(f, f2, i), k, gamma, &bad), t;
         if (direction > 0) t = sign * multiply_sixteenths(s[i].fixed, n, r + i) + add;
         else t = unmultiply_sixteenths(sign * (s[i].fixed - add), n, r + i);
-        s[i].fixed = narrowed(t, &bad);
+        to[i].fixed = narrowed(t, &bad);
     }
     fault |= bad;
 }
@@ -3228,8 +3229,8 @@ static inline void recall_bits(uint32_t bits[32], const uint32_t *words, int shi
 
 // Conversions multiply by alpha = n/2^shift, which drops the low bits of s: low keeps them, unless it is NULL
 // because nothing will step back.
-static void step_bits(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint32_t *low,
-                      size_t count, Coefficients k, int direction) {
+static void step_bits(stream_t *to, const stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2,
+                      uint32_t *low, size_t count, Coefficients k, int direction) {
     real_t gamma = (real_t)k.gamma;
     int bad = 0;
     #pragma omp parallel for reduction(|:bad)
@@ -3245,22 +3246,22 @@ static void step_bits(stream_t *s, const stream_t *cur, const act_t *f, const ac
             int64_t t = s[g + j].fixed;
             if (direction > 0) t = multiply(t, k.alpha, k.shift) + add;
             else t = unmultiply(t - add, k.alpha, k.shift, bits[j]);
-            s[g + j].fixed = narrowed(t, &bad);
+            to[g + j].fixed = narrowed(t, &bad);
         }
     }
     fault |= bad;
 }
 
-void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r,
-                 uint32_t *low, size_t count, Coefficients k, int grid, int direction) {
+void stream_step(stream_t *to, const stream_t *from, const stream_t *cur, const act_t *f, const act_t *f2,
+                 uint16_t *r, uint32_t *low, size_t count, Coefficients k, int grid, int direction) {
     double bytes = 3 * sizeof(stream_t) + (f2 ? 2 : 1) * sizeof(act_t);
     if (low) bytes += k.shift / 8.0;
     profile("stream_step", 0, (double)count * (r ? bytes + 4 : bytes));
     k.gamma = ldexp(k.gamma, grid);
-    if (!grid) step_float(s, cur, f, f2, count, k, direction);
-    else if (r) step_remainders(s, cur, f, f2, r, count, k, direction);
-    else if (k.shift == 0) step_unit(s, cur, f, f2, count, k, direction);
-    else step_bits(s, cur, f, f2, low, count, k, direction);
+    if (!grid) step_float(to, from, cur, f, f2, count, k, direction);
+    else if (r) step_remainders(to, from, cur, f, f2, r, count, k, direction);
+    else if (k.shift == 0) step_unit(to, from, cur, f, f2, count, k, direction);
+    else step_bits(to, from, cur, f, f2, low, count, k, direction);
 }
 
 // Sums over n things are cut at the same places for any number of threads: slice p of SLICES.

@@ -277,9 +277,9 @@ static __device__ __forceinline__ int64_t step_remainder(int64_t s, int64_t add,
     if (k.direction > 0) return sign * multiply_sixteenths(s, n, r) + add;
     return unmultiply_sixteenths(sign * (s - add), n, r);
 }
-template <int N> static __global__ void step_kernel(stream_t *s, const stream_t *cur, const act_t *f,
-                                                    const act_t *f2, uint16_t *r, size_t count, Step k,
-                                                    int *to) {
+template <int N> static __global__ void step_kernel(stream_t *to, const stream_t *s, const stream_t *cur,
+                                                    const act_t *f, const act_t *f2, uint16_t *r,
+                                                    size_t count, Step k, int *fault) {
     int bad = 0;
     size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N;
     if (i < count) {
@@ -297,14 +297,14 @@ template <int N> static __global__ void step_kernel(stream_t *s, const stream_t 
             bad |= t != (int32_t)t;
             x.e[j].fixed = (int32_t)t;
         }
-        store<N>(s + i, x);
+        store<N>(to + i, x);
     }
-    report(bad, to);
+    report(bad, fault);
 }
 // Where alpha is a fraction, a warp takes 32 elements; word b in low holds bit b of each. low: NULL if
 // nothing will step back
-static __global__ void step_low_kernel(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2,
-                                       uint32_t *low, size_t count, Step k, int *to) {
+static __global__ void step_low_kernel(stream_t *to, const stream_t *s, const stream_t *cur, const act_t *f,
+                                       const act_t *f2, uint32_t *low, size_t count, Step k, int *fault) {
     size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
     int bad = 0, lane = threadIdx.x % WARP;
     uint32_t *words = low ? low + i / WARP * (size_t)k.k.shift : NULL, bits = 0;
@@ -321,12 +321,12 @@ static __global__ void step_low_kernel(stream_t *s, const stream_t *cur, const a
         t = k.direction > 0 ? multiply(t, k.k.alpha, k.k.shift) + add
                             : unmultiply(t - add, k.k.alpha, k.k.shift, bits);
         bad |= t != (int32_t)t;
-        s[i].fixed = (int32_t)t;
+        to[i].fixed = (int32_t)t;
     }
-    report(bad, to);
+    report(bad, fault);
 }
-void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2, uint16_t *r,
-                 uint32_t *low, size_t count, Coefficients k, int grid, int direction) {
+void stream_step(stream_t *to, const stream_t *from, const stream_t *cur, const act_t *f, const act_t *f2,
+                 uint16_t *r, uint32_t *low, size_t count, Coefficients k, int grid, int direction) {
     double kept = low ? k.shift / 8.0 : 0;
     if (r) kept = 4;
     profile("stream_step", 0,
@@ -336,13 +336,14 @@ void stream_step(stream_t *s, const stream_t *cur, const act_t *f, const act_t *
     Step step = {k, scale, onward ? 1 : -scale, (float)ldexp(k.beta, -k.shift), (float)ldexp(k.gamma, grid),
                  factor, onward ? 1 : -factor, grid != 0, direction};
     if (grid && k.shift && !r)
-        LAUNCH(step_low_kernel, blocks_for(count, THREADS), THREADS, 0, s, cur, f, f2, low, count, step,
+        LAUNCH(step_low_kernel, blocks_for(count, THREADS), THREADS, 0, to, from, cur, f, f2, low, count, step,
                fault);
-    else if (count % 4 == 0 && aligned(s) && aligned(cur) && aligned(f) && aligned(f2))
-        LAUNCH(step_kernel<4>, blocks_for(count, 4 * THREADS), THREADS, 0, s, cur, f, f2, r, count, step,
-               fault);
+    else if (count % 4 == 0 && aligned(to) && aligned(from) && aligned(cur) && aligned(f) && aligned(f2))
+        LAUNCH(step_kernel<4>, blocks_for(count, 4 * THREADS), THREADS, 0, to, from, cur, f, f2, r, count,
+               step, fault);
     else
-        LAUNCH(step_kernel<1>, blocks_for(count, THREADS), THREADS, 0, s, cur, f, f2, r, count, step, fault);
+        LAUNCH(step_kernel<1>, blocks_for(count, THREADS), THREADS, 0, to, from, cur, f, f2, r, count, step,
+               fault);
 }
 
 // partial (slices): of a slice of elements, the squared norm of x - y

@@ -97,7 +97,7 @@ static void flagged(int direction) {
 static void step(int version, int direction) {
     if (version == 1) scalar(direction);
     else if (version == 2) flagged(direction);
-    else stream_step(s, cur, f, f2, r, low, count, k, grid, direction);
+    else stream_step(s, s, cur, f, f2, r, low, count, k, grid, direction);
 }
 static void run(int version) { step(version, 1), step(version, -1); }
 

@@ -29,9 +29,9 @@ static int64_t stepped(size_t i) {
 
 static void step(int version, int direction) {
     Step one = {k, 1, 1, 1, (float)ldexp(k.gamma, grid), k.alpha, direction > 0 ? 1 : -k.alpha, 1, direction};
-    if (version == 1 && k.shift && !r) LAUNCH(step_low_kernel, blocks_for(count, THREADS), THREADS, 0, s, cur, f, f2, low, count, one, fault);
-    else if (version == 1) LAUNCH(step_kernel<1>, blocks_for(count, THREADS), THREADS, 0, s, cur, f, f2, r, count, one, fault);
-    else stream_step(s, cur, f, f2, r, low, count, k, grid, direction);
+    if (version == 1 && k.shift && !r) LAUNCH(step_low_kernel, blocks_for(count, THREADS), THREADS, 0, s, s, cur, f, f2, low, count, one, fault);
+    else if (version == 1) LAUNCH(step_kernel<1>, blocks_for(count, THREADS), THREADS, 0, s, s, cur, f, f2, r, count, one, fault);
+    else stream_step(s, s, cur, f, f2, r, low, count, k, grid, direction);
 }
 static void run(int version) { step(version, 1), step(version, -1); }
 
