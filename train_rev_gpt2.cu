@@ -1607,9 +1607,9 @@ template <int N> static __global__ void adamw_kernel(float *p, const float *g, f
     Few<float, N> w = load<N>(p + i), grad = load<N>(g + i), m1 = load<N>(m + i), v1 = load<N>(v + i);
     for (int j = 0; j < N; j++) {
         float d = k.clip * grad.e[j];
-        m1.e[j] = k.beta1 * m1.e[j] + (1 - k.beta1) * d;
-        v1.e[j] = k.beta2 * v1.e[j] + (1 - k.beta2) * d * d;
-        w.e[j] = k.keep * w.e[j] - k.step * m1.e[j] / (sqrtf(v1.e[j]) * k.unbias + 1e-8f);
+        m1.e[j] = fmaf(k.beta1, m1.e[j], (1 - k.beta1) * d);
+        v1.e[j] = fmaf(k.beta2, v1.e[j], (1 - k.beta2) * d * d);
+        w.e[j] = fmaf(k.keep, w.e[j], -(k.step * m1.e[j] / fmaf(sqrtf(v1.e[j]), k.unbias, 1e-8f)));
     }
     store<N>(m + i, m1);
     store<N>(v + i, v1);
