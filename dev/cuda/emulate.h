@@ -331,6 +331,11 @@ static inline float atomicAdd(float *p, float x) {
     *p += x;
     return before;
 }
+static inline unsigned long long atomicAdd(unsigned long long *p, unsigned long long x) {
+    unsigned long long before = *p;
+    *p += x;
+    return before;
+}
 static inline int atomicOr(int *p, int x) {
     int before = *p;
     *p |= x;
@@ -553,9 +558,10 @@ static inline cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPrefe
 static inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t, cublasLtMatmulPreferenceAttributes_t, const void *, size_t) { return CUBLAS_STATUS_SUCCESS; }
 // It refuses some endings, as a real one may, and for more than one reason.
 static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t o, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
-                                                            cublasLtMatrixLayout_t d, cublasLtMatmulPreference_t, int, cublasLtMatmulHeuristicResult_t *r, int *count) {
-    *r = {{1}, 0, CUBLAS_STATUS_SUCCESS, 1};
-    *count = o->aux == NULL || d->rows % 64 != 32;
+                                                            cublasLtMatrixLayout_t d, cublasLtMatmulPreference_t, int most, cublasLtMatmulHeuristicResult_t *r, int *count) {
+    int ways = most < 3 || !getenv("EMULATED_WAYS") ? 1 : 3;
+    for (int i = 0; i < ways; i++) r[i] = {{i + 1}, 0, CUBLAS_STATUS_SUCCESS, 1};
+    *count = o->aux == NULL || d->rows % 64 != 32 ? ways : 0;
     if (*count) return CUBLAS_STATUS_SUCCESS;
     return d->rows % 128 == 32 ? CUBLAS_STATUS_NOT_SUPPORTED : CUBLAS_STATUS_INVALID_VALUE;
 }
@@ -568,23 +574,25 @@ static inline void put_element(void *at, cudaDataType_t type, size_t i, float x)
 }
 static inline int64_t bytes_of(cudaDataType_t type) { return type == CUDA_R_32F ? 4 : 2; }
 // d (m, n) = epilogue(alpha op(a) op(b) + beta c). A sum begins where its shape says: a real library chooses another
-// order for another shape. And tanh is what tanh.approx may make of it.
+// order for another shape. And tanh is what tanh.approx may make of it. With EMULATED_WAYS in the environment there are
+// three ways: the second is the fastest and sums in another order.
 static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t o, const void *alpha, const void *a, cublasLtMatrixLayout_t la, const void *b,
                                             cublasLtMatrixLayout_t lb, const void *beta, const void *c, cublasLtMatrixLayout_t lc, void *d, cublasLtMatrixLayout_t ld,
                                             const cublasLtMatmulAlgo_t *algo, void *, size_t, cudaStream_t) {
     uint64_t m = o->a ? la->cols : la->rows, k = o->a ? la->rows : la->cols, n = o->b ? lb->rows : lb->cols;
     int wide = o->epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS || o->epilogue == CUBLASLT_EPILOGUE_DGELU;
-    if (!algo || algo->chosen != 1 || (o->b ? lb->cols : lb->rows) != k || ld->rows != m || ld->cols != n || lc->rows != m || lc->cols != n ||
-        (wide && (!o->aux || o->aux_ld < (int64_t)m)) || (o->epilogue & CUBLASLT_EPILOGUE_BIAS && !o->bias)) return CUBLAS_STATUS_INVALID_VALUE;
+    if (!algo || algo->chosen < 1 || algo->chosen > 3 || (o->b ? lb->cols : lb->rows) != k || ld->rows != m || ld->cols != n || lc->rows != m || lc->cols != n ||
+        wide != (o->aux != NULL) || (wide && o->aux_ld < (int64_t)m) || !(o->epilogue & CUBLASLT_EPILOGUE_BIAS) != !o->bias) return CUBLAS_STATUS_INVALID_VALUE;
     if ((uintptr_t)a % 16 || (uintptr_t)b % 16 || (uintptr_t)d % 16 || (uintptr_t)o->bias % 16 || (uintptr_t)o->aux % 16 || la->ld * bytes_of(la->type) % 16 ||
         lb->ld * bytes_of(lb->type) % 16 || ld->ld * bytes_of(ld->type) % 16) return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (algo->chosen != 2 && getenv("EMULATED_WAYS")) usleep(1000);
     emulate::open_memory(1);
     float *rows = (float *)malloc((m * k + m) * sizeof(float)), *sums = rows + m * k;  // a (k, m) as float, and a column of d
     for (uint64_t l = 0; l < k; l++)
         for (uint64_t i = 0; i < m; i++) rows[l * m + i] = element(a, la->type, o->a ? i * (uint64_t)la->ld + l : l * (uint64_t)la->ld + i);
     for (uint64_t j = 0; j < n; j++) {
         memset(sums, 0, m * sizeof(float));
-        for (uint64_t i = 0, l = (m + 3 * n) % k; i < k; i++, l = l + 1 == k ? 0 : l + 1) {
+        for (uint64_t i = 0, l = (m + 3 * n + (algo->chosen == 2)) % k; i < k; i++, l = l + 1 == k ? 0 : l + 1) {
             float x = element(b, lb->type, o->b ? l * (uint64_t)lb->ld + j : j * (uint64_t)lb->ld + l);
             for (uint64_t r = 0; r < m; r++) sums[r] += rows[l * m + r] * x;
         }
