@@ -336,8 +336,8 @@ void stream_step(stream_t *to, const stream_t *from, const stream_t *cur, const 
     Step step = {k, scale, onward ? 1 : -scale, (float)ldexp(k.beta, -k.shift), (float)ldexp(k.gamma, grid),
                  factor, onward ? 1 : -factor, grid != 0, direction};
     if (grid && k.shift && !r)
-        LAUNCH(step_low_kernel, blocks_for(count, THREADS), THREADS, 0, to, from, cur, f, f2, low, count, step,
-               fault);
+        LAUNCH(step_low_kernel, blocks_for(count, THREADS), THREADS, 0, to, from, cur, f, f2, low, count,
+               step, fault);
     else if (count % 4 == 0 && aligned(to) && aligned(from) && aligned(cur) && aligned(f) && aligned(f2))
         LAUNCH(step_kernel<4>, blocks_for(count, 4 * THREADS), THREADS, 0, to, from, cur, f, f2, r, count,
                step, fault);
@@ -376,12 +376,16 @@ double stream_distance(const stream_t *x, const stream_t *y, const uint16_t *r, 
 // n + 2 places from the start, order (n), the tokens' numbers, those of one word side by side, as they come
 size_t layers_order_bytes(int n) { return (2 * (size_t)n + 2) * sizeof(int); }
 void layers_order(void *to, const int *tokens, int n) {
-    int most = 0, *words = (int *)malloc(layers_order_bytes(n));
+    static int *words;  // kept: new pages at each step would take longer than the sorting
+    static size_t room;
+    int most = 0;
     for (int i = 0; i < n; i++) most = tokens[i] > most ? tokens[i] : most;
-    int *next = (int *)calloc((size_t)most + 2, sizeof(int));  // where the next token of a word goes
-    if (!words || !next) die(STATUS_NUMBERS, "out of memory for sorting tokens");
-    int *first = words + 1, *order = words + 2 + n;
-    memset(words, 0, layers_order_bytes(n));
+    const size_t all = layers_order_bytes(n) + ((size_t)most + 2) * sizeof(int);
+    if (all > room) free(words), words = (int *)malloc(room = all);
+    if (!words) die(STATUS_NUMBERS, "out of memory for sorting tokens");
+    int *first = words + 1, *order = first + n + 1;
+    int *next = order + n;  // where the next token of a word goes
+    memset(words, 0, all);
     for (int i = 0; i < n; i++) next[tokens[i] + 1]++;
     for (int v = 0; v <= most; v++) {
         if (next[v + 1]) first[(*words)++] = next[v];
@@ -390,7 +394,6 @@ void layers_order(void *to, const int *tokens, int n) {
     first[*words] = n;
     for (int i = 0; i < n; i++) order[next[tokens[i]]++] = i;
     to_device(to, words, layers_order_bytes(n));
-    free(words), free(next);
 }
 // A block has some of the words and a stretch of columns, so that no two blocks meet in a row.
 static __global__ void embed_words_kernel(float *dwte, const float *d1, const float *d2, const int *tokens,
@@ -575,9 +578,6 @@ static void choose(Known *p, cublasLtMatmulHeuristicResult_t *found, Product s, 
                 s.m, s.k, s.k, s.n);
     CUBLAS(cublasLtMatmulPreferenceDestroy(preference));
 }
-// The library's way for this product; NULL: it has none, or operands do not begin where it wants them
-static Known *way_of(Product s, const void *d, const act_t *a, const act_t *b, const act_t *bias,
-    const void *aux) {
 static void multiply_by(Known *p, void *d, const act_t *a, const act_t *b, const act_t *bias,
     const void *aux) {
     float one = 1, beta = p->product.accumulate ? 1 : 0;
@@ -641,6 +641,9 @@ static void choose_fastest(Known *p, const cublasLtMatmulHeuristicResult_t *foun
     CUDA(cudaFree(digest));
     p->algo = found[fastest].algo;
 }
+// The library's way for this product; NULL: it has none, or operands do not begin where it wants them
+static Known *way_of(Product s, const void *d, const act_t *a, const act_t *b, const act_t *bias,
+    const void *aux) {
     enum { MOST = 1024, UNIT = 16 / sizeof(act_t) };  // a run has some thirty shapes
     static Known known[MOST];
     static int count;
@@ -754,23 +757,27 @@ void matmul_backward(act_t *dinp, real_t *dweight, real_t *dbias, const act_t *d
 template <int N> static __device__ __forceinline__ int column_of(int run) {
     return (run * WARP + (int)threadIdx.x % WARP) * N;
 }
-// x: this lane's columns of the token from `at`, 0 beyond C; returns the mean and 1 / standard deviation
-template <int N, int RUNS> static __device__ __forceinline__ float2
-layernorm_token(float x[RUNS][N], const stream_t *s, const act_t *add, size_t at, int C, float unit) {
-    float sum = 0, squares = 0;
+// this lane's columns of the token that begins at x, 0 beyond C: all on their way before the first is used
+template <int N, int RUNS, class E> static __device__ __forceinline__ void
+load_token(Few<E, N> to[RUNS], const E *x, int C) {
 #pragma unroll
     for (int r = 0; r < RUNS; r++) {
-        const size_t place = at + (size_t)column_of<N>(r);
-        for (int j = 0; j < N; j++) x[r][j] = 0;
-        if (column_of<N>(r) >= C) continue;
-        Few<stream_t, N> y = load<N>(s + place);
-        for (int j = 0; j < N; j++) x[r][j] = stream_value(y.e[j], unit);
-        if (!add) continue;
-        Few<act_t, N> z = load<N>(add + place);
-        for (int j = 0; j < N; j++) x[r][j] += to_float(z.e[j]);
+        to[r] = {};
+        if (column_of<N>(r) < C) to[r] = load<N>(x + column_of<N>(r));
     }
+}
+// x = s + add of this lane's columns, where add is zeros if there is none; returns the mean and 1 / standard
+// deviation
+template <int N, int RUNS> static __device__ __forceinline__ float2
+layernorm_token(float x[RUNS][N], const Few<stream_t, N> s[RUNS], const Few<act_t, N> add[RUNS], int C,
+                float unit) {
+    float sum = 0, squares = 0;
+#pragma unroll
     for (int r = 0; r < RUNS; r++)
-        for (int j = 0; j < N; j++) sum += x[r][j];
+        for (int j = 0; j < N; j++) {
+            x[r][j] = stream_value(s[r].e[j], unit) + to_float(add[r].e[j]);
+            sum += x[r][j];
+        }
     const float mean = warp_sum(sum) / (float)C;
 #pragma unroll
     for (int r = 0; r < RUNS; r++)
@@ -783,8 +790,12 @@ layernorm_kernel(act_t *out, const stream_t *s, const act_t *add, const param_t 
                  int n, int C, float unit) {
     const size_t i = blockIdx.x * (size_t)(blockDim.x / WARP) + threadIdx.x / WARP, at = i * (size_t)C;
     float x[RUNS][N];
+    Few<stream_t, N> of_stream[RUNS];
+    Few<act_t, N> of_add[RUNS] = {};
     if (i >= (size_t)n) return;  // the whole warp
-    const float2 y = layernorm_token<N, RUNS>(x, s, add, at, C, unit);
+    load_token<N, RUNS>(of_stream, s + at, C);
+    if (add) load_token<N, RUNS>(of_add, add + at, C);
+    const float2 y = layernorm_token<N, RUNS>(x, of_stream, of_add, C, unit);
 #pragma unroll
     for (int r = 0; r < RUNS; r++) {
         const int c = column_of<N>(r);
@@ -796,27 +807,33 @@ layernorm_kernel(act_t *out, const stream_t *s, const act_t *add, const param_t 
     }
 }
 // A block for a slice of tokens; partial (slices, 2C): of dweight, then of dbias
-template <int N, int RUNS> static __global__ void __launch_bounds__(THREADS)
+enum { BACK_THREADS = 128 };
+template <int N, int RUNS> static __global__ void __launch_bounds__(BACK_THREADS, RUNS <= 4 ? 3 : 2)
 layernorm_backward_kernel(float *ds, act_t *dadd, float *partial, const act_t *dout, const stream_t *s,
                           const act_t *add, const param_t *weight, int n, int C, float unit) {
     // (2, N, RUNS, 32), of dweight and dbias: the first of all runs, then the second ones
     SHARED(float, room);
-    enum { LINE = RUNS * WARP };
+    enum { LINE = RUNS * WARP, EARLY = RUNS <= 4 };  // where there are registers for what is on its way
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     float x[RUNS][N], dw[RUNS][N] = {}, db[RUNS][N] = {};
     for (size_t i = slice_begin((size_t)n, blockIdx.x) + (size_t)warp;
          i < slice_begin((size_t)n, blockIdx.x + 1); i += (size_t)warps) {
         const size_t at = i * (size_t)C;
-        const float2 y = layernorm_token<N, RUNS>(x, s, add, at, C, unit);
+        Few<stream_t, N> of_stream[RUNS];
+        Few<act_t, N> of_add[RUNS] = {}, d[RUNS];
+        load_token<N, RUNS>(of_stream, s + at, C);
+        if (EARLY) load_token<N, RUNS>(d, dout + at, C);
+        if (add) load_token<N, RUNS>(of_add, add + at, C);
+        const float2 y = layernorm_token<N, RUNS>(x, of_stream, of_add, C, unit);
         float sum = 0, sum_x = 0;
 #pragma unroll
         for (int r = 0; r < RUNS; r++) {
             const int c = column_of<N>(r);
             if (c >= C) continue;
             Few<param_t, N> w = load<N>(weight + c);
-            Few<act_t, N> d = load<N>(dout + at + c);
+            if (!EARLY) d[r] = load<N>(dout + at + c);
             for (int j = 0; j < N; j++) {
-                float g = to_float(d.e[j]);
+                float g = to_float(d[r].e[j]);
                 x[r][j] = (x[r][j] - y.x) * y.y;
                 dw[r][j] += g * x[r][j];
                 db[r][j] += g;
@@ -824,23 +841,24 @@ layernorm_backward_kernel(float *ds, act_t *dadd, float *partial, const act_t *d
                 sum_x += g * w.e[j] * x[r][j];
             }
         }
+        Few<float, N> dx[RUNS];
+        if (EARLY) load_token<N, RUNS>(dx, ds + at, C);
+        if (EARLY && dadd) load_token<N, RUNS>(of_add, dadd + at, C);
         sum = warp_sum(sum) / (float)C, sum_x = warp_sum(sum_x) / (float)C;
 #pragma unroll
         for (int r = 0; r < RUNS; r++) {
             const int c = column_of<N>(r);
             if (c >= C) continue;
             Few<param_t, N> w = load<N>(weight + c);
-            Few<float, N> dx = load<N>(ds + at + c);
-            // again, from the cache: kept, it would take registers
-            Few<act_t, N> d = load<N>(dout + at + c), other = d;
-            if (dadd) other = load<N>(dadd + at + c);
+            if (!EARLY) d[r] = load<N>(dout + at + c), dx[r] = load<N>(ds + at + c);
+            if (!EARLY && dadd) of_add[r] = load<N>(dadd + at + c);
             for (int j = 0; j < N; j++) {
-                float part = (to_float(d.e[j]) * w.e[j] - sum - x[r][j] * sum_x) * y.y;
-                dx.e[j] += part;
-                set(other.e + j, to_float(other.e[j]) + part);
+                float part = (to_float(d[r].e[j]) * w.e[j] - sum - x[r][j] * sum_x) * y.y;
+                dx[r].e[j] += part;
+                set(of_add[r].e + j, to_float(of_add[r].e[j]) + part);
             }
-            store<N>(ds + at + c, dx);
-            if (dadd) store<N>(dadd + at + c, other);
+            store<N>(ds + at + c, dx[r]);
+            if (dadd) store<N>(dadd + at + c, of_add[r]);
         }
     }
     for (int w = 0; w < warps; w++) {  // one warp after the other
@@ -867,9 +885,9 @@ layernorm_forward_of(act_t *out, const stream_t *s, const act_t *add, const para
 template <int N, int RUNS> static void
 layernorm_backward_of(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias, const act_t *dout,
                       const stream_t *s, const act_t *add, const param_t *weight, int n, int C, float unit) {
-    int slices = slices_of((size_t)n, 64);
+    int slices = slices_of((size_t)n, RUNS <= 4 ? 42 : 63);  // of 16,384 tokens as many as 132 processors hold
     size_t room = 2 * N * RUNS * WARP * sizeof(float);
-    LAUNCH((layernorm_backward_kernel<N, RUNS>), (unsigned)slices, THREADS, room, ds, dadd, partial_sums,
+    LAUNCH((layernorm_backward_kernel<N, RUNS>), (unsigned)slices, BACK_THREADS, room, ds, dadd, partial_sums,
            dout, s, add, weight, n, C, unit);
     sum_of_rows(dweight, dbias, partial_sums, slices, C);
 }
@@ -1544,40 +1562,50 @@ static __device__ void no_gradient(act_t *x, int Vp, float scale) {
     for (int v = (int)threadIdx.x; v < Vp && scale != 0; v += (int)blockDim.x) set(x + v, 0);
 }
 
-// A block a token: the highest logit and the sum of exponentials in one pass, the gradient in a second
+// A block a token: the highest logit and the sum of exponentials in one pass, the gradient in a second. Whole
+// pieces of N logits need no questions; what is left of V, and the padding to Vp, come one by one.
 template <int N> static __global__ void __launch_bounds__(1024)
 classifier_kernel(float *losses, act_t *logits, const int *targets, int V, int Vp, float scale) {
     SHARED(float, room);
     act_t *x = logits + blockIdx.x * (size_t)Vp;
     const int target = targets[blockIdx.x], lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const int begin = (int)threadIdx.x * N, onward = (int)blockDim.x * N, whole = V / N * N;
     if (target < 0) {
         if (threadIdx.x == 0) losses[blockIdx.x] = 0;
         return no_gradient(x, Vp, scale);
     }
     float top = -1e30f, sum = 0;
-    for (int v = (int)threadIdx.x * N; v < V; v += (int)blockDim.x * N) {
+    for (int v = begin; v < whole; v += onward) {
         Few<act_t, N> y = load<N>(x + v);
         float higher = top;
-        for (int j = 0; j < N; j++) higher = v + j < V ? fmaxf(higher, to_float(y.e[j])) : higher;
+        for (int j = 0; j < N; j++) higher = fmaxf(higher, to_float(y.e[j]));
         sum *= __expf(top - higher);
-        for (int j = 0; j < N; j++) sum += v + j < V ? __expf(to_float(y.e[j]) - higher) : 0;
+        for (int j = 0; j < N; j++) sum += __expf(to_float(y.e[j]) - higher);
+        top = higher;
+    }
+    for (int v = whole + (int)threadIdx.x; v < V; v += (int)blockDim.x) {
+        const float y = to_float(x[v]), higher = fmaxf(top, y);
+        sum = sum * __expf(top - higher) + __expf(y - higher);
         top = higher;
     }
     float highest = warp_max(top);
     if (lane == 0) room[warp] = highest;
     __syncthreads();
     highest = warp_max(lane < (int)blockDim.x / WARP ? room[lane] : -1e30f);
-    float of_target = to_float(x[target]);
+    const float of_target = to_float(x[target]);
     sum = block_sum(sum * __expf(top - highest), 0, room).x;  // now every thread has read the target's logit
     if (threadIdx.x == 0) losses[blockIdx.x] = highest + logf(sum) - of_target;
     if (scale == 0) return;
-    float factor = scale / sum;
-    for (int v = (int)threadIdx.x * N; v < Vp; v += (int)blockDim.x * N) {
+    const float factor = scale / sum, to_target = fmaf(__expf(of_target - highest), factor, -scale);
+    for (int v = begin; v < whole; v += onward) {
         Few<act_t, N> y = load<N>(x + v);
-        for (int j = 0; j < N; j++)
-            set(y.e + j,
-                v + j < V ? __expf(to_float(y.e[j]) - highest) * factor - (v + j == target ? scale : 0) : 0);
+        for (int j = 0; j < N; j++) set(y.e + j, __expf(to_float(y.e[j]) - highest) * factor);
         store<N>(x + v, y);
+        if (v <= target && target < v + N) set(x + target, to_target);
+    }
+    for (int v = whole + (int)threadIdx.x; v < Vp; v += (int)blockDim.x) {
+        const float y = v < V ? __expf(to_float(x[v]) - highest) * factor : 0;
+        set(x + v, v == target ? to_target : y);
     }
 }
 void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V, int Vp, double scale) {
@@ -1640,22 +1668,35 @@ void distillation(real_t *out, size_t stride, act_t *logits, const act_t *teache
            2 * WARP * sizeof(float), out, stride, logits, teacher, targets, V, Vp, objective, (float)scale);
 }
 
-static __global__ void squares_kernel(float *partial, const float *x, size_t count) {
+// A piece's squares are summed up as if by fours, whether x can be read by fours or not: the same bits.
+template <int N> static __global__ void __launch_bounds__(THREADS)
+squares_kernel(float *partial, const float *x, size_t count) {
+    enum { FOUR = 4, TURNS = PIECE / FOUR / THREADS };
     SHARED(float, room);
     const size_t begin = blockIdx.x * (size_t)PIECE, end = begin + PIECE < count ? begin + PIECE : count;
+    Few<float, FOUR> y[TURNS] = {};
     float sum = 0;
-#pragma unroll 8
-    for (size_t i = begin + threadIdx.x; i < end; i += blockDim.x) sum += x[i] * x[i];
+#pragma unroll
+    for (int r = 0; r < TURNS; r++) {
+        const size_t i = begin + (r * THREADS + threadIdx.x) * (size_t)FOUR;
+        if (N == FOUR && i + FOUR <= end) y[r] = load<FOUR>(x + i);
+        else
+            for (size_t j = 0; j < FOUR && i + j < end; j++) y[r].e[j] = x[i + j];
+    }
+    for (int r = 0; r < TURNS; r++)
+        for (int j = 0; j < FOUR; j++) sum = fmaf(y[r].e[j], y[r].e[j], sum);
     sum = block_sum(sum, 0, room).x;
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 void squares(double *sums, const real_t *x, size_t count) {
     profile("squares", 0, (double)count * sizeof(real_t));
     const size_t most = 2 * SLICES;  // pieces that partial_sums has room for, however few channels there are
+    const size_t room = 2 * WARP * sizeof(float);
     float partial[2 * SLICES];
     for (size_t i = 0; i < count; i += most * PIECE) {
         size_t left = pieces_in(count - i), n = left < most ? left : most;
-        LAUNCH(squares_kernel, (unsigned)n, THREADS, 2 * WARP * sizeof(float), partial_sums, x + i, count - i);
+        if (aligned(x)) LAUNCH(squares_kernel<4>, (unsigned)n, THREADS, room, partial_sums, x + i, count - i);
+        else LAUNCH(squares_kernel<1>, (unsigned)n, THREADS, room, partial_sums, x + i, count - i);
         to_host(partial, partial_sums, sizeof(float) * n);
         for (size_t p = 0; p < n; p++) sums[i / PIECE + p] = partial[p];
     }
@@ -1668,6 +1709,7 @@ template <int N> static __global__ void adamw_kernel(float *p, const float *g, f
     if (i >= count) return;
     Few<float, N> w = load<N>(p + i), grad = load<N>(g + i), m1 = load<N>(m + i), v1 = load<N>(v + i);
     for (int j = 0; j < N; j++) {
+        // Which products become multiply-adds is said here: left to the compiler, N would decide.
         float d = k.clip * grad.e[j];
         m1.e[j] = fmaf(k.beta1, m1.e[j], (1 - k.beta1) * d);
         v1.e[j] = fmaf(k.beta2, v1.e[j], (1 - k.beta2) * d * d);
