@@ -66,7 +66,7 @@ static void check_cublas(cublasStatus_t e, const char *call, int line) {
 #define LIBRARY_BYTES (32 << 20)  // for cuBLASLt's own use
 #endif
 enum { WARP = 32, THREADS = 256, SLICES = 1024 };
-const int chunk_tokens = 16384, head_chunk_tokens = 8192, slice_tokens = 16384;
+const int chunk_tokens = 32768, head_chunk_tokens = 8192, slice_tokens = 16384;
 static unsigned blocks_for(size_t count, size_t each) { return (unsigned)((count + each - 1) / each); }
 
 // ---- the device and its memory

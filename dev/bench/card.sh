@@ -5,6 +5,8 @@
 #     dev/bench/card.sh build [LLMC]   where nvcc is: programs for sm_90 into .gpu/; LLMC: a checkout of llm.c
 #     dev/bench/card.sh run OUT        where the card is, with .gpu/: rows.csv, log.txt, table.txt and more in OUT
 #     dev/bench/card.sh rehearse       without a card: every part with emulated programs and tiny shapes
+#     dev/bench/card.sh train OUT TRAIN VAL    where the card is: five networks learn from token files, in about
+#                                              three minutes; what each logs is in OUT, for dev/measure/plot.py loss
 #
 # `run` needs no network and no compiler, but Python; for peers and tools PyTorch, compute-sanitizer and ncu.
 # Whatever fails or hangs is a row that says so, and the rest goes on. Exit status: 0 all that must be right
@@ -52,6 +54,7 @@ ATTENTION=${ATTENTION:-16 1024 12 64} SMALL_SHAPES=${SMALL_SHAPES:-}
 TEST=${TEST:-layers} TEST_FP32=${TEST_FP32:-kernels}
 BITS=${BITS:--e d6 --layers 4 --channels 256 --heads 4 --context 512 -t 512 -b 20 --chunk 16}
 TWINS=${TWINS:--e d6 --layers 6 --channels 128 --heads 2 --context 128 -b 4 -t 128 -x 50 -l 1e-4}
+LEARNING=${LEARNING:--b 32 -x 400 -u 40 -v 40 -l 6e-4 --shuffle}
 TINY=${TINY:-}  # more flags of every run
 
 card() { "$PYTHON" dev/bench/card.py "$@"; }
@@ -204,7 +207,7 @@ part_fails() { record "what fails" -- false; }
 part_hangs() { record "what hangs" -- sleep 1000; }
 
 run() {
-    local part deadline=0 seconds must right all_right=1 out tmp memory_free warm watch pip
+    local part deadline=0 seconds must right all_right=1 out tmp memory_free warm watch
     out=$folder SECONDS=0
     if [ ! -x "$BIN/train" ]; then
         echo "card.sh: there is no $BIN/train: dev/bench/card.sh build makes it" >&2
@@ -213,9 +216,8 @@ run() {
     mkdir -p "$out" && : >"$out/log.txt" && rm -f "$out/rows.csv" || exit 1
     tmp=$(mktemp -d) BIN=$(realpath "$BIN")
     trap "rm -rf '$tmp'" EXIT
-    pip=$("$PYTHON" -c 'import glob, nvidia as n;print(":".join(glob.glob(list(n.__path__)[0] + "/*/lib")))' \
-        2>/dev/null)
-    export LD_LIBRARY_PATH=${pip:+$pip:}${LD_LIBRARY_PATH:-} TORCHINDUCTOR_CACHE_DIR=$tmp/inductor
+    library_path
+    export TORCHINDUCTOR_CACHE_DIR=$tmp/inductor
     # PyTorch compiles while nothing is timed
     set -- $BATCHES
     timeout -k 2 76 "$PYTHON" dev/bench/bench.py torch "$(torch_steps "$3" 2)" >"$tmp/warm" 2>&1 &
@@ -243,6 +245,26 @@ run() {
     echo && card table "$out/rows.csv" | tee "$out/table.txt"
     echo "all that must be right is right: $([ $all_right = 1 ] && echo yes || echo no); $SECONDS s"
     [ $all_right = 1 ]
+}
+
+# library_path: where the libraries lie that pip brought with PyTorch
+library_path() {
+    local pip
+    pip=$("$PYTHON" -c 'import glob, nvidia as n;print(":".join(glob.glob(list(n.__path__)[0] + "/*/lib")))' \
+        2>/dev/null)
+    export LD_LIBRARY_PATH=${pip:+$pip:}${LD_LIBRARY_PATH:-}
+}
+
+learn() {
+    local mode status=0
+    library_path
+    for mode in "${MODES[@]}"; do  # with all memory policies the same, bit for bit; this one is the fastest
+        mkdir -p "$folder/$mode" || return 1
+        "$BIN/train" -i "$1" -j "$2" $GPT2 $LEARNING --mode "$mode" --memory store $TINY -o "$folder/$mode" \
+            >"$folder/output.txt" 2>&1 || status=1
+        echo "$mode: $(tail -n 2 "$folder/output.txt" | paste -sd ' ')"
+    done
+    return $status
 }
 
 twin_losses() {  # of the C twin, for part_twins
@@ -388,5 +410,6 @@ case "${1:-}/$#" in
 build/1|build/2) build "$@" ;;
 run/2) [ -n "$2" ] && run ;;
 rehearse/1) rehearse ;;
-*) sed -n '5,7s/^# *//p' "$0" >&2; exit 2 ;;
+train/4) [ -n "$2" ] && learn "$(realpath "$3")" "$(realpath "$4")" ;;
+*) sed -n '5,9s/^# *//p' "$0" >&2; exit 2 ;;
 esac
