@@ -859,6 +859,35 @@ static void test_uncounted(void) {
         }
 }
 
+#ifdef TWIN
+// A large product takes the fastest way, but its bits are those of the first that the library proposes. The
+// emulated library has three for it, of which the second is the fastest and sums in another order.
+static void test_ways(void) {
+    enum { M = 256, N = 4096, K = 32 };
+    Product s = {M, N, K, 1, 0, 0, CUBLASLT_EPILOGUE_DEFAULT, K, M};
+    cublasLtMatmulHeuristicResult_t found[WAYS] = {};
+    Known first = {};
+    real_t *x = random_reals((M + N) * K, 11);
+    act_t *a = activations(x, M * K), *b = activations(x + M * K, N * K), *d[2], *got[2];
+    setenv("EMULATED_WAYS", "1", 1);
+    layers_begin(on_device(NULL, layers_scratch_bytes(1, 1, 1, 1)));
+    for (int i = 0; i < 2; i++) d[i] = (act_t *)on_device(NULL, M * N * sizeof(act_t));
+    Known *way = way_of(s, d[0], a, b, NULL, NULL);
+    check(way && way->ways > 1, "a large product has no ways to choose from");
+    choose(&first, found, s, NULL, NULL);
+    first.algo = found[0].algo;
+    for (int i = 0; i < 2; i++) {
+        multiply_by(i ? &first : way, d[i], a, b, NULL, NULL);
+        got[i] = (act_t *)malloc(M * N * sizeof(act_t));
+        to_host(got[i], d[i], M * N * sizeof(act_t));
+    }
+    check(memcmp(got[0], got[1], M * N * sizeof(act_t)) == 0, "the fastest way has other bits than the first");
+    unsetenv("EMULATED_WAYS");
+    free(x), free(got[0]), free(got[1]);
+    release();
+}
+#endif
+
 // What is cut into pieces, for copying or for threads, is whole, and the same bits for any number of threads.
 // Whole pieces of a tensor have the same sums of squares, and AdamW makes the same of them, wherever they lie in
 // memory and whoever else computes the others: what ranks rely on.
@@ -1871,6 +1900,9 @@ static const Test tests[] = {
     {"layers against their formulas", "uncounted", test_uncounted, KERNELS},
     {"layers against their formulas", "pieces", test_pieces, KERNELS},
     {"layers against their formulas", "shards", test_shards, KERNELS},
+#ifdef TWIN
+    {"layers against their formulas", "ways", test_ways, KERNELS},
+#endif
 #ifndef TWIN
     {"layers against their formulas", "functions", test_functions, KERNELS},
 #endif
