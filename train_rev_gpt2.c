@@ -1394,20 +1394,20 @@ static void ranks_exchange(Model *m, int lane) {
 
 // ---- losses
 
+static void *host_alloc(size_t count, size_t size, const char *what) {  // zeroed
+    void *p = calloc(count * size, 1);
+    if (!p) die(STATUS_NUMBERS, "out of memory for %zu %s", count, what);
+    return p;
+}
+static double *doubles(size_t count) { return (double *)host_alloc(count, sizeof(double), "numbers"); }
+
 // A metric of each of the batch's tokens, to values. It waits for all that was asked for before.
 static void read_metric(double *values, const Model *m, enum Metric metric) {
     size_t N = (size_t)m->B * (size_t)m->T;
-    real_t *of_batch = (real_t *)malloc(N * sizeof(real_t));
-    if (!of_batch) die(STATUS_NUMBERS, "out of memory for the losses of %zu tokens", N);
+    real_t *of_batch = (real_t *)host_alloc(N, sizeof(real_t), "losses");
     to_host(of_batch, m->losses + (size_t)metric * N, N * sizeof(real_t));
     for (size_t i = 0; i < N; i++) values[i] = (double)of_batch[i];
     free(of_batch);
-}
-
-static double *doubles(size_t count) {
-    double *x = (double *)calloc(count * sizeof(double), 1);
-    if (!x) die(STATUS_NUMBERS, "out of memory for %zu numbers", count);
-    return x;
 }
 
 // Over all tokens of the batch, of which those that do not count have 0
@@ -1634,8 +1634,7 @@ static void data_open(Data *d, const char *pattern) {
     if (glob(pattern, GLOB_NOCHECK, NULL, &d->files) != 0)
         die(STATUS_DATA, "%s: cannot be searched for", pattern);
     d->shard_count = (int)d->files.gl_pathc;
-    d->shards = (Shard *)calloc(d->files.gl_pathc, sizeof(Shard));
-    if (!d->shards) die(STATUS_NUMBERS, "out of memory for a list of %d files", d->shard_count);
+    d->shards = (Shard *)host_alloc(d->files.gl_pathc, sizeof(Shard), "files of tokens");
     for (int i = 0; i < d->shard_count; i++) {
         Shard *s = &d->shards[i];
         s->path = d->files.gl_pathv[i];
@@ -1703,9 +1702,8 @@ static int data_batch(const Data *d, Model *m, uint64_t first, int shuffle, uint
     int counted = 0;
     uint64_t room = (uint64_t)sequences_of(d, m->T, shuffle), B = (uint64_t)m->B;
     size_t T = (size_t)m->T, N = (size_t)m->B * T;
-    int *inputs = (int *)malloc(2 * N * sizeof(int) + 2 * (T + 1)), *targets = inputs + N;
+    int *inputs = (int *)host_alloc(2 * N + T + 1, sizeof(int), "numbers of a batch"), *targets = inputs + N;
     unsigned char *raw = (unsigned char *)(targets + N);
-    if (!inputs) die(STATUS_NUMBERS, "out of memory for a batch of %zu tokens", N);
     for (size_t b = 0; b < B; b++) {
         uint64_t number = shuffle ? random_bits(seed, RANDOM_BATCHES, first + b) : first + b;
         int64_t place = (int64_t)(number % room), here;
@@ -2109,9 +2107,9 @@ typedef struct { int V, eot; Text *texts; } Tokenizer;  // eot: the token betwee
 // Reads llm.c's gpt2_tokenizer.bin, which must suit V tokens. With path NULL a token is a byte, or if V is
 // not 256 has no text; GPT-2's end of text is known all the same.
 static Tokenizer tokenizer_open(const char *path, int V) {
-    Tokenizer z = {V, vocabulary_suits(GPT2_V, V) ? GPT2_V - 1 : -1, (Text *)calloc((size_t)V, sizeof(Text))};
+    Text *texts = (Text *)host_alloc((size_t)V, sizeof(Text), "tokens' texts");
+    Tokenizer z = {V, vocabulary_suits(GPT2_V, V) ? GPT2_V - 1 : -1, texts};
     int32_t header[256];
-    if (!z.texts) die(STATUS_NUMBERS, "out of memory for a tokenizer of %d tokens", V);
     for (int i = 0; i < V && V == 256; i++) {
         z.texts[i][0] = 1;
         z.texts[i][1] = (unsigned char)i;
