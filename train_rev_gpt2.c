@@ -1735,6 +1735,133 @@ static void data_check(const Data *d, const char *pattern, int V, int T) {
         die(STATUS_DATA, "%s: too short, no file has the %d tokens that -t %d takes", pattern, T + 1, T);
 }
 
+// ---- samples
+
+typedef unsigned char Text[256];                       // of a token: its length, then its bytes
+typedef struct { int V, eot; Text *texts; } Tokenizer;  // eot: the token between documents, or -1
+
+// Reads llm.c's gpt2_tokenizer.bin, which must suit V tokens. With path NULL a token is a byte, or if V is
+// not 256 has no text; GPT-2's end of text is known all the same.
+static Tokenizer tokenizer_open(const char *path, int V) {
+    Text *texts = (Text *)host_alloc((size_t)V, sizeof(Text), "tokens' texts");
+    Tokenizer z = {V, vocabulary_suits(GPT2_V, V) ? GPT2_V - 1 : -1, texts};
+    int32_t header[256];
+    for (int i = 0; i < V && V == 256; i++) {
+        z.texts[i][0] = 1;
+        z.texts[i][1] = (unsigned char)i;
+    }
+    if (!path) return z;
+    FILE *f = open_input(path, header, TOKENIZER_MAGIC, "tokenizer file");
+    check_vocabulary(path, header[2], V);
+    if (checked(path, "version", header[1], 1, 2) == 2) z.eot = header[3];  // version 1 does not say
+    checked(path, "end of text", z.eot, -1, header[2] - 1);
+    for (int i = 0; i < header[2]; i++) {
+        unsigned char *text = z.texts[i];
+        if (fread(text, 1, 1, f) != 1 || !text[0] || fread(text + 1, 1, text[0], f) != text[0])
+            die(STATUS_DATA, "%s: ends early, or is corrupt, at token %d of %d", path, i, header[2]);
+    }
+    if (fgetc(f) != EOF) die(STATUS_DATA, "%s: goes on after its last token", path);
+    fclose(f);
+    return z;
+}
+
+// The token that a text without a prompt begins after: an end of text, or a new line if there are so many
+static int first_token(const Tokenizer *z) { return z->eot >= 0 ? z->eot : '\n' * (z->V > '\n'); }
+
+// Prints a token, a number if it has no text. Of control characters, which from U+80 on are C2 80 to C2 9F,
+// a terminal gets newlines and tabs alone.
+static void print_token(const Tokenizer *z, int token) {
+    static int last;
+    if (!z->texts[token][0]) printf("%d ", token);
+    for (int i = 1; i <= z->texts[token][0]; i++) {
+        int c = z->texts[token][i], control = c < 32 || c == 127 || (last == 0xC2 && c >= 128 && c < 160);
+        if (!control || c == '\n' || c == '\t') putchar(last = c);
+    }
+    fflush(stdout);
+}
+
+// A row of m->logits, without its padding, to host memory.
+static void host_logits(const Model *m, int row, float *logits) {
+    static act_t some[65536];
+    to_host(some, m->logits + (size_t)row * (size_t)m->net.Vp, (size_t)m->net.V * sizeof(act_t));
+    for (int v = 0; v < m->net.V; v++) logits[v] = (float)some[v];
+}
+
+// The logits (V) of what follows T tokens, and `past` others whose keys and values are in the cache
+static const float *next_logits(Model *m, const int *tokens, int T, int past) {
+    static float logits[65536];
+    Model g = *m;
+    g.B = 1;
+    g.T = T;
+    g.past = past;
+    g.kept_planes = NULL;
+    g.low = NULL;
+    g.group = 0;
+    if (m->training) g.cache = (act_t *)m->grads;  // nothing else is there between two steps
+    to_device(m->inputs, tokens, (size_t)T * sizeof(int));
+    forward(&g);
+    head_logits(&g, T - 1, 1);
+    host_logits(m, 0, logits);
+    for (int v = 0; v < m->net.V; v++)
+        if (!isfinite(logits[v])) die(STATUS_NUMBERS, "the logit of token %d is not a finite number", v);
+    return logits;
+}
+
+// Draws a token by softmax(logits), with `draw` uniform in [0, 1).
+static int draw_token(const float *logits, int V, double draw) {
+    double top = -INFINITY, sum = 0;
+    for (int v = 0; v < V; v++)  // not fmax, at which gcc 12 breaks off for arm64
+        if (logits[v] > top) top = (double)logits[v];
+    for (int v = 0; v < V; v++) sum += exp((double)logits[v] - top);
+    for (int v = 0; v < V - 1; v++)
+        if ((draw -= exp((double)logits[v] - top) / sum) < 0) return v;
+    return V - 1;
+}
+
+// ---- what the flags of Part V say
+
+static struct {
+    const char *train, *val, *out, *start, *tokenizer, *distill;
+    int resume, save_every, keep, overfit, layers, heads, channels, context, B, T, tokens, steps, warmup;
+    int val_every, val_batches, sample_every, sample_length, seed, mode, fixed_point, stem, objective, memory;
+    int precision, stream, grid, chunk, head_chunk, slice, group, lanes;
+    int shuffle, save, plan, ranks, help, version;
+    double rate, final_fraction, decay, step_size, coefficient, beta1, beta2, budget;
+} opt;
+
+// The flags that make the network what it is
+static const char *network_flags(const Config *net) {
+    static char text[160];
+    char step[64] = "", iterations[32] = "", stream[32] = " --stream float";
+    if (converted(net->mode))
+        snprintf(step, sizeof step, " --coefficient %.9g --stem %d",
+                 ldexp(net->a[0], -net->shift), net->stem);
+    else if (net->mode != BASELINE) snprintf(step, sizeof step, " --step-size %.9g", (double)net->h);
+    if (net->mode == RETROFIT) snprintf(iterations, sizeof iterations, " --fixed-point %d", net->K);
+    if (net->grid) snprintf(stream, sizeof stream, " --grid %d", net->grid);
+    snprintf(text, sizeof text, "--mode %s%s%s%s", mode_names[net->mode], step, iterations, stream);
+    return text;
+}
+
+// What besides the model shapes a run's arithmetic: it is saved with the state and may not change on
+// resuming. The position in data and random numbers follows from the step.
+typedef struct {
+    int32_t B, T, chunk, head_chunk, accumulate, shuffle, overfit, bf16;
+    int32_t mode, seed, precision, objective, teacher, lanes, slice, group;
+} Run;
+
+// All that one start of the program works on
+typedef struct {
+    Model m;
+    Data data, val;
+    Tokenizer z;            // for samples
+    Run run;
+    int from, step, total;  // from: the step of the checkpoint, -1 without one; step: how many are done
+    int owed;               // whether what follows that step is still to be done
+    FILE *csv;              // log.csv, or NULL
+    double limit;           // of the device, FLOP/s: what was measured, or what a product has reached since
+} Job;
+
 // ---- files: the model in llm.c's format, the optimizer's state beside it. A file is written aside, synced
 // and renamed; the state comes first and the model last, so a model with its state is a complete pair.
 
@@ -1931,13 +2058,6 @@ static Config load_model(const char *path, Model *m) {
     return net;
 }
 
-// What besides the model shapes a run's arithmetic: it is saved with the state and may not change on
-// resuming. The position in data and random numbers follows from the step.
-typedef struct {
-    int32_t B, T, chunk, head_chunk, accumulate, shuffle, overfit, bf16;
-    int32_t mode, seed, precision, objective, teacher, lanes, slice, group;
-} Run;
-
 // The checksum of a state file's header and of the network it belongs to
 static uint64_t state_checksum(const int32_t header[256], const Config *net) {
     int32_t of_model[256];
@@ -2099,127 +2219,7 @@ static FILE *log_open(const char *directory, int step, int owed) {
     return csv;
 }
 
-// ---- samples
-
-typedef unsigned char Text[256];                       // of a token: its length, then its bytes
-typedef struct { int V, eot; Text *texts; } Tokenizer;  // eot: the token between documents, or -1
-
-// Reads llm.c's gpt2_tokenizer.bin, which must suit V tokens. With path NULL a token is a byte, or if V is
-// not 256 has no text; GPT-2's end of text is known all the same.
-static Tokenizer tokenizer_open(const char *path, int V) {
-    Text *texts = (Text *)host_alloc((size_t)V, sizeof(Text), "tokens' texts");
-    Tokenizer z = {V, vocabulary_suits(GPT2_V, V) ? GPT2_V - 1 : -1, texts};
-    int32_t header[256];
-    for (int i = 0; i < V && V == 256; i++) {
-        z.texts[i][0] = 1;
-        z.texts[i][1] = (unsigned char)i;
-    }
-    if (!path) return z;
-    FILE *f = open_input(path, header, TOKENIZER_MAGIC, "tokenizer file");
-    check_vocabulary(path, header[2], V);
-    if (checked(path, "version", header[1], 1, 2) == 2) z.eot = header[3];  // version 1 does not say
-    checked(path, "end of text", z.eot, -1, header[2] - 1);
-    for (int i = 0; i < header[2]; i++) {
-        unsigned char *text = z.texts[i];
-        if (fread(text, 1, 1, f) != 1 || !text[0] || fread(text + 1, 1, text[0], f) != text[0])
-            die(STATUS_DATA, "%s: ends early, or is corrupt, at token %d of %d", path, i, header[2]);
-    }
-    if (fgetc(f) != EOF) die(STATUS_DATA, "%s: goes on after its last token", path);
-    fclose(f);
-    return z;
-}
-
-// The token that a text without a prompt begins after: an end of text, or a new line if there are so many
-static int first_token(const Tokenizer *z) { return z->eot >= 0 ? z->eot : '\n' * (z->V > '\n'); }
-
-// Prints a token, a number if it has no text. Of control characters, which from U+80 on are C2 80 to C2 9F,
-// a terminal gets newlines and tabs alone.
-static void print_token(const Tokenizer *z, int token) {
-    static int last;
-    if (!z->texts[token][0]) printf("%d ", token);
-    for (int i = 1; i <= z->texts[token][0]; i++) {
-        int c = z->texts[token][i], control = c < 32 || c == 127 || (last == 0xC2 && c >= 128 && c < 160);
-        if (!control || c == '\n' || c == '\t') putchar(last = c);
-    }
-    fflush(stdout);
-}
-
-// A row of m->logits, without its padding, to host memory.
-static void host_logits(const Model *m, int row, float *logits) {
-    static act_t some[65536];
-    to_host(some, m->logits + (size_t)row * (size_t)m->net.Vp, (size_t)m->net.V * sizeof(act_t));
-    for (int v = 0; v < m->net.V; v++) logits[v] = (float)some[v];
-}
-
-// The logits (V) of what follows T tokens, and `past` others whose keys and values are in the cache
-static const float *next_logits(Model *m, const int *tokens, int T, int past) {
-    static float logits[65536];
-    Model g = *m;
-    g.B = 1;
-    g.T = T;
-    g.past = past;
-    g.kept_planes = NULL;
-    g.low = NULL;
-    g.group = 0;
-    if (m->training) g.cache = (act_t *)m->grads;  // nothing else is there between two steps
-    to_device(m->inputs, tokens, (size_t)T * sizeof(int));
-    forward(&g);
-    head_logits(&g, T - 1, 1);
-    host_logits(m, 0, logits);
-    for (int v = 0; v < m->net.V; v++)
-        if (!isfinite(logits[v])) die(STATUS_NUMBERS, "the logit of token %d is not a finite number", v);
-    return logits;
-}
-
-// Draws a token by softmax(logits), with `draw` uniform in [0, 1).
-static int draw_token(const float *logits, int V, double draw) {
-    double top = -INFINITY, sum = 0;
-    for (int v = 0; v < V; v++)  // not fmax, at which gcc 12 breaks off for arm64
-        if (logits[v] > top) top = (double)logits[v];
-    for (int v = 0; v < V; v++) sum += exp((double)logits[v] - top);
-    for (int v = 0; v < V - 1; v++)
-        if ((draw -= exp((double)logits[v] - top) / sum) < 0) return v;
-    return V - 1;
-}
-
-// ---- what the flags of Part V say
-
-static struct {
-    const char *train, *val, *out, *start, *tokenizer, *distill;
-    int resume, save_every, keep, overfit, layers, heads, channels, context, B, T, tokens, steps, warmup;
-    int val_every, val_batches, sample_every, sample_length, seed, mode, fixed_point, stem, objective, memory;
-    int precision, stream, grid, chunk, head_chunk, slice, group, lanes;
-    int shuffle, save, plan, ranks, help, version;
-    double rate, final_fraction, decay, step_size, coefficient, beta1, beta2, budget;
-} opt;
-
-// The flags that make the network what it is
-static const char *network_flags(const Config *net) {
-    static char text[160];
-    char step[64] = "", iterations[32] = "", stream[32] = " --stream float";
-    if (converted(net->mode))
-        snprintf(step, sizeof step, " --coefficient %.9g --stem %d",
-                 ldexp(net->a[0], -net->shift), net->stem);
-    else if (net->mode != BASELINE) snprintf(step, sizeof step, " --step-size %.9g", (double)net->h);
-    if (net->mode == RETROFIT) snprintf(iterations, sizeof iterations, " --fixed-point %d", net->K);
-    if (net->grid) snprintf(stream, sizeof stream, " --grid %d", net->grid);
-    snprintf(text, sizeof text, "--mode %s%s%s%s", mode_names[net->mode], step, iterations, stream);
-    return text;
-}
-
 // ---- the loop
-
-// All that one start of the program works on
-typedef struct {
-    Model m;
-    Data data, val;
-    Tokenizer z;            // for samples
-    Run run;
-    int from, step, total;  // from: the step of the checkpoint, -1 without one; step: how many are done
-    int owed;               // whether what follows that step is still to be done
-    FILE *csv;              // log.csv, or NULL
-    double limit;           // of the device, FLOP/s: what was measured, or what a product has reached since
-} Job;
 
 // nanoGPT's: a linear warm-up, then a cosine from the rate to its final fraction at the last step.
 static double learning_rate(int step, int total) {
