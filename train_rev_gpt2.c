@@ -1857,7 +1857,7 @@ typedef struct {
     Tokenizer z;            // for samples
     Run run;
     int from, step, total;  // from: the step of the checkpoint, -1 without one; step: how many are done
-    int owed;               // whether what follows that step is still to be done
+    int owed;               // whether what follows that step, such as its validation, is still to be done
     FILE *csv;              // log.csv, or NULL
     double limit;           // of the device, FLOP/s: what was measured, or what a product has reached since
 } Job;
@@ -1867,10 +1867,15 @@ typedef struct {
 
 enum { STATE_MAGIC = 20251127, STATE_VERSION = 5, WITHOUT_LANES = 3, PATH = 4096, HEADER_SIZES = 6 };
 
-// The path of a model or state; good until the next call.
-static const char *checkpoint_path(const char *directory, const char *what, int step) {
+// The paths of a file in -o, and of a model or state there; each is good until the next call.
+static const char *out_path(const char *name) {
     static char path[PATH + 32];
-    snprintf(path, sizeof path, "%s/%s_%08d.bin", directory, what, step);
+    snprintf(path, sizeof path, "%s/%s", opt.out, name);
+    return path;
+}
+static const char *checkpoint_path(const char *what, int step) {
+    static char path[PATH + 32];
+    snprintf(path, sizeof path, "%s/%s_%08d.bin", opt.out, what, step);
     return path;
 }
 
@@ -1987,11 +1992,11 @@ static void model_header(int32_t header[256], const Config *net, int bf16) {
     for (int k = 0; k < a_count; k++) header[16 + k] = net->shift ? net->a[k] : 16 * net->a[k];
 }
 
-static void save_model(const Model *m, const char *directory, int step, int bf16) {
+static void save_model(const Model *m, int step, int bf16) {
     Output o;
     int32_t header[256];
     model_header(header, &m->net, bf16);
-    output_open(&o, checkpoint_path(directory, "model", step), NULL);
+    output_open(&o, checkpoint_path("model", step), NULL);
     output_write(&o, header, sizeof header);
     write_parameters(&o, m->params, parameter_count(&m->net), bf16, 0);
     output_close(&o);
@@ -2065,15 +2070,15 @@ static uint64_t state_checksum(const int32_t header[256], const Config *net) {
     return checksum(checksum(0, header, 256), of_model, 256);
 }
 
-// owed: whether an interrupt came before what follows the step, such as its validation, was done
-static void save_state(const Model *m, const char *directory, int step, const Run *run, int owed) {
+static void save_state(const Job *j) {
+    const Model *m = &j->m;
     Output o;
-    int32_t header[256] = {STATE_MAGIC, STATE_VERSION, step, owed};
+    int32_t header[256] = {STATE_MAGIC, STATE_VERSION, j->step, j->owed};
     size_t count = parameter_count(&m->net);
     real_t *const moments[] = {m->m, m->v};
-    memcpy(&header[4], run, sizeof *run);
+    memcpy(&header[4], &j->run, sizeof j->run);
     uint64_t sum = state_checksum(header, &m->net);
-    if (rank == 0) output_open(&o, checkpoint_path(directory, "state", step), NULL);
+    if (rank == 0) output_open(&o, checkpoint_path("state", j->step), NULL);
     if (rank == 0) output_write(&o, header, sizeof header);
     for (int i = 0; i < 2; i++) {
         gather_moments(m, moments[i]);
@@ -2081,7 +2086,7 @@ static void save_state(const Model *m, const char *directory, int step, const Ru
     }
     if (rank > 0) return;
     // the weights are in the model file, unless rounded there; the checksum ties them to this state anyway
-    sum = write_parameters(run->bf16 ? &o : NULL, m->params, count, 0, sum);
+    sum = write_parameters(j->run.bf16 ? &o : NULL, m->params, count, 0, sum);
     output_write(&o, &sum, sizeof sum);
     output_close(&o);
 }
@@ -2108,19 +2113,17 @@ static void check_run(const Run *was, const Run *run, const char *path) {
                run->B, was->B);
 }
 
-// Opens a state for the step of a run that it suits, at its moments.
-static FILE *open_state(const char *path, int32_t header[256], int step, const Run *run, size_t count) {
-    Run was;
+// Opens a state that suits the run, at its moments.
+static FILE *open_state(const char *path, int32_t header[256], const Job *j) {
+    static const size_t fields[] = {13, 14, sizeof(Run) / sizeof(int32_t)};  // of the versions' Runs
+    const Run *run = &j->run;
+    size_t count = parameter_count(&j->m.net);
     FILE *f = open_input(path, header, STATE_MAGIC, "state file");
-    if (!within(header[1], WITHOUT_LANES, STATE_VERSION) || header[2] != step)
+    if (!within(header[1], WITHOUT_LANES, STATE_VERSION) || header[2] != j->from)
         die(STATUS_DATA, "%s: of version %d and step %d; version %d (less is of an earlier program) and step "
-            "%d are meant", path, header[1], header[2], STATE_VERSION, step);
-    memcpy(&was, &header[4], sizeof was);
-    if (header[1] == WITHOUT_LANES) was.lanes = run->lanes;
-    if (header[1] < STATE_VERSION) {
-        was.slice = run->slice;
-        was.group = run->group;
-    }
+            "%d are meant", path, header[1], header[2], STATE_VERSION, j->from);
+    Run was = *run;  // what an earlier program did not know is as now
+    memcpy(&was, &header[4], fields[header[1] - WITHOUT_LANES] * sizeof *header);
     if (header[1] == WITHOUT_LANES || (header[1] < STATE_VERSION && (run->slice > 0 || run->group > 0)))
         printf("%s is of an earlier program, which added gradients in another order: other bits "
                "from here on\n", path);
@@ -2129,19 +2132,21 @@ static FILE *open_state(const char *path, int32_t header[256], int step, const R
     return f;
 }
 
-// Reads what save_state wrote, after the model beside it has been read. Returns whether something is owed.
-static int load_state(Model *m, const char *path, int step, const Run *run) {
+// Reads what save_state wrote, after the model beside it has been read.
+static void load_state(Job *j) {
+    Model *m = &j->m;
+    const char *path = checkpoint_path("state", j->from);
     int32_t header[256] = {0};
     size_t count = parameter_count(&m->net);
     real_t *const moments[] = {m->m, m->v};
-    FILE *f = rank == 0 ? open_state(path, header, step, run, count) : NULL;
+    FILE *f = rank == 0 ? open_state(path, header, j) : NULL;
     uint64_t saved = 0, sum = state_checksum(header, &m->net);
     for (int i = 0; i < 2; i++) {
         if (rank == 0) sum = read_parameters(f, path, all_moments(m, moments[i]), count, 0, sum);
         scatter_moments(m, moments[i]);
     }
     if (rank == 0) {
-        if (run->bf16) sum = read_parameters(f, path, m->params, count, 0, sum);
+        if (j->run.bf16) sum = read_parameters(f, path, m->params, count, 0, sum);
         else sum = write_parameters(NULL, m->params, count, 0, sum);
         if (fread(&saved, sizeof saved, 1, f) != 1 || saved != sum)
             die(STATUS_DATA, "%s: it or its model is corrupt, the checksum does not match; "
@@ -2150,7 +2155,8 @@ static int load_state(Model *m, const char *path, int step, const Run *run) {
     }
     ranks_broadcast(header, sizeof header);
     ranks_spread(m->params, &m->net);
-    return header[3] != 0;
+    j->owed = header[3] != 0;
+    printf("resumed from %s\n", path);
 }
 
 // What a directory holds: how many models with their state, the first and last step of these, or -1, and how
@@ -2174,33 +2180,13 @@ static Checkpoints find_checkpoints(const char *directory) {
     return c;
 }
 
-// Saves a complete pair, and removes the oldest ones beyond `keep` (0: none).
-static void save_checkpoint(const Model *m, const char *directory, int step, const Run *run, int owed,
-                            int keep) {
-    save_state(m, directory, step, run, owed);
-    if (rank > 0) return;
-    save_model(m, directory, step, run->bf16);
-    Checkpoints c = find_checkpoints(directory);
-    for (; keep > 0 && c.count > keep; c = find_checkpoints(directory)) {
-        const char *path = checkpoint_path(directory, "model", c.first);
-        if (unlink(path) != 0) cannot("remove", path);
-        unlink(checkpoint_path(directory, "state", c.first));
-    }
-}
-
 // ---- log.csv
 static const char log_header[] = "step,split,loss,lr,grad_norm,ms,tokens_per_s,drift,peak_bytes\n";
 
-static const char *log_path(const char *directory) {
-    static char path[PATH + 32];
-    snprintf(path, sizeof path, "%s/log.csv", directory);
-    return path;
-}
-
-// Opens the log, and cuts off its rows beyond `step`: a resumed run goes on from its checkpoint, not where it
+// Opens the log, and cuts off its rows beyond the checkpoint, from which a resumed run goes on, not where it
 // died. If what follows that step is owed, its rows of anything but training go, too.
-static FILE *log_open(const char *directory, int step, int owed) {
-    const char *path = log_path(directory);
+static FILE *log_open(const Job *j) {
+    const char *path = out_path("log.csv");
     char line[512], *end;
     if (rank > 0) return fopen("/dev/null", "a");
     FILE *csv = open_regular(path, "a+");
@@ -2210,8 +2196,8 @@ static FILE *log_open(const char *directory, int step, int owed) {
     for (long at = ftell(csv); kept && fgets(line, sizeof line, csv); at = ftell(csv)) {
         long row = strtol(line, &end, 10);
         int whole = end != line && *end == ',' && strchr(line, '\n');
-        int again = owed && row == step && strncmp(end, ",train", 6) != 0;
-        kept = whole && row <= step && !again;
+        int again = j->owed && row == j->from && strncmp(end, ",train", 6) != 0;
+        kept = whole && row <= j->from && !again;
         if (!kept && ftruncate(fileno(csv), at) != 0) cannot("write", path);
     }
     fseek(csv, 0, SEEK_END);
@@ -2321,15 +2307,23 @@ static void sample_step(Job *j) {
     check_numbers(&j->m, j->step, 0, NAN);
 }
 
+// Saves a complete pair, and removes the oldest ones beyond -nk.
 static void save_step(Job *j) {
     Model *m = &j->m;
+    Checkpoints c;
     fsync(fileno(j->csv));  // the log must not be behind its checkpoint
     if (j->step > 0) {      // what does not compute is not worth a checkpoint, let alone an older one's place
         forward(m);
         head(m, 0);
         check_numbers(m, j->step, objective_of(m), NAN);
     }
-    save_checkpoint(m, opt.out, j->step, &j->run, j->owed, opt.keep);
+    save_state(j);
+    if (rank == 0) save_model(m, j->step, j->run.bf16);
+    while (rank == 0 && opt.keep > 0 && (c = find_checkpoints(opt.out)).count > opt.keep) {
+        const char *path = checkpoint_path("model", c.first);
+        if (unlink(path) != 0) cannot("remove", path);
+        unlink(checkpoint_path("state", c.first));
+    }
     any_rank(0);  // no rank goes on, or ends all, before it is saved
 }
 
@@ -2459,7 +2453,7 @@ static int due(int every, int step, int end) { return every > 0 && (end || step 
 static void train(Job *j) {
     int began = j->step, saved = j->from - j->owed;
     double cost = flops_per_token(&j->m), again = flops_again(&j->m);
-    if (opt.out[0]) j->csv = log_open(opt.out, j->from, j->owed);
+    if (opt.out[0]) j->csv = log_open(j);
     catch_signals();
     j->limit = device_flops();
     ranks_combine(&j->limit, 1);
@@ -2478,7 +2472,7 @@ static void train(Job *j) {
         if (fresh && !interrupted && due(opt.val_every, step, end)) choices_step(j);
         if (fresh && !interrupted && due(opt.sample_every, step, end)) sample_step(j);
         j->owed = fresh && stops();
-        if (j->csv && fflush(j->csv) != 0) cannot("write", log_path(opt.out));
+        if (j->csv && fflush(j->csv) != 0) cannot("write", out_path("log.csv"));
         end |= interrupted || any_rank(fflush(stdout) != 0);
         if (fresh && j->csv && (end || (step > 0 && due(opt.save_every, step, 0)))) {
             save_step(j);
@@ -2488,7 +2482,7 @@ static void train(Job *j) {
         train_step(j);
     }
     profile_print(&j->m, j->limit);
-    if (j->csv && fclose(j->csv) != 0) cannot("write", log_path(opt.out));
+    if (j->csv && fclose(j->csv) != 0) cannot("write", out_path("log.csv"));
     if (interrupted) die(STATUS_INTERRUPTED, "interrupted after step %d; %s",
         j->step, opt.out[0] ? "-y 1 goes on from there" : "without -o nothing is saved");
 }
@@ -2702,7 +2696,7 @@ static void adjust_conversion(Config *net) {
 // The file of the network that the flags ask for: that of the checkpoint at step `from` (-1: none), or -e's.
 // NULL: it is new.
 static const char *model_path(int from) {
-    if (from >= 0) return checkpoint_path(opt.out, "model", from);
+    if (from >= 0) return checkpoint_path("model", from);
     return opt.start[0] == 'd' && !strpbrk(opt.start, "./") ? NULL : opt.start;
 }
 
@@ -2908,7 +2902,7 @@ static void claim_directory(int from) {
     if (!claimed && errno == EWOULDBLOCK) die(STATUS_DATA, "%s is in use by another run", opt.out);
     if (!claimed) warn("-o: its file system has no locks, so nothing keeps a second run out of it");
     Checkpoints c = find_checkpoints(opt.out);
-    if (!opt.resume && (c.models || access(log_path(opt.out), F_OK) == 0))
+    if (!opt.resume && (c.models || access(out_path("log.csv"), F_OK) == 0))
         die(STATUS_USAGE, "%s already holds a run: -y 1 resumes it, or choose another -o", opt.out);
     if (c.last != from) die(STATUS_DATA, "%s was written to by another run just now", opt.out);
     if (c.last < 0 && c.models) die(STATUS_DATA, "%s holds models, but no state to resume from", opt.out);
@@ -2940,10 +2934,7 @@ static void begin_job(Job *j) {
     load_networks(m, j->from);
     if (m->has_teacher)  // or else it is 0
         j->run.teacher = (int32_t)write_parameters(NULL, m->teacher, parameter_count(&m->net), 0, 0) | 1;
-    if (j->from < 0) return;
-    const char *path = checkpoint_path(opt.out, "state", j->from);
-    j->owed = load_state(m, path, j->from, &j->run);
-    printf("resumed from %s\n", path);
+    if (j->from >= 0) load_state(j);
 }
 
 static int finish(void) {

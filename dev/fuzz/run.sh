@@ -20,7 +20,7 @@ functions() {
     case $1 in
     tokens) echo data_open data_close shard_check sequences_in sequences_of read_sequence set_batch data_batch data_check ;;
     model) echo open_input check_size read_model load_model read_parameters remainders_fit tensor_sizes choose_network ;;
-    state) echo open_input check_size open_state load_state read_moments read_parameters write_parameters checksum state_checksum model_header ;;
+    state) echo open_input check_size open_state load_state read_parameters write_parameters checksum state_checksum model_header ;;
     tokenizer) echo tokenizer_open find_token find_slot push_pair pop_pair join_pair encode_word kind_of index_open word_length encode print_byte print_characters print_token first_token ;;
     flags) echo set_option parse_options print_help check_options new_network choose_mode adjust_conversion choose_network choose_teacher choose_shape plan \
         learning_rate find_tokenizer ;;
