@@ -74,15 +74,15 @@ train_rev_gpt2: train_rev_gpt2.c dev/eval/choices.h $(if $(MPI),dev/ranks/mpi.h)
 	@echo 'OpenMP: $(or $(strip $(OPENMP)),none: one thread (on macOS `brew install libomp` gives more))'
 	$(compile) $(ALL_CFLAGS) $(CHOICES) -o $@ $< $(LDFLAGS) -lm
 
-sample_rev_gpt2: dev/sample/sample.c dev/network_flags.h train_rev_gpt2.c
+sample_rev_gpt2: dev/sample/sample.c dev/network_flags.h dev/output.h train_rev_gpt2.c
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
-eval_rev_gpt2: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h train_rev_gpt2.c $(if $(MPI),dev/ranks/mpi.h)
+eval_rev_gpt2: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h dev/output.h train_rev_gpt2.c $(if $(MPI),dev/ranks/mpi.h)
 	$(compile) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
 # The mathematics, in float32 and in double precision; and the program
-MATHEMATICS = test_rev_gpt2.c dev/test/check.h dev/sample/sample.c train_rev_gpt2.c dev/bench/profile.h
-PROGRAM = dev/test/program.c dev/test/check.h dev/sample/sample.c dev/eval/eval.c dev/eval/choices.h dev/network_flags.h train_rev_gpt2.c dev/bench/profile.h
+MATHEMATICS = test_rev_gpt2.c dev/test/check.h dev/sample/sample.c dev/output.h train_rev_gpt2.c dev/bench/profile.h
+PROGRAM = dev/test/program.c dev/test/check.h dev/sample/sample.c dev/eval/eval.c dev/eval/choices.h dev/network_flags.h dev/output.h train_rev_gpt2.c dev/bench/profile.h
 
 test_rev_gpt2: $(MATHEMATICS)
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
@@ -96,10 +96,10 @@ test_program: $(PROGRAM)
 train_rev_gpt2cu: train_rev_gpt2.cu train_rev_gpt2.c dev/eval/choices.h
 	$(NVCC) $(ALL_NVCCFLAGS) $(CHOICES) -o $@ $< $(CUBLAS)
 
-sample_rev_gpt2cu: dev/sample/sample.c train_rev_gpt2.cu train_rev_gpt2.c
+sample_rev_gpt2cu: dev/sample/sample.c dev/output.h train_rev_gpt2.cu train_rev_gpt2.c
 	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) -o $@ $< $(CUBLAS)
 
-eval_rev_gpt2cu: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h train_rev_gpt2.cu train_rev_gpt2.c
+eval_rev_gpt2cu: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h dev/output.h train_rev_gpt2.cu train_rev_gpt2.c
 	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) -o $@ $< $(CUBLAS)
 
 test_rev_gpt2cu: $(MATHEMATICS) train_rev_gpt2.cu
@@ -111,10 +111,10 @@ test_programcu: $(PROGRAM) train_rev_gpt2.cu
 train_rev_gpt2_emulated: train_rev_gpt2.cu train_rev_gpt2.c dev/eval/choices.h dev/cuda/emulate.h
 	$(compile_cxx) $(EMULATE_FLAGS) $(CHOICES) -o $@ $<
 
-sample_rev_gpt2_emulated: dev/sample/sample.c train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
+sample_rev_gpt2_emulated: dev/sample/sample.c dev/output.h train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
 	$(CXX) $(EMULATE_FLAGS) -DTWIN -o $@ $<
 
-eval_rev_gpt2_emulated: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
+eval_rev_gpt2_emulated: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h dev/output.h train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
 	$(compile_cxx) $(EMULATE_FLAGS) -DTWIN -o $@ $<
 
 test_rev_gpt2_emulated: $(MATHEMATICS) train_rev_gpt2.cu dev/cuda/emulate.h

@@ -1879,6 +1879,7 @@ static const char *checkpoint_path(const char *what, int step) {
     return path;
 }
 
+static const char unfinished[] = "unfinished.tmp";  // a file of a run until it is whole
 typedef struct { FILE *file; char path[PATH + 32], aside[PATH + 64]; } Output;
 
 static void output_failed(Output *o) {
@@ -1888,24 +1889,11 @@ static void output_failed(Output *o) {
     cannot("write", o->path);
 }
 
-// Files of a run, `begins` NULL, share one name aside, and what a killed run left there goes. Others write
-// over nothing but a file that begins so.
-static void output_open(Output *o, const char *path, const char *begins) {
-    char old[32] = "";
-    FILE *f = begins && access(path, F_OK) == 0 ? open_regular(path, "rb") : NULL;
-    if (f && (fread(old, 1, strlen(begins), f) != strlen(begins) || strcmp(old, begins) != 0))
-        die(STATUS_DATA, "%s is there already, and is of another kind", path);
-    if (f) fclose(f);
-    const char *slash = strrchr(path, '/');
-    int directory = slash ? (int)(slash - path + 1) : 0;
+static void output_open(Output *o, const char *path, const char *aside) {
     snprintf(o->path, sizeof o->path, "%s", path);
-    snprintf(o->aside, sizeof o->aside, "%s.tmp", path);
-    if (!begins) snprintf(o->aside, sizeof o->aside, "%.*sunfinished.tmp", directory, path);
-    if (!begins) unlink(o->aside);
-    o->file = fopen(o->aside, "wbx");
-    if (!o->file && errno == EEXIST) die(STATUS_DATA, "cannot write %s: File exists: another program "
-        "writes it now, or one that was killed left it: then remove it", o->aside);
-    if (!o->file) cannot("write", o->aside);
+    snprintf(o->aside, sizeof o->aside, "%s", aside);
+    o->file = fopen(aside, "wbx");
+    if (!o->file) cannot("write", aside);
 }
 static void output_write(Output *o, const void *data, size_t bytes) {
     if (fwrite(data, 1, bytes, o->file) != bytes) output_failed(o);
@@ -1996,7 +1984,7 @@ static void save_model(const Model *m, int step, int bf16) {
     Output o;
     int32_t header[256];
     model_header(header, &m->net, bf16);
-    output_open(&o, checkpoint_path("model", step), NULL);
+    output_open(&o, checkpoint_path("model", step), out_path(unfinished));
     output_write(&o, header, sizeof header);
     write_parameters(&o, m->params, parameter_count(&m->net), bf16, 0);
     output_close(&o);
@@ -2078,7 +2066,7 @@ static void save_state(const Job *j) {
     real_t *const moments[] = {m->m, m->v};
     memcpy(&header[4], &j->run, sizeof j->run);
     uint64_t sum = state_checksum(header, &m->net);
-    if (rank == 0) output_open(&o, checkpoint_path("state", j->step), NULL);
+    if (rank == 0) output_open(&o, checkpoint_path("state", j->step), out_path(unfinished));
     if (rank == 0) output_write(&o, header, sizeof header);
     for (int i = 0; i < 2; i++) {
         gather_moments(m, moments[i]);
@@ -2907,6 +2895,7 @@ static void claim_directory(int from) {
     if (c.last != from) die(STATUS_DATA, "%s was written to by another run just now", opt.out);
     if (c.last < 0 && c.models) die(STATUS_DATA, "%s holds models, but no state to resume from", opt.out);
     if (c.last < 0 && opt.resume) printf("%s has no checkpoint: starting anew\n", opt.out);
+    unlink(out_path(unfinished));  // what a killed run left
 }
 
 // Takes the memory of the network and its teacher, and fills it from files or random numbers.
