@@ -2229,36 +2229,33 @@ static int stops(void) {
 static int metrics_of(const Model *m) { return m->has_teacher ? METRICS : LOSS + 1; }
 
 // The means over -m validation batches, or all, whose last may be shorter. Returns the sequences in them.
-static int64_t validate(Model *m, Data *d, double means[METRICS]) {
-    const int objective = m->objective, B = m->B;
-    const size_t N = (size_t)B * (size_t)m->T, all = N * (size_t)ranks;
+static int64_t validate(const Model *m, const Data *d, double means[METRICS]) {
+    Model own = *m;
+    const size_t N = (size_t)m->B * (size_t)m->T, all = N * (size_t)ranks;
     double *values = doubles(all), counted = 0;
-    int64_t count = sequences_of(d, m->T, 0), wanted = (int64_t)opt.val_batches * B;
+    int64_t count = sequences_of(d, m->T, 0), wanted = (int64_t)opt.val_batches * m->B;
     if (wanted && wanted < count) count = wanted;
-    if (objective == KL_TEACHER) m->objective = KL;  // one divergence to compare runs by
+    if (m->objective == KL_TEACHER) own.objective = KL;  // one divergence to compare runs by
     memset(means, 0, METRICS * sizeof *means);
-    for (int64_t i = 0; i < count && !stops(); i += (int64_t)B * ranks) {
-        const int64_t own = i + (int64_t)B * rank;  // a batch for each rank, until there are no more
-        m->B = (int)fmax(0, fmin(B, (double)(count - own)));
-        if (m->B > 0) {
-            counted += data_batch(d, m, (uint64_t)own, 0, 0);
-            forward(m);
-            head(m, 0);
+    for (int64_t i = 0; i < count && !stops(); i += (int64_t)m->B * ranks) {
+        const int64_t first = i + (int64_t)m->B * rank;  // a batch for each rank, until there are no more
+        own.B = (int)fmax(0, fmin(m->B, (double)(count - first)));
+        if (own.B > 0) {
+            counted += data_batch(d, &own, (uint64_t)first, 0, 0);
+            forward(&own);
+            head(&own, 0);
         }
         // token after token: sums do not depend on how they are cut into batches, nor on who has these
-        const size_t tokens = (size_t)fmin((double)all, (double)(count - i) * m->T);
         for (int k = LOSS; k < metrics_of(m); k++) {
             memset(values, 0, all * sizeof *values);
-            if (m->B > 0) read_metric(values + N * (size_t)rank, m, (enum Metric)k);
+            if (own.B > 0) read_metric(values + N * (size_t)rank, &own, (enum Metric)k);
             ranks_combine(values, all);
-            for (size_t j = 0; j < tokens; j++) means[k] += values[j];
+            for (size_t j = 0; j < all; j++) means[k] += values[j];
         }
     }
     free(values);
     ranks_combine(&counted, 1);
     for (int k = LOSS; k < metrics_of(m); k++) means[k] /= fmax(counted, 1);
-    m->B = B;
-    m->objective = objective;
     return count;
 }
 
@@ -2340,14 +2337,6 @@ static double counted_batches(Job *j) {
     return counted > 0 ? counted / (j->m.B * j->m.T) : 1;
 }
 
-// Adds the gradients of a step's i-th micro-batch. Returns its loss; a rank with wrong numbers ends here.
-static double micro_batch(Job *j, int i, double batches, double *drift) {
-    read_micro_batch(j, &j->m, i);
-    double loss = forward_backward(&j->m, 1 / batches, drift);
-    check_numbers(&j->m, j->step + 1, loss, *drift);
-    return loss;
-}
-
 // The gradients of an optimizer step, lane after lane, its loss, and the largest drift. Returns whether that
 // was not interrupted.
 static int step_gradients(Job *j, double *loss, double *drift) {
@@ -2361,7 +2350,9 @@ static int step_gradients(Job *j, double *loss, double *drift) {
         for (int k = 0; k < longest && !stops(); k++) {
             int i = lane_begin(run, lane) + k;
             if (lane >= run->lanes || i >= lane_begin(run, lane + 1)) continue;  // others have one more
-            losses[i] = micro_batch(j, i, batches, &drifts[i]);
+            read_micro_batch(j, &j->m, i);
+            losses[i] = forward_backward(&j->m, 1 / batches, &drifts[i]);
+            check_numbers(&j->m, j->step + 1, losses[i], drifts[i]);
         }
         if (interrupted) break;
         profile("(exchange)", 0, 0);
@@ -2418,12 +2409,6 @@ static void on_interrupt(int signal_number) {
     (void)!write(1, notice, sizeof notice - 1);
 }
 
-static void catch_signals(void) {
-    signal(SIGINT, on_interrupt);  // a read or write that it comes in goes on
-    signal(SIGTERM, on_interrupt);
-    signal(SIGPIPE, SIG_IGN);  // who reads the output may end first: train notices, and nothing is lost
-}
-
 // `make` puts dev/eval/choices.h here, which answers questions every -v steps.
 #ifdef REV_GPT2_CHOICES
 #include REV_GPT2_CHOICES
@@ -2442,7 +2427,9 @@ static void train(Job *j) {
     int began = j->step, saved = j->from - j->owed;
     double cost = flops_per_token(&j->m), again = flops_again(&j->m);
     if (opt.out[0]) j->csv = log_open(j);
-    catch_signals();
+    signal(SIGINT, on_interrupt);  // a read or write that it comes in goes on
+    signal(SIGTERM, on_interrupt);
+    signal(SIGPIPE, SIG_IGN);  // who reads the output may end first: fflush notices, and nothing is lost
     j->limit = device_flops();
     ranks_combine(&j->limit, 1);
     printf("limit %.0f GFLOP/s; training costs %.3g GFLOP a token", j->limit * 1e-9, cost * 1e-9);
