@@ -2088,11 +2088,9 @@ static void check_run(const Run *was, const Run *run, const char *path) {
         {"--shuffle", 0}, {"-a", 0}, {"--save (1: bf16)", 0}, {"--mode", 0}, {"--seed", 0},
         {"--precision (1: bf16)", 0}, {"--loss (1: kl, 2: kl-teacher)", 0}, {"--distill, as a checksum,", 0},
         {"--lanes", apart}, {"--slice", 1}, {"--group", 0}};  // each micro-batch a lane of its own, as before
-    int32_t then[FIELDS], now[FIELDS];
+    const int32_t *then = (const int32_t *)was, *now = (const int32_t *)run;
     int64_t sequences = (int64_t)run->B * run->accumulate;
     int cut = was->B != run->B && (int64_t)was->B * was->accumulate == sequences;
-    memcpy(then, was, sizeof then);
-    memcpy(now, run, sizeof now);
     for (int i = 0; i < FIELDS; i++)
         if (then[i] != now[i] && !(cut && fields[i].cuts)) die(STATUS_USAGE,
             "%s was saved with %s %d, not %d; resume with the same", path, fields[i].name, then[i], now[i]);
@@ -2391,13 +2389,13 @@ static void train_step(Job *j) {
     printf(" | norm %.4f | lr %.2e | %.0f ms | %.0f tokens/s | %.0f%% of limit | ",
            norm, rate, s * 1e3, speed, 100 * speed * flops_per_token(m) / j->limit);
     if (!isnan(drift)) printf("drift %.2g | ", drift);
-    printf("%.2f GiB | ", (double)device_peak_bytes() / (1 << 30));
-    printf("%.1f min left\n", slow * (j->total - j->step) / 60);
+    size_t peak = device_peak_bytes();
+    printf("%.2f GiB | %.1f min left\n", (double)peak / (1 << 30), slow * (j->total - j->step) / 60);
     if (!j->csv) return;
     fprintf(j->csv, "%d,%s,%.8g,%.6e,%.6f,%.1f,%.1f,",
             j->step, divergence ? "train_kl" : "train", loss, rate, norm, s * 1e3, speed);
     if (!isnan(drift)) fprintf(j->csv, "%.3e", drift);
-    fprintf(j->csv, ",%zu\n", device_peak_bytes());
+    fprintf(j->csv, ",%zu\n", peak);
 }
 
 static void on_interrupt(int signal_number) {
@@ -2433,8 +2431,8 @@ static void train(Job *j) {
     j->limit = device_flops();
     ranks_combine(&j->limit, 1);
     printf("limit %.0f GFLOP/s; training costs %.3g GFLOP a token", j->limit * 1e-9, cost * 1e-9);
-    if (again > 0) printf(", computing blocks again makes it %.3f times that", 1 + again / cost);
-    if (again > 0) printf(": at most %.3f of the speed of store", cost / (cost + again));
+    if (again > 0) printf(", computing blocks again makes it %.3f times that: at most %.3f of the speed of "
+        "store", 1 + again / cost, cost / (cost + again));
     printf("\n");
     if (began > j->total)
         printf("-x %d: the checkpoint is further than that already, at step %d\n", j->total, began);
