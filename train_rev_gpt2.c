@@ -1858,6 +1858,7 @@ typedef struct {
     Run run;
     int from, step, total;  // from: the step of the checkpoint, -1 without one; step: how many are done
     int owed;               // whether what follows that step, such as its validation, is still to be done
+    int directory;          // -o, locked and open, on rank 0
     FILE *csv;              // log.csv, or NULL
     double limit;           // of the device, FLOP/s: what was measured, or what a product has reached since
 } Job;
@@ -1898,18 +1899,9 @@ static void output_open(Output *o, const char *path, const char *aside) {
 static void output_write(Output *o, const void *data, size_t bytes) {
     if (fwrite(data, 1, bytes, o->file) != bytes) output_failed(o);
 }
-// Whether a file system cannot do what was asked, for a directory: that is no failure to write.
-static int unsupported(int error) {
-    return error == EINVAL || error == ENOSYS || error == ENOTSUP || error == EOPNOTSUPP || error == EROFS;
-}
 static void output_close(Output *o) {
     if (fflush(o->file) != 0 || fsync(fileno(o->file)) != 0) output_failed(o);
     if (fclose(o->file) != 0 || rename(o->aside, o->path) != 0) output_failed(o);
-    char *slash = strrchr(o->path, '/');
-    if (slash) slash[1] = 0;
-    int directory = open(slash ? o->path : ".", O_RDONLY);  // the rename itself must survive a power cut
-    if (directory < 0 || (fsync(directory) != 0 && !unsupported(errno))) output_failed(o);
-    close(directory);
 }
 
 static uint64_t checksum(uint64_t sum, const void *data, size_t words) {  // of 32 bits
@@ -2290,6 +2282,11 @@ static void sample_step(Job *j) {
     check_numbers(&j->m, j->step, 0, NAN);
 }
 
+// Whether a file system cannot do what was asked, for a directory: that is no failure to write.
+static int unsupported(int error) {
+    return error == EINVAL || error == ENOSYS || error == ENOTSUP || error == EOPNOTSUPP || error == EROFS;
+}
+
 // Saves a complete pair, and removes the oldest ones beyond -nk.
 static void save_step(Job *j) {
     Model *m = &j->m;
@@ -2302,6 +2299,8 @@ static void save_step(Job *j) {
     }
     save_state(j);
     if (rank == 0) save_model(m, j->step, j->run.bf16);
+    // the names as well must survive a power cut, before older pairs go
+    if (rank == 0 && fsync(j->directory) != 0 && !unsupported(errno)) cannot("write", opt.out);
     while (rank == 0 && opt.keep > 0 && (c = find_checkpoints(opt.out)).count > opt.keep) {
         const char *path = checkpoint_path("model", c.first);
         if (unlink(path) != 0) cannot("remove", path);
@@ -2867,17 +2866,17 @@ static void print_job(const Job *j) {
 }
 
 // Makes -o, or takes it from others until the process ends; nothing of another run will be overwritten there.
-static void claim_directory(int from) {
+static void claim_directory(Job *j) {
     if (mkdir(opt.out, 0777) != 0 && errno != EEXIST) cannot("make", opt.out);
-    int lock = open(opt.out, O_RDONLY | O_DIRECTORY);
-    if (lock < 0) cannot("open", opt.out);
-    int claimed = flock(lock, LOCK_EX | LOCK_NB) == 0;
+    j->directory = open(opt.out, O_RDONLY | O_DIRECTORY);
+    if (j->directory < 0) cannot("open", opt.out);
+    int claimed = flock(j->directory, LOCK_EX | LOCK_NB) == 0;
     if (!claimed && errno == EWOULDBLOCK) die(STATUS_DATA, "%s is in use by another run", opt.out);
     if (!claimed) warn("-o: its file system has no locks, so nothing keeps a second run out of it");
     Checkpoints c = find_checkpoints(opt.out);
     if (!opt.resume && (c.models || access(out_path("log.csv"), F_OK) == 0))
         die(STATUS_USAGE, "%s already holds a run: -y 1 resumes it, or choose another -o", opt.out);
-    if (c.last != from) die(STATUS_DATA, "%s was written to by another run just now", opt.out);
+    if (c.last != j->from) die(STATUS_DATA, "%s was written to by another run just now", opt.out);
     if (c.last < 0 && c.models) die(STATUS_DATA, "%s holds models, but no state to resume from", opt.out);
     if (c.last < 0 && opt.resume) printf("%s has no checkpoint: starting anew\n", opt.out);
     unlink(out_path(unfinished));  // what a killed run left
@@ -2904,7 +2903,7 @@ static void begin_job(Job *j) {
     j->total = opt.steps < 0 ? (int)fmin((double)epoch, MAX_STEPS) : opt.steps;
     if (opt.steps < 0 && (epoch < 1 || opt.shuffle)) die(STATUS_USAGE,
         "-x is missing: there is no once through the tokens with --shuffle, or if -d is more than all");
-    if (opt.out[0] && rank == 0) claim_directory(j->from);
+    if (opt.out[0] && rank == 0) claim_directory(j);
     load_networks(m, j->from);
     if (m->has_teacher)  // or else it is 0
         j->run.teacher = (int32_t)write_parameters(NULL, m->teacher, parameter_count(&m->net), 0, 0) | 1;
