@@ -25,7 +25,7 @@ The file has six parts; the first declares what it calls of the others.
     I    Reversal       the whole method: networks, streams, forward, step_back, GPT-2's block, the head
     II   Memory         what each policy keeps, and the plan of every byte
     III  Conversions    pretrained networks made reversible: estimates, low bits, the teacher
-    IV   Training       optimizer, random numbers, data, files, samples, the loop
+    IV   Training       optimizer, random numbers, data, files, the loop
     V    Command line
     VI   Layers         for the CPU; train_rev_gpt2.cu has them for the GPU
 
@@ -1551,7 +1551,7 @@ static void init_parameters(Model *m, uint64_t seed) {
 
 // ---- files that are read: all but texts begin with a header, whose first number is their kind's
 
-enum { MODEL_MAGIC = 20240326, TOKENIZER_MAGIC = 20240328, TOKENS_MAGIC = 20240520 };
+enum { MODEL_MAGIC = 20240326, TOKENS_MAGIC = 20240520 };
 static int within(int x, int least, int most) { return x >= least && x <= most; }
 static int or_else(int flag, int otherwise) { return flag ? flag : otherwise; }  // 0: not given
 
@@ -1735,89 +1735,6 @@ static void data_check(const Data *d, const char *pattern, int V, int T) {
         die(STATUS_DATA, "%s: too short, no file has the %d tokens that -t %d takes", pattern, T + 1, T);
 }
 
-// ---- samples
-
-typedef unsigned char Text[256];                       // of a token: its length, then its bytes
-typedef struct { int V, eot; Text *texts; } Tokenizer;  // eot: the token between documents, or -1
-
-// Reads llm.c's gpt2_tokenizer.bin, which must suit V tokens. With path NULL a token is a byte, or if V is
-// not 256 has no text; GPT-2's end of text is known all the same.
-static Tokenizer tokenizer_open(const char *path, int V) {
-    Text *texts = (Text *)host_alloc((size_t)V, sizeof(Text), "tokens' texts");
-    Tokenizer z = {V, vocabulary_suits(GPT2_V, V) ? GPT2_V - 1 : -1, texts};
-    int32_t header[256];
-    for (int i = 0; i < V && V == 256; i++) {
-        z.texts[i][0] = 1;
-        z.texts[i][1] = (unsigned char)i;
-    }
-    if (!path) return z;
-    FILE *f = open_input(path, header, TOKENIZER_MAGIC, "tokenizer file");
-    check_vocabulary(path, header[2], V);
-    if (checked(path, "version", header[1], 1, 2) == 2) z.eot = header[3];  // version 1 does not say
-    checked(path, "end of text", z.eot, -1, header[2] - 1);
-    for (int i = 0; i < header[2]; i++) {
-        unsigned char *text = z.texts[i];
-        if (fread(text, 1, 1, f) != 1 || !text[0] || fread(text + 1, 1, text[0], f) != text[0])
-            die(STATUS_DATA, "%s: ends early, or is corrupt, at token %d of %d", path, i, header[2]);
-    }
-    if (fgetc(f) != EOF) die(STATUS_DATA, "%s: goes on after its last token", path);
-    fclose(f);
-    return z;
-}
-
-// The token that a text without a prompt begins after: an end of text, or a new line if there are so many
-static int first_token(const Tokenizer *z) { return z->eot >= 0 ? z->eot : '\n' * (z->V > '\n'); }
-
-// Prints a token, a number if it has no text. Of control characters, which from U+80 on are C2 80 to C2 9F,
-// a terminal gets newlines and tabs alone.
-static void print_token(const Tokenizer *z, int token) {
-    static int last;
-    if (!z->texts[token][0]) printf("%d ", token);
-    for (int i = 1; i <= z->texts[token][0]; i++) {
-        int c = z->texts[token][i], control = c < 32 || c == 127 || (last == 0xC2 && c >= 128 && c < 160);
-        if (!control || c == '\n' || c == '\t') putchar(last = c);
-    }
-    fflush(stdout);
-}
-
-// A row of m->logits, without its padding, to host memory.
-static void host_logits(const Model *m, int row, float *logits) {
-    static act_t some[65536];
-    to_host(some, m->logits + (size_t)row * (size_t)m->net.Vp, (size_t)m->net.V * sizeof(act_t));
-    for (int v = 0; v < m->net.V; v++) logits[v] = (float)some[v];
-}
-
-// The logits (V) of what follows T tokens, and `past` others whose keys and values are in the cache
-static const float *next_logits(Model *m, const int *tokens, int T, int past) {
-    static float logits[65536];
-    Model g = *m;
-    g.B = 1;
-    g.T = T;
-    g.past = past;
-    g.kept_planes = NULL;
-    g.low = NULL;
-    g.group = 0;
-    if (m->training) g.cache = (act_t *)m->grads;  // nothing else is there between two steps
-    to_device(m->inputs, tokens, (size_t)T * sizeof(int));
-    forward(&g);
-    head_logits(&g, T - 1, 1);
-    host_logits(m, 0, logits);
-    for (int v = 0; v < m->net.V; v++)
-        if (!isfinite(logits[v])) die(STATUS_NUMBERS, "the logit of token %d is not a finite number", v);
-    return logits;
-}
-
-// Draws a token by softmax(logits), with `draw` uniform in [0, 1).
-static int draw_token(const float *logits, int V, double draw) {
-    double top = -INFINITY, sum = 0;
-    for (int v = 0; v < V; v++)  // not fmax, at which gcc 12 breaks off for arm64
-        if (logits[v] > top) top = (double)logits[v];
-    for (int v = 0; v < V; v++) sum += exp((double)logits[v] - top);
-    for (int v = 0; v < V - 1; v++)
-        if ((draw -= exp((double)logits[v] - top) / sum) < 0) return v;
-    return V - 1;
-}
-
 // ---- what the flags of Part V say
 
 static struct {
@@ -1854,7 +1771,6 @@ typedef struct {
 typedef struct {
     Model m;
     Data data, val;
-    Tokenizer z;            // for samples
     Run run;
     int from, step, total;  // from: the step of the checkpoint, -1 without one; step: how many are done
     int owed;               // whether what follows that step, such as its validation, is still to be done
@@ -2268,20 +2184,6 @@ static void validate_step(Job *j) {
         fprintf(j->csv, "%d,%s,%.8g,,,,,,\n", j->step, splits[metric], means[metric]);
 }
 
-static void sample_step(Job *j) {
-    int token = first_token(&j->z);
-    uint64_t seed = (uint64_t)j->run.seed, series = (uint64_t)j->step << 32;
-    printf("--- sample after step %d\n", j->step);
-    for (int i = 0; i < j->m.cache_tokens && !signalled; i++) {
-        const float *logits = next_logits(&j->m, &token, 1, i);
-        token = draw_token(logits, j->z.V, random_uniform(seed, RANDOM_SAMPLES, series | (uint64_t)i));
-        if (token == j->z.eot) break;
-        print_token(&j->z, token);
-    }
-    printf("\n---\n");
-    check_numbers(&j->m, j->step, 0, NAN);
-}
-
 // Whether a file system cannot do what was asked, for a directory: that is no failure to write.
 static int unsupported(int error) {
     return error == EINVAL || error == ENOSYS || error == ENOTSUP || error == EOPNOTSUPP || error == EROFS;
@@ -2406,7 +2308,17 @@ static void on_interrupt(int signal_number) {
     (void)!write(1, notice, sizeof notice - 1);
 }
 
-// `make` puts dev/eval/choices.h here, which answers questions every -v steps.
+// `make` puts dev/sample/samples.h here, which writes text every -s steps, and
+#ifdef REV_GPT2_SAMPLES
+#include REV_GPT2_SAMPLES
+#else
+#define SAMPLES_OPTION
+#define samples_shape(m) ((void)0)
+#define samples_begin(m) ((void)0)
+#define samples_step(j) ((void)0)
+#define samples_end() ((void)0)
+#endif
+// dev/eval/choices.h here, which answers questions every -v steps.
 #ifdef REV_GPT2_CHOICES
 #include REV_GPT2_CHOICES
 #else
@@ -2442,7 +2354,7 @@ static void train(Job *j) {
         stops();
         if (fresh && !interrupted && opt.val[0] && due(opt.val_every, step, end)) validate_step(j);
         if (fresh && !interrupted && due(opt.val_every, step, end)) choices_step(j);
-        if (fresh && !interrupted && due(opt.sample_every, step, end)) sample_step(j);
+        if (fresh && !interrupted && due(opt.sample_every, step, end)) samples_step(j);
         j->owed = fresh && stops();
         if (j->csv && fflush(j->csv) != 0) cannot("write", out_path("log.csv"));
         end |= interrupted || any_rank(fflush(stdout) != 0);
@@ -2503,8 +2415,7 @@ static const Option options[] = {
     {"-c", NUMBER, &opt.decay, "0.1", 0, 1e3, "weight decay, on matrices and embeddings"},
     {"-v", INTEGER, &opt.val_every, "250", 0, 1e9, "validate every so many steps, and at the end; 0: never"},
     {"-m", INTEGER, &opt.val_batches, "20", 0, 1e9, "validation batches, if there are that many; 0: all"},
-    {"-s", INTEGER, &opt.sample_every, "0", 0, 1e9, "sample every so many steps, and at the end; 0: never"},
-    {"-g", INTEGER, &opt.sample_length, "64", 1, 1 << 24, "tokens a sample, as far as the context reaches"},
+    SAMPLES_OPTION
     {"--mode", MODE_NAME, &opt.mode, "", 0, 0, "retrofit and bdia convert a baseline, and back (midpoint)"},
     {"--step-size", NUMBER, &opt.step_size, "", 0, 16,
      "h, 0 switches the blocks off (midpoint 0.25, leapfrog 1/sqrt(L), others 1)"},
@@ -2535,7 +2446,6 @@ static const Option options[] = {
     RANKS_OPTION
     {"--plan", SWITCH, &opt.plan, "0", 0, 0, "print where every byte would go, and end"},
     {"--ranks", INTEGER, &opt.ranks, "0", 1, 65536, "with --plan: the bytes of one of so many processes"},
-    {"--tokenizer", STRING, &opt.tokenizer, "", 0, 0, "llm.c's gpt2_tokenizer.bin (beside -i, or here)"},
     {"--help", SWITCH, &opt.help, "0", 0, 0, "print this, and end"},
     {"--version", SWITCH, &opt.version, "0", 0, 0, "print the version, and end"},
 };
@@ -2757,13 +2667,6 @@ static void choose_slices(Model *m) {
     if (m->group == NH || generates) m->group = 0;
 }
 
-// How many tokens a sample in training has: its cache lies in the gradients, as far as these reach.
-static int sampled_tokens(const Config *net) {
-    size_t token = (size_t)evaluations(net, steps(net)) * cache_width(net) * sizeof(act_t);
-    size_t room = parameter_count(net) * sizeof(real_t) / token, context = (size_t)net->maxT;
-    return smaller_of(opt.sample_length, (int)(room < context ? room : context));
-}
-
 // The sizes of a batch and its parts. Returns the micro-batches of a step.
 static int choose_shape(Model *m) {
     const Config *net = &m->net;
@@ -2780,7 +2683,7 @@ static int choose_shape(Model *m) {
     int tokens = m->B * m->T;
     if (opt.tokens % tokens != 0)
         die(STATUS_USAGE, "-d %d: no multiple of -b %d times -t %d", opt.tokens, m->B, m->T);
-    if (opt.sample_every > 0) m->cache_tokens = sampled_tokens(net);
+    samples_shape(m);
     m->chunk = smaller_of(or_else(opt.chunk, default_chunk(m->T)), m->B);
     m->head_chunk = smaller_of(or_else(opt.head_chunk, head_chunk_tokens), tokens);
     choose_slices(m);
@@ -2808,17 +2711,6 @@ static int choose_precision(void) {
     return bf16;
 }
 
-// --tokenizer; or for GPT-2's vocabulary gpt2_tokenizer.bin, beside the training tokens or here; or NULL.
-static const char *find_tokenizer(int V) {
-    static char beside[PATH + 32];
-    const char *here = "gpt2_tokenizer.bin", *slash = strrchr(opt.train, '/');
-    if (opt.tokenizer[0]) return opt.tokenizer;
-    if (!vocabulary_suits(GPT2_V, V)) return NULL;
-    snprintf(beside, sizeof beside, "%.*s%s", slash ? (int)(slash - opt.train + 1) : 0, opt.train, here);
-    if (access(beside, F_OK) == 0) return beside;
-    return access(here, F_OK) == 0 ? here : NULL;
-}
-
 // ---- from a run's beginning to its end
 
 // The network, its data and the shape of the run; no memory of the device is taken yet.
@@ -2835,7 +2727,7 @@ static void choose_job(Job *j) {
     ranks = or_else(opt.ranks, ranks);
     m->net = choose_network(or_else(j->data.V, or_else(j->val.V, GPT2_V)), j->from);
     m->training = 1;
-    if (opt.sample_every) j->z = tokenizer_open(find_tokenizer(m->net.V), m->net.V);
+    samples_begin(m);
     choose_teacher(m);
     int accumulate = choose_shape(m), precision = choose_precision();
     const Run run = {m->B, m->T, m->chunk, m->head_chunk, accumulate, opt.shuffle, opt.overfit, opt.save,
@@ -2972,7 +2864,7 @@ int rev_gpt2_main(int argc, char **argv) {
     data_close(&j.data);
     data_close(&j.val);
     choices_end();
-    free(j.z.texts);
+    samples_end();
     return finish();
 }
 

@@ -38,7 +38,7 @@ lines() {
     "$profdata" merge -o "$program.prof" "$program.raw" && "$cov" export "$program" -instr-profile="$program.prof" -format=lcov |
         awk -F'[:,]' -v names="$(functions "${program##*/}")" '
             BEGIN {n = split(names, list, " "); for (i = 1; i <= n; i++) wanted[list[i]] = 1}
-            $1 == "SF" {ours = /train_rev_gpt2\.c|sample\.c|eval\.c|choices\.h/; at = 0; name = ""; split("", start)}
+            $1 == "SF" {ours = /train_rev_gpt2\.c|sample\.c|samples\.h|eval\.c|choices\.h/; at = 0; name = ""; split("", start)}
             ours && $1 == "FN" {name = $NF; sub(/.*:/, "", name); start[$2] = name; seen[name] = 1}
             ours && $1 == "DA" {
                 while (at < $2) if (++at in start) name = start[at]

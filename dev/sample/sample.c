@@ -13,6 +13,7 @@ from the likeliest tokens, and printed in whole characters.
 #ifndef REV_GPT2_INCLUDED  // by another program of its kind
 #define REV_GPT2_INCLUDED
 #define REV_GPT2_NO_MAIN
+#define REV_GPT2_SAMPLES "dev/sample/samples.h"
 #ifdef TWIN
 #include "../../train_rev_gpt2.cu"
 #else
