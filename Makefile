@@ -39,7 +39,7 @@ CFLAGS ?= -O3
 # contraction to FMA is allowed everywhere or nowhere, so that equal expressions give equal bits; no -ffast-math, it hides NaN
 instead_of_profile = $(if $(PROFILE),dev/bench/profile.h,$(if $(STREAMS),dev/tutorial/streams.h))
 PROFILED = $(if $(instead_of_profile),-DREV_GPT2_PROFILE='"$(instead_of_profile)"')
-CHOICES = -DREV_GPT2_CHOICES='"dev/eval/choices.h"'
+INCLUDED = -DREV_GPT2_CHOICES='"dev/eval/choices.h"' -DREV_GPT2_SAMPLES='"dev/sample/samples.h"'
 ALL_CFLAGS = -std=gnu11 $(CFLAGS) $(ARCH) $(SIMD) -fno-math-errno -ffp-contract=fast -Wall -Wextra -Wno-unknown-pragmas -Wno-pass-failed $(PROFILED) $(STACK) $(SAN)
 
 # MPI's compiler is this one with MPI's flags; Open MPI and MPICH ask for it by these names.
@@ -70,19 +70,19 @@ EMULATE_FLAGS = -x c++ -std=c++17 -O2 -U_FORTIFY_SOURCE -DEMULATE $(FP32) -inclu
 
 all: train_rev_gpt2 sample_rev_gpt2 eval_rev_gpt2
 
-train_rev_gpt2: train_rev_gpt2.c dev/eval/choices.h $(if $(MPI),dev/ranks/mpi.h)
+train_rev_gpt2: train_rev_gpt2.c dev/eval/choices.h dev/sample/samples.h $(if $(MPI),dev/ranks/mpi.h)
 	@echo 'OpenMP: $(or $(strip $(OPENMP)),none: one thread (on macOS `brew install libomp` gives more))'
-	$(compile) $(ALL_CFLAGS) $(CHOICES) -o $@ $< $(LDFLAGS) -lm
+	$(compile) $(ALL_CFLAGS) $(INCLUDED) -o $@ $< $(LDFLAGS) -lm
 
-sample_rev_gpt2: dev/sample/sample.c dev/network_flags.h train_rev_gpt2.c
+sample_rev_gpt2: dev/sample/sample.c dev/sample/samples.h dev/network_flags.h dev/output.h train_rev_gpt2.c
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
-eval_rev_gpt2: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h train_rev_gpt2.c $(if $(MPI),dev/ranks/mpi.h)
+eval_rev_gpt2: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h dev/output.h train_rev_gpt2.c $(if $(MPI),dev/ranks/mpi.h)
 	$(compile) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
 # The mathematics, in float32 and in double precision; and the program
-MATHEMATICS = test_rev_gpt2.c dev/test/check.h dev/sample/sample.c train_rev_gpt2.c dev/bench/profile.h
-PROGRAM = dev/test/program.c dev/test/check.h dev/sample/sample.c dev/eval/eval.c dev/eval/choices.h dev/network_flags.h train_rev_gpt2.c dev/bench/profile.h
+MATHEMATICS = test_rev_gpt2.c dev/test/check.h dev/sample/sample.c dev/sample/samples.h dev/output.h train_rev_gpt2.c dev/bench/profile.h
+PROGRAM = dev/test/program.c dev/test/check.h dev/sample/sample.c dev/sample/samples.h dev/eval/eval.c dev/eval/choices.h dev/network_flags.h dev/output.h train_rev_gpt2.c dev/bench/profile.h
 
 test_rev_gpt2: $(MATHEMATICS)
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
@@ -93,13 +93,13 @@ test_rev_gpt2_f64: $(MATHEMATICS)
 test_program: $(PROGRAM)
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
-train_rev_gpt2cu: train_rev_gpt2.cu train_rev_gpt2.c dev/eval/choices.h
-	$(NVCC) $(ALL_NVCCFLAGS) $(CHOICES) -o $@ $< $(CUBLAS)
+train_rev_gpt2cu: train_rev_gpt2.cu train_rev_gpt2.c dev/eval/choices.h dev/sample/samples.h
+	$(NVCC) $(ALL_NVCCFLAGS) $(INCLUDED) -o $@ $< $(CUBLAS)
 
-sample_rev_gpt2cu: dev/sample/sample.c train_rev_gpt2.cu train_rev_gpt2.c
+sample_rev_gpt2cu: dev/sample/sample.c dev/sample/samples.h dev/output.h train_rev_gpt2.cu train_rev_gpt2.c
 	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) -o $@ $< $(CUBLAS)
 
-eval_rev_gpt2cu: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h train_rev_gpt2.cu train_rev_gpt2.c
+eval_rev_gpt2cu: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h dev/output.h train_rev_gpt2.cu train_rev_gpt2.c
 	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) -o $@ $< $(CUBLAS)
 
 test_rev_gpt2cu: $(MATHEMATICS) train_rev_gpt2.cu
@@ -108,13 +108,13 @@ test_rev_gpt2cu: $(MATHEMATICS) train_rev_gpt2.cu
 test_programcu: $(PROGRAM) train_rev_gpt2.cu
 	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) -o $@ $< $(CUBLAS)
 
-train_rev_gpt2_emulated: train_rev_gpt2.cu train_rev_gpt2.c dev/eval/choices.h dev/cuda/emulate.h
-	$(compile_cxx) $(EMULATE_FLAGS) $(CHOICES) -o $@ $<
+train_rev_gpt2_emulated: train_rev_gpt2.cu train_rev_gpt2.c dev/eval/choices.h dev/sample/samples.h dev/cuda/emulate.h
+	$(compile_cxx) $(EMULATE_FLAGS) $(INCLUDED) -o $@ $<
 
-sample_rev_gpt2_emulated: dev/sample/sample.c train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
+sample_rev_gpt2_emulated: dev/sample/sample.c dev/sample/samples.h dev/output.h train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
 	$(CXX) $(EMULATE_FLAGS) -DTWIN -o $@ $<
 
-eval_rev_gpt2_emulated: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
+eval_rev_gpt2_emulated: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h dev/output.h train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
 	$(compile_cxx) $(EMULATE_FLAGS) -DTWIN -o $@ $<
 
 test_rev_gpt2_emulated: $(MATHEMATICS) train_rev_gpt2.cu dev/cuda/emulate.h

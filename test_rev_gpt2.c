@@ -1861,20 +1861,21 @@ static void test_sample_step(void) {
     Job j;
     memset(&j, 0, sizeof j);
     make_model(&j.m, odd, MIDPOINT, REVERSE, 20);
-    j.z = tokenizer_open(NULL, j.m.net.V);
+    sampled = tokenizer_open(NULL, j.m.net.V);
     j.m.cache_tokens = 12, j.step = 3, j.run.seed = 5;
     Sampler s = {1, 0, 5, 3};
-    int start = first_token(&j.z);
+    int start = first_token(&sampled);
     capture();
     printf("--- sample after step 3\n");
-    generate(&j.m, &j.z, &start, 1, 12, s);
+    generate(&j.m, &sampled, &start, 1, 12, s);
     printf("\n---\n");
     char *text = captured();
     capture();
-    sample_step(&j);
+    samples_step(&j);
     char *again = captured();
     check(strlen(text) > 40 && strcmp(text, again) == 0, "a sample in training is %s, not %s", again, text);
-    free(text), free(again), free(j.z.texts);
+    samples_end();
+    free(text), free(again);
     model_free(&j.m);
 }
 

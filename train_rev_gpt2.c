@@ -25,7 +25,7 @@ The file has six parts; the first declares what it calls of the others.
     I    Reversal       the whole method: networks, streams, forward, step_back, GPT-2's block, the head
     II   Memory         what each policy keeps, and the plan of every byte
     III  Conversions    pretrained networks made reversible: estimates, low bits, the teacher
-    IV   Training       optimizer, random numbers, data, files, samples, the loop
+    IV   Training       optimizer, random numbers, data, files, the loop
     V    Command line
     VI   Layers         for the CPU; train_rev_gpt2.cu has them for the GPU
 
@@ -1395,20 +1395,20 @@ static void ranks_exchange(Model *m, int lane) {
 
 // ---- losses
 
+static void *host_alloc(size_t count, size_t size, const char *what) {  // zeroed
+    void *p = calloc(count * size, 1);
+    if (!p) die(STATUS_NUMBERS, "out of memory for %zu %s", count, what);
+    return p;
+}
+static double *doubles(size_t count) { return (double *)host_alloc(count, sizeof(double), "numbers"); }
+
 // A metric of each of the batch's tokens, to values. It waits for all that was asked for before.
 static void read_metric(double *values, const Model *m, enum Metric metric) {
     size_t N = (size_t)m->B * (size_t)m->T;
-    real_t *of_batch = (real_t *)malloc(N * sizeof(real_t));
-    if (!of_batch) die(STATUS_NUMBERS, "out of memory for the losses of %zu tokens", N);
+    real_t *of_batch = (real_t *)host_alloc(N, sizeof(real_t), "losses");
     to_host(of_batch, m->losses + (size_t)metric * N, N * sizeof(real_t));
     for (size_t i = 0; i < N; i++) values[i] = (double)of_batch[i];
     free(of_batch);
-}
-
-static double *doubles(size_t count) {
-    double *x = (double *)calloc(count * sizeof(double), 1);
-    if (!x) die(STATUS_NUMBERS, "out of memory for %zu numbers", count);
-    return x;
 }
 
 // Over all tokens of the batch, of which those that do not count have 0
@@ -1552,7 +1552,7 @@ static void init_parameters(Model *m, uint64_t seed) {
 
 // ---- files that are read: all but texts begin with a header, whose first number is their kind's
 
-enum { MODEL_MAGIC = 20240326, TOKENIZER_MAGIC = 20240328, TOKENS_MAGIC = 20240520 };
+enum { MODEL_MAGIC = 20240326, TOKENS_MAGIC = 20240520 };
 static int within(int x, int least, int most) { return x >= least && x <= most; }
 static int or_else(int flag, int otherwise) { return flag ? flag : otherwise; }  // 0: not given
 
@@ -1599,12 +1599,11 @@ static void check_size(FILE *f, const char *path, size_t bytes) {
 enum { GPT2_V = 50257 };  // the vocabulary of files that name none
 typedef struct {
     char *path;
-    FILE *file;            // NULL while it is closed
     int width;             // bytes a token
     int64_t start, count;  // of the tokens in the file
     int documents, eot;    // how many tokens a sequence of documents has, and end-of-text; or 0
 } Shard;
-typedef struct { glob_t files; Shard *shards; int shard_count, open_count, V, documents; } Data;
+typedef struct { glob_t files; Shard *shards; int shard_count, V, documents; } Data;
 
 // Looks into a file, a .txt of bytes or llm.c's tokens. Returns its vocabulary. Slots 4 and 5 of the header,
 // which llm.c leaves 0, are documents and eot.
@@ -1636,8 +1635,7 @@ static void data_open(Data *d, const char *pattern) {
     if (glob(pattern, GLOB_NOCHECK, NULL, &d->files) != 0)
         die(STATUS_DATA, "%s: cannot be searched for", pattern);
     d->shard_count = (int)d->files.gl_pathc;
-    d->shards = (Shard *)calloc(d->files.gl_pathc, sizeof(Shard));
-    if (!d->shards) die(STATUS_NUMBERS, "out of memory for a list of %d files", d->shard_count);
+    d->shards = (Shard *)host_alloc(d->files.gl_pathc, sizeof(Shard), "files of tokens");
     for (int i = 0; i < d->shard_count; i++) {
         Shard *s = &d->shards[i];
         s->path = d->files.gl_pathv[i];
@@ -1652,26 +1650,7 @@ static void data_open(Data *d, const char *pattern) {
     ranks_same_files(&d->files);
 }
 
-static void shards_close(Data *d) {
-    for (int i = 0; i < d->shard_count; i++) {
-        if (d->shards[i].file) fclose(d->shards[i].file);
-        d->shards[i].file = NULL;
-    }
-    d->open_count = 0;
-}
-
-// A shard is opened when it is read, and stays open until a quarter of all that a process may open are.
-static int shard_fd(Data *d, Shard *s) {
-    if (!s->file) {
-        if (d->open_count >= sysconf(_SC_OPEN_MAX) / 4) shards_close(d);
-        s->file = open_regular(s->path, "rb");
-        d->open_count++;
-    }
-    return fileno(s->file);
-}
-
 static void data_close(Data *d) {
-    shards_close(d);
     if (d->shards) globfree(&d->files);
     free(d->shards);
 }
@@ -1688,13 +1667,15 @@ static int64_t sequences_of(const Data *d, int T, int shuffle) {
 }
 
 // Tokens [position, position + n] of a shard, through raw: the first n to inputs, the last n to targets; -1
-// where these do not count. Returns how many do.
-static int read_sequence(Data *d, Shard *s, int64_t position, int n, unsigned char *raw, int *inputs,
-                         int *targets) {
+// where these do not count. Returns how many do. The file is open meanwhile alone: there may be very many.
+static int read_sequence(const Data *d, const Shard *s, int64_t position, int n, unsigned char *raw,
+                         int *inputs, int *targets) {
     int counted = 0;
     size_t bytes = (size_t)(n + 1) * (size_t)s->width;
-    if (pread(shard_fd(d, s), raw, bytes, s->start + position * s->width) != (ssize_t)bytes)
+    FILE *f = open_regular(s->path, "rb");
+    if (pread(fileno(f), raw, bytes, s->start + position * s->width) != (ssize_t)bytes)
         die(STATUS_DATA, "%s: cannot read from token %" PRId64 " on: was the file cut?", s->path, position);
+    fclose(f);
     for (int i = 0; i <= n; i++) {
         int token = s->width == 1 ? raw[i] : raw[2*i] | raw[2*i + 1] << 8;
         if (token >= d->V) die(STATUS_DATA, "%s: token %" PRId64 " is %d, but the vocabulary has %d",
@@ -1718,17 +1699,16 @@ static void set_batch(Model *m, const int *inputs, const int *targets) {
 
 // The batch whose first sequence has the number `first`, read whole before any of it goes to the device; if m
 // has no inputs, none does. Returns how many targets count.
-static int data_batch(Data *d, Model *m, uint64_t first, int shuffle, uint64_t seed) {
+static int data_batch(const Data *d, Model *m, uint64_t first, int shuffle, uint64_t seed) {
     int counted = 0;
     uint64_t room = (uint64_t)sequences_of(d, m->T, shuffle), B = (uint64_t)m->B;
     size_t T = (size_t)m->T, N = (size_t)m->B * T;
-    int *inputs = (int *)malloc(2 * N * sizeof(int) + 2 * (T + 1)), *targets = inputs + N;
+    int *inputs = (int *)host_alloc(2 * N + T + 1, sizeof(int), "numbers of a batch"), *targets = inputs + N;
     unsigned char *raw = (unsigned char *)(targets + N);
-    if (!inputs) die(STATUS_NUMBERS, "out of memory for a batch of %zu tokens", N);
     for (size_t b = 0; b < B; b++) {
         uint64_t number = shuffle ? random_bits(seed, RANDOM_BATCHES, first + b) : first + b;
         int64_t place = (int64_t)(number % room), here;
-        Shard *s = d->shards;
+        const Shard *s = d->shards;
         for (; place >= (here = sequences_in(s, m->T, shuffle)); s++) place -= here;
         if (!shuffle || s->documents) place *= m->T;
         counted += read_sequence(d, s, place, m->T, raw, inputs + b * T, targets + b * T);
@@ -1756,18 +1736,68 @@ static void data_check(const Data *d, const char *pattern, int V, int T) {
         die(STATUS_DATA, "%s: too short, no file has the %d tokens that -t %d takes", pattern, T + 1, T);
 }
 
+// ---- what the flags of Part V say
+
+static struct {
+    const char *train, *val, *out, *start, *tokenizer, *distill;
+    int resume, save_every, keep, overfit, layers, heads, channels, context, B, T, tokens, steps, warmup;
+    int val_every, val_batches, sample_every, sample_length, seed, mode, fixed_point, stem, objective, memory;
+    int precision, stream, grid, chunk, head_chunk, slice, group, lanes;
+    int shuffle, save, plan, ranks, help, version;
+    double rate, final_fraction, decay, step_size, coefficient, beta1, beta2, budget;
+} opt;
+
+// The flags that make the network what it is
+static const char *network_flags(const Config *net) {
+    static char text[160];
+    char step[64] = "", iterations[32] = "", stream[32] = " --stream float";
+    if (converted(net->mode))
+        snprintf(step, sizeof step, " --coefficient %.9g --stem %d",
+                 ldexp(net->a[0], -net->shift), net->stem);
+    else if (net->mode != BASELINE) snprintf(step, sizeof step, " --step-size %.9g", (double)net->h);
+    if (net->mode == RETROFIT) snprintf(iterations, sizeof iterations, " --fixed-point %d", net->K);
+    if (net->grid) snprintf(stream, sizeof stream, " --grid %d", net->grid);
+    snprintf(text, sizeof text, "--mode %s%s%s%s", mode_names[net->mode], step, iterations, stream);
+    return text;
+}
+
+// What besides the model shapes a run's arithmetic: it is saved with the state and may not change on
+// resuming. The position in data and random numbers follows from the step.
+typedef struct {
+    int32_t B, T, chunk, head_chunk, accumulate, shuffle, overfit, bf16;
+    int32_t mode, seed, precision, objective, teacher, lanes, slice, group;
+} Run;
+
+// All that one start of the program works on
+typedef struct {
+    Model m;
+    Data data, val;
+    Run run;
+    int from, step, total;  // from: the step of the checkpoint, -1 without one; step: how many are done
+    int owed;               // whether what follows that step, such as its validation, is still to be done
+    int directory;          // -o, locked and open, on rank 0
+    FILE *csv;              // log.csv, or NULL
+    double limit;           // of the device, FLOP/s: what was measured, or what a product has reached since
+} Job;
+
 // ---- files: the model in llm.c's format, the optimizer's state beside it. A file is written aside, synced
 // and renamed; the state comes first and the model last, so a model with its state is a complete pair.
 
 enum { STATE_MAGIC = 20251127, STATE_VERSION = 5, WITHOUT_LANES = 3, PATH = 4096, HEADER_SIZES = 6 };
 
-// The path of a model or state; good until the next call.
-static const char *checkpoint_path(const char *directory, const char *what, int step) {
+// The paths of a file in -o, and of a model or state there; each is good until the next call.
+static const char *out_path(const char *name) {
     static char path[PATH + 32];
-    snprintf(path, sizeof path, "%s/%s_%08d.bin", directory, what, step);
+    snprintf(path, sizeof path, "%s/%s", opt.out, name);
+    return path;
+}
+static const char *checkpoint_path(const char *what, int step) {
+    static char path[PATH + 32];
+    snprintf(path, sizeof path, "%s/%s_%08d.bin", opt.out, what, step);
     return path;
 }
 
+static const char unfinished[] = "unfinished.tmp";  // a file of a run until it is whole
 typedef struct { FILE *file; char path[PATH + 32], aside[PATH + 64]; } Output;
 
 static void output_failed(Output *o) {
@@ -1777,40 +1807,18 @@ static void output_failed(Output *o) {
     cannot("write", o->path);
 }
 
-// Files of a run, `begins` NULL, share one name aside, and what a killed run left there goes. Others write
-// over nothing but a file that begins so.
-static void output_open(Output *o, const char *path, const char *begins) {
-    char old[32] = "";
-    FILE *f = begins && access(path, F_OK) == 0 ? open_regular(path, "rb") : NULL;
-    if (f && (fread(old, 1, strlen(begins), f) != strlen(begins) || strcmp(old, begins) != 0))
-        die(STATUS_DATA, "%s is there already, and is of another kind", path);
-    if (f) fclose(f);
-    const char *slash = strrchr(path, '/');
-    int directory = slash ? (int)(slash - path + 1) : 0;
+static void output_open(Output *o, const char *path, const char *aside) {
     snprintf(o->path, sizeof o->path, "%s", path);
-    snprintf(o->aside, sizeof o->aside, "%s.tmp", path);
-    if (!begins) snprintf(o->aside, sizeof o->aside, "%.*sunfinished.tmp", directory, path);
-    if (!begins) unlink(o->aside);
-    o->file = fopen(o->aside, "wbx");
-    if (!o->file && errno == EEXIST) die(STATUS_DATA, "cannot write %s: File exists: another program "
-        "writes it now, or one that was killed left it: then remove it", o->aside);
-    if (!o->file) cannot("write", o->aside);
+    snprintf(o->aside, sizeof o->aside, "%s", aside);
+    o->file = fopen(aside, "wbx");
+    if (!o->file) cannot("write", aside);
 }
 static void output_write(Output *o, const void *data, size_t bytes) {
     if (fwrite(data, 1, bytes, o->file) != bytes) output_failed(o);
 }
-// Whether a file system cannot do what was asked, for a directory: that is no failure to write.
-static int unsupported(int error) {
-    return error == EINVAL || error == ENOSYS || error == ENOTSUP || error == EOPNOTSUPP || error == EROFS;
-}
 static void output_close(Output *o) {
     if (fflush(o->file) != 0 || fsync(fileno(o->file)) != 0) output_failed(o);
     if (fclose(o->file) != 0 || rename(o->aside, o->path) != 0) output_failed(o);
-    char *slash = strrchr(o->path, '/');
-    if (slash) slash[1] = 0;
-    int directory = open(slash ? o->path : ".", O_RDONLY);  // the rename itself must survive a power cut
-    if (directory < 0 || (fsync(directory) != 0 && !unsupported(errno))) output_failed(o);
-    close(directory);
 }
 
 static uint64_t checksum(uint64_t sum, const void *data, size_t words) {  // of 32 bits
@@ -1881,11 +1889,11 @@ static void model_header(int32_t header[256], const Config *net, int bf16) {
     for (int k = 0; k < a_count; k++) header[16 + k] = net->shift ? net->a[k] : 16 * net->a[k];
 }
 
-static void save_model(const Model *m, const char *directory, int step, int bf16) {
+static void save_model(const Model *m, int step, int bf16) {
     Output o;
     int32_t header[256];
     model_header(header, &m->net, bf16);
-    output_open(&o, checkpoint_path(directory, "model", step), NULL);
+    output_open(&o, checkpoint_path("model", step), out_path(unfinished));
     output_write(&o, header, sizeof header);
     write_parameters(&o, m->params, parameter_count(&m->net), bf16, 0);
     output_close(&o);
@@ -1952,13 +1960,6 @@ static Config load_model(const char *path, Model *m) {
     return net;
 }
 
-// What besides the model shapes a run's arithmetic: it is saved with the state and may not change on
-// resuming. The position in data and random numbers follows from the step.
-typedef struct {
-    int32_t B, T, chunk, head_chunk, accumulate, shuffle, overfit, bf16;
-    int32_t mode, seed, precision, objective, teacher, lanes, slice, group;
-} Run;
-
 // The checksum of a state file's header and of the network it belongs to
 static uint64_t state_checksum(const int32_t header[256], const Config *net) {
     int32_t of_model[256];
@@ -1966,15 +1967,15 @@ static uint64_t state_checksum(const int32_t header[256], const Config *net) {
     return checksum(checksum(0, header, 256), of_model, 256);
 }
 
-// owed: whether an interrupt came before what follows the step, such as its validation, was done
-static void save_state(const Model *m, const char *directory, int step, const Run *run, int owed) {
+static void save_state(const Job *j) {
+    const Model *m = &j->m;
     Output o;
-    int32_t header[256] = {STATE_MAGIC, STATE_VERSION, step, owed};
+    int32_t header[256] = {STATE_MAGIC, STATE_VERSION, j->step, j->owed};
     size_t count = parameter_count(&m->net);
     real_t *const moments[] = {m->m, m->v};
-    memcpy(&header[4], run, sizeof *run);
+    memcpy(&header[4], &j->run, sizeof j->run);
     uint64_t sum = state_checksum(header, &m->net);
-    if (rank == 0) output_open(&o, checkpoint_path(directory, "state", step), NULL);
+    if (rank == 0) output_open(&o, checkpoint_path("state", j->step), out_path(unfinished));
     if (rank == 0) output_write(&o, header, sizeof header);
     for (int i = 0; i < 2; i++) {
         gather_moments(m, moments[i]);
@@ -1982,7 +1983,7 @@ static void save_state(const Model *m, const char *directory, int step, const Ru
     }
     if (rank > 0) return;
     // the weights are in the model file, unless rounded there; the checksum ties them to this state anyway
-    sum = write_parameters(run->bf16 ? &o : NULL, m->params, count, 0, sum);
+    sum = write_parameters(j->run.bf16 ? &o : NULL, m->params, count, 0, sum);
     output_write(&o, &sum, sizeof sum);
     output_close(&o);
 }
@@ -1996,11 +1997,9 @@ static void check_run(const Run *was, const Run *run, const char *path) {
         {"--shuffle", 0}, {"-a", 0}, {"--save (1: bf16)", 0}, {"--mode", 0}, {"--seed", 0},
         {"--precision (1: bf16)", 0}, {"--loss (1: kl, 2: kl-teacher)", 0}, {"--distill, as a checksum,", 0},
         {"--lanes", apart}, {"--slice", 1}, {"--group", 0}};  // each micro-batch a lane of its own, as before
-    int32_t then[FIELDS], now[FIELDS];
+    const int32_t *then = (const int32_t *)was, *now = (const int32_t *)run;
     int64_t sequences = (int64_t)run->B * run->accumulate;
     int cut = was->B != run->B && (int64_t)was->B * was->accumulate == sequences;
-    memcpy(then, was, sizeof then);
-    memcpy(now, run, sizeof now);
     for (int i = 0; i < FIELDS; i++)
         if (then[i] != now[i] && !(cut && fields[i].cuts)) die(STATUS_USAGE,
             "%s was saved with %s %d, not %d; resume with the same", path, fields[i].name, then[i], now[i]);
@@ -2009,19 +2008,17 @@ static void check_run(const Run *was, const Run *run, const char *path) {
                run->B, was->B);
 }
 
-// Opens a state for the step of a run that it suits, at its moments.
-static FILE *open_state(const char *path, int32_t header[256], int step, const Run *run, size_t count) {
-    Run was;
+// Opens a state that suits the run, at its moments.
+static FILE *open_state(const char *path, int32_t header[256], const Job *j) {
+    static const size_t fields[] = {13, 14, sizeof(Run) / sizeof(int32_t)};  // of the versions' Runs
+    const Run *run = &j->run;
+    size_t count = parameter_count(&j->m.net);
     FILE *f = open_input(path, header, STATE_MAGIC, "state file");
-    if (!within(header[1], WITHOUT_LANES, STATE_VERSION) || header[2] != step)
+    if (!within(header[1], WITHOUT_LANES, STATE_VERSION) || header[2] != j->from)
         die(STATUS_DATA, "%s: of version %d and step %d; version %d (less is of an earlier program) and step "
-            "%d are meant", path, header[1], header[2], STATE_VERSION, step);
-    memcpy(&was, &header[4], sizeof was);
-    if (header[1] == WITHOUT_LANES) was.lanes = run->lanes;
-    if (header[1] < STATE_VERSION) {
-        was.slice = run->slice;
-        was.group = run->group;
-    }
+            "%d are meant", path, header[1], header[2], STATE_VERSION, j->from);
+    Run was = *run;  // what an earlier program did not know is as now
+    memcpy(&was, &header[4], fields[header[1] - WITHOUT_LANES] * sizeof *header);
     if (header[1] == WITHOUT_LANES || (header[1] < STATE_VERSION && (run->slice > 0 || run->group > 0)))
         printf("%s is of an earlier program, which added gradients in another order: other bits "
                "from here on\n", path);
@@ -2030,19 +2027,21 @@ static FILE *open_state(const char *path, int32_t header[256], int step, const R
     return f;
 }
 
-// Reads what save_state wrote, after the model beside it has been read. Returns whether something is owed.
-static int load_state(Model *m, const char *path, int step, const Run *run) {
+// Reads what save_state wrote, after the model beside it has been read.
+static void load_state(Job *j) {
+    Model *m = &j->m;
+    const char *path = checkpoint_path("state", j->from);
     int32_t header[256] = {0};
     size_t count = parameter_count(&m->net);
     real_t *const moments[] = {m->m, m->v};
-    FILE *f = rank == 0 ? open_state(path, header, step, run, count) : NULL;
+    FILE *f = rank == 0 ? open_state(path, header, j) : NULL;
     uint64_t saved = 0, sum = state_checksum(header, &m->net);
     for (int i = 0; i < 2; i++) {
         if (rank == 0) sum = read_parameters(f, path, all_moments(m, moments[i]), count, 0, sum);
         scatter_moments(m, moments[i]);
     }
     if (rank == 0) {
-        if (run->bf16) sum = read_parameters(f, path, m->params, count, 0, sum);
+        if (j->run.bf16) sum = read_parameters(f, path, m->params, count, 0, sum);
         else sum = write_parameters(NULL, m->params, count, 0, sum);
         if (fread(&saved, sizeof saved, 1, f) != 1 || saved != sum)
             die(STATUS_DATA, "%s: it or its model is corrupt, the checksum does not match; "
@@ -2051,7 +2050,8 @@ static int load_state(Model *m, const char *path, int step, const Run *run) {
     }
     ranks_broadcast(header, sizeof header);
     ranks_spread(m->params, &m->net);
-    return header[3] != 0;
+    j->owed = header[3] != 0;
+    printf("resumed from %s\n", path);
 }
 
 // What a directory holds: how many models with their state, the first and last step of these, or -1, and how
@@ -2075,33 +2075,13 @@ static Checkpoints find_checkpoints(const char *directory) {
     return c;
 }
 
-// Saves a complete pair, and removes the oldest ones beyond `keep` (0: none).
-static void save_checkpoint(const Model *m, const char *directory, int step, const Run *run, int owed,
-                            int keep) {
-    save_state(m, directory, step, run, owed);
-    if (rank > 0) return;
-    save_model(m, directory, step, run->bf16);
-    Checkpoints c = find_checkpoints(directory);
-    for (; keep > 0 && c.count > keep; c = find_checkpoints(directory)) {
-        const char *path = checkpoint_path(directory, "model", c.first);
-        if (unlink(path) != 0) cannot("remove", path);
-        unlink(checkpoint_path(directory, "state", c.first));
-    }
-}
-
 // ---- log.csv
 static const char log_header[] = "step,split,loss,lr,grad_norm,ms,tokens_per_s,drift,peak_bytes\n";
 
-static const char *log_path(const char *directory) {
-    static char path[PATH + 32];
-    snprintf(path, sizeof path, "%s/log.csv", directory);
-    return path;
-}
-
-// Opens the log, and cuts off its rows beyond `step`: a resumed run goes on from its checkpoint, not where it
+// Opens the log, and cuts off its rows beyond the checkpoint, from which a resumed run goes on, not where it
 // died. If what follows that step is owed, its rows of anything but training go, too.
-static FILE *log_open(const char *directory, int step, int owed) {
-    const char *path = log_path(directory);
+static FILE *log_open(const Job *j) {
+    const char *path = out_path("log.csv");
     char line[512], *end;
     if (rank > 0) return fopen("/dev/null", "a");
     FILE *csv = open_regular(path, "a+");
@@ -2111,8 +2091,8 @@ static FILE *log_open(const char *directory, int step, int owed) {
     for (long at = ftell(csv); kept && fgets(line, sizeof line, csv); at = ftell(csv)) {
         long row = strtol(line, &end, 10);
         int whole = end != line && *end == ',' && strchr(line, '\n');
-        int again = owed && row == step && strncmp(end, ",train", 6) != 0;
-        kept = whole && row <= step && !again;
+        int again = j->owed && row == j->from && strncmp(end, ",train", 6) != 0;
+        kept = whole && row <= j->from && !again;
         if (!kept && ftruncate(fileno(csv), at) != 0) cannot("write", path);
     }
     fseek(csv, 0, SEEK_END);
@@ -2120,127 +2100,7 @@ static FILE *log_open(const char *directory, int step, int owed) {
     return csv;
 }
 
-// ---- samples
-
-typedef unsigned char Text[256];                       // of a token: its length, then its bytes
-typedef struct { int V, eot; Text *texts; } Tokenizer;  // eot: the token between documents, or -1
-
-// Reads llm.c's gpt2_tokenizer.bin, which must suit V tokens. With path NULL a token is a byte, or if V is
-// not 256 has no text; GPT-2's end of text is known all the same.
-static Tokenizer tokenizer_open(const char *path, int V) {
-    Tokenizer z = {V, vocabulary_suits(GPT2_V, V) ? GPT2_V - 1 : -1, (Text *)calloc((size_t)V, sizeof(Text))};
-    int32_t header[256];
-    if (!z.texts) die(STATUS_NUMBERS, "out of memory for a tokenizer of %d tokens", V);
-    for (int i = 0; i < V && V == 256; i++) {
-        z.texts[i][0] = 1;
-        z.texts[i][1] = (unsigned char)i;
-    }
-    if (!path) return z;
-    FILE *f = open_input(path, header, TOKENIZER_MAGIC, "tokenizer file");
-    check_vocabulary(path, header[2], V);
-    if (checked(path, "version", header[1], 1, 2) == 2) z.eot = header[3];  // version 1 does not say
-    checked(path, "end of text", z.eot, -1, header[2] - 1);
-    for (int i = 0; i < header[2]; i++) {
-        unsigned char *text = z.texts[i];
-        if (fread(text, 1, 1, f) != 1 || !text[0] || fread(text + 1, 1, text[0], f) != text[0])
-            die(STATUS_DATA, "%s: ends early, or is corrupt, at token %d of %d", path, i, header[2]);
-    }
-    if (fgetc(f) != EOF) die(STATUS_DATA, "%s: goes on after its last token", path);
-    fclose(f);
-    return z;
-}
-
-// The token that a text without a prompt begins after: an end of text, or a new line if there are so many
-static int first_token(const Tokenizer *z) { return z->eot >= 0 ? z->eot : '\n' * (z->V > '\n'); }
-
-// Prints a token, a number if it has no text. Of control characters, which from U+80 on are C2 80 to C2 9F,
-// a terminal gets newlines and tabs alone.
-static void print_token(const Tokenizer *z, int token) {
-    static int last;
-    if (!z->texts[token][0]) printf("%d ", token);
-    for (int i = 1; i <= z->texts[token][0]; i++) {
-        int c = z->texts[token][i], control = c < 32 || c == 127 || (last == 0xC2 && c >= 128 && c < 160);
-        if (!control || c == '\n' || c == '\t') putchar(last = c);
-    }
-    fflush(stdout);
-}
-
-// A row of m->logits, without its padding, to host memory.
-static void host_logits(const Model *m, int row, float *logits) {
-    static act_t some[65536];
-    to_host(some, m->logits + (size_t)row * (size_t)m->net.Vp, (size_t)m->net.V * sizeof(act_t));
-    for (int v = 0; v < m->net.V; v++) logits[v] = (float)some[v];
-}
-
-// The logits (V) of what follows T tokens, and `past` others whose keys and values are in the cache
-static const float *next_logits(Model *m, const int *tokens, int T, int past) {
-    static float logits[65536];
-    Model g = *m;
-    g.B = 1;
-    g.T = T;
-    g.past = past;
-    g.kept_planes = NULL;
-    g.low = NULL;
-    g.group = 0;
-    if (m->training) g.cache = (act_t *)m->grads;  // nothing else is there between two steps
-    to_device(m->inputs, tokens, (size_t)T * sizeof(int));
-    forward(&g);
-    head_logits(&g, T - 1, 1);
-    host_logits(m, 0, logits);
-    for (int v = 0; v < m->net.V; v++)
-        if (!isfinite(logits[v])) die(STATUS_NUMBERS, "the logit of token %d is not a finite number", v);
-    return logits;
-}
-
-// Draws a token by softmax(logits), with `draw` uniform in [0, 1).
-static int draw_token(const float *logits, int V, double draw) {
-    double top = -INFINITY, sum = 0;
-    for (int v = 0; v < V; v++)  // not fmax, at which gcc 12 breaks off for arm64
-        if (logits[v] > top) top = (double)logits[v];
-    for (int v = 0; v < V; v++) sum += exp((double)logits[v] - top);
-    for (int v = 0; v < V - 1; v++)
-        if ((draw -= exp((double)logits[v] - top) / sum) < 0) return v;
-    return V - 1;
-}
-
-// ---- what the flags of Part V say
-
-static struct {
-    const char *train, *val, *out, *start, *tokenizer, *distill;
-    int resume, save_every, keep, overfit, layers, heads, channels, context, B, T, tokens, steps, warmup;
-    int val_every, val_batches, sample_every, sample_length, seed, mode, fixed_point, stem, objective, memory;
-    int precision, stream, grid, chunk, head_chunk, slice, group, lanes;
-    int shuffle, save, plan, ranks, help, version;
-    double rate, final_fraction, decay, step_size, coefficient, beta1, beta2, budget;
-} opt;
-
-// The flags that make the network what it is
-static const char *network_flags(const Config *net) {
-    static char text[160];
-    char step[64] = "", iterations[32] = "", stream[32] = " --stream float";
-    if (converted(net->mode))
-        snprintf(step, sizeof step, " --coefficient %.9g --stem %d",
-                 ldexp(net->a[0], -net->shift), net->stem);
-    else if (net->mode != BASELINE) snprintf(step, sizeof step, " --step-size %.9g", (double)net->h);
-    if (net->mode == RETROFIT) snprintf(iterations, sizeof iterations, " --fixed-point %d", net->K);
-    if (net->grid) snprintf(stream, sizeof stream, " --grid %d", net->grid);
-    snprintf(text, sizeof text, "--mode %s%s%s%s", mode_names[net->mode], step, iterations, stream);
-    return text;
-}
-
 // ---- the loop
-
-// All that one start of the program works on
-typedef struct {
-    Model m;
-    Data data, val;
-    Tokenizer z;            // for samples
-    Run run;
-    int from, step, total;  // from: the step of the checkpoint, -1 without one; step: how many are done
-    int owed;               // whether what follows that step is still to be done
-    FILE *csv;              // log.csv, or NULL
-    double limit;           // of the device, FLOP/s: what was measured, or what a product has reached since
-} Job;
 
 // nanoGPT's: a linear warm-up, then a cosine from the rate to its final fraction at the last step.
 static double learning_rate(int step, int total) {
@@ -2276,36 +2136,33 @@ static int stops(void) {
 static int metrics_of(const Model *m) { return m->has_teacher ? METRICS : LOSS + 1; }
 
 // The means over -m validation batches, or all, whose last may be shorter. Returns the sequences in them.
-static int64_t validate(Model *m, Data *d, double means[METRICS]) {
-    const int objective = m->objective, B = m->B;
-    const size_t N = (size_t)B * (size_t)m->T, all = N * (size_t)ranks;
+static int64_t validate(const Model *m, const Data *d, double means[METRICS]) {
+    Model own = *m;
+    const size_t N = (size_t)m->B * (size_t)m->T, all = N * (size_t)ranks;
     double *values = doubles(all), counted = 0;
-    int64_t count = sequences_of(d, m->T, 0), wanted = (int64_t)opt.val_batches * B;
+    int64_t count = sequences_of(d, m->T, 0), wanted = (int64_t)opt.val_batches * m->B;
     if (wanted && wanted < count) count = wanted;
-    if (objective == KL_TEACHER) m->objective = KL;  // one divergence to compare runs by
+    if (m->objective == KL_TEACHER) own.objective = KL;  // one divergence to compare runs by
     memset(means, 0, METRICS * sizeof *means);
-    for (int64_t i = 0; i < count && !stops(); i += (int64_t)B * ranks) {
-        const int64_t own = i + (int64_t)B * rank;  // a batch for each rank, until there are no more
-        m->B = (int)fmax(0, fmin(B, (double)(count - own)));
-        if (m->B > 0) {
-            counted += data_batch(d, m, (uint64_t)own, 0, 0);
-            forward(m);
-            head(m, 0);
+    for (int64_t i = 0; i < count && !stops(); i += (int64_t)m->B * ranks) {
+        const int64_t first = i + (int64_t)m->B * rank;  // a batch for each rank, until there are no more
+        own.B = (int)fmax(0, fmin(m->B, (double)(count - first)));
+        if (own.B > 0) {
+            counted += data_batch(d, &own, (uint64_t)first, 0, 0);
+            forward(&own);
+            head(&own, 0);
         }
         // token after token: sums do not depend on how they are cut into batches, nor on who has these
-        const size_t tokens = (size_t)fmin((double)all, (double)(count - i) * m->T);
         for (int k = LOSS; k < metrics_of(m); k++) {
             memset(values, 0, all * sizeof *values);
-            if (m->B > 0) read_metric(values + N * (size_t)rank, m, (enum Metric)k);
+            if (own.B > 0) read_metric(values + N * (size_t)rank, &own, (enum Metric)k);
             ranks_combine(values, all);
-            for (size_t j = 0; j < tokens; j++) means[k] += values[j];
+            for (size_t j = 0; j < all; j++) means[k] += values[j];
         }
     }
     free(values);
     ranks_combine(&counted, 1);
     for (int k = LOSS; k < metrics_of(m); k++) means[k] /= fmax(counted, 1);
-    m->B = B;
-    m->objective = objective;
     return count;
 }
 
@@ -2328,29 +2185,30 @@ static void validate_step(Job *j) {
         fprintf(j->csv, "%d,%s,%.8g,,,,,,\n", j->step, splits[metric], means[metric]);
 }
 
-static void sample_step(Job *j) {
-    int token = first_token(&j->z);
-    uint64_t seed = (uint64_t)j->run.seed, series = (uint64_t)j->step << 32;
-    printf("--- sample after step %d\n", j->step);
-    for (int i = 0; i < j->m.cache_tokens && !signalled; i++) {
-        const float *logits = next_logits(&j->m, &token, 1, i);
-        token = draw_token(logits, j->z.V, random_uniform(seed, RANDOM_SAMPLES, series | (uint64_t)i));
-        if (token == j->z.eot) break;
-        print_token(&j->z, token);
-    }
-    printf("\n---\n");
-    check_numbers(&j->m, j->step, 0, NAN);
+// Whether a file system cannot do what was asked, for a directory: that is no failure to write.
+static int unsupported(int error) {
+    return error == EINVAL || error == ENOSYS || error == ENOTSUP || error == EOPNOTSUPP || error == EROFS;
 }
 
+// Saves a complete pair, and removes the oldest ones beyond -nk.
 static void save_step(Job *j) {
     Model *m = &j->m;
+    Checkpoints c;
     fsync(fileno(j->csv));  // the log must not be behind its checkpoint
     if (j->step > 0) {      // what does not compute is not worth a checkpoint, let alone an older one's place
         forward(m);
         head(m, 0);
         check_numbers(m, j->step, objective_of(m), NAN);
     }
-    save_checkpoint(m, opt.out, j->step, &j->run, j->owed, opt.keep);
+    save_state(j);
+    if (rank == 0) save_model(m, j->step, j->run.bf16);
+    // the names as well must survive a power cut, before older pairs go
+    if (rank == 0 && fsync(j->directory) != 0 && !unsupported(errno)) cannot("write", opt.out);
+    while (rank == 0 && opt.keep > 0 && (c = find_checkpoints(opt.out)).count > opt.keep) {
+        const char *path = checkpoint_path("model", c.first);
+        if (unlink(path) != 0) cannot("remove", path);
+        unlink(checkpoint_path("state", c.first));
+    }
     any_rank(0);  // no rank goes on, or ends all, before it is saved
 }
 
@@ -2379,14 +2237,6 @@ static double counted_batches(Job *j) {
     return counted > 0 ? counted / (j->m.B * j->m.T) : 1;
 }
 
-// Adds the gradients of a step's i-th micro-batch. Returns its loss; a rank with wrong numbers ends here.
-static double micro_batch(Job *j, int i, double batches, double *drift) {
-    read_micro_batch(j, &j->m, i);
-    double loss = forward_backward(&j->m, 1 / batches, drift);
-    check_numbers(&j->m, j->step + 1, loss, *drift);
-    return loss;
-}
-
 // The gradients of an optimizer step, lane after lane, its loss, and the largest drift. Returns whether that
 // was not interrupted.
 static int step_gradients(Job *j, double *loss, double *drift) {
@@ -2400,7 +2250,9 @@ static int step_gradients(Job *j, double *loss, double *drift) {
         for (int k = 0; k < longest && !stops(); k++) {
             int i = lane_begin(run, lane) + k;
             if (lane >= run->lanes || i >= lane_begin(run, lane + 1)) continue;  // others have one more
-            losses[i] = micro_batch(j, i, batches, &drifts[i]);
+            read_micro_batch(j, &j->m, i);
+            losses[i] = forward_backward(&j->m, 1 / batches, &drifts[i]);
+            check_numbers(&j->m, j->step + 1, losses[i], drifts[i]);
         }
         if (interrupted) break;
         profile("(exchange)", 0, 0);
@@ -2439,13 +2291,13 @@ static void train_step(Job *j) {
     printf(" | norm %.4f | lr %.2e | %.0f ms | %.0f tokens/s | %.0f%% of limit | ",
            norm, rate, s * 1e3, speed, 100 * speed * flops_per_token(m) / j->limit);
     if (!isnan(drift)) printf("drift %.2g | ", drift);
-    printf("%.2f GiB | ", (double)device_peak_bytes() / (1 << 30));
-    printf("%.1f min left\n", slow * (j->total - j->step) / 60);
+    size_t peak = device_peak_bytes();
+    printf("%.2f GiB | %.1f min left\n", (double)peak / (1 << 30), slow * (j->total - j->step) / 60);
     if (!j->csv) return;
     fprintf(j->csv, "%d,%s,%.8g,%.6e,%.6f,%.1f,%.1f,",
             j->step, divergence ? "train_kl" : "train", loss, rate, norm, s * 1e3, speed);
     if (!isnan(drift)) fprintf(j->csv, "%.3e", drift);
-    fprintf(j->csv, ",%zu\n", device_peak_bytes());
+    fprintf(j->csv, ",%zu\n", peak);
 }
 
 static void on_interrupt(int signal_number) {
@@ -2457,13 +2309,17 @@ static void on_interrupt(int signal_number) {
     (void)!write(1, notice, sizeof notice - 1);
 }
 
-static void catch_signals(void) {
-    signal(SIGINT, on_interrupt);  // a read or write that it comes in goes on
-    signal(SIGTERM, on_interrupt);
-    signal(SIGPIPE, SIG_IGN);  // who reads the output may end first: train notices, and nothing is lost
-}
-
-// `make` puts dev/eval/choices.h here, which answers questions every -v steps.
+// `make` puts dev/sample/samples.h here, which writes text every -s steps, and
+#ifdef REV_GPT2_SAMPLES
+#include REV_GPT2_SAMPLES
+#else
+#define SAMPLES_OPTION
+#define samples_shape(m) ((void)0)
+#define samples_begin(m) ((void)0)
+#define samples_step(j) ((void)0)
+#define samples_end() ((void)0)
+#endif
+// dev/eval/choices.h here, which answers questions every -v steps.
 #ifdef REV_GPT2_CHOICES
 #include REV_GPT2_CHOICES
 #else
@@ -2480,13 +2336,15 @@ static int due(int every, int step, int end) { return every > 0 && (end || step 
 static void train(Job *j) {
     int began = j->step, saved = j->from - j->owed;
     double cost = flops_per_token(&j->m), again = flops_again(&j->m);
-    if (opt.out[0]) j->csv = log_open(opt.out, j->from, j->owed);
-    catch_signals();
+    if (opt.out[0]) j->csv = log_open(j);
+    signal(SIGINT, on_interrupt);  // a read or write that it comes in goes on
+    signal(SIGTERM, on_interrupt);
+    signal(SIGPIPE, SIG_IGN);  // who reads the output may end first: fflush notices, and nothing is lost
     j->limit = device_flops();
     ranks_combine(&j->limit, 1);
     printf("limit %.0f GFLOP/s; training costs %.3g GFLOP a token", j->limit * 1e-9, cost * 1e-9);
-    if (again > 0) printf(", computing blocks again makes it %.3f times that", 1 + again / cost);
-    if (again > 0) printf(": at most %.3f of the speed of store", cost / (cost + again));
+    if (again > 0) printf(", computing blocks again makes it %.3f times that: at most %.3f of the speed of "
+        "store", 1 + again / cost, cost / (cost + again));
     printf("\n");
     if (began > j->total)
         printf("-x %d: the checkpoint is further than that already, at step %d\n", j->total, began);
@@ -2497,9 +2355,9 @@ static void train(Job *j) {
         stops();
         if (fresh && !interrupted && opt.val[0] && due(opt.val_every, step, end)) validate_step(j);
         if (fresh && !interrupted && due(opt.val_every, step, end)) choices_step(j);
-        if (fresh && !interrupted && due(opt.sample_every, step, end)) sample_step(j);
+        if (fresh && !interrupted && due(opt.sample_every, step, end)) samples_step(j);
         j->owed = fresh && stops();
-        if (j->csv && fflush(j->csv) != 0) cannot("write", log_path(opt.out));
+        if (j->csv && fflush(j->csv) != 0) cannot("write", out_path("log.csv"));
         end |= interrupted || any_rank(fflush(stdout) != 0);
         if (fresh && j->csv && (end || (step > 0 && due(opt.save_every, step, 0)))) {
             save_step(j);
@@ -2509,7 +2367,7 @@ static void train(Job *j) {
         train_step(j);
     }
     profile_print(&j->m, j->limit);
-    if (j->csv && fclose(j->csv) != 0) cannot("write", log_path(opt.out));
+    if (j->csv && fclose(j->csv) != 0) cannot("write", out_path("log.csv"));
     if (interrupted) die(STATUS_INTERRUPTED, "interrupted after step %d; %s",
         j->step, opt.out[0] ? "-y 1 goes on from there" : "without -o nothing is saved");
 }
@@ -2558,8 +2416,7 @@ static const Option options[] = {
     {"-c", NUMBER, &opt.decay, "0.1", 0, 1e3, "weight decay, on matrices and embeddings"},
     {"-v", INTEGER, &opt.val_every, "250", 0, 1e9, "validate every so many steps, and at the end; 0: never"},
     {"-m", INTEGER, &opt.val_batches, "20", 0, 1e9, "validation batches, if there are that many; 0: all"},
-    {"-s", INTEGER, &opt.sample_every, "0", 0, 1e9, "sample every so many steps, and at the end; 0: never"},
-    {"-g", INTEGER, &opt.sample_length, "64", 1, 1 << 24, "tokens a sample, as far as the context reaches"},
+    SAMPLES_OPTION
     {"--mode", MODE_NAME, &opt.mode, "", 0, 0, "retrofit and bdia convert a baseline, and back (midpoint)"},
     {"--step-size", NUMBER, &opt.step_size, "", 0, 16,
      "h, 0 switches the blocks off (midpoint 0.25, leapfrog 1/sqrt(L), others 1)"},
@@ -2590,7 +2447,6 @@ static const Option options[] = {
     RANKS_OPTION
     {"--plan", SWITCH, &opt.plan, "0", 0, 0, "print where every byte would go, and end"},
     {"--ranks", INTEGER, &opt.ranks, "0", 1, 65536, "with --plan: the bytes of one of so many processes"},
-    {"--tokenizer", STRING, &opt.tokenizer, "", 0, 0, "llm.c's gpt2_tokenizer.bin (beside -i, or here)"},
     {"--help", SWITCH, &opt.help, "0", 0, 0, "print this, and end"},
     {"--version", SWITCH, &opt.version, "0", 0, 0, "print the version, and end"},
 };
@@ -2723,7 +2579,7 @@ static void adjust_conversion(Config *net) {
 // The file of the network that the flags ask for: that of the checkpoint at step `from` (-1: none), or -e's.
 // NULL: it is new.
 static const char *model_path(int from) {
-    if (from >= 0) return checkpoint_path(opt.out, "model", from);
+    if (from >= 0) return checkpoint_path("model", from);
     return opt.start[0] == 'd' && !strpbrk(opt.start, "./") ? NULL : opt.start;
 }
 
@@ -2812,13 +2668,6 @@ static void choose_slices(Model *m) {
     if (m->group == NH || generates) m->group = 0;
 }
 
-// How many tokens a sample in training has: its cache lies in the gradients, as far as these reach.
-static int sampled_tokens(const Config *net) {
-    size_t token = (size_t)evaluations(net, steps(net)) * cache_width(net) * sizeof(act_t);
-    size_t room = parameter_count(net) * sizeof(real_t) / token, context = (size_t)net->maxT;
-    return smaller_of(opt.sample_length, (int)(room < context ? room : context));
-}
-
 // The sizes of a batch and its parts. Returns the micro-batches of a step.
 static int choose_shape(Model *m) {
     const Config *net = &m->net;
@@ -2835,7 +2684,7 @@ static int choose_shape(Model *m) {
     int tokens = m->B * m->T;
     if (opt.tokens % tokens != 0)
         die(STATUS_USAGE, "-d %d: no multiple of -b %d times -t %d", opt.tokens, m->B, m->T);
-    if (opt.sample_every > 0) m->cache_tokens = sampled_tokens(net);
+    samples_shape(m);
     m->chunk = smaller_of(or_else(opt.chunk, default_chunk(m->T)), m->B);
     m->head_chunk = smaller_of(or_else(opt.head_chunk, head_chunk_tokens), tokens);
     choose_slices(m);
@@ -2863,17 +2712,6 @@ static int choose_precision(void) {
     return bf16;
 }
 
-// --tokenizer; or for GPT-2's vocabulary gpt2_tokenizer.bin, beside the training tokens or here; or NULL.
-static const char *find_tokenizer(int V) {
-    static char beside[PATH + 32];
-    const char *here = "gpt2_tokenizer.bin", *slash = strrchr(opt.train, '/');
-    if (opt.tokenizer[0]) return opt.tokenizer;
-    if (!vocabulary_suits(GPT2_V, V)) return NULL;
-    snprintf(beside, sizeof beside, "%.*s%s", slash ? (int)(slash - opt.train + 1) : 0, opt.train, here);
-    if (access(beside, F_OK) == 0) return beside;
-    return access(here, F_OK) == 0 ? here : NULL;
-}
-
 // ---- from a run's beginning to its end
 
 // The network, its data and the shape of the run; no memory of the device is taken yet.
@@ -2890,7 +2728,7 @@ static void choose_job(Job *j) {
     ranks = or_else(opt.ranks, ranks);
     m->net = choose_network(or_else(j->data.V, or_else(j->val.V, GPT2_V)), j->from);
     m->training = 1;
-    if (opt.sample_every) j->z = tokenizer_open(find_tokenizer(m->net.V), m->net.V);
+    samples_begin(m);
     choose_teacher(m);
     int accumulate = choose_shape(m), precision = choose_precision();
     const Run run = {m->B, m->T, m->chunk, m->head_chunk, accumulate, opt.shuffle, opt.overfit, opt.save,
@@ -2921,19 +2759,20 @@ static void print_job(const Job *j) {
 }
 
 // Makes -o, or takes it from others until the process ends; nothing of another run will be overwritten there.
-static void claim_directory(int from) {
+static void claim_directory(Job *j) {
     if (mkdir(opt.out, 0777) != 0 && errno != EEXIST) cannot("make", opt.out);
-    int lock = open(opt.out, O_RDONLY | O_DIRECTORY);
-    if (lock < 0) cannot("open", opt.out);
-    int claimed = flock(lock, LOCK_EX | LOCK_NB) == 0;
+    j->directory = open(opt.out, O_RDONLY | O_DIRECTORY);
+    if (j->directory < 0) cannot("open", opt.out);
+    int claimed = flock(j->directory, LOCK_EX | LOCK_NB) == 0;
     if (!claimed && errno == EWOULDBLOCK) die(STATUS_DATA, "%s is in use by another run", opt.out);
     if (!claimed) warn("-o: its file system has no locks, so nothing keeps a second run out of it");
     Checkpoints c = find_checkpoints(opt.out);
-    if (!opt.resume && (c.models || access(log_path(opt.out), F_OK) == 0))
+    if (!opt.resume && (c.models || access(out_path("log.csv"), F_OK) == 0))
         die(STATUS_USAGE, "%s already holds a run: -y 1 resumes it, or choose another -o", opt.out);
-    if (c.last != from) die(STATUS_DATA, "%s was written to by another run just now", opt.out);
+    if (c.last != j->from) die(STATUS_DATA, "%s was written to by another run just now", opt.out);
     if (c.last < 0 && c.models) die(STATUS_DATA, "%s holds models, but no state to resume from", opt.out);
     if (c.last < 0 && opt.resume) printf("%s has no checkpoint: starting anew\n", opt.out);
+    unlink(out_path(unfinished));  // what a killed run left
 }
 
 // Takes the memory of the network and its teacher, and fills it from files or random numbers.
@@ -2957,14 +2796,11 @@ static void begin_job(Job *j) {
     j->total = opt.steps < 0 ? (int)fmin((double)epoch, MAX_STEPS) : opt.steps;
     if (opt.steps < 0 && (epoch < 1 || opt.shuffle)) die(STATUS_USAGE,
         "-x is missing: there is no once through the tokens with --shuffle, or if -d is more than all");
-    if (opt.out[0] && rank == 0) claim_directory(j->from);
+    if (opt.out[0] && rank == 0) claim_directory(j);
     load_networks(m, j->from);
     if (m->has_teacher)  // or else it is 0
         j->run.teacher = (int32_t)write_parameters(NULL, m->teacher, parameter_count(&m->net), 0, 0) | 1;
-    if (j->from < 0) return;
-    const char *path = checkpoint_path(opt.out, "state", j->from);
-    j->owed = load_state(m, path, j->from, &j->run);
-    printf("resumed from %s\n", path);
+    if (j->from >= 0) load_state(j);
 }
 
 static int finish(void) {
@@ -3029,7 +2865,7 @@ int rev_gpt2_main(int argc, char **argv) {
     data_close(&j.data);
     data_close(&j.val);
     choices_end();
-    free(j.z.texts);
+    samples_end();
     return finish();
 }
 

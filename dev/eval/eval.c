@@ -22,6 +22,7 @@ included itself.
 #include "../../train_rev_gpt2.c"
 #endif
 #endif
+#include "../output.h"
 
 // ---- the command line
 
@@ -63,7 +64,7 @@ static void evaluate(Model *m, Data *d) {
     print_comparison(m, means);
 }
 
-static void output_scores(Output *o) { output_open(o, asked.csv, "file,question,"); }
+static void output_scores(Output *o) { output_create(o, asked.csv, "file,question,"); }
 
 // Every completion's score, as the numbers behind the accuracies
 static void write_scores(const Model *m) {

@@ -307,10 +307,17 @@ static void seeds_model(void) {
 
 // ---- state files, of a small network; word 30 of the header asks for the right checksum
 
-static void fuzz_state(const uint8_t *bytes, size_t size) {
-    Run run = base_run;
+// A run of a small network, at step 7
+static Job make_job(int bf16) {
+    Job j;
+    memset(&j, 0, sizeof j);
     make_model(MIDPOINT);
-    run.bf16 = word(bytes, size, 11) & 1;
+    j.m = m, j.run = base_run, j.run.bf16 = bf16, j.from = j.step = 7;
+    return j;
+}
+static void fuzz_state(const uint8_t *bytes, size_t size) {
+    Job j = make_job(word(bytes, size, 11) & 1);
+    const Run run = j.run;
     size_t count = parameter_count(&m.net), body = count * (run.bf16 ? 12 : 8), length = 1024 + body + 8;
     int version = word(bytes, size, 1), known = within(version, WITHOUT_LANES, STATE_VERSION);
     int whole = size == length && word(bytes, size, 0) == STATE_MAGIC && known && word(bytes, size, 2) == 7;
@@ -329,7 +336,7 @@ static void fuzz_state(const uint8_t *bytes, size_t size) {
     }
     may_end_with = same || size < 1024 || word(bytes, size, 0) != STATE_MAGIC || !known ||
         word(bytes, size, 2) != 7 ? STATUS_DATA : STATUS_USAGE;
-    load_state(&m, "state.bin", 7, &run);
+    load_state(&j);
     if (!whole || !same || !right) fail("a wrong state was taken");
     if (memcmp(m.m, bytes + 1024, 4 * count) || memcmp(m.v, bytes + 1024 + 4 * count, 4 * count) ||
         (run.bf16 && memcmp(m.params, bytes + 1024 + 8 * count, 4 * count))) fail("a moment is another");
@@ -338,10 +345,8 @@ static void fuzz_state(const uint8_t *bytes, size_t size) {
 static void seeds_state(void) {
     static uint8_t bytes[1 << 14];
     for (int i = 0; i < 6; i++) {
-        Run run = base_run;
-        run.bf16 = i & 1;
-        make_model(MIDPOINT);
-        save_state(&m, "", 7, &run, 0);
+        const Job j = make_job(i & 1);
+        save_state(&j);
         size_t size = get_file(bytes, sizeof bytes);
         bytes[120] = i >= 2;  // the first two are right as they are
         if (i >= 4) bytes[4] = (uint8_t)(STATE_VERSION + 3 - i);
@@ -646,7 +651,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     parse_options(options, OPTIONS, 1, NULL);
     for (int i = 0; i < 2 * MODES; i++) {
         make_model(i / 2);
-        save_model(&m, "", 0, i % 2);
+        save_model(&m, 0, i % 2);
         model_sizes[i] = get_file(models[i], sizeof models[i]);
         if (model_sizes[i] != 1024 + parameter_count(&m.net) * (i % 2 ? 2 : 4)) fail("a model of the wrong size");
     }

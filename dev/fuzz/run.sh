@@ -18,9 +18,9 @@ printf '%s\n' "$@" | xargs -P 2 -I{} "$CC" -std=gnu11 -g -O1 -Wall -Wextra -Wno-
 # What a target is about: its coverage is measured there.
 functions() {
     case $1 in
-    tokens) echo data_open data_close shard_fd shard_check sequences_in sequences_of read_sequence set_batch data_batch data_check ;;
+    tokens) echo data_open data_close shard_check sequences_in sequences_of read_sequence set_batch data_batch data_check ;;
     model) echo open_input check_size read_model load_model read_parameters remainders_fit tensor_sizes choose_network ;;
-    state) echo open_input check_size open_state load_state read_moments read_parameters write_parameters checksum state_checksum model_header ;;
+    state) echo open_input check_size open_state load_state read_parameters write_parameters checksum state_checksum model_header ;;
     tokenizer) echo tokenizer_open find_token find_slot push_pair pop_pair join_pair encode_word kind_of index_open word_length encode print_byte print_characters print_token first_token ;;
     flags) echo set_option parse_options print_help check_options new_network choose_mode adjust_conversion choose_network choose_teacher choose_shape plan \
         learning_rate find_tokenizer ;;
@@ -38,7 +38,7 @@ lines() {
     "$profdata" merge -o "$program.prof" "$program.raw" && "$cov" export "$program" -instr-profile="$program.prof" -format=lcov |
         awk -F'[:,]' -v names="$(functions "${program##*/}")" '
             BEGIN {n = split(names, list, " "); for (i = 1; i <= n; i++) wanted[list[i]] = 1}
-            $1 == "SF" {ours = /train_rev_gpt2\.c|sample\.c|eval\.c|choices\.h/; at = 0; name = ""; split("", start)}
+            $1 == "SF" {ours = /train_rev_gpt2\.c|sample\.c|samples\.h|eval\.c|choices\.h/; at = 0; name = ""; split("", start)}
             ours && $1 == "FN" {name = $NF; sub(/.*:/, "", name); start[$2] = name; seen[name] = 1}
             ours && $1 == "DA" {
                 while (at < $2) if (++at in start) name = start[at]

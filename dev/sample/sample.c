@@ -13,12 +13,14 @@ from the likeliest tokens, and printed in whole characters.
 #ifndef REV_GPT2_INCLUDED  // by another program of its kind
 #define REV_GPT2_INCLUDED
 #define REV_GPT2_NO_MAIN
+#define REV_GPT2_SAMPLES "dev/sample/samples.h"
 #ifdef TWIN
 #include "../../train_rev_gpt2.cu"
 #else
 #include "../../train_rev_gpt2.c"
 #endif
 #endif
+#include "../output.h"
 
 // ---- a text to tokens
 
@@ -247,7 +249,7 @@ static void save_logits(Model *m, const char *path) {
              "{'descr': '<f4', 'fortran_order': False, 'shape': (%d, %d, %d), }", m->B, m->T, V);
     // version 1.0, and 118 bytes follow
     snprintf(header, sizeof header, "\x93NUMPY%c%c%c%c%-117s\n", 1, 0, 118, 0, shape);
-    output_open(&o, path, "\x93NUMPY");
+    output_create(&o, path, "\x93NUMPY");
     output_write(&o, header, sizeof header - 1);
     for (int i = 0; i < N; i++) {
         if (i % m->head_chunk == 0) head_logits(m, i, smaller_of(m->head_chunk, N - i));
