@@ -1101,9 +1101,7 @@ static void set_mode(Config *net, int mode) {
 static int has_estimate(const Config *net, int k) { return net->mode == RETROFIT && k >= net->stem; }
 
 static int evaluations(const Config *net, int k) {
-    int with_estimates = k - net->stem;
-    if (net->mode != RETROFIT || with_estimates < 0) with_estimates = 0;
-    return layer_of(net, k) + with_estimates * (net->K + 1);
+    return layer_of(net, k) + has_estimate(net, k) * (k - net->stem) * (net->K + 1);
 }
 
 // Whether a step's evaluations for estimates share a place: where sequences go in slices, to save memory. All
@@ -1116,44 +1114,42 @@ static size_t estimate_bytes(const Model *m, int k, size_t n, int kept) {
     return (estimates_share(m, kept) ? 1 : K + 1) * evaluation_bytes(m, BLOCK, n, kept) + K * plane;
 }
 
-// The e-th evaluation for step k's estimates, of chunk c; *p is where it is taken. They lie behind the step's
-// own, if that is kept, or in its place; then come the estimates.
-static Chunk estimate_chunk(const Model *m, int k, int e, Chunk c, stream_t **p) {
-    int kept = keeps_internals(m, k);
+// One evaluation for the estimates: at p it makes the next, to = p_k - f(p). The last adds the second term to
+// the stream, to += a f(p).
+typedef struct { Chunk c; stream_t *p, *to; Coefficients step; } Estimate;
+
+// The e-th of step k, of chunk c. Behind the step's own evaluation, if that is kept, or in its place lie the
+// estimates, then their evaluations.
+static Estimate estimate_of(const Model *m, int k, int e, Chunk c) {
+    const Coefficients step = coefficients(&m->net, k), next = {0, 1, 0, -1};
+    int kept = keeps_internals(m, k), before = estimates_share(m, kept) ? 0 : e - 1;
     size_t C = (size_t)m->net.C, n = (size_t)c.sequences * (size_t)m->T, K = (size_t)m->net.K;
     size_t bytes = evaluation_bytes(m, BLOCK, n, kept), plane = round256(n * C * sizeof(stream_t));
-    char *first = c.internals + (size_t)kept * bytes, *estimates = first + (K + 1) * bytes, *at = first;
-    if (estimates_share(m, kept)) estimates = first + bytes;
-    else at += (size_t)(e - 1) * bytes;
-    *p = m->cur + c.at;
-    if (e > 1) *p = (stream_t *)(estimates + (size_t)(e - 2) * plane) + (size_t)c.from * C;
-    place_evaluation(m, &c, at, BLOCK, kept);
-    c.fresh = 0;
-    if (c.cache) c.cache += (size_t)e * cache_size(m);
-    return c;
+    char *planes = c.internals + (size_t)kept * bytes, *at = planes + K * plane + (size_t)before * bytes;
+    Estimate x = {c, m->cur + c.at, m->prev + c.at, {1, 0, 0, ldexp(step.alpha, -step.shift)}};
+    if (e > 1) x.p = (stream_t *)(planes + (size_t)(e - 2) * plane) + (size_t)c.from * C;
+    if (e <= m->net.K) {
+        x.to = (stream_t *)(planes + (size_t)(e - 1) * plane) + (size_t)c.from * C;
+        x.step = next;
+    }
+    place_evaluation(m, &x.c, at, BLOCK, kept);
+    x.c.fresh = 0;
+    if (c.cache) x.c.cache += (size_t)e * cache_size(m);
+    return x;
 }
 
-// What the e-th evaluation is for: it makes the next estimate; the last adds the second term to the stream,
-// or takes it off again (direction -1).
-static void estimate_move(Model *m, int k, int e, Chunk c, int direction) {
-    Coefficients step = coefficients(&m->net, k), add = {1, 0, 0, ldexp(step.alpha, -step.shift)};
-    const Coefficients minus = {0, 1, 0, -1};
-    int last = e > m->net.K;
-    stream_t *p, *to = m->prev + c.at;
-    Chunk here = estimate_chunk(m, k, e, c, &p);
-    if (!last) estimate_chunk(m, k, e + 1, c, &to);
-    stream_step(to, m->cur + c.at, here.attn, here.mlp, NULL, NULL, c.count, last ? add : minus, m->net.grid,
-                direction);
+static void estimate_move(const Model *m, Estimate x, int direction) {
+    const Chunk c = x.c;
+    stream_step(x.to, m->cur + c.at, c.attn, c.mlp, NULL, NULL, c.count, x.step, m->net.grid, direction);
 }
 
 // Evaluates for the first `count` estimates of chunk c's sequences, a slice at a time.
 static void estimate_evaluate(Model *m, int k, Chunk c, int count) {
     for (int e = 1; e <= count; e++)
         for (Chunk s = chunk_at(m, k, c.b * m->T); s.tokens > 0 && s.b == c.b; s = chunk_after(m, k, s)) {
-            stream_t *p;
-            Chunk here = estimate_chunk(m, k, e, s, &p);
-            force_forward(m, k - 1, p, here);
-            estimate_move(m, k, e, s, +1);
+            Estimate x = estimate_of(m, k, e, s);
+            force_forward(m, k - 1, x.p, x.c);
+            estimate_move(m, x, +1);
         }
 }
 
@@ -1164,22 +1160,19 @@ static void estimate_forward(Model *m, int k, Chunk c) {
 // The second term goes back before F_k(p_k). With v_e = dloss/dp^_e,
 //     v_{K+1} = J^T (a dp_{k+1});     v_e = -J^T v_{e+1};     dp_k += every v
 static void estimate_back(Model *m, int k, Chunk c) {
-    Coefficients step = coefficients(&m->net, k);
-    const int last = m->net.K + 1, again = !keeps_internals(m, k);
-    const int share = estimates_share(m, !again);
+    const int last = m->net.K + 1, again = !keeps_internals(m, k), share = estimates_share(m, !again);
     if (c.from > 0) return;
     if (again) estimate_evaluate(m, k, c, m->net.K);
     for (int e = last; e >= 1; e--) {
         for (Chunk s = chunk_at(m, k, c.b * m->T); s.tokens > 0 && s.b == c.b; s = chunk_after(m, k, s)) {
-            stream_t *p;
-            Chunk here = estimate_chunk(m, k, e, s, &p);
-            real_t *destimate = m->destimate + (size_t)s.from * (size_t)m->net.C;
-            if (again && (e == last || share)) force_forward(m, k - 1, p, here);
-            if (e == last && undoes_steps(m)) estimate_move(m, k, e, s, -1);
-            if (e == last) scale_cast(m->dforce, m->dprev + s.at, ldexp(step.alpha, -step.shift), s.count);
-            else scale_cast(m->dforce, destimate, -1, s.count);
-            device_zero(destimate, s.count * sizeof(real_t));
-            force_backward(m, k - 1, p, destimate, here);
+            Estimate x = estimate_of(m, k, e, s);
+            real_t *v = m->destimate + (size_t)s.from * (size_t)m->net.C;
+            const real_t *dto = e == last ? m->dprev + s.at : v;
+            if (again && (e == last || share)) force_forward(m, k - 1, x.p, x.c);
+            if (e == last && undoes_steps(m)) estimate_move(m, x, -1);
+            scale_cast(m->dforce, dto, x.step.gamma, s.count);
+            device_zero(v, s.count * sizeof(real_t));
+            force_backward(m, k - 1, x.p, v, x.c);
         }
         Chunk all = all_slices(m, c);
         adjoint_update(m->dcur + all.at, m->destimate, 1, 1, all.count);
