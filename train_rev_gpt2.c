@@ -877,18 +877,15 @@ static const int sizes[SIZES][3] = {
 
 // ---- planes: a step that is undone gives back the one it overwrote; elsewhere a copy is kept
 
-static int keeps_plane(const Model *m, int k) {
-    return !undoes_steps(m) || coefficients(&m->net, k).alpha == 0;
-}
-
 static size_t planes_before(const Model *m, int k) {  // how many of the first k steps keep theirs
     size_t count = 0;
-    for (int j = 0; j < k; j++) count += (size_t)keeps_plane(m, j);
+    for (int j = 0; j < k; j++)
+        if (!undoes_steps(m) || coefficients(&m->net, j).alpha == 0) count++;
     return count;
 }
 
 static stream_t *kept_plane(const Model *m, int k) {
-    if (!m->kept_planes || !keeps_plane(m, k)) return NULL;
+    if (!m->kept_planes || planes_before(m, k) == planes_before(m, k + 1)) return NULL;
     return m->kept_planes + planes_before(m, k) * plane_size(m);
 }
 
@@ -910,7 +907,6 @@ static size_t output_bytes(const Model *m, size_t n) {
     return round256(n * (size_t)m->net.C * sizeof(act_t));
 }
 
-// The bytes of one evaluation of n tokens
 static size_t evaluation_bytes(const Model *m, int halves, size_t n, int kept) {
     int outputs = outputs_of(m, halves, kept);
     size_t rows = (size_t)((outputs & ATTN) != 0) + (size_t)((outputs & MLP) != 0);
@@ -960,7 +956,6 @@ static void add_buffer(Model *m, int row, void *at, size_t count, size_t size) {
     if (b.bytes > 0) m->buffers[m->buffer_count++] = b;
 }
 
-// Writes down every buffer there will be.
 static void plan(Model *m) {
     const Config *net = &m->net;
     size_t C = (size_t)net->C, N = (size_t)m->B * (size_t)m->T, P = parameter_count(net);
@@ -1057,15 +1052,13 @@ static void model_free(Model *m) {
 
 static void model_alloc(Model *m) {
     size_t needed = plan_bytes(m, TOTAL), there = device_memory_bytes() / (size_t)ranks_here;
-    int enough = needed <= there;
-    for (int i = 0; i < m->buffer_count && enough; i++) {
-        void *p = device_alloc(m->buffers[i].bytes);
+    for (int i = 0; i < m->buffer_count; i++) {
+        void *p = needed <= there ? device_alloc(m->buffers[i].bytes) : NULL;
+        if (!p) die(STATUS_NUMBERS, "out of memory: %.3f GiB are needed, the machine has %.3f; --plan shows "
+            "for what, and a smaller %s or -t needs less", (double)needed / (1 << 30),
+            (double)there / (1 << 30), m->memory == AUTO ? "--budget, -b" : "-b");
         memcpy(m->buffers[i].at, &p, sizeof p);
-        enough = p != NULL;
     }
-    if (!enough) die(STATUS_NUMBERS, "out of memory: %.3f GiB are needed, the machine has %.3f; --plan shows "
-        "for what, and a smaller %s or -t needs less", (double)needed / (1 << 30), (double)there / (1 << 30),
-        m->memory == AUTO ? "--budget, -b" : "-b");
     if (m->net.mode == BASELINE) {
         m->prev = m->cur;
         m->dprev = m->dcur;
