@@ -2773,9 +2773,6 @@ static void check_options(const Model *m) {
         if (rules[i].wrong) die(STATUS_USAGE, "%s", rules[i].why);
 }
 
-// The shape alone decides, so that every policy cuts at the same places.
-static int default_chunk(int T) { return (chunk_tokens + T - 1) / T; }
-
 // The size of parts of n things, as few and as even as parts of at most `most` can be
 static int evenly(int n, int most) {
     int parts = (int)(((int64_t)n + most - 1) / most);
@@ -2786,13 +2783,9 @@ static int evenly(int n, int most) {
 // fewer the longer they are, so that what a group takes does not grow. A cache has all heads.
 static void choose_slices(Model *m) {
     const int NH = m->net.NH, n = m->chunk * m->T, generates = m->cache_tokens > 0 && !m->training;
-    int slice = n, heads = NH;
-    if (m->T > 2 * slice_tokens) {
-        slice = slice_tokens;
-        heads = (int)((int64_t)NH * 2 * slice_tokens / m->T);
-    }
-    m->slice = evenly(n, or_else(opt.slice, slice));
-    m->group = evenly(NH, or_else(opt.group, heads > 0 ? heads : 1));
+    const double heads = 2.0 * NH * slice_tokens / m->T;  // all, where there are no slices
+    m->slice = evenly(n, or_else(opt.slice, m->T > 2 * slice_tokens ? slice_tokens : n));
+    m->group = evenly(NH, or_else(opt.group, (int)fmax(1, fmin(NH, heads))));
     if (m->slice == n) m->slice = 0;
     if (m->group == NH || generates) m->group = 0;
 }
@@ -2821,7 +2814,8 @@ static int choose_shape(Model *m) {
     if (opt.tokens % tokens != 0)
         die(STATUS_USAGE, "-d %d: no multiple of -b %d times -t %d", opt.tokens, m->B, m->T);
     if (opt.sample_every > 0) m->cache_tokens = sampled_tokens(net);
-    m->chunk = smaller_of(or_else(opt.chunk, default_chunk(m->T)), m->B);
+    // the shape alone decides, so that every policy cuts at the same places
+    m->chunk = smaller_of(or_else(opt.chunk, (chunk_tokens - 1) / m->T + 1), m->B);
     m->head_chunk = smaller_of(or_else(opt.head_chunk, head_chunk_tokens), tokens);
     choose_slices(m);
     layers_check(m->chunk, net->C, net->NH);
