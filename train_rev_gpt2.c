@@ -1076,7 +1076,6 @@ static int converted(int mode) { return mode == RETROFIT || mode == BDIA; }
 
 static const int default_grids[MODES] = {0, 20, 23, 20, 20, 18, 18};
 
-// Makes net a network of this mode, with the mode's defaults.
 static void set_mode(Config *net, int mode) {
     const double h[MODES] = {1, 0.25, 1, 1 / sqrt(net->L), 1, 1, 1};
     net->mode = mode;
@@ -1237,7 +1236,6 @@ void distillation(real_t *out, size_t stride, act_t *logits, const act_t *teache
 static Model teacher_of(const Model *m) {
     Model t = *m;
     set_mode(&t.net, BASELINE);
-    t.memory = CHECKPOINT;
     t.kept_steps = 0;
     t.kept_planes = NULL;
     t.remainders = NULL;
@@ -2629,7 +2627,6 @@ static const Option *find_option(const Option *table, int count, const char *fla
     die(STATUS_USAGE, "%s: no such flag; %s", flag, hint);
 }
 
-// Sets what a table's flags say, or else the defaults.
 static void parse_options(const Option *table, int count, int argc, char **argv) {
     int given[MAX_OPTIONS] = {0};
     for (int i = 0; i < count; i++) set_option(&table[i], table[i].initial);
@@ -2691,7 +2688,6 @@ static void choose_mode(Config *net, const char *path) {
     draw_coefficients(net, (uint64_t)opt.seed);
 }
 
-// What the flags change in a conversion.
 static void adjust_conversion(Config *net) {
     int least = net->mode == RETROFIT;  // the first step has no block before it to take an estimate from
     double a = isnan(opt.coefficient) ? ldexp(net->a[0], -net->shift) : opt.coefficient, n = ldexp(a, 8);
@@ -2737,7 +2733,6 @@ static Config choose_network(int V, int from) {
 
 // ---- from the flags to the shape of a run
 
-// The teacher must be a baseline of the same shape.
 static void choose_teacher(Model *m) {
     m->has_teacher = opt.distill[0] != 0;
     m->objective = m->has_teacher ? KL : CROSS_ENTROPY;
@@ -2915,7 +2910,6 @@ static void claim_directory(int from) {
     if (c.last < 0 && opt.resume) printf("%s has no checkpoint: starting anew\n", opt.out);
 }
 
-// Takes the memory of the network and its teacher, and fills it from files or random numbers.
 static void load_networks(Model *m, int from) {
     model_alloc(m);
     if (model_path(from)) load_model(model_path(from), m);
@@ -2991,12 +2985,10 @@ static inline void spin_briefly(char **argv) {
 static inline void spin_briefly(char **argv) { (void)argv; }
 #endif
 
-// The whole program; returns the exit status.
 int rev_gpt2_main(int argc, char **argv) {
     static const char usage[] = "train_rev_gpt2 -i TOKENS [flags]\n\nFlags with one dash are llm.c's; of its "
         "others, --memory replaces -r, -q 1 a constant -k.";
-    Job j;
-    memset(&j, 0, sizeof j);
+    static Job j;
     begin(options, OPTIONS, usage, argc, argv);
     choose_job(&j);
     print_job(&j);
