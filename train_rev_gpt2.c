@@ -2671,18 +2671,14 @@ static int has_step_size(int mode) { return within(mode, MIDPOINT, HAMILTONIAN);
 
 // Sets the mode. Baselines and their conversions have the same weights: one can be made another.
 static void choose_mode(Config *net, const char *path) {
-    Config was = *net;
-    int mode = opt.mode;
-    if (mode < 0) mode = path ? was.mode : MIDPOINT;
-    if (path && mode == was.mode) return;
-    if (path && (has_step_size(was.mode) || has_step_size(mode))) die(STATUS_USAGE,
-        "--mode %s, but %s is of a %s network", mode_names[mode], path, mode_names[was.mode]);
-    set_mode(net, mode);
-    if (converted(was.mode) && converted(mode)) {
-        was.mode = mode;
-        was.K = net->K;
-        *net = was;
-    }
+    int was = net->mode, mode = opt.mode;
+    if (mode < 0) mode = path ? was : MIDPOINT;
+    if (path && mode == was) return;
+    if (path && (has_step_size(was) || has_step_size(mode))) die(STATUS_USAGE,
+        "--mode %s, but %s is of a %s network", mode_names[mode], path, mode_names[was]);
+    if (!converted(was) || !converted(mode)) set_mode(net, mode);
+    net->mode = mode;  // a conversion made the other one keeps its coefficient, stem and grid
+    net->K = mode == RETROFIT;
     if (mode != MIDPOINT_A) return;
     if (net->L > MAX_A) die(STATUS_USAGE, "midpoint-a has at most %d layers, not %d", MAX_A, net->L);
     draw_coefficients(net, (uint64_t)opt.seed);
@@ -2744,7 +2740,6 @@ static void choose_teacher(Model *m) {
         "the model's sizes is meant", opt.distill, mode_names[t.mode], t.L, t.C, t.NH, t.V, t.Vp, t.maxT);
 }
 
-// Ends where flags, or a flag and the network, do not go together.
 static void check_options(const Model *m) {
     const Config *net = &m->net;
     int baseline = net->mode == BASELINE, has_a = converted(net->mode), has_h = has_step_size(net->mode);
@@ -2919,7 +2914,6 @@ static void load_networks(Model *m, int from) {
     load_model(opt.distill, &teacher);
 }
 
-// Checks the data against the network, counts the steps, and goes to where the run begins or goes on.
 static void begin_job(Job *j) {
     Model *m = &j->m;
     data_check(&j->data, opt.train, m->net.V, m->T);
