@@ -2598,14 +2598,13 @@ static double value_of(const Option *o, const char *text) {
         if (strcmp(names[i], text) == 0) return i;
     if (names) die(STATUS_USAGE, "%s %s: %s is meant", o->flag, text, names_of(o->type));
     if (strcmp(text, o->initial) == 0) return atof(text);  // it may lie outside: 0 or -1 for "by the rest"
-    errno = 0;
     double x = o->type == INTEGER ? (double)strtoll(text, &end, 10) : strtod(text, &end);
     const char *unit = end > text && *end ? strchr(units, *end) : NULL;
     if (o->type == BYTES && unit) {
         x = ldexp(x, 10 * (int)(unit - units + 1));
         end++;
     }
-    if (end == text || *end || errno == ERANGE || !(x >= o->least && x <= o->most)) die(STATUS_USAGE,
+    if (end == text || *end || !(x >= o->least && x <= o->most)) die(STATUS_USAGE,
         "%s %s: %s from %.10g to %.10g is meant", o->flag, text, meant[o->type], o->least, o->most);
     return x;
 }
