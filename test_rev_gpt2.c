@@ -1456,7 +1456,7 @@ static Model large_model(int network) {
     memset(&m, 0, sizeof m);
     m.net.L = 12, m.net.C = 768, m.net.NH = 12, m.net.V = 50257, m.net.Vp = 50304, m.net.maxT = 1024;
     m.net.grid = 20;
-    m.B = 64, m.T = 1024, m.head_chunk = head_chunk_tokens, m.chunk = default_chunk(m.T), m.training = 1;
+    m.B = 64, m.T = 1024, m.head_chunk = head_chunk_tokens, m.chunk = chunk_tokens / m.T, m.training = 1;
     set_network(&m.net, network);
     m.memory = REVERSE;
     for (int k = 0; k < 96 && network == MIDPOINT_A; k++) m.net.a[k] = 16;

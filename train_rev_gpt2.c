@@ -911,7 +911,6 @@ static size_t output_bytes(const Model *m, size_t n) {
     return round256(n * (size_t)m->net.C * sizeof(act_t));
 }
 
-// The bytes of one evaluation of n tokens
 static size_t evaluation_bytes(const Model *m, int halves, size_t n, int kept) {
     int outputs = outputs_of(m, halves, kept);
     size_t rows = (size_t)((outputs & ATTN) != 0) + (size_t)((outputs & MLP) != 0);
@@ -961,7 +960,6 @@ static void add_buffer(Model *m, int row, void *at, size_t count, size_t size) {
     if (b.bytes > 0) m->buffers[m->buffer_count++] = b;
 }
 
-// Writes down every buffer there will be.
 static void plan(Model *m) {
     const Config *net = &m->net;
     size_t C = (size_t)net->C, N = (size_t)m->B * (size_t)m->T, P = parameter_count(net);
@@ -1058,15 +1056,13 @@ static void model_free(Model *m) {
 
 static void model_alloc(Model *m) {
     size_t needed = plan_bytes(m, TOTAL), there = device_memory_bytes() / (size_t)ranks_here;
-    int enough = needed <= there;
-    for (int i = 0; i < m->buffer_count && enough; i++) {
-        void *p = device_alloc(m->buffers[i].bytes);
+    for (int i = 0; i < m->buffer_count; i++) {
+        void *p = needed <= there ? device_alloc(m->buffers[i].bytes) : NULL;
+        if (!p) die(STATUS_NUMBERS, "out of memory: %.3f GiB are needed, the machine has %.3f; --plan shows "
+            "for what, and a smaller %s or -t needs less", (double)needed / (1 << 30),
+            (double)there / (1 << 30), m->memory == AUTO ? "--budget, -b" : "-b");
         memcpy(m->buffers[i].at, &p, sizeof p);
-        enough = p != NULL;
     }
-    if (!enough) die(STATUS_NUMBERS, "out of memory: %.3f GiB are needed, the machine has %.3f; --plan shows "
-        "for what, and a smaller %s or -t needs less", (double)needed / (1 << 30), (double)there / (1 << 30),
-        m->memory == AUTO ? "--budget, -b" : "-b");
     if (m->net.mode == BASELINE) {
         m->planes[0] = m->planes[1];
         m->dprev = m->dcur;
@@ -1084,7 +1080,6 @@ static int converted(int mode) { return mode == RETROFIT || mode == BDIA; }
 
 static const int default_grids[MODES] = {0, 20, 23, 20, 20, 18, 18};
 
-// Makes net a network of this mode, with the mode's defaults.
 static void set_mode(Config *net, int mode) {
     const double h[MODES] = {1, 0.25, 1, 1 / sqrt(net->L), 1, 1, 1};
     net->mode = mode;
@@ -1102,9 +1097,7 @@ static void set_mode(Config *net, int mode) {
 static int has_estimate(const Config *net, int k) { return net->mode == RETROFIT && k >= net->stem; }
 
 static int evaluations(const Config *net, int k) {
-    int with_estimates = k - net->stem;
-    if (net->mode != RETROFIT || with_estimates < 0) with_estimates = 0;
-    return layer_of(net, k) + with_estimates * (net->K + 1);
+    return layer_of(net, k) + has_estimate(net, k) * (k - net->stem) * (net->K + 1);
 }
 
 // Whether a step's evaluations for estimates share a place: where sequences go in slices, to save memory. All
@@ -1117,44 +1110,43 @@ static size_t estimate_bytes(const Model *m, int k, size_t n, int kept) {
     return (estimates_share(m, kept) ? 1 : K + 1) * evaluation_bytes(m, BLOCK, n, kept) + K * plane;
 }
 
-// The e-th evaluation for step k's estimates, of chunk c; *p is where it is taken. They lie behind the step's
-// own, if that is kept, or in its place; then come the estimates.
-static Chunk estimate_chunk(const Model *m, int k, int e, Chunk c, stream_t **p) {
-    int kept = keeps_internals(m, k);
+// One evaluation for the estimates: at p it makes the next, to = p_k - f(p). The last adds the second term to
+// the stream, to += a f(p).
+typedef struct { Chunk c; stream_t *p, *to; Coefficients step; } Estimate;
+
+// The e-th of step k, of chunk c. Behind the step's own evaluation, if that is kept, or in its place lie the
+// estimates, then their evaluations.
+static Estimate estimate_of(const Model *m, int k, int e, Chunk c) {
+    const Coefficients step = coefficients(&m->net, k), next = {0, 1, 0, -1};
+    int kept = keeps_internals(m, k), before = estimates_share(m, kept) ? 0 : e - 1;
     size_t C = (size_t)m->net.C, n = (size_t)c.sequences * (size_t)m->T, K = (size_t)m->net.K;
     size_t bytes = evaluation_bytes(m, BLOCK, n, kept), plane = round256(n * C * sizeof(stream_t));
-    char *first = c.internals + (size_t)kept * bytes, *estimates = first + (K + 1) * bytes, *at = first;
-    if (estimates_share(m, kept)) estimates = first + bytes;
-    else at += (size_t)(e - 1) * bytes;
-    *p = m->cur + c.at;
-    if (e > 1) *p = (stream_t *)(estimates + (size_t)(e - 2) * plane) + (size_t)c.from * C;
-    place_evaluation(m, &c, at, BLOCK, kept);
-    c.fresh = 0;
-    if (c.cache) c.cache += (size_t)e * cache_size(m);
-    return c;
+    char *planes = c.internals + (size_t)kept * bytes, *at = planes + K * plane + (size_t)before * bytes;
+    Estimate x = {c, m->cur + c.at, m->next + c.at, {1, 0, 0, ldexp(step.alpha, -step.shift)}};
+    if (e > 1) x.p = (stream_t *)(planes + (size_t)(e - 2) * plane) + (size_t)c.from * C;
+    if (e <= m->net.K) {
+        x.to = (stream_t *)(planes + (size_t)(e - 1) * plane) + (size_t)c.from * C;
+        x.step = next;
+    }
+    place_evaluation(m, &x.c, at, BLOCK, kept);
+    x.c.fresh = 0;
+    if (c.cache) x.c.cache += (size_t)e * cache_size(m);
+    return x;
 }
 
-// What the e-th evaluation is for: it makes the next estimate; the last adds the second term to the stream,
-// or takes it off again (direction -1).
-static void estimate_move(Model *m, int k, int e, Chunk c, int direction) {
-    Coefficients step = coefficients(&m->net, k), add = {1, 0, 0, ldexp(step.alpha, -step.shift)};
-    const Coefficients minus = {0, 1, 0, -1};
-    int last = e > m->net.K;
-    stream_t *p, *to = m->next + c.at;
-    Chunk here = estimate_chunk(m, k, e, c, &p);
-    if (!last) estimate_chunk(m, k, e + 1, c, &to);
-    stream_step(to, to, m->cur + c.at, here.attn, here.mlp, NULL, NULL, c.count, last ? add : minus,
-                m->net.grid, direction);
+static void estimate_move(const Model *m, Estimate x, int direction) {
+    const Chunk c = x.c;
+    stream_step(x.to, x.to, m->cur + c.at, c.attn, c.mlp, NULL, NULL, c.count, x.step, m->net.grid,
+                direction);
 }
 
 // Evaluates for the first `count` estimates of chunk c's sequences, a slice at a time.
 static void estimate_evaluate(Model *m, int k, Chunk c, int count) {
     for (int e = 1; e <= count; e++)
         for (Chunk s = chunk_at(m, k, c.b * m->T); s.tokens > 0 && s.b == c.b; s = chunk_after(m, k, s)) {
-            stream_t *p;
-            Chunk here = estimate_chunk(m, k, e, s, &p);
-            force_forward(m, k - 1, p, here);
-            estimate_move(m, k, e, s, +1);
+            Estimate x = estimate_of(m, k, e, s);
+            force_forward(m, k - 1, x.p, x.c);
+            estimate_move(m, x, +1);
         }
 }
 
@@ -1165,22 +1157,19 @@ static void estimate_forward(Model *m, int k, Chunk c) {
 // The second term goes back before F_k(p_k). With v_e = dloss/dp^_e,
 //     v_{K+1} = J^T (a dp_{k+1});     v_e = -J^T v_{e+1};     dp_k += every v
 static void estimate_back(Model *m, int k, Chunk c) {
-    Coefficients step = coefficients(&m->net, k);
-    const int last = m->net.K + 1, again = !keeps_internals(m, k);
-    const int share = estimates_share(m, !again);
+    const int last = m->net.K + 1, again = !keeps_internals(m, k), share = estimates_share(m, !again);
     if (c.from > 0) return;
     if (again) estimate_evaluate(m, k, c, m->net.K);
     for (int e = last; e >= 1; e--) {
         for (Chunk s = chunk_at(m, k, c.b * m->T); s.tokens > 0 && s.b == c.b; s = chunk_after(m, k, s)) {
-            stream_t *p;
-            Chunk here = estimate_chunk(m, k, e, s, &p);
-            real_t *destimate = m->destimate + (size_t)s.from * (size_t)m->net.C;
-            if (again && (e == last || share)) force_forward(m, k - 1, p, here);
-            if (e == last && undoes_steps(m)) estimate_move(m, k, e, s, -1);
-            if (e == last) scale_cast(m->dforce, m->dprev + s.at, ldexp(step.alpha, -step.shift), s.count);
-            else scale_cast(m->dforce, destimate, -1, s.count);
-            device_zero(destimate, s.count * sizeof(real_t));
-            force_backward(m, k - 1, p, destimate, here);
+            Estimate x = estimate_of(m, k, e, s);
+            real_t *v = m->destimate + (size_t)s.from * (size_t)m->net.C;
+            const real_t *dto = e == last ? m->dprev + s.at : v;
+            if (again && (e == last || share)) force_forward(m, k - 1, x.p, x.c);
+            if (e == last && undoes_steps(m)) estimate_move(m, x, -1);
+            scale_cast(m->dforce, dto, x.step.gamma, s.count);
+            device_zero(v, s.count * sizeof(real_t));
+            force_backward(m, k - 1, x.p, v, x.c);
         }
         Chunk all = all_slices(m, c);
         adjoint_update(m->dcur + all.at, m->destimate, 1, 1, all.count);
@@ -1252,7 +1241,6 @@ void distillation(real_t *out, size_t stride, act_t *logits, const act_t *teache
 static Model teacher_of(const Model *m) {
     Model t = *m;
     set_mode(&t.net, BASELINE);
-    t.memory = CHECKPOINT;
     t.kept_steps = 0;
     t.kept_planes = NULL;
     t.remainders = NULL;
@@ -2471,14 +2459,13 @@ static double value_of(const Option *o, const char *text) {
         if (strcmp(names[i], text) == 0) return i;
     if (names) die(STATUS_USAGE, "%s %s: %s is meant", o->flag, text, names_of(o->type));
     if (strcmp(text, o->initial) == 0) return atof(text);  // it may lie outside: 0 or -1 for "by the rest"
-    errno = 0;
     double x = o->type == INTEGER ? (double)strtoll(text, &end, 10) : strtod(text, &end);
     const char *unit = end > text && *end ? strchr(units, *end) : NULL;
     if (o->type == BYTES && unit) {
         x = ldexp(x, 10 * (int)(unit - units + 1));
         end++;
     }
-    if (end == text || *end || errno == ERANGE || !(x >= o->least && x <= o->most)) die(STATUS_USAGE,
+    if (end == text || *end || !(x >= o->least && x <= o->most)) die(STATUS_USAGE,
         "%s %s: %s from %.10g to %.10g is meant", o->flag, text, meant[o->type], o->least, o->most);
     return x;
 }
@@ -2500,7 +2487,6 @@ static const Option *find_option(const Option *table, int count, const char *fla
     die(STATUS_USAGE, "%s: no such flag; %s", flag, hint);
 }
 
-// Sets what a table's flags say, or else the defaults.
 static void parse_options(const Option *table, int count, int argc, char **argv) {
     int given[MAX_OPTIONS] = {0};
     for (int i = 0; i < count; i++) set_option(&table[i], table[i].initial);
@@ -2545,24 +2531,19 @@ static int has_step_size(int mode) { return within(mode, MIDPOINT, HAMILTONIAN);
 
 // Sets the mode. Baselines and their conversions have the same weights: one can be made another.
 static void choose_mode(Config *net, const char *path) {
-    Config was = *net;
-    int mode = opt.mode;
-    if (mode < 0) mode = path ? was.mode : MIDPOINT;
-    if (path && mode == was.mode) return;
-    if (path && (has_step_size(was.mode) || has_step_size(mode))) die(STATUS_USAGE,
-        "--mode %s, but %s is of a %s network", mode_names[mode], path, mode_names[was.mode]);
-    set_mode(net, mode);
-    if (converted(was.mode) && converted(mode)) {
-        was.mode = mode;
-        was.K = net->K;
-        *net = was;
-    }
+    int was = net->mode, mode = opt.mode;
+    if (mode < 0) mode = path ? was : MIDPOINT;
+    if (path && mode == was) return;
+    if (path && (has_step_size(was) || has_step_size(mode))) die(STATUS_USAGE,
+        "--mode %s, but %s is of a %s network", mode_names[mode], path, mode_names[was]);
+    if (!converted(was) || !converted(mode)) set_mode(net, mode);
+    net->mode = mode;  // a conversion made the other one keeps its coefficient, stem and grid
+    net->K = mode == RETROFIT;
     if (mode != MIDPOINT_A) return;
     if (net->L > MAX_A) die(STATUS_USAGE, "midpoint-a has at most %d layers, not %d", MAX_A, net->L);
     draw_coefficients(net, (uint64_t)opt.seed);
 }
 
-// What the flags change in a conversion.
 static void adjust_conversion(Config *net) {
     int least = net->mode == RETROFIT;  // the first step has no block before it to take an estimate from
     double a = isnan(opt.coefficient) ? ldexp(net->a[0], -net->shift) : opt.coefficient, n = ldexp(a, 8);
@@ -2608,7 +2589,6 @@ static Config choose_network(int V, int from) {
 
 // ---- from the flags to the shape of a run
 
-// The teacher must be a baseline of the same shape.
 static void choose_teacher(Model *m) {
     m->has_teacher = opt.distill[0] != 0;
     m->objective = m->has_teacher ? KL : CROSS_ENTROPY;
@@ -2620,7 +2600,6 @@ static void choose_teacher(Model *m) {
         "the model's sizes is meant", opt.distill, mode_names[t.mode], t.L, t.C, t.NH, t.V, t.Vp, t.maxT);
 }
 
-// Ends where flags, or a flag and the network, do not go together.
 static void check_options(const Model *m) {
     const Config *net = &m->net;
     int baseline = net->mode == BASELINE, has_a = converted(net->mode), has_h = has_step_size(net->mode);
@@ -2644,9 +2623,6 @@ static void check_options(const Model *m) {
         if (rules[i].wrong) die(STATUS_USAGE, "%s", rules[i].why);
 }
 
-// The shape alone decides, so that every policy cuts at the same places.
-static int default_chunk(int T) { return (chunk_tokens + T - 1) / T; }
-
 // The size of parts of n things, as few and as even as parts of at most `most` can be
 static int evenly(int n, int most) {
     int parts = (int)(((int64_t)n + most - 1) / most);
@@ -2657,13 +2633,9 @@ static int evenly(int n, int most) {
 // fewer the longer they are, so that what a group takes does not grow. A cache has all heads.
 static void choose_slices(Model *m) {
     const int NH = m->net.NH, n = m->chunk * m->T, generates = m->cache_tokens > 0 && !m->training;
-    int slice = n, heads = NH;
-    if (m->T > 2 * slice_tokens) {
-        slice = slice_tokens;
-        heads = (int)((int64_t)NH * 2 * slice_tokens / m->T);
-    }
-    m->slice = evenly(n, or_else(opt.slice, slice));
-    m->group = evenly(NH, or_else(opt.group, heads > 0 ? heads : 1));
+    const double heads = 2.0 * NH * slice_tokens / m->T;  // all, where there are no slices
+    m->slice = evenly(n, or_else(opt.slice, m->T > 2 * slice_tokens ? slice_tokens : n));
+    m->group = evenly(NH, or_else(opt.group, (int)fmax(1, fmin(NH, heads))));
     if (m->slice == n) m->slice = 0;
     if (m->group == NH || generates) m->group = 0;
 }
@@ -2685,7 +2657,8 @@ static int choose_shape(Model *m) {
     if (opt.tokens % tokens != 0)
         die(STATUS_USAGE, "-d %d: no multiple of -b %d times -t %d", opt.tokens, m->B, m->T);
     samples_shape(m);
-    m->chunk = smaller_of(or_else(opt.chunk, default_chunk(m->T)), m->B);
+    // the shape alone decides, so that every policy cuts at the same places
+    m->chunk = smaller_of(or_else(opt.chunk, (chunk_tokens - 1) / m->T + 1), m->B);
     m->head_chunk = smaller_of(or_else(opt.head_chunk, head_chunk_tokens), tokens);
     choose_slices(m);
     layers_check(m->chunk, net->C, net->NH);
@@ -2775,7 +2748,6 @@ static void claim_directory(Job *j) {
     unlink(out_path(unfinished));  // what a killed run left
 }
 
-// Takes the memory of the network and its teacher, and fills it from files or random numbers.
 static void load_networks(Model *m, int from) {
     model_alloc(m);
     if (model_path(from)) load_model(model_path(from), m);
@@ -2785,7 +2757,6 @@ static void load_networks(Model *m, int from) {
     load_model(opt.distill, &teacher);
 }
 
-// Checks the data against the network, counts the steps, and goes to where the run begins or goes on.
 static void begin_job(Job *j) {
     Model *m = &j->m;
     data_check(&j->data, opt.train, m->net.V, m->T);
@@ -2848,12 +2819,10 @@ static inline void spin_briefly(char **argv) {
 static inline void spin_briefly(char **argv) { (void)argv; }
 #endif
 
-// The whole program; returns the exit status.
 int rev_gpt2_main(int argc, char **argv) {
     static const char usage[] = "train_rev_gpt2 -i TOKENS [flags]\n\nFlags with one dash are llm.c's; of its "
         "others, --memory replaces -r, -q 1 a constant -k.";
-    Job j;
-    memset(&j, 0, sizeof j);
+    static Job j;
     begin(options, OPTIONS, usage, argc, argv);
     choose_job(&j);
     print_job(&j);
