@@ -3322,14 +3322,14 @@ static inline real_t real_exp(real_t x) {
 }
 
 // GELU with tanh, x/2 (1 + tanh u) = x sigmoid(2u) for u = sqrt(2/pi) (x + 0.044715 x^3)
-static inline real_t gelu(real_t x) {
-    const real_t k = (real_t)0.7978845608028654;
-    return x / (1 + real_exp(-2 * k * (x + (real_t)0.044715 * x * x * x)));
+static const real_t gelu_k = (real_t)0.7978845608028654;
+static inline real_t gelu_divisor(real_t x) {
+    return 1 + real_exp(-2 * gelu_k * (x + (real_t)0.044715 * x * x * x));
 }
+static inline real_t gelu(real_t x) { return x / gelu_divisor(x); }
 static inline real_t gelu_slope(real_t x) {
-    const real_t k = (real_t)0.7978845608028654;
-    real_t s = 1 / (1 + real_exp(-2 * k * (x + (real_t)0.044715 * x * x * x)));
-    return s + x * s * (1 - s) * 2 * k * (1 + (real_t)(3 * 0.044715) * x * x);
+    real_t s = 1 / gelu_divisor(x);
+    return s + x * s * (1 - s) * 2 * gelu_k * (1 + (real_t)(3 * 0.044715) * x * x);
 }
 
 // ---- matrix product
@@ -3538,27 +3538,26 @@ static inline vector_t multiply_add(vector_t sum, real_t a, vector_t b, int pair
 typedef real_t four_t __attribute__((vector_size(4 * sizeof(real_t)), aligned(sizeof(real_t)), may_alias));
 // Sets out[k*width + i] = x[i*row + k] for i < rows, k < K; four by four, for which compilers know shuffles.
 static inline void transpose(real_t *out, int width, const real_t *x, int64_t row, int rows, int K) {
-    int k = 0;
+    int rows4 = 0, K4 = 0;
 #ifdef SHUFFLE
-    for (; k + 4 <= K; k += 4, x += 4, out += 4*width) {
-        int i = 0;
-        for (; i + 4 <= rows; i += 4) {
-            const real_t *from = x + i*row;
+    rows4 = rows / 4 * 4;
+    K4 = K / 4 * 4;
+    for (int k = 0; k < K4; k += 4)
+        for (int i = 0; i < rows4; i += 4) {
+            const real_t *from = x + i*row + k;
+            real_t *to = out + k*width + i;
             four_t a = *(const four_t *)from, b = *(const four_t *)(from + row);
             four_t c = *(const four_t *)(from + 2*row), d = *(const four_t *)(from + 3*row);
             four_t ab0 = SHUFFLE(a, b, 0, 4, 1, 5), ab2 = SHUFFLE(a, b, 2, 6, 3, 7);
             four_t cd0 = SHUFFLE(c, d, 0, 4, 1, 5), cd2 = SHUFFLE(c, d, 2, 6, 3, 7);
-            *(four_t *)(out + i) = SHUFFLE(ab0, cd0, 0, 1, 4, 5);
-            *(four_t *)(out + width + i) = SHUFFLE(ab0, cd0, 2, 3, 6, 7);
-            *(four_t *)(out + 2*width + i) = SHUFFLE(ab2, cd2, 0, 1, 4, 5);
-            *(four_t *)(out + 3*width + i) = SHUFFLE(ab2, cd2, 2, 3, 6, 7);
+            *(four_t *)to = SHUFFLE(ab0, cd0, 0, 1, 4, 5);
+            *(four_t *)(to + width) = SHUFFLE(ab0, cd0, 2, 3, 6, 7);
+            *(four_t *)(to + 2*width) = SHUFFLE(ab2, cd2, 0, 1, 4, 5);
+            *(four_t *)(to + 3*width) = SHUFFLE(ab2, cd2, 2, 3, 6, 7);
         }
-        for (; i < rows; i++)
-            for (int j = 0; j < 4; j++) out[j*width + i] = x[i*row + j];
-    }
 #endif
-    for (; k < K; k++, x++, out += width)
-        for (int i = 0; i < rows; i++) out[i] = x[i*row];
+    for (int i = 0; i < rows; i++)
+        for (int k = i < rows4 ? K4 : 0; k < K; k++) out[k*width + i] = x[i*row + k];
 }
 
 // Packs panels of `width` rows one by one: word k*width + i of a panel is x(i, k), 0 beyond `rows`.
@@ -4076,11 +4075,10 @@ void adjoint_update(real_t *dp, real_t *dnext, double alpha, double beta, size_t
 static inline real_t largest(const real_t *x, int count) {
     enum { W = 64 };  // maxima side by side, as vectors
     real_t top[W];
-    int i = 0;
     for (int w = 0; w < W; w++) top[w] = x[0];
-    for (; i + W <= count; i += W)
+    for (int i = 0; i + W <= count; i += W)
         for (int w = 0; w < W; w++) top[w] = real_max(x[i + w], top[w]);
-    for (; i < count; i++) top[0] = real_max(x[i], top[0]);
+    for (int i = count / W * W; i < count; i++) top[0] = real_max(x[i], top[0]);
     for (int w = 1; w < W; w++) top[0] = real_max(top[w], top[0]);
     return top[0];
 }
