@@ -3061,13 +3061,9 @@ DEVICE static inline stream_t embed_element(real_t x, real_t per_unit, int *bad)
 // ==== the CPU's, from here to the end ================================================================
 
 const int chunk_tokens = 1024, head_chunk_tokens = 1024, slice_tokens = 2048;
-const size_t weight_copy_bytes = 0;
-void layers_weights(const param_t *params, void *copy, size_t count) {
-    (void)params, (void)copy, (void)count;  // products take weights as they are
-}
-void layers_check(int sequences, int C, int NH) {
-    (void)sequences, (void)C, (void)NH;  // a CPU has no such limits
-}
+const size_t weight_copy_bytes = 0;  // products take weights as they are
+void layers_weights(const param_t *w, void *to, size_t count) { (void)w, (void)to, (void)count; }
+void layers_check(int sequences, int C, int NH) { (void)sequences, (void)C, (void)NH; }  // no such limits
 
 // A function that is inlined everywhere meets its callers' constants, and the compiler makes code for each.
 #define INLINE static inline __attribute__((always_inline))
@@ -3404,11 +3400,8 @@ static inline void transpose_words(words_t w[16]) {
 // Each thread says once that the processor's tiles are 16 rows of 64 bytes each.
 static inline void tiles_begin(void) {
     static __thread int begun;
-    static const struct {
-        uint8_t palette, start, unused[14];
-        uint16_t row_bytes[16];
-        uint8_t rows[16];
-    } tiles = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    static const struct { uint8_t palette, unused[15]; uint16_t row_bytes[16]; uint8_t rows[16]; } tiles = {
+        1, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
     if (!begun) _tile_loadconfig(&tiles);
     begun = 1;
 }
@@ -3597,11 +3590,7 @@ typedef struct {
 
 // Makes tile (mr, NR) = panel a (K, MR) times panel b (K, NR); mr is constant, so that sums lie in registers.
 INLINE void multiply_panels(vector_t (*tile)[NV], int mr, int K, const real_t *a, const real_t *b, int two) {
-    vector_t sum[MR][NV];
-    const vector_t zero = {0};
-    #pragma GCC unroll 12
-    for (int i = 0; i < mr; i++)
-        for (int v = 0; v < NV; v++) sum[i][v] = zero;
+    vector_t sum[MR][NV] = {{{0}}};
     for (int k = 0; k < K; k++, a += MR, b += NR) {
         for (int j = 0; j < NR; j += 64 / (int)sizeof(real_t)) __builtin_prefetch(b + 8*NR + j);
         __builtin_prefetch(a + 8*MR);
@@ -3651,11 +3640,10 @@ static size_t block_words(int M, int N, int K) {  // words for the blocks of a p
     return (size_t)smaller_of(KC, K + 16) * (size_t)(smaller_of(MC, M + SIDE) + smaller_of(NC, N + SIDE));
 }
 size_t layers_scratch_bytes(int n, int C, int OC, int NH) {
-    size_t words[] = {block_words(n, OC, C), block_words(n, C, OC), block_words(OC, C, n),
-                      block_words(C, OC, n), (size_t)SLICES * 3 * (size_t)C, (size_t)n * (size_t)NH},
-           most = 0;
-    for (int i = 0; i < 6; i++) most = words[i] > most ? words[i] : most;
-    return most * sizeof(real_t);
+    size_t products = larger_of(block_words(n, OC, C), block_words(n, C, OC));
+    size_t of_weights = larger_of(block_words(OC, C, n), block_words(C, OC, n));
+    size_t rest = larger_of((size_t)SLICES * 3 * (size_t)C, (size_t)n * (size_t)NH);  // layernorm, attention
+    return larger_of(larger_of(products, of_weights), rest) * sizeof(real_t);
 }
 
 // Rows of c are `row` apart. All threads pack a part of each block, then take tiles of c as they come. No one
@@ -3975,10 +3963,6 @@ typedef struct { Panel q, d, q_columns, d_columns; real_t delta[TILE]; } Queries
 // queries, are a chain: each adds to the gradients of the keys that it sees, a tile at a time. turns (chains,
 // tiles) counts who has: a tile waits for the tasks before in its chain, so that its sums have one order for
 // any number of threads. Chains are taken in turn; where there are many, nobody waits.
-static inline void wait_for_turn(const int *turns, int turn) {
-    while (__atomic_load_n(turns, __ATOMIC_ACQUIRE) != turn) sched_yield();
-}
-
 void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse,
                         int B, int T, int C, int NH, int NKV, int heads) {
     const int hs = C / NH, group = NH / NKV, Q = heads * hs;
@@ -4022,7 +4006,7 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
             const int not_yet = t0 / STRIP_BACKWARD;  // strips of a head that do not see this tile
             const int turn = member / strips * (strips - not_yet) + s - not_yet;
             int *turn_now = turns + (size_t)chain * (size_t)tiles + t0 / TILE;
-            wait_for_turn(turn_now, turn);
+            while (__atomic_load_n(turn_now, __ATOMIC_ACQUIRE) != turn) sched_yield();
             for (int t = t0; t < t0 + keys && turn == 0; t++) {
                 memset(dk + t*S, 0, bytes);
                 memset(dv + t*S, 0, bytes);
