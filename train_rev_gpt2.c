@@ -4191,7 +4191,6 @@ static double saturate(void) {
     return (word_kind == PAIRS ? 4.0 : 2.0) * ROUNDS * MR * NV * LANES;
 }
 
-// Returns the best that all cores do together within 20 ms.
 double device_flops(void) {
     double best = 0, begun = seconds(), now = begun;
     while (now - begun < 0.02) {
