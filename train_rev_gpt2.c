@@ -2867,13 +2867,9 @@ DEVICE static inline stream_t embed_element(real_t x, real_t per_unit, int *bad)
 // ==== the CPU's, from here to the end ================================================================
 
 const int chunk_tokens = 1024, head_chunk_tokens = 1024, slice_tokens = 2048;
-const size_t weight_copy_bytes = 0;
-void layers_weights(const param_t *params, void *copy, size_t count) {
-    (void)params, (void)copy, (void)count;  // products take weights as they are
-}
-void layers_check(int sequences, int C, int NH) {
-    (void)sequences, (void)C, (void)NH;  // a CPU has no such limits
-}
+const size_t weight_copy_bytes = 0;  // products take weights as they are
+void layers_weights(const param_t *w, void *to, size_t count) { (void)w, (void)to, (void)count; }
+void layers_check(int sequences, int C, int NH) { (void)sequences, (void)C, (void)NH; }  // no such limits
 
 // A function that is inlined everywhere meets its callers' constants, and the compiler makes code for each.
 #define INLINE static inline __attribute__((always_inline))
@@ -3128,14 +3124,14 @@ static inline real_t real_exp(real_t x) {
 }
 
 // GELU with tanh, x/2 (1 + tanh u) = x sigmoid(2u) for u = sqrt(2/pi) (x + 0.044715 x^3)
-static inline real_t gelu(real_t x) {
-    const real_t k = (real_t)0.7978845608028654;
-    return x / (1 + real_exp(-2 * k * (x + (real_t)0.044715 * x * x * x)));
+static const real_t gelu_k = (real_t)0.7978845608028654;
+static inline real_t gelu_divisor(real_t x) {
+    return 1 + real_exp(-2 * gelu_k * (x + (real_t)0.044715 * x * x * x));
 }
+static inline real_t gelu(real_t x) { return x / gelu_divisor(x); }
 static inline real_t gelu_slope(real_t x) {
-    const real_t k = (real_t)0.7978845608028654;
-    real_t s = 1 / (1 + real_exp(-2 * k * (x + (real_t)0.044715 * x * x * x)));
-    return s + x * s * (1 - s) * 2 * k * (1 + (real_t)(3 * 0.044715) * x * x);
+    real_t s = 1 / gelu_divisor(x);
+    return s + x * s * (1 - s) * 2 * gelu_k * (1 + (real_t)(3 * 0.044715) * x * x);
 }
 
 // ---- matrix product
@@ -3210,11 +3206,8 @@ static inline void transpose_words(words_t w[16]) {
 // Each thread says once that the processor's tiles are 16 rows of 64 bytes each.
 static inline void tiles_begin(void) {
     static __thread int begun;
-    static const struct {
-        uint8_t palette, start, unused[14];
-        uint16_t row_bytes[16];
-        uint8_t rows[16];
-    } tiles = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    static const struct { uint8_t palette, unused[15]; uint16_t row_bytes[16]; uint8_t rows[16]; } tiles = {
+        1, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
     if (!begun) _tile_loadconfig(&tiles);
     begun = 1;
 }
@@ -3344,27 +3337,26 @@ static inline vector_t multiply_add(vector_t sum, real_t a, vector_t b, int pair
 typedef real_t four_t __attribute__((vector_size(4 * sizeof(real_t)), aligned(sizeof(real_t)), may_alias));
 // Sets out[k*width + i] = x[i*row + k] for i < rows, k < K; four by four, for which compilers know shuffles.
 static inline void transpose(real_t *out, int width, const real_t *x, int64_t row, int rows, int K) {
-    int k = 0;
+    int rows4 = 0, K4 = 0;
 #ifdef SHUFFLE
-    for (; k + 4 <= K; k += 4, x += 4, out += 4*width) {
-        int i = 0;
-        for (; i + 4 <= rows; i += 4) {
-            const real_t *from = x + i*row;
+    rows4 = rows / 4 * 4;
+    K4 = K / 4 * 4;
+    for (int k = 0; k < K4; k += 4)
+        for (int i = 0; i < rows4; i += 4) {
+            const real_t *from = x + i*row + k;
+            real_t *to = out + k*width + i;
             four_t a = *(const four_t *)from, b = *(const four_t *)(from + row);
             four_t c = *(const four_t *)(from + 2*row), d = *(const four_t *)(from + 3*row);
             four_t ab0 = SHUFFLE(a, b, 0, 4, 1, 5), ab2 = SHUFFLE(a, b, 2, 6, 3, 7);
             four_t cd0 = SHUFFLE(c, d, 0, 4, 1, 5), cd2 = SHUFFLE(c, d, 2, 6, 3, 7);
-            *(four_t *)(out + i) = SHUFFLE(ab0, cd0, 0, 1, 4, 5);
-            *(four_t *)(out + width + i) = SHUFFLE(ab0, cd0, 2, 3, 6, 7);
-            *(four_t *)(out + 2*width + i) = SHUFFLE(ab2, cd2, 0, 1, 4, 5);
-            *(four_t *)(out + 3*width + i) = SHUFFLE(ab2, cd2, 2, 3, 6, 7);
+            *(four_t *)to = SHUFFLE(ab0, cd0, 0, 1, 4, 5);
+            *(four_t *)(to + width) = SHUFFLE(ab0, cd0, 2, 3, 6, 7);
+            *(four_t *)(to + 2*width) = SHUFFLE(ab2, cd2, 0, 1, 4, 5);
+            *(four_t *)(to + 3*width) = SHUFFLE(ab2, cd2, 2, 3, 6, 7);
         }
-        for (; i < rows; i++)
-            for (int j = 0; j < 4; j++) out[j*width + i] = x[i*row + j];
-    }
 #endif
-    for (; k < K; k++, x++, out += width)
-        for (int i = 0; i < rows; i++) out[i] = x[i*row];
+    for (int i = 0; i < rows; i++)
+        for (int k = i < rows4 ? K4 : 0; k < K; k++) out[k*width + i] = x[i*row + k];
 }
 
 // Packs panels of `width` rows one by one: word k*width + i of a panel is x(i, k), 0 beyond `rows`.
@@ -3404,11 +3396,7 @@ typedef struct {
 
 // Makes tile (mr, NR) = panel a (K, MR) times panel b (K, NR); mr is constant, so that sums lie in registers.
 INLINE void multiply_panels(vector_t (*tile)[NV], int mr, int K, const real_t *a, const real_t *b, int two) {
-    vector_t sum[MR][NV];
-    const vector_t zero = {0};
-    #pragma GCC unroll 12
-    for (int i = 0; i < mr; i++)
-        for (int v = 0; v < NV; v++) sum[i][v] = zero;
+    vector_t sum[MR][NV] = {{{0}}};
     for (int k = 0; k < K; k++, a += MR, b += NR) {
         for (int j = 0; j < NR; j += 64 / (int)sizeof(real_t)) __builtin_prefetch(b + 8*NR + j);
         __builtin_prefetch(a + 8*MR);
@@ -3458,11 +3446,10 @@ static size_t block_words(int M, int N, int K) {  // words for the blocks of a p
     return (size_t)smaller_of(KC, K + 16) * (size_t)(smaller_of(MC, M + SIDE) + smaller_of(NC, N + SIDE));
 }
 size_t layers_scratch_bytes(int n, int C, int OC, int NH) {
-    size_t words[] = {block_words(n, OC, C), block_words(n, C, OC), block_words(OC, C, n),
-                      block_words(C, OC, n), (size_t)SLICES * 3 * (size_t)C, (size_t)n * (size_t)NH},
-           most = 0;
-    for (int i = 0; i < 6; i++) most = words[i] > most ? words[i] : most;
-    return most * sizeof(real_t);
+    size_t products = larger_of(block_words(n, OC, C), block_words(n, C, OC));
+    size_t of_weights = larger_of(block_words(OC, C, n), block_words(C, OC, n));
+    size_t rest = larger_of((size_t)SLICES * 3 * (size_t)C, (size_t)n * (size_t)NH);  // layernorm, attention
+    return larger_of(larger_of(products, of_weights), rest) * sizeof(real_t);
 }
 
 // Rows of c are `row` apart. All threads pack a part of each block, then take tiles of c as they come. No one
@@ -3782,10 +3769,6 @@ typedef struct { Panel q, d, q_columns, d_columns; real_t delta[TILE]; } Queries
 // queries, are a chain: each adds to the gradients of the keys that it sees, a tile at a time. turns (chains,
 // tiles) counts who has: a tile waits for the tasks before in its chain, so that its sums have one order for
 // any number of threads. Chains are taken in turn; where there are many, nobody waits.
-static inline void wait_for_turn(const int *turns, int turn) {
-    while (__atomic_load_n(turns, __ATOMIC_ACQUIRE) != turn) sched_yield();
-}
-
 void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const act_t *out, const real_t *lse,
                         int B, int T, int C, int NH, int NKV, int heads) {
     const int hs = C / NH, group = NH / NKV, Q = heads * hs;
@@ -3829,7 +3812,7 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
             const int not_yet = t0 / STRIP_BACKWARD;  // strips of a head that do not see this tile
             const int turn = member / strips * (strips - not_yet) + s - not_yet;
             int *turn_now = turns + (size_t)chain * (size_t)tiles + t0 / TILE;
-            wait_for_turn(turn_now, turn);
+            while (__atomic_load_n(turn_now, __ATOMIC_ACQUIRE) != turn) sched_yield();
             for (int t = t0; t < t0 + keys && turn == 0; t++) {
                 memset(dk + t*S, 0, bytes);
                 memset(dv + t*S, 0, bytes);
@@ -3882,11 +3865,10 @@ void adjoint_update(real_t *dp, real_t *dnext, double alpha, double beta, size_t
 static inline real_t largest(const real_t *x, int count) {
     enum { W = 64 };  // maxima side by side, as vectors
     real_t top[W];
-    int i = 0;
     for (int w = 0; w < W; w++) top[w] = x[0];
-    for (; i + W <= count; i += W)
+    for (int i = 0; i + W <= count; i += W)
         for (int w = 0; w < W; w++) top[w] = real_max(x[i + w], top[w]);
-    for (; i < count; i++) top[0] = real_max(x[i], top[0]);
+    for (int i = count / W * W; i < count; i++) top[0] = real_max(x[i], top[0]);
     for (int w = 1; w < W; w++) top[0] = real_max(top[w], top[0]);
     return top[0];
 }
@@ -4015,7 +3997,6 @@ static double saturate(void) {
     return (word_kind == PAIRS ? 4.0 : 2.0) * ROUNDS * MR * NV * LANES;
 }
 
-// Returns the best that all cores do together within 20 ms.
 double device_flops(void) {
     double best = 0, begun = seconds(), now = begun;
     while (now - begun < 0.02) {
