@@ -316,7 +316,7 @@ static struct {
 } sample;
 
 static const Option sample_options[] = {
-    {"-e", STRING, &opt.start, "d12", 0, NAME, "a model file; or an untrained network: d6 d12 d24 d36 d48"},
+    {"-e", STRING, &opt.start, BLOCK_DEFAULT, 0, NAME, "a model file; or an untrained network: " BLOCK_SIZES},
     {"--prompt", STRING, &sample.prompt, NULL, 0, 0, "generate -g tokens after this text; it may be empty"},
     {"--plain", SWITCH, &sample.plain, "0", 0, 0, "<|endoftext|> in --prompt is text, not the token"},
     {"-g", INTEGER, &opt.sample_length, "64", 1, 1 << 24, "tokens to generate, if the context has room"},
@@ -398,7 +398,7 @@ static void continue_prompt(Model *m, const Tokenizer *z, const int *prompt, int
 
 // The whole program; returns the exit status.
 int sample_main(int argc, char **argv) {
-    static const char usage[] = "sample_rev_gpt2 -e MODEL --prompt TEXT [flags]";
+    static const char usage[] = "sample_rev_" BLOCK_NAME " -e MODEL --prompt TEXT [flags]";
     Model m;
     Data d;
     Tokenizer z = {0, -1, NULL};
@@ -410,7 +410,7 @@ int sample_main(int argc, char **argv) {
     check_sample_options();
     if (opt.train[0]) data_open(&d, opt.train);
     opt.T = or_else(opt.T, d.documents);
-    m.net = choose_network(or_else(d.V, GPT2_V), -1);
+    m.net = choose_network(d.V, -1);
     if (sample.prompt) {
         z = tokenizer_open(find_tokenizer(m.net.V), m.net.V);
         prompt = encode_prompt(&z, &given);

@@ -11,10 +11,10 @@ FILE:LINE: RULE: what.
 import collections, re, statistics, sys
 
 # A limit that is no goal is what the part has now, with the goal behind it: who raises one says why in the commit.
-PARTS = {"I": ("reversal", 719), "II": ("memory", 355),  # 180
-         "III": ("conversions", 208), "IV": ("training", 1232),  # 800
-         "V": ("the command line", 526), "VI": ("layers for the CPU", 1194)}  # 420, 1100
-LINES = 4235  # 3400
+PARTS = {"I": ("reversal", 719), "II": ("memory", 364),  # 180
+         "III": ("conversions", 208), "IV": ("training", 1237),  # 800
+         "V": ("the command line", 532), "VI": ("layers for the CPU", 1194)}  # 420, 1100
+LINES = 4255  # 3400
 WIDTH, STORY, FUNCTION, PARAMETERS, KNOW = 110, 45, 80, 7, 16
 TERNARIES_I, TERNARIES = 3, 5  # `?:` in 100 lines
 COMMENTS = 1 / 3               # lines that carry one, to a line of code
