@@ -1,7 +1,7 @@
 /*
 block.h: Llama's block in the place of GPT-2's. `make llama` builds train_rev_gpt2.c with
--DREV_GPT2_BLOCK='"dev/llama/block.h"', which includes this file where GPT-2's block stands, and once more, with
-REV_GPT2_BLOCK_LAYERS, behind the layers of either twin, for what the block has of its own.
+-DREV_GPT2_BLOCK='"dev/llama/block.h"', which includes this file where GPT-2's block stands, and once more,
+with REV_GPT2_BLOCK_LAYERS, behind the layers of either twin, for what the block has of its own.
 
 The block is F(p) = attn + mlp with attn = Attn(RMSNorm(p)), mlp = MLP(RMSNorm(p + attn)), without biases:
 
@@ -124,7 +124,7 @@ static Tensors tensors_at(const Config *net, param_t *buffer, int l) {
 static size_t cache_width(const Config *net) { return (size_t)sizes_of(net).S; }
 
 // How many heads attention takes at a time: key heads with all their queries
-static int heads_of(const Model *m) {
+static int heads_taken(const Model *m) {
     const Sizes s = sizes_of(&m->net);
     int queries = s.NH / s.KH;
     return (group_of(m) + queries - 1) / queries * queries;
@@ -149,7 +149,7 @@ enum { INTERNALS = 4 };
 static size_t internals_bytes(const Model *m, int halves, size_t n, int kept, size_t bytes[INTERNALS]) {
     const Sizes s = sizes_of(&m->net);
     size_t attn = (halves & ATTN) != 0, mlp = (halves & MLP) != 0, slice = n, total = 0;
-    size_t width = qkv_width(&m->net, kept ? s.NH : heads_of(m));
+    size_t width = qkv_width(&m->net, kept ? s.NH : heads_taken(m));
     if (!kept) slice = (size_t)slice_of(m, (int)n);
     if (m->cache) width = 0;  // its qkv are there
     const size_t unpadded[INTERNALS] = {
@@ -190,7 +190,7 @@ static act_t *wide_of(const Model *m) {
 static size_t wide_size(const Model *m, size_t n) {
     size_t back = m->training != 0, slice = (size_t)slice_of(m, (int)n);
     size_t mlp = (1 + back) * slice * (size_t)m->net.block[FFN];
-    return angles_size(&m->net, n) + larger_of(mlp, back * n * qkv_width(&m->net, heads_of(m)));
+    return angles_size(&m->net, n) + larger_of(mlp, back * n * qkv_width(&m->net, heads_taken(m)));
 }
 
 static size_t block_scratch_bytes(const Config *net, int n) {
@@ -210,7 +210,7 @@ typedef struct {
 
 static Group group_at(const Model *m, Chunk c, int h) {
     const Sizes s = sizes_of(&m->net);
-    int heads = smaller_of(heads_of(m), s.NH - h);
+    int heads = smaller_of(heads_taken(m), s.NH - h);
     Group g = {heads, heads / (s.NH / s.KH), h, (int)qkv_width(&m->net, heads), internals_of(m, c).qkv};
     if (c.kept) g.qkv += (size_t)c.tokens * qkv_width(&m->net, h);
     return g;
@@ -296,7 +296,7 @@ static void attention_half_forward(Model *m, int l, const stream_t *p, Chunk c) 
     const Tensors w = tensors_at(&m->net, m->params, l);
     const Sizes s = sizes_of(&m->net);
     const Internals a = internals_of(m, c);
-    for (int h = 0; h < s.NH; h += heads_of(m)) {
+    for (int h = 0; h < s.NH; h += heads_taken(m)) {
         const Group g = group_at(m, c, h);
         act_t *out = a.atty + h * s.HS;
         real_t *lse = a.lse + (size_t)h * (size_t)m->T;
@@ -311,8 +311,8 @@ static void attention_half_backward(Model *m, int l, const stream_t *p, real_t *
     const Sizes s = sizes_of(&m->net);
     const Internals a = internals_of(m, c);
     act_t *datty = atty_backward(m, l, c);
-    int last = (s.NH - 1) / heads_of(m) * heads_of(m);
-    for (int h = last; h >= 0; h -= heads_of(m)) {  // the last group's qkv is still there
+    int last = (s.NH - 1) / heads_taken(m) * heads_taken(m);
+    for (int h = last; h >= 0; h -= heads_taken(m)) {  // the last group's qkv is still there
         const Group g = group_at(m, c, h);
         const act_t *dout = datty + h * s.HS, *out = a.atty + h * s.HS;
         const real_t *lse = a.lse + (size_t)h * (size_t)m->T;
@@ -404,7 +404,7 @@ static double block_flops(const Config *net, int T, int halves, int back) {
 }
 // What the adjoint of attention makes again: the qkv of all groups but the last
 static double group_flops(const Model *m) {
-    int last = (m->net.NH - 1) / heads_of(m) * heads_of(m);
+    int last = (m->net.NH - 1) / heads_taken(m) * heads_taken(m);
     return 2.0 * m->net.C * (double)qkv_width(&m->net, last);
 }
 static double head_flops(const Config *net) { return 2.0 * net->C * net->Vp; }
@@ -442,8 +442,8 @@ static void block_flags(Config *net, const Config *was) {
     net->block[HEAD_SIZE] = net->C / net->NH;
     if (net->NH % *keys != 0)
         die(STATUS_USAGE, "--key-heads %d: --heads %d is no multiple of it", *keys, net->NH);
-    if (net->C % net->NH == 0 && net->block[HEAD_SIZE] % 2 != 0) die(STATUS_USAGE, "--channels %d: heads of %d "
-        "channels, an odd number, which have to be pairs", net->C, net->block[HEAD_SIZE]);
+    if (net->C % net->NH == 0 && net->block[HEAD_SIZE] % 2 != 0) die(STATUS_USAGE, "--channels %d: heads of "
+        "%d channels, an odd number, which have to be pairs", net->C, net->block[HEAD_SIZE]);
 }
 
 static int checked(const char *path, const char *what, int value, int least, int most);  // Part IV
@@ -461,8 +461,8 @@ static void block_read(Config *net, const int32_t header[256], const char *path)
         path, net->NH, block[KEY_HEADS]);
     if (block[HEAD_SIZE] != net->C / net->NH) die(STATUS_DATA, "%s: its %d heads have %d channels each; only "
         "those that share its %d channels are possible", path, net->NH, block[HEAD_SIZE], net->C);
-    if (block[HEAD_SIZE] % 2 != 0) die(STATUS_DATA, "%s: its heads have %d channels, an odd number, which have "
-        "to be pairs", path, block[HEAD_SIZE]);
+    if (block[HEAD_SIZE] % 2 != 0) die(STATUS_DATA, "%s: its heads have %d channels, an odd number, "
+        "which have to be pairs", path, block[HEAD_SIZE]);
     float base = float_of(block[ROTARY_BASE]), epsilon = float_of(block[EPSILON]);
     if (!(base >= 1 && base <= 1e30f))
         die(STATUS_DATA, "%s: its rotary base is %g; 1 to 1e30 is possible", path, (double)base);
@@ -477,7 +477,221 @@ static const char *block_text(const Config *net) {
 }
 
 #elif defined(REV_GPT2_OTHER_LAYERS)
-#error "Llama's block has no kernels for a GPU yet: train_rev_llama is for CPUs"
+// ---- the block's own layers for a GPU, behind those of train_rev_gpt2.cu, whose helpers they use
+
+// RMSNorm, a warp a token like layernorm. x: this lane's columns of the token from `at`, 0 beyond C. It returns
+// 1 / the root of the mean of the squares.
+template <int N, int RUNS> static __device__ __forceinline__ float
+rms_token(float x[RUNS][N], const stream_t *s, const act_t *add, size_t at, int C, float epsilon,
+          float unit) {
+    float sum = 0;
+#pragma unroll
+    for (int r = 0; r < RUNS; r++) {
+        const size_t place = at + (size_t)column_of<N>(r);
+        for (int j = 0; j < N; j++) x[r][j] = 0;
+        if (column_of<N>(r) >= C) continue;
+        Few<stream_t, N> y = load<N>(s + place);
+        for (int j = 0; j < N; j++) x[r][j] = stream_value(y.e[j], unit);
+        if (!add) continue;
+        Few<act_t, N> z = load<N>(add + place);
+        for (int j = 0; j < N; j++) x[r][j] += to_float(z.e[j]);
+    }
+    for (int r = 0; r < RUNS; r++)
+        for (int j = 0; j < N; j++) sum += x[r][j] * x[r][j];
+    return 1 / sqrtf(warp_sum(sum) / (float)C + epsilon);
+}
+template <int N, int RUNS> static __global__ void __launch_bounds__(THREADS)
+rmsnorm_kernel(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, int n, int C,
+               float epsilon, float unit) {
+    const size_t i = blockIdx.x * (size_t)(blockDim.x / WARP) + threadIdx.x / WARP, at = i * (size_t)C;
+    float x[RUNS][N];
+    if (i >= (size_t)n) return;  // the whole warp
+    const float scale = rms_token<N, RUNS>(x, s, add, at, C, epsilon, unit);
+#pragma unroll
+    for (int r = 0; r < RUNS; r++) {
+        const int c = column_of<N>(r);
+        if (c >= C) continue;
+        Few<param_t, N> w = load<N>(weight + c);
+        Few<act_t, N> to;
+        for (int j = 0; j < N; j++) set(to.e + j, x[r][j] * scale * w.e[j]);
+        store<N>(out + at + c, to);
+    }
+}
+// A block for a slice of tokens; partial (slices, C), of dweight
+template <int N, int RUNS> static __global__ void __launch_bounds__(THREADS)
+rmsnorm_backward_kernel(float *ds, act_t *dadd, float *partial, const act_t *dout, const stream_t *s,
+                        const act_t *add, const param_t *weight, int n, int C, float epsilon, float unit) {
+    SHARED(float, room);  // (N, RUNS, 32): the first of all runs, then the second ones
+    enum { LINE = RUNS * WARP };
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    float x[RUNS][N], dw[RUNS][N] = {};
+    for (size_t i = slice_begin((size_t)n, blockIdx.x) + (size_t)warp;
+         i < slice_begin((size_t)n, blockIdx.x + 1); i += (size_t)warps) {
+        const size_t at = i * (size_t)C;
+        const float scale = rms_token<N, RUNS>(x, s, add, at, C, epsilon, unit);
+        float mean = 0;
+#pragma unroll
+        for (int r = 0; r < RUNS; r++) {
+            const int c = column_of<N>(r);
+            if (c >= C) continue;
+            Few<param_t, N> w = load<N>(weight + c);
+            Few<act_t, N> d = load<N>(dout + at + c);
+            for (int j = 0; j < N; j++) {
+                float g = to_float(d.e[j]);
+                x[r][j] *= scale;
+                dw[r][j] += g * x[r][j];
+                mean += g * w.e[j] * x[r][j];
+            }
+        }
+        mean = warp_sum(mean) / (float)C;
+#pragma unroll
+        for (int r = 0; r < RUNS; r++) {
+            const int c = column_of<N>(r);
+            if (c >= C) continue;
+            Few<param_t, N> w = load<N>(weight + c);
+            Few<float, N> dx = load<N>(ds + at + c);
+            Few<act_t, N> d = load<N>(dout + at + c), other = d;
+            if (dadd) other = load<N>(dadd + at + c);
+            for (int j = 0; j < N; j++) {
+                float part = (to_float(d.e[j]) * w.e[j] - x[r][j] * mean) * scale;
+                dx.e[j] += part;
+                set(other.e + j, to_float(other.e[j]) + part);
+            }
+            store<N>(ds + at + c, dx);
+            if (dadd) store<N>(dadd + at + c, other);
+        }
+    }
+    for (int w = 0; w < warps; w++) {  // one warp after the other
+        if (w == warp)
+#pragma unroll
+            for (int k = 0; k < N * RUNS; k++) {
+                float *to = room + k * WARP + lane;
+                *to = dw[k % RUNS][k / RUNS] + (w ? *to : 0);
+            }
+        __syncthreads();
+    }
+    for (int c = (int)threadIdx.x; c < C; c += (int)blockDim.x)
+        partial[blockIdx.x * (size_t)C + (size_t)c] = room[c % N * LINE + c / N];
+}
+template <int N, int RUNS> static void
+rmsnorm_forward_of(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, int n, int C,
+                   float epsilon, float unit) {
+    LAUNCH((rmsnorm_kernel<N, RUNS>), blocks_for((size_t)n, THREADS / WARP), THREADS, 0, out, s, add, weight,
+           n, C, epsilon, unit);
+}
+template <int N, int RUNS> static void
+rmsnorm_backward_of(real_t *ds, act_t *dadd, real_t *dweight, const act_t *dout, const stream_t *s,
+                    const act_t *add, const param_t *weight, int n, int C, float epsilon, float unit) {
+    int slices = slices_of((size_t)n, 64);
+    size_t room = N * RUNS * WARP * sizeof(float);
+    LAUNCH((rmsnorm_backward_kernel<N, RUNS>), (unsigned)slices, THREADS, room, ds, dadd, partial_sums, dout,
+           s, add, weight, n, C, epsilon, unit);
+    sum_of_rows(dweight, NULL, partial_sums, slices, C);
+}
+void rmsnorm_forward(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, int n, int C,
+                     double epsilon, int grid) {
+    profile("rmsnorm_forward", 0, (double)n * C * (sizeof(stream_t) + (add ? 2 : 1) * sizeof(act_t)));
+    int by_eight = in_eights(out, C) && in_eights(s, C) && in_eights(add, C) && in_eights(weight, C);
+    OF_WIDTH(rmsnorm_forward_of, by_eight, out, s, add, weight, n, C, (float)epsilon, grid_unit(grid));
+}
+void rmsnorm_backward(real_t *ds, act_t *dadd, real_t *dweight, const act_t *dout, const stream_t *s,
+                      const act_t *add, const param_t *weight, int n, int C, double epsilon, int grid) {
+    const double streams = sizeof(stream_t) + 2 * sizeof(real_t);
+    profile("rmsnorm_backward", 0, (double)n * C * (streams + (1 + !!add + 2 * !!dadd) * sizeof(act_t)));
+    int by_eight = in_eights(ds, C) && in_eights(dadd, C) && in_eights(dout, C) && in_eights(s, C) &&
+        in_eights(add, C) && in_eights(weight, C);
+    OF_WIDTH(rmsnorm_backward_of, by_eight, ds, dadd, dweight, dout, s, add, weight, n, C, (float)epsilon,
+             grid_unit(grid));
+}
+
+// Angles are made in double precision: those of far places would have few bits left in float.
+static __global__ void rotary_table_kernel(float *table, int first, int n, int HS, double base) {
+    const int half = HS / 2;
+    const size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x, t = i / (size_t)half;
+    const size_t c = i % (size_t)half;
+    if (t >= (size_t)n) return;
+    const double angle = (double)(first + (int)t) * pow(base, -2.0 * (double)c / HS);
+    float *to = table + t * (size_t)HS + c;
+    to[0] = (float)cos(angle);
+    to[half] = (float)sin(angle);
+}
+void rotary_table(real_t *table, int first, int n, int HS, double base) {
+    profile("rotary_table", 0, (double)n * HS * sizeof(real_t));
+    LAUNCH(rotary_table_kernel, blocks_for((size_t)n * (size_t)(HS / 2), THREADS), THREADS, 0, table, first,
+           n, HS, base);
+}
+
+// A thread for N pairs of one head; pairs: of all heads
+template <int N> static __global__ void
+rotary_kernel(act_t *x, const float *table, size_t pairs, int T, int heads, int HS, int width, float sign) {
+    const size_t half = (size_t)HS / 2, i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N, c = i % half;
+    if (i >= pairs) return;
+    const size_t head = i / half % (size_t)heads, token = i / half / (size_t)heads;
+    act_t *a = x + token * (size_t)width + head * (size_t)HS + c;
+    const float *angle = table + token % (size_t)T * (size_t)HS + c;
+    Few<act_t, N> u = load<N>(a), v = load<N>(a + half), to = u, to_half = v;
+    Few<float, N> cosine = load<N>(angle), sine = load<N>(angle + half);
+    for (int j = 0; j < N; j++) {
+        const float p = to_float(u.e[j]), q = to_float(v.e[j]), turn = sign * sine.e[j];
+        set(to.e + j, p * cosine.e[j] - q * turn);
+        set(to_half.e + j, q * cosine.e[j] + p * turn);
+    }
+    store<N>(a, to);
+    store<N>(a + half, to_half);
+}
+void rotary_turn(act_t *x, const real_t *table, int n, int T, int heads, int HS, int width, int direction) {
+    profile("rotary_turn", 0, 2.0 * n * heads * HS * sizeof(act_t));
+    const size_t pairs = (size_t)n * (size_t)heads * (size_t)(HS / 2);
+    const float sign = (float)direction;
+    if (HS % 16 == 0 && in_eights(x, width) && in_eights(table, HS))
+        LAUNCH(rotary_kernel<8>, blocks_for(pairs, 8 * THREADS), THREADS, 0, x, table, pairs, T, heads, HS,
+               width, sign);
+    else
+        LAUNCH(rotary_kernel<1>, blocks_for(pairs, THREADS), THREADS, 0, x, table, pairs, T, heads, HS,
+               width, sign);
+}
+
+// A thread for N of all `count` numbers of act
+template <int N> static __global__ void swiglu_kernel(act_t *act, const act_t *gateup, size_t count, int F) {
+    const size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N, row = (size_t)F;
+    if (i >= count) return;
+    const act_t *at = gateup + i / row * 2*row + i % row;
+    Few<act_t, N> gate = load<N>(at), up = load<N>(at + row), to;
+    for (int j = 0; j < N; j++) {
+        const float g = to_float(gate.e[j]);
+        set(to.e + j, g / (1 + expf(-g)) * to_float(up.e[j]));
+    }
+    store<N>(act + i, to);
+}
+template <int N> static __global__ void swiglu_backward_kernel(act_t *gateup, const act_t *dact, size_t count,
+                                                               int F) {
+    const size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N, row = (size_t)F;
+    if (i >= count) return;
+    act_t *at = gateup + i / row * 2*row + i % row;
+    Few<act_t, N> gate = load<N>(at), up = load<N>(at + row), d = load<N>(dact + i), dgate, dup;
+    for (int j = 0; j < N; j++) {
+        const float g = to_float(gate.e[j]), s = 1 / (1 + expf(-g)), silu = g * s, dy = to_float(d.e[j]);
+        set(dgate.e + j, dy * to_float(up.e[j]) * (s + silu * (1 - s)));
+        set(dup.e + j, dy * silu);
+    }
+    store<N>(at, dgate);
+    store<N>(at + row, dup);
+}
+void swiglu_forward(act_t *act, const act_t *gateup, int n, int F) {
+    profile("swiglu_forward", 0, 3.0 * n * F * sizeof(act_t));
+    const size_t count = (size_t)n * (size_t)F;
+    if (in_eights(act, F) && in_eights(gateup, F))
+        LAUNCH(swiglu_kernel<8>, blocks_for(count, 8 * THREADS), THREADS, 0, act, gateup, count, F);
+    else LAUNCH(swiglu_kernel<1>, blocks_for(count, THREADS), THREADS, 0, act, gateup, count, F);
+}
+void swiglu_backward(act_t *gateup, const act_t *dact, int n, int F) {
+    profile("swiglu_backward", 0, 5.0 * n * F * sizeof(act_t));
+    const size_t count = (size_t)n * (size_t)F;
+    if (in_eights(gateup, F) && in_eights(dact, F))
+        LAUNCH(swiglu_backward_kernel<8>, blocks_for(count, 8 * THREADS), THREADS, 0, gateup, dact, count, F);
+    else LAUNCH(swiglu_backward_kernel<1>, blocks_for(count, THREADS), THREADS, 0, gateup, dact, count, F);
+}
+
 #else
 // ---- the block's own layers for the CPU, behind those of GPT-2, whose helpers they use
 

@@ -20,8 +20,8 @@ static int group_in(const Config *net, Shape s) { return s.group * net->NH / s.N
 static double weights_of(Shape s) { return s.L > 50 ? 0.1 : 0.2; }  // a product of two grows faster
 static const char *norm_function(void) { return "rmsnorm_forward"; }
 
-// A force of 1e5 and more, one that is NaN, an embedding of 1e5, and one of 1500 with a force that is as large.
-// Where all normed values are 1, each row of weights is a sum.
+// A force of 1e5 and more, one that is NaN, an embedding of 1e5, and one of 1500 with a force as large. Where
+// all normed values are 1, each row of weights is a sum.
 static void spoil(Model *m, int kind) {
     const size_t C = (size_t)m->net.C, F = (size_t)m->net.block[FFN];
     Tensors w = tensors_at(&m->net, m->params, steps(&m->net) > m->net.L ? 0 : 2);
