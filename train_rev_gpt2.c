@@ -2650,7 +2650,7 @@ static void set_option(const Option *o, const char *text) {
 }
 
 static const Option *find_option(const Option *table, int count, const char *flag) {
-    const char *hint = "--help lists them; sample_rev_" BLOCK_NAME " and eval_rev_" BLOCK_NAME " have others";
+    const char *hint = "--help lists them; ./sample_rev_" BLOCK_NAME ", ./eval_rev_" BLOCK_NAME " have more";
     for (const Option *o = table; o < table + count; o++)
         if (strcmp(flag, o->flag) == 0) return o;
     if (flag[0] != '-') hint = "a pattern of files needs quotes";

@@ -479,7 +479,7 @@ static const char *block_text(const Config *net) {
 #elif defined(REV_GPT2_OTHER_LAYERS)
 // ---- the block's own layers for a GPU, behind those of train_rev_gpt2.cu, whose helpers they use
 
-// RMSNorm, a warp a token like layernorm. x: this lane's columns of the token from `at`, 0 beyond C. It returns
+// RMSNorm, a warp a token like layernorm. x: this lane's columns of the token from `at`, 0 beyond C. Returns
 // 1 / the root of the mean of the squares.
 template <int N, int RUNS> static __device__ __forceinline__ float
 rms_token(float x[RUNS][N], const stream_t *s, const act_t *add, size_t at, int C, float epsilon,
