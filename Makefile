@@ -1,6 +1,8 @@
 # make            the trainer, and the programs that generate text with a trained model and say how well it predicts
 # make demo       two minutes: trains a small model on this project's text, lets it write, measures its memory
 # make test       whether all of it is right, without network or Python: a minute or two on two cores
+# make llama      train_rev_llama, sample_rev_llama and eval_rev_llama: the same programs with Llama's block; make test-llama
+#                 tests it: dev/llama/README.md
 # make tutorial   a network that runs backwards, in 150 lines: dev/tutorial/reverse.md walks through it
 # make test-asan  the same under Address- and UndefinedBehaviorSanitizer
 # make cxx        compiles the C file as C++17 without its layers, as the CUDA twin includes it
@@ -80,6 +82,31 @@ sample_rev_gpt2: dev/sample/sample.c dev/sample/samples.h dev/network_flags.h de
 eval_rev_gpt2: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h dev/output.h train_rev_gpt2.c $(if $(MPI),dev/ranks/mpi.h)
 	$(compile) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
+# Llama's block in place of GPT-2's
+LLAMA = -DREV_GPT2_BLOCK='"dev/llama/block.h"'
+llama: train_rev_llama sample_rev_llama eval_rev_llama
+
+train_rev_llama: train_rev_gpt2.c dev/llama/block.h dev/eval/choices.h $(if $(MPI),dev/ranks/mpi.h)
+	$(compile) $(ALL_CFLAGS) $(LLAMA) $(CHOICES) -o $@ $< $(LDFLAGS) -lm
+
+sample_rev_llama: dev/sample/sample.c dev/network_flags.h train_rev_gpt2.c dev/llama/block.h
+	$(CC) $(ALL_CFLAGS) $(LLAMA) -o $@ $< $(LDFLAGS) -lm
+
+eval_rev_llama: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h train_rev_gpt2.c dev/llama/block.h $(if $(MPI),dev/ranks/mpi.h)
+	$(compile) $(ALL_CFLAGS) $(LLAMA) -o $@ $< $(LDFLAGS) -lm
+
+train_rev_llamacu: train_rev_gpt2.cu train_rev_gpt2.c dev/llama/block.h dev/eval/choices.h
+	$(NVCC) $(ALL_NVCCFLAGS) $(LLAMA) $(CHOICES) -o $@ $< $(CUBLAS)
+
+sample_rev_llamacu: dev/sample/sample.c train_rev_gpt2.cu train_rev_gpt2.c dev/llama/block.h
+	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) $(LLAMA) -o $@ $< $(CUBLAS)
+
+eval_rev_llamacu: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h train_rev_gpt2.cu train_rev_gpt2.c dev/llama/block.h
+	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) $(LLAMA) -o $@ $< $(CUBLAS)
+
+train_rev_llama_emulated: train_rev_gpt2.cu train_rev_gpt2.c dev/llama/block.h dev/eval/choices.h dev/cuda/emulate.h
+	$(compile_cxx) $(EMULATE_FLAGS) $(LLAMA) $(CHOICES) -o $@ $<
+
 # The mathematics, in float32 and in double precision; and the program
 MATHEMATICS = test_rev_gpt2.c dev/test/check.h dev/sample/sample.c dev/sample/samples.h dev/output.h train_rev_gpt2.c dev/bench/profile.h
 PROGRAM = dev/test/program.c dev/test/check.h dev/sample/sample.c dev/sample/samples.h dev/eval/eval.c dev/eval/choices.h dev/network_flags.h dev/output.h train_rev_gpt2.c dev/bench/profile.h
@@ -89,6 +116,19 @@ test_rev_gpt2: $(MATHEMATICS)
 
 test_rev_gpt2_f64: $(MATHEMATICS)
 	$(CC) $(ALL_CFLAGS) -DREAL=double -o $@ $< $(LDFLAGS) -lm
+
+LLAMA_TESTS = $(LLAMA) -DREV_GPT2_BLOCK_TESTS='"dev/llama/test.h"'
+test_rev_llama: $(MATHEMATICS) dev/llama/block.h dev/llama/test.h
+	$(CC) $(ALL_CFLAGS) $(LLAMA_TESTS) -o $@ $< $(LDFLAGS) -lm
+
+test_rev_llama_f64: $(MATHEMATICS) dev/llama/block.h dev/llama/test.h
+	$(CC) $(ALL_CFLAGS) $(LLAMA_TESTS) -DREAL=double -o $@ $< $(LDFLAGS) -lm
+
+test_rev_llamacu: $(MATHEMATICS) dev/llama/block.h dev/llama/test.h train_rev_gpt2.cu
+	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) $(LLAMA_TESTS) -o $@ $< $(CUBLAS)
+
+test_rev_llama_emulated: $(MATHEMATICS) dev/llama/block.h dev/llama/test.h train_rev_gpt2.cu dev/cuda/emulate.h
+	$(CXX) $(EMULATE_FLAGS) $(LLAMA_TESTS) -DTWIN -o $@ $<
 
 test_program: $(PROGRAM)
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
@@ -164,6 +204,12 @@ format:
 test: test_rev_gpt2 test_rev_gpt2_f64 test_program
 	$(call count,"./test_rev_gpt2_f64 $(GRADIENTS)" ./test_rev_gpt2 "./test_program $(BRIEF)")
 
+test-llama: test_rev_llama test_rev_llama_f64 llama
+	$(call count,"./test_rev_llama_f64 $(GRADIENTS)" ./test_rev_llama dev/llama/test.sh)
+
+test-llama-emulated: test_rev_llama_emulated
+	$(call count,./test_rev_llama_emulated)
+
 test-asan:
 	$(MAKE) clean-tests
 	ASAN_OPTIONS=exitcode=99 $(MAKE) test GRADIENTS=layers CFLAGS="-O2 -g" SAN="-fsanitize=address,undefined -fno-sanitize-recover=all"
@@ -188,10 +234,12 @@ dev/reference/gradients dev/reference/gradients_f64: dev/reference/gradients.c t
 clean-tests:
 	rm -f test_rev_gpt2 test_rev_gpt2_f64 test_rev_gpt2cu test_rev_gpt2_emulated
 	rm -f test_program test_programcu test_program_emulated
+	rm -f test_rev_llama test_rev_llama_f64 test_rev_llamacu test_rev_llama_emulated
 
 clean: clean-tests
 	rm -f $(foreach p,train sample eval,$(p)_rev_gpt2 $(p)_rev_gpt2cu $(p)_rev_gpt2_emulated)
+	rm -f $(foreach p,train sample eval,$(p)_rev_llama $(p)_rev_llamacu $(p)_rev_llama_emulated)
 	rm -f dev/reference/gradients dev/reference/gradients_f64 dev/tutorial/reverse dev/tutorial/reverse_floats
 	rm -rf demo
 
-.PHONY: all demo tutorial help debug format test test-asan test-emulated cublas pip_cublas cxx gradients clean-tests clean
+.PHONY: all llama test-llama test-llama-emulated demo tutorial help debug format test test-asan test-emulated cublas pip_cublas cxx gradients clean-tests clean

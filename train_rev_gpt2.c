@@ -109,8 +109,8 @@ typedef struct {
     float h;              // step size
     int grid;             // streams are integers on a grid 2^-grid; 0: floating point
     int shift, a[MAX_A];  // midpoint-a: the a_k of (3.6) times 2^shift; conversions: one a, in a[0]
-    int K;                // retrofit: iterations of (4.7)
-    int stem;             // conversions: how many steps at first stay the baseline's
+    int K, stem;          // retrofit: iterations of (4.7); conversions: the first steps, which stay ordinary
+    int block[6];         // what another block has besides: slots 240 to 245 of its model files
 } Config;
 
 // alpha and beta times 2^shift, so that integers are enough to multiply by them
@@ -178,7 +178,7 @@ void to_host(void *dst, const void *src, size_t bytes);
 void layers_weights(const param_t *params, void *copy, size_t count);  // a copy for products, if wanted
 size_t layers_scratch_bytes(int n, int C, int OC, int NH);  // for products C to OC and back, and attention
 
-// both streams = wte[token] + wpe[t] (2.1); prev and cur (n, C), tokens (n)
+// both streams = wte[token] + wpe[t] (2.1); prev and cur (n, C), tokens (n); wpe may be NULL
 void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe,
                   int n, int T, int C, int grid);
 // direction 1: from (count) is prev, and `to`, perhaps the same place, becomes next; -1: next becomes prev.
@@ -189,7 +189,7 @@ void stream_step(stream_t *to, const stream_t *from, const stream_t *cur, const 
                  uint16_t *r, uint32_t *low, size_t count, Coefficients k, int grid, int direction);
 // the norm of x - y (count), or of x if y is NULL; and of r, if given: 0 exactly if not a bit is set
 double stream_distance(const stream_t *x, const stream_t *y, const uint16_t *r, size_t count, int grid);
-// dwte (Vp, C), dwpe (maxT, C) += dx, the sum of d1 and d2 (n, C); d2 may be NULL; order: layers_order's
+// dwte (Vp, C), dwpe (maxT, C) += dx = d1 + d2 (n, C); d2 and dwpe may be NULL; order: layers_order's
 void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *d2, const int *tokens,
                     const void *order, int n, int T, int C);
 
@@ -836,7 +836,7 @@ static act_t *atty_backward(Model *m, int l, Chunk c) {
 // What a gradient inside the block is at its widest: the MLP's of a slice, or attention's of a group of heads
 static size_t wide_size(const Model *m, size_t n) {
     size_t C = (size_t)m->net.C, hs = C / (size_t)m->net.NH, mlp = 4*C * (size_t)slice_of(m, (int)n);
-    return larger_of(mlp, 3*hs * (size_t)group_of(m) * n);
+    return (size_t)m->training * larger_of(mlp, 3*hs * (size_t)group_of(m) * n);
 }
 static size_t block_scratch_bytes(const Config *net, int n) {
     return layers_scratch_bytes(n, net->C, 4 * net->C, net->NH);
@@ -860,9 +860,18 @@ static double group_flops(const Model *m) {
 }
 static double head_flops(const Config *net) { return 2.0 * net->C * net->Vp; }
 
-enum { SIZES = 5 };  // that -e names: layers, channels, heads
-static const int sizes[SIZES][3] = {
-    {6, 384, 6}, {12, 768, 12}, {24, 1024, 16}, {36, 1280, 20}, {48, 1600, 25}};
+enum { BLOCK_KIND = 0 };  // slot 14 of model files
+#define BLOCK_NAME "gpt2"
+#define BLOCK_OPTIONS                            // the block's own flags
+#define block_flags(net, was) ((void)0)          // sets what they say
+#define block_read(net, header, path) ((void)0)  // takes the block's fields from a model file, checked
+#define block_text(net) ""                       // prints them
+#define BLOCK_SIZES "d6 d12 d24 d36 d48"  // what -e names: context, V, L, NH, C
+static const struct { const char *name; int sizes[5], block[6]; } block_sizes[] = {
+    {"d6", {1024, 50257, 6, 6, 384}, {0}}, {"d12", {1024, 50257, 12, 12, 768}, {0}},
+    {"d24", {1024, 50257, 24, 16, 1024}, {0}}, {"d36", {1024, 50257, 36, 20, 1280}, {0}},
+    {"d48", {1024, 50257, 48, 25, 1600}, {0}}};
+#define BLOCK_DEFAULT "d12"
 
 // ==== end of GPT-2's block, the second time ==============================================================
 #endif
@@ -1001,7 +1010,7 @@ static void plan(Model *m) {
     add_buffer(m, WORKSPACE, &m->normed, slice*C, sizeof(act_t));
     add_buffer(m, WORKSPACE, &m->out, slice*C, sizeof(act_t));
     add_buffer(m, WORKSPACE, &m->dforce, training * slice*C, sizeof(act_t));
-    add_buffer(m, WORKSPACE, &m->wide, training * wide_size(m, n), sizeof(act_t));
+    add_buffer(m, WORKSPACE, &m->wide, wide_size(m, n), sizeof(act_t));
     if (net->mode == RETROFIT) add_buffer(m, WORKSPACE, &m->destimate, training * n*C, sizeof(real_t));
     size_t cached = (size_t)evaluations(net, steps(net)) * cache_size(m);
     if (!training) add_buffer(m, WORKSPACE, &m->cache, cached, sizeof(act_t));
@@ -1869,11 +1878,13 @@ static void model_header(int32_t header[256], const Config *net, int bf16) {
     int a_count = net->mode == MIDPOINT_A ? net->L : converted(net->mode);
     memset(header, 0, 256 * sizeof *header);
     header[0] = MODEL_MAGIC;
-    header[1] = (bf16 ? 5 : 3) + 1000 * (net->mode != BASELINE);
+    header[1] = (bf16 ? 5 : 3) + 1000 * (net->mode != BASELINE || BLOCK_KIND);
     memcpy(&header[2], net, header_words(header) * sizeof *header);
     header[11] = net->K;
     header[12] = net->stem;
     if (converted(net->mode)) header[13] = net->shift;  // 0 means 4, in sixteenths
+    header[14] = BLOCK_KIND;
+    memcpy(&header[240], net->block, sizeof net->block);
     for (int k = 0; k < a_count; k++) header[16 + k] = net->shift ? net->a[k] : 16 * net->a[k];
 }
 
@@ -1892,16 +1903,19 @@ static Config network_of(const int32_t header[256], const char *path) {
     Config net;
     memset(&net, 0, sizeof net);
     memcpy(&net, &header[2], header_words(header) * sizeof *header);
+    if (header[14] != BLOCK_KIND) die(STATUS_DATA, "%s: its blocks are of kind %d (0: GPT-2's, 1: Llama's), "
+        "not %d: train_rev_gpt2, train_rev_llama and so on read a kind each", path, header[14], BLOCK_KIND);
     checked(path, "context", net.maxT, 1, 1 << 24);
     checked(path, "vocabulary", net.V, 1, 65536);
     checked(path, "padded vocabulary", net.Vp, net.V, 1 << 20);
     checked(path, "number of layers", net.L, 1, net.mode == MIDPOINT_A ? MAX_A : 1 << 16);
     checked(path, "number of channels", net.C, 1, 1 << 16);
     checked(path, "number of heads", net.NH, 1, net.C);
-    checked(path, "mode", net.mode, header[1] >= 1000, MODES - 1);
+    checked(path, "mode", net.mode, header[1] >= 1000 && !BLOCK_KIND, MODES - 1);
     checked(path, "grid", net.grid, 0, 30);
     if (net.C % net.NH != 0)
         die(STATUS_DATA, "%s: its %d channels cannot be shared by %d heads", path, net.C, net.NH);
+    block_read(&net, header, path);
     if (!(net.h >= 0 && net.h <= 16))
         die(STATUS_DATA, "%s: its step size is %g; 0 to 16 is possible", path, (double)net.h);
     if (net.mode == MIDPOINT_A) {
@@ -2387,11 +2401,12 @@ static const Option options[] = {
     {"-n", INTEGER, &opt.save_every, "0", 0, 1e9, "checkpoint in -o every so many steps, and at the end"},
     {"-nk", INTEGER, &opt.keep, "0", 0, 1e9, "how many checkpoints to keep; 0: all"},
     {"-a", INTEGER, &opt.overfit, "0", 0, 1, "1: overfit the first batch"},
-    {"-e", STRING, &opt.start, "d12", 0, NAME, "a model file, or from scratch: d6 d12 d24 d36 d48"},
+    {"-e", STRING, &opt.start, BLOCK_DEFAULT, 0, NAME, "a model file, or from scratch: " BLOCK_SIZES},
     {"--layers", INTEGER, &opt.layers, "0", 1, 65536, "from scratch: L; 0: as -e says"},
     {"--heads", INTEGER, &opt.heads, "0", 1, 65536, "from scratch: NH; 0: as -e says"},
     {"--channels", INTEGER, &opt.channels, "0", 1, 65536, "from scratch: C; 0: as -e says"},
-    {"--context", INTEGER, &opt.context, "0", 1, 1 << 24, "from scratch: the longest sequence; 0: 1024"},
+    {"--context", INTEGER, &opt.context, "0", 1, 1 << 24, "from scratch: longest sequence; 0: as -e says"},
+    BLOCK_OPTIONS
     {"-b", INTEGER, &opt.B, "4", 1, 1 << 24, "sequences a micro-batch"},
     {"-t", INTEGER, &opt.T, "0", 1, 1 << 24, "tokens a sequence; 0: as documents are cut, or the context"},
     {"-d", INTEGER, &opt.tokens, "0", 1, 2147483647, "tokens a step, a multiple of -b times -t; 0: that"},
@@ -2479,7 +2494,7 @@ static void set_option(const Option *o, const char *text) {
 }
 
 static const Option *find_option(const Option *table, int count, const char *flag) {
-    const char *hint = "--help lists them; ./sample_rev_gpt2 and ./eval_rev_gpt2 have others";
+    const char *hint = "--help lists them; ./sample_rev_" BLOCK_NAME ", ./eval_rev_" BLOCK_NAME " have more";
     for (const Option *o = table; o < table + count; o++)
         if (strcmp(flag, o->flag) == 0) return o;
     if (flag[0] != '-') hint = "a pattern of files needs quotes";
@@ -2515,15 +2530,18 @@ static void print_help(const Option *table, int count, const char *usage) {
 
 // ---- from the flags to a network
 
-// A network of the sizes that -e names; what it will be besides is not chosen yet.
+// A network of the sizes that -e names, or of V tokens; what it will be besides is not chosen yet.
 static Config new_network(int V) {
-    const int *shape = NULL;
-    char *end;
-    long depth = strtol(opt.start + 1, &end, 10);
-    for (int i = 0; i < SIZES; i++)
-        if (sizes[i][0] == depth && !*end) shape = sizes[i];
-    if (!shape) die(STATUS_USAGE, "-e %s: d6, d12, d24, d36, d48 or a model file is meant", opt.start);
-    Config net = {1024, V, shape[0], shape[2], shape[1], (V + 127) / 128 * 128, BASELINE, 1, 0, 0, {0}, 0, 0};
+    Config net;
+    memset(&net, 0, sizeof net);
+    for (size_t i = 0; i < sizeof block_sizes / sizeof block_sizes[0]; i++) {
+        if (strcmp(opt.start, block_sizes[i].name) != 0) continue;
+        memcpy(&net, block_sizes[i].sizes, sizeof block_sizes[i].sizes);
+        memcpy(net.block, block_sizes[i].block, sizeof net.block);
+    }
+    if (!net.L) die(STATUS_USAGE, "-e %s: a model file is meant, or one of " BLOCK_SIZES, opt.start);
+    net.V = or_else(V, net.V);
+    net.Vp = (net.V + 127) / 128 * 128;
     return net;
 }
 
@@ -2540,7 +2558,7 @@ static void choose_mode(Config *net, const char *path) {
     net->mode = mode;  // a conversion made the other one keeps its coefficient, stem and grid
     net->K = mode == RETROFIT;
     if (mode != MIDPOINT_A) return;
-    if (net->L > MAX_A) die(STATUS_USAGE, "midpoint-a has at most %d layers, not %d", MAX_A, net->L);
+    if (net->L > 224) die(STATUS_USAGE, "midpoint-a has at most 224 layers, not %d", net->L);
     draw_coefficients(net, (uint64_t)opt.seed);
 }
 
@@ -2561,10 +2579,10 @@ static void adjust_conversion(Config *net) {
 // NULL: it is new.
 static const char *model_path(int from) {
     if (from >= 0) return checkpoint_path("model", from);
-    return opt.start[0] == 'd' && !strpbrk(opt.start, "./") ? NULL : opt.start;
+    return opt.start[0] == BLOCK_DEFAULT[0] && !strpbrk(opt.start, "./") ? NULL : opt.start;
 }
 
-// That network, with what the flags change in it; V: the vocabulary of a new one.
+// That network, with what the flags change in it; V: the vocabulary of a new one, 0: as -e says.
 static Config choose_network(int V, int from) {
     const char *path = model_path(from);
     const Config was = path ? load_model(path, NULL) : new_network(V);
@@ -2573,6 +2591,7 @@ static Config choose_network(int V, int from) {
     net.NH = or_else(opt.heads, net.NH);
     net.C = or_else(opt.channels, net.C);
     net.maxT = or_else(opt.context, net.maxT);
+    block_flags(&net, &was);
     if (path && memcmp(&net, &was, sizeof net) != 0) die(STATUS_USAGE,
         "%s keeps its sizes: --layers, --heads, --channels and --context are for a new network", path);
     if (net.C % net.NH != 0) die(STATUS_USAGE, "--channels %d: no multiple of --heads %d", net.C, net.NH);
@@ -2595,7 +2614,8 @@ static void choose_teacher(Model *m) {
     if (opt.objective >= 0) m->objective = opt.objective;
     if (!m->has_teacher) return;
     const Config t = load_model(opt.distill, NULL);
-    if (t.mode != BASELINE || memcmp(&t, &m->net, HEADER_SIZES * sizeof(int)) != 0) die(STATUS_USAGE,
+    if (t.mode != BASELINE || memcmp(&t, &m->net, HEADER_SIZES * sizeof(int)) != 0 ||
+        memcmp(t.block, m->net.block, sizeof t.block) != 0) die(STATUS_USAGE,
         "--distill: %s is of a %s network of L %d, C %d, NH %d, V %d padded to %d, context %d; a baseline of "
         "the model's sizes is meant", opt.distill, mode_names[t.mode], t.L, t.C, t.NH, t.V, t.Vp, t.maxT);
 }
@@ -2699,7 +2719,7 @@ static void choose_job(Job *j) {
     ranks_broadcast(&j->from, sizeof j->from);
     if (j->from > 0) j->step = j->from;
     ranks = or_else(opt.ranks, ranks);
-    m->net = choose_network(or_else(j->data.V, or_else(j->val.V, GPT2_V)), j->from);
+    m->net = choose_network(or_else(j->data.V, j->val.V), j->from);
     m->training = 1;
     samples_begin(m);
     choose_teacher(m);
@@ -2717,8 +2737,8 @@ static void choose_job(Job *j) {
 static void print_job(const Job *j) {
     const Model *m = &j->m;
     const Config *net = &m->net;
-    printf("%s: L %d, C %d, NH %d, V %d, context %d, %zu parameters\n",
-           network_flags(net), net->L, net->C, net->NH, net->V, net->maxT, parameter_count(net));
+    printf("%s: L %d, C %d, NH %d%s, V %d, context %d, %zu parameters\n", network_flags(net), net->L, net->C,
+           net->NH, block_text(net), net->V, net->maxT, parameter_count(net));
     printf("B %d, T %d, chunk %d, head chunk %d, %lld tokens a step, --memory %s, --precision %s",
            m->B, m->T, m->chunk, m->head_chunk, (long long)m->B * m->T * j->run.accumulate,
            memory_names[m->memory], precision_names[j->run.precision]);
@@ -2820,8 +2840,8 @@ static inline void spin_briefly(char **argv) { (void)argv; }
 #endif
 
 int rev_gpt2_main(int argc, char **argv) {
-    static const char usage[] = "train_rev_gpt2 -i TOKENS [flags]\n\nFlags with one dash are llm.c's; of its "
-        "others, --memory replaces -r, -q 1 a constant -k.";
+    static const char usage[] = "train_rev_" BLOCK_NAME " -i TOKENS [flags]\n\nFlags with one dash are "
+        "llm.c's; of its others, --memory replaces -r, -q 1 a constant -k.";
     static Job j;
     begin(options, OPTIONS, usage, argc, argv);
     choose_job(&j);
@@ -2949,13 +2969,13 @@ void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_
                   int n, int T, int C, int grid) {
     profile("stream_embed", 0, (double)n * C * (sizeof(param_t) + 2 * sizeof(stream_t)));
     const size_t width = (size_t)C;
-    real_t per_unit = grid ? (real_t)ldexp(1, grid) : 0;
+    real_t unit = grid ? (real_t)ldexp(1, grid) : 0;
     int bad = 0;
     #pragma omp parallel for reduction(|:bad)
     for (int i = 0; i < n; i++) {
-        const param_t *word = wte + tokens[i]*width, *place = wpe + i % T * width;
+        const param_t *word = wte + tokens[i]*width, *pos = wpe ? wpe + i % T * width : NULL;
         stream_t *x = prev + i*width, *y = cur + i*width;
-        for (int c = 0; c < C; c++) x[c] = y[c] = embed_element(word[c] + place[c], per_unit, &bad);
+        for (int c = 0; c < C; c++) x[c] = y[c] = embed_element(pos ? word[c] + pos[c] : word[c], unit, &bad);
     }
     fault |= bad;
 }
@@ -3097,11 +3117,11 @@ void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *
     #pragma omp parallel for
     for (int c0 = 0; c0 < C; c0 += COLUMNS)
         for (int i = 0; i < n; i++) {
-            real_t *word = dwte + tokens[i]*width, *place = dwpe + i % T * width;
+            real_t *word = dwte + tokens[i]*width, *place = dwpe ? dwpe + i % T * width : NULL;
             for (int c = c0; c < smaller_of(c0 + COLUMNS, C); c++) {
                 real_t d = d1[i*width + c] + (d2 ? d2[i*width + c] : 0);
                 word[c] += d;
-                place[c] += d;
+                if (place) place[c] += d;
             }
         }
 }

@@ -237,8 +237,8 @@ template <int N> static __global__ void embed_kernel(stream_t *prev, stream_t *c
     size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N;
     if (i < count) {
         size_t token = i / (size_t)C, c = i % (size_t)C;
-        Few<param_t, N> word = load<N>(wte + (size_t)tokens[token] * (size_t)C + c),
-                        place = load<N>(wpe + token % (size_t)T * (size_t)C + c);
+        Few<param_t, N> word = load<N>(wte + (size_t)tokens[token] * (size_t)C + c), place = {};
+        if (wpe) place = load<N>(wpe + token % (size_t)T * (size_t)C + c);
         Few<stream_t, N> x;
         for (int j = 0; j < N; j++) x.e[j] = embed_element(word.e[j] + place.e[j], per_unit, &bad);
         store<N>(prev + i, x);
@@ -424,7 +424,7 @@ void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *
     profile("embed_backward", 0, (double)n * C * ((d2 ? 2 : 1) + 4) * sizeof(real_t));
     dim3 blocks((unsigned)smaller_of(n, 1 << 14), blocks_for((size_t)C, THREADS));
     LAUNCH(embed_words_kernel, blocks, THREADS, 0, dwte, d1, d2, tokens, (const int *)order, n, C);
-    LAUNCH(embed_places_kernel, blocks_for((size_t)smaller_of(n, T) * (size_t)C, THREADS), THREADS, 0, dwpe,
+    if (dwpe) LAUNCH(embed_places_kernel, blocks_for((size_t)smaller_of(n, T) * (size_t)C, THREADS), THREADS, 0, dwpe,
            d1, d2, n, T, C);
 }
 

@@ -27,7 +27,7 @@ included itself.
 // ---- the command line
 
 static const Option eval_options[] = {
-    {"-e", STRING, &opt.start, "d12", 0, NAME, "a model file; or an untrained network: d6 d12 d24 d36 d48"},
+    {"-e", STRING, &opt.start, BLOCK_DEFAULT, 0, NAME, "a model file; or an untrained network: " BLOCK_SIZES},
     {"-j", STRING, &opt.val, "", 0, 0,
      "tokens: a file or a pattern in quotes (.bin of llm.c, or .txt for bytes)"},
     CHOICES_OPTION
@@ -130,11 +130,11 @@ int eval_main(int argc, char **argv) {
     memset(&m, 0, sizeof m);
     memset(&d, 0, sizeof d);
     parse_options(options, OPTIONS, 1, argv);  // what has no flag here is as the trainer has it
-    begin(eval_options, EVAL_OPTIONS, "eval_rev_gpt2 -e MODEL -j TOKENS [flags]", argc, argv);
+    begin(eval_options, EVAL_OPTIONS, "eval_rev_" BLOCK_NAME " -e MODEL -j TOKENS [flags]", argc, argv);
     check_eval_options();
     if (opt.val[0]) data_open(&d, opt.val);
     opt.T = or_else(opt.T, d.documents);
-    m.net = choose_network(or_else(d.V, GPT2_V), -1);
+    m.net = choose_network(d.V, -1);
     choose_teacher(&m);
     choose_shape(&m);
     choose_precision();

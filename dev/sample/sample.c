@@ -2,6 +2,7 @@
 sample.c: what a trained model is for. It writes text, or the logits of text, with the trainer's network.
 
     ./sample_rev_gpt2 -e model.bin --prompt TEXT                       writes TEXT and what comes after it
+    ./sample_rev_gpt2 -e model.bin -i tokens.bin -t 20                 goes on after a file's first 20 tokens
     ./sample_rev_gpt2 -e model.bin --prompt TEXT --logits out.npy      the logits of TEXT, for numpy.load
     ./sample_rev_gpt2 -e model.bin -i tokens.bin --logits out.npy      those of the first batch of a file
 
@@ -318,7 +319,7 @@ static struct {
 } sample;
 
 static const Option sample_options[] = {
-    {"-e", STRING, &opt.start, "d12", 0, NAME, "a model file; or an untrained network: d6 d12 d24 d36 d48"},
+    {"-e", STRING, &opt.start, BLOCK_DEFAULT, 0, NAME, "a model file; or an untrained network: " BLOCK_SIZES},
     {"--prompt", STRING, &sample.prompt, NULL, 0, 0, "generate -g tokens after this text; it may be empty"},
     {"--plain", SWITCH, &sample.plain, "0", 0, 0, "<|endoftext|> in --prompt is text, not the token"},
     {"-g", INTEGER, &opt.sample_length, "64", 1, 1 << 24, "tokens to generate, if the context has room"},
@@ -330,16 +331,18 @@ static const Option sample_options[] = {
      "llm.c's gpt2_tokenizer.bin; for GPT-2's vocabulary it is looked for beside -i and here"},
     {"--logits", STRING, &sample.logits, "", 0, NAME,
      "write the logits of --prompt, or the first batch of -i, to this .npy instead"},
-    {"-i", STRING, &opt.train, "", 0, 0, "tokens for --logits: a .bin of llm.c, or .txt for bytes"},
+    {"-i", STRING, &opt.train, "", 0, 0,
+     "tokens for --logits, or instead of --prompt: a .bin of llm.c, or .txt for bytes"},
     {"-b", INTEGER, &opt.B, "4", 1, 1 << 24, "sequences of -i"},
-    {"-t", INTEGER, &opt.T, "0", 1, 1 << 24, "tokens a sequence of -i; 0: as documents are cut, or the context"},
+    {"-t", INTEGER, &opt.T, "0", 1, 1 << 24,
+     "tokens a sequence of -i; 0: as documents are cut, or the context, or for a prompt all"},
 #include "../network_flags.h"
 };
 enum { SAMPLE_OPTIONS = sizeof sample_options / sizeof sample_options[0] };
 
 static void check_sample_options(void) {
-    if (!sample.prompt && !sample.logits[0])
-        die(STATUS_USAGE, "--prompt is missing, or --logits; --help lists the flags");
+    if (!sample.prompt && !sample.logits[0] && !opt.train[0])
+        die(STATUS_USAGE, "--prompt is missing, or -i to go on after, or --logits; --help lists the flags");
     if (!sample.prompt && !opt.train[0])
         die(STATUS_USAGE, "-i is missing: tokens for --logits, a .bin of llm.c or a .txt; or --prompt");
 }
@@ -355,6 +358,27 @@ static int *encode_prompt(const Tokenizer *z, int *given) {
     *given = encode(&x, sample.prompt, !sample.plain, tokens);
     free(x.slots);
     if (!*given) tokens[(*given)++] = first_token(z);
+    return tokens;
+}
+
+// The first -t tokens of a file as a prompt, all if that is 0; *given: how many
+static int *read_prompt(Data *d, int V, int *given) {
+    Shard *s = d->shards;
+    check_vocabulary(s->path, d->V, V);
+    if (opt.T > s->count || s->count < 1)
+        die(STATUS_DATA, "%s: %" PRId64 " tokens, fewer than a prompt of -t %d", s->path, s->count, opt.T);
+    const size_t count = opt.T ? (size_t)opt.T : (size_t)s->count, bytes = count * (size_t)s->width;
+    int *tokens = (int *)malloc(count * sizeof(int));
+    unsigned char *raw = (unsigned char *)malloc(bytes);
+    if (!tokens || !raw) die(STATUS_NUMBERS, "out of memory for a prompt of %zu tokens", count);
+    if (pread(shard_fd(d, s), raw, bytes, s->start) != (ssize_t)bytes) cannot("read", s->path);
+    for (size_t i = 0; i < count; i++) {
+        tokens[i] = s->width == 1 ? raw[i] : raw[2*i] | raw[2*i + 1] << 8;
+        if (tokens[i] >= V)
+            die(STATUS_DATA, "%s: token %zu is %d, but the vocabulary has %d", s->path, i, tokens[i], V);
+    }
+    free(raw);
+    *given = (int)count;
     return tokens;
 }
 
@@ -387,7 +411,8 @@ static void continue_prompt(Model *m, const Tokenizer *z, const int *prompt, int
     Sampler s = {sample.temperature, sample.top_k, (uint64_t)opt.seed, 0};
     Character u = {{0}, 0, 0};
     double start = seconds();
-    for (const char *c = sample.prompt; *c; c++) print_byte(&u, (unsigned char)*c);
+    for (const char *c = sample.prompt; c && *c; c++) print_byte(&u, (unsigned char)*c);
+    for (int i = 0; i < given && !sample.prompt; i++) print_characters(z, &u, prompt[i]);
     print_byte(&u, -1);
     int drawn = generate(m, z, prompt, given, m->cache_tokens + 1 - given, s);
     printf("\n");
@@ -400,7 +425,7 @@ static void continue_prompt(Model *m, const Tokenizer *z, const int *prompt, int
 
 // The whole program; returns the exit status.
 int sample_main(int argc, char **argv) {
-    static const char usage[] = "sample_rev_gpt2 -e MODEL --prompt TEXT [flags]";
+    static const char usage[] = "sample_rev_" BLOCK_NAME " -e MODEL --prompt TEXT [flags]";
     Model m;
     Data d;
     Tokenizer z = {0, -1, NULL};
@@ -412,11 +437,10 @@ int sample_main(int argc, char **argv) {
     check_sample_options();
     if (opt.train[0]) data_open(&d, opt.train);
     opt.T = or_else(opt.T, d.documents);
-    m.net = choose_network(or_else(d.V, GPT2_V), -1);
-    if (sample.prompt) {
-        z = tokenizer_open(find_tokenizer(m.net.V), m.net.V);
-        prompt = encode_prompt(&z, &given);
-    }
+    m.net = choose_network(d.V, -1);
+    if (sample.prompt || !sample.logits[0]) z = tokenizer_open(find_tokenizer(m.net.V), m.net.V);
+    if (sample.prompt) prompt = encode_prompt(&z, &given);
+    else if (!sample.logits[0]) prompt = read_prompt(&d, m.net.V, &given);
     choose_sample_shape(&m, given);
     if (!given) data_check(&d, opt.train, m.net.V, m.T);
     if (!given && sequences_of(&d, m.T, 0) < m.B)

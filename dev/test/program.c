@@ -1245,7 +1245,7 @@ static const Refusal trainer_refusals[] = {
     {2, "no --stream fixed", "-i train0.bin --mode baseline --stream fixed"},
     {2, "no --grid", "-i train0.bin --mode baseline --grid 20"},
     {2, "--grid needs --stream fixed", "-i train0.bin --stream float --grid 20"},
-    {2, "d6, d12", "-i train0.bin -e d7"},
+    {2, "one of d6 d12", "-i train0.bin -e d7"},
     {2, "heads", "-i train0.bin -e d6 --heads 5"},
     {2, "context", "-i train0.bin -e d6 --context 16 -t 32"},
     {2, "multiple", "-i train0.bin -e d6 -b 2 -t 16 -d 33"},
