@@ -7,7 +7,7 @@ Model files to and from Hugging Face's transformers.
     python3 dev/hf/hf.py export model.bin FOLDER         for AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
 Imported is float32. An ordinary network trains as it is, or converted with --mode retrofit or bdia. Exported, a baseline is
-GPT2LMHeadModel and needs no trust_remote_code; every other mode brings its code, modeling_rev_gpt2.py, along, which works with
+GPT2LMHeadModel and needs no trust_remote_code; every other mode brings its code, modeling_rev_gpt2.py and modeling_rev.py, along, which works with
 transformers 4.48 and newer. retrofit and bdia have the weights of an ordinary GPT-2: --as-baseline exports them as one. A
 tokenizer goes along where it is known: that of bytes (V = 256), GPT-2's (by tiktoken, from its cache or the network), or
 what --tokenizer gives. A vocabulary of up to 50304 is GPT-2's 50257 tokens and some more, an added one or padding.
@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 MODES = ["baseline", "midpoint", "midpoint-a", "leapfrog", "hamiltonian", "retrofit", "bdia"]  # slot 8 of the header counts these
 GRIDS = [0, 20, 23, 20, 20, 18, 18]  # the trainer's, for the integer streams of each mode
 MODEL_MAGIC, GPT2_TOKENS, ENDOFTEXT = 20240326, 50257, 50256
-MODEL_CODE = Path(__file__).resolve().with_name("modeling_rev_gpt2.py")
+MODEL_CODE = [Path(__file__).resolve().with_name(name) for name in ("modeling_rev.py", "modeling_rev_gpt2.py")]
 TOKENIZER_FILES = ["vocab.json", "merges.txt", "added_tokens.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
 
 def die(message, status=1):
@@ -354,7 +354,8 @@ def write_config(m, folder, tokenizer):
         config |= {"model_type": "rev_gpt2", "architectures": ["RevGPT2LMHeadModel"], "mode": m.mode, "step_size": m.h,
                    "coefficients": m.a, "fixed_point": m.K, "stem": m.stem, "grid": m.grid, "transformers_needed": ">=4.48",
                    "auto_map": {auto: f"modeling_rev_gpt2.RevGPT2{name}" for auto, name in classes.items()}}
-        shutil.copyfile(MODEL_CODE, folder / MODEL_CODE.name)
+        for path in MODEL_CODE:
+            shutil.copyfile(path, folder / path.name)
     end = ENDOFTEXT if gpt2_vocabulary(m.V) else None  # other vocabularies have no such token that is known here
     special = {"bos_token_id": end, "eos_token_id": end}
     (folder / "config.json").write_text(json.dumps(config | special, indent=2) + "\n")

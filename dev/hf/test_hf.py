@@ -1,5 +1,5 @@
 """
-Tests hf.py and modeling_rev_gpt2.py: transformers and the trainer must compute the same logits from the same weights.
+Tests hf.py, modeling_rev.py and modeling_rev_gpt2.py: transformers and the trainer must compute the same logits from the same weights.
 
     python3 dev/hf/test_hf.py [--trainer PATH] [--sampler PATH] [TEST ...]      without them, what `make` builds, and every test
 
@@ -178,7 +178,7 @@ def test_tokenizer():
     for model in ("plain.bin", "midpoint/model_00000000.bin"):
         convert("export", ROOM / model, ROOM / "with tokenizer", "--tokenizer", ROOM / "tokenizer")
         there = {p.name for p in (ROOM / "with tokenizer").iterdir()}
-        code = {"modeling_rev_gpt2.py"} if "midpoint" in model else set()
+        code = {"modeling_rev.py", "modeling_rev_gpt2.py"} if "midpoint" in model else set()
         check(there == {"config.json", "generation_config.json", "model.safetensors"} | files.keys() | code, f"{model}: not all or other files, {there}")
         tokenizer = AutoTokenizer.from_pretrained(ROOM / "with tokenizer", trust_remote_code=True)
         check(tokenizer.encode("abba") == [2, 1, 0] and tokenizer.decode([2, 1, 0]) == "abba", f"{model}: AutoTokenizer")
@@ -243,7 +243,7 @@ def tokenizer_of(folder, texts):
 def test_versions():
     """Another transformers than those that work is refused in one line."""
     for version, works in [("4.47.1", False), ("4.48.0", True)]:
-        code = f"import transformers; transformers.__version__ = '{version}'; import modeling_rev_gpt2"
+        code = f"import transformers; transformers.__version__ = '{version}'; import modeling_rev"
         done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=HERE)
         last = done.stderr.strip().splitlines()[-1:]
         check((done.returncode == 0) == works and (works or f"this is transformers {version}; 4.48 or newer is needed" in last[0]), f"transformers {version}: {last}")
@@ -284,7 +284,7 @@ def test_generation(model, what):
     check(alone == generated(model, ids, mask, use_cache=False), f"{what}: and there without a cache")
     check(alone == generated(model, ids, mask, cache_implementation="static"), f"{what}: and with a cache of fixed size")
     check(alone != generated(model, ids), f"{what}: which needs the mask")
-    past = sys.modules[type(model).__module__].Past(None, 0, 12, mask)
+    past = module_of(model).Past(None, 0, 12, mask)
     check(past.visible(12, "cpu").any(-1).all(), f"{what}: padding sees something, lest it be NaN")
     with torch.no_grad():
         padded = model(ids, attention_mask=mask).logits
@@ -323,7 +323,8 @@ def test_training(model, ids, what):
     check(abs(differences / slope - 1) < 1e-5, f"{what}: gradient {slope}, finite differences {differences}")
 
 def module_of(model):
-    return sys.modules[type(model).__module__]
+    """That of the recurrences, not of the block."""
+    return sys.modules[type(model).__base__.__module__]
 
 def test_arguments(model, ids, folder, what):
     """Every argument of a GPT-2 means here what it means there."""
@@ -550,7 +551,8 @@ def test_reversing(model, ids, what):
 
 def test_depth():
     """What is kept does not grow with depth, but by what conversions shift out: half a byte an element a step for a = 1/16."""
-    module, ids = module_of(load(ROOM / "network 0", trust_remote_code=True)), torch.randint(0, 256, (2, 64))
+    model = load(ROOM / "network 0", trust_remote_code=True)
+    module, ids = sys.modules[type(model).__module__], torch.randint(0, 256, (2, 64))
     elements = ids.numel() * 64
     for mode, more in [("midpoint", {}), ("leapfrog", {}), ("hamiltonian", {}), ("midpoint-a", {}),
                        ("retrofit", dict(coefficients=[-0.0625], stem=1)), ("bdia", dict(coefficients=[0.0625]))]:
