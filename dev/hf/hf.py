@@ -15,29 +15,20 @@ what --tokenizer gives. A vocabulary of up to 50304 is GPT-2's 50257 tokens and 
 Nothing is overwritten but with --force, and nothing is left half-written. Exit status: 0 done, 1 data and files, 2 usage.
 Shapes: V the vocabulary, Vp its padded size in model files, C channels, L layers, NH heads, maxT the context.
 """
-import argparse, errno, contextlib, hashlib, json, os, shutil, signal, sys, tempfile
+import argparse, json, os, shutil, signal, sys
 from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from storage import checkpoint_files, checkpoint_tensors, die, finite, read_json, warn, written_aside
+from vocabularies import ENDOFTEXT, describe_vocabulary, given_tokenizer, gpt2_vocabulary, known_tokenizer
+
 MODES = ["baseline", "midpoint", "midpoint-a", "leapfrog", "hamiltonian", "retrofit", "bdia"]  # slot 8 of the header counts these
 GRIDS = [0, 20, 23, 20, 20, 18, 18]  # the trainer's, for the integer streams of each mode
-MODEL_MAGIC, GPT2_TOKENS, ENDOFTEXT = 20240326, 50257, 50256
+MODEL_MAGIC = 20240326
 MODEL_CODE = [Path(__file__).resolve().with_name(name) for name in ("modeling_rev.py", "modeling_rev_gpt2.py")]
-TOKENIZER_FILES = ["vocab.json", "merges.txt", "added_tokens.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
-
-def die(message, status=1):
-    print(f"hf.py: {message}", file=sys.stderr)
-    sys.exit(status)
-
-def warn(message):
-    print(f"hf.py: warning: {message}", file=sys.stderr)
-
-def gpt2_vocabulary(V):
-    """Are these GPT-2's tokens, and a few more: added ones, or padding to 50304, as nanoGPT has it?"""
-    return GPT2_TOKENS <= V <= 50304
 
 # ----------------------------------------------------------------------------------------------------------------
 # Tensors
@@ -55,120 +46,6 @@ def layout(m):
 def transposed(name, shape):
     """Matrices of the blocks are (in, out) in checkpoints, where they are called Conv1D, and (out, in) in model files."""
     return name.startswith("h.") and len(shape) == 2
-
-def finite(x, where):
-    if not np.isfinite(x).all():
-        die(f"{where}: holds NaN or infinity, and a network with such a weight computes nothing else")
-    return x
-
-# ----------------------------------------------------------------------------------------------------------------
-# Files
-
-@contextlib.contextmanager
-def written_aside(target):
-    """Where to write a file or folder so that it becomes `target` when complete, and vanishes if anything goes wrong."""
-    if not target.parent.is_dir():
-        die(f"{target.parent}: no such folder")
-    with tempfile.TemporaryDirectory(prefix=".hf-", dir=target.parent) as beside:
-        aside = Path(beside, target.name)
-        yield aside
-        for path in [*aside.glob("*"), aside]:
-            sync(path)
-        os.replace(aside, target)
-    sync(target.parent)
-
-def sync(path):
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    except OSError as e:  # some file systems cannot sync a folder; a file must be
-        if path.is_file() or e.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EROFS):
-            raise
-    finally:
-        os.close(fd)
-
-def read_json(path):
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as e:
-        die(f"{path}: not JSON: {e}")
-    if not isinstance(data, dict):
-        die(f"{path}: a JSON object is meant, not {type(data).__name__}")
-    return data
-
-# ----------------------------------------------------------------------------------------------------------------
-# Tokenizers
-
-GPT2_TEXTS = "e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f"  # SHA-256 of GPT-2's tokens, a line each
-GPT2_FILES = [  # the name here, and OpenAI's address and SHA-256 of it
-    ("vocab.json", "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/encoder.json",
-     "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
-    ("merges.txt", "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe",
-     "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5")]
-
-def tokenizer_texts(folder):
-    """The texts of a tokenizer's tokens by number, or None where there is no tokenizer that can be read here."""
-    texts = {}
-    try:
-        if (folder / "tokenizer.json").is_file():
-            t = read_json(folder / "tokenizer.json")
-            texts = {i: text for text, i in t["model"]["vocab"].items()} | {a["id"]: a["content"] for a in t.get("added_tokens", [])}
-        elif (folder / "vocab.json").is_file():
-            more = folder / "added_tokens.json"
-            texts = {i: text for path in [folder / "vocab.json", *([more] if more.is_file() else [])] for text, i in read_json(path).items()}
-        return [texts.get(i, "") for i in range(max(texts, default=-1) + 1)]
-    except (AttributeError, KeyError, TypeError):
-        return None
-
-def describe_vocabulary(folder, V):
-    """What a vocabulary that is not GPT-2's or bytes' by its size turns out to be."""
-    texts, more = tokenizer_texts(folder), V - GPT2_TOKENS
-    if more <= 0 or not gpt2_vocabulary(V) and not texts:
-        return ""
-    if not texts:
-        return f"; taken for GPT-2's {GPT2_TOKENS} tokens and {more} of padding, as {folder} has no tokenizer"
-    if hashlib.sha256("\n".join(texts[:GPT2_TOKENS]).encode()).hexdigest() != GPT2_TEXTS:
-        return f"; its tokens are not GPT-2's, by the tokenizer in {folder}"
-    added = [repr(text) for text in texts[GPT2_TOKENS:V] if text]
-    names = f", {', '.join(added[:3])}{', ...' if len(added) > 3 else ''}" if added else ""
-    return f"; GPT-2's {GPT2_TOKENS} tokens, whose tokenizer suits it, and {more} more{names}"
-
-def byte_tokenizer():
-    """Token b is byte b. A tokenizer.json spells bytes as GPT-2 does: printable ones as themselves, the others from U+0100 on."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in printable]
-    vocab = {chr(b if b in printable else 256 + others.index(b)): b for b in range(256)}
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None, "pre_tokenizer": level,
-            "post_processor": None, "decoder": level, "model": {"type": "BPE", "vocab": vocab, "merges": []}}
-
-def known_tokenizer(m):
-    """The files, as bytes, of the tokenizer that a vocabulary of this size has; or none, and what the problem is."""
-    config = {"model_max_length": m.maxT, "clean_up_tokenization_spaces": False}
-    if m.V == 256:
-        config |= {"tokenizer_class": "PreTrainedTokenizerFast"}
-        return {"tokenizer.json": json.dumps(byte_tokenizer()).encode(), "tokenizer_config.json": json.dumps(config, indent=2).encode()}, None
-    problem = f"which tokenizer a vocabulary of {m.V} has is not known here"
-    if gpt2_vocabulary(m.V):
-        config |= {"tokenizer_class": "GPT2Tokenizer", **dict.fromkeys(["bos_token", "eos_token", "unk_token"], "<|endoftext|>")}
-        try:
-            from tiktoken.load import read_file_cached
-            files = {name: read_file_cached(address, sha256) for name, address, sha256 in GPT2_FILES}
-            return files | {"tokenizer_config.json": json.dumps(config, indent=2).encode()}, None
-        except ImportError:
-            problem = "GPT-2's needs the package tiktoken"
-        except Exception as e:  # no network, a proxy's answer, an unwritable cache: all sorts of types
-            problem = f"GPT-2's is neither in tiktoken's cache nor on the network ({type(e).__name__})"
-    return {}, problem
-
-def given_tokenizer(folder, V):
-    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
-    if not files:
-        die(f"{folder}: no tokenizer, that is none of {', '.join(TOKENIZER_FILES)}")
-    texts = tokenizer_texts(folder)
-    if texts and len(texts) > V:
-        die(f"{folder}: a tokenizer of {len(texts)} tokens, but the model has {V}")
-    return files
 
 # ----------------------------------------------------------------------------------------------------------------
 # import
@@ -222,36 +99,6 @@ def read_reversible(path, m, config):
     m.header[8], m.header[9:10], m.header[10:13] = number, np.array([h], "<f4").view("<i4"), (grid, K, stem)
     m.header[16:16 + wanted] = [int(x * (16 if denominator == 1 else denominator)) for x in a]
     read_recurrence(path, m, m.header, mode)
-
-def checkpoint_files(folder):
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if not index.is_file():
-        die(f"{folder}: neither model.safetensors nor model.safetensors.index.json; "
-            "transformers writes one by from_pretrained and save_pretrained")
-    weight_map = read_json(index).get("weight_map")
-    names = set(weight_map.values()) if isinstance(weight_map, dict) and all(isinstance(v, str) for v in weight_map.values()) else {""}
-    if any(name != os.path.basename(name) or name in ("", ".", "..") for name in names):
-        die(f"{index}: weight_map is meant to give the shard of each tensor, a file in this folder")
-    return [folder / name for name in sorted(names)]
-
-def checkpoint_tensors(files):
-    """By name, without `transformer.`: file, full name, type and shape of each tensor."""
-    tensors = {}
-    for path in files:
-        if not path.is_file():
-            die(f"{path}: No such file, though the index names it")
-        try:
-            file = safe_open(path, "numpy")
-        except SafetensorError as e:
-            die(f"{path}: no whole safetensors file: {e}")
-        for full in file.keys():
-            name, part = full.removeprefix("transformer."), file.get_slice(full)
-            if name in tensors:
-                die(f"{path}: a second {name!r}, the first is in {tensors[name].path}")
-            tensors[name] = SimpleNamespace(path=path, full=full, dtype=part.get_dtype(), shape=tuple(part.get_shape()))
-    return tensors
 
 def check_names(m, tensors, folder):
     unmerged = [name for name in tensors if any(part in name for part in (".lora_", ".base_layer.", "modules_to_save"))]
