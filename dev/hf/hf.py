@@ -20,9 +20,10 @@ from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-from storage import checkpoint_files, checkpoint_tensors, die, finite, read_json, warn, written_aside
+from storage import (checkpoint_files, checkpoint_tensors, die, finite, float32, read_json, warn, write_safetensors,
+                     written_aside)
 from vocabularies import ENDOFTEXT, describe_vocabulary, given_tokenizer, gpt2_vocabulary, known_tokenizer
 
 MODES = ["baseline", "midpoint", "midpoint-a", "leapfrog", "hamiltonian", "retrofit", "bdia"]  # slot 8 of the header counts these
@@ -120,10 +121,8 @@ def check_names(m, tensors, folder):
             die(f"{t.path}: {name} is {t.dtype}; F32, F16 or BF16 can be imported")
 
 def read_tensor(tensors, name):
-    """float32, exactly what F32, F16 or BF16 holds. numpy has no BF16: torch reads it, and is loaded for nothing else."""
     t = tensors[name]
-    x = safe_open(t.path, "pt" if t.dtype == "BF16" else "numpy").get_tensor(t.full)
-    return finite(x.float().numpy() if t.dtype == "BF16" else x.astype("<f4", copy=False), f"{t.path}: {name}")
+    return finite(float32(t.read(t)), f"{t.path}: {name}")
 
 def import_checkpoint(args):
     folder, target = Path(args.folder), Path(args.model)
@@ -133,7 +132,7 @@ def import_checkpoint(args):
         die(f"{folder}: an adapter, not a model; peft merges it: AutoPeftModelForCausalLM.from_pretrained(FOLDER, "
             "trust_remote_code=True).merge_and_unload().save_pretrained(MERGED)")
     m = read_config(folder / "config.json")
-    tensors = checkpoint_tensors(checkpoint_files(folder))
+    tensors = checkpoint_tensors(checkpoint_files(folder), "transformer.")
     check_names(m, tensors, folder)
     if "lm_head.weight" in tensors and not np.array_equal(read_tensor(tensors, "lm_head.weight"), read_tensor(tensors, "wte.weight")):
         die(f"{folder}: lm_head.weight differs from wte.weight; only tied embeddings can be imported")
@@ -208,23 +207,16 @@ def write_config(m, folder, tokenizer):
     (folder / "config.json").write_text(json.dumps(config | special, indent=2) + "\n")
     (folder / "generation_config.json").write_text(json.dumps(special if end else {}, indent=2) + "\n")
 
-def write_tensors(path, m, target):
-    tensors, bf16 = {}, m.dtype == "BF16"
+def read_tensors(path, m):
+    """The numbers of a model file, one tensor at a time, as a checkpoint has them."""
     with open(path, "rb") as file:
         file.seek(1024)
         for name, shape in layout(m):
-            x = np.fromfile(file, "<i2" if bf16 else "<f4", prod(shape))
-            finite((x.astype("<i4") << 16).view("<f4") if bf16 else x, f"{path}: {name}")
-            tensors["transformer." + name] = np.ascontiguousarray(x.reshape(shape[::-1]).T) if transposed(name, shape) else x.reshape(shape)
+            x = np.fromfile(file, "<u2" if m.dtype == "BF16" else "<f4", prod(shape))
+            finite(x, f"{path}: {name}")
+            yield x.reshape(shape[::-1]).T if transposed(name, shape) else x.reshape(shape)
             if name == "wte.weight":
                 file.seek((m.Vp - m.V) * m.C * x.itemsize, os.SEEK_CUR)
-    if bf16:
-        import torch
-        from safetensors.torch import save_file
-        tensors = {name: torch.from_numpy(x).view(torch.bfloat16) for name, x in tensors.items()}
-    else:
-        from safetensors.numpy import save_file
-    save_file(tensors, target, metadata={"format": "pt"})
 
 def export_model(args):
     path, folder = Path(args.model), Path(args.folder)
@@ -238,7 +230,8 @@ def export_model(args):
     with written_aside(folder) as aside:
         aside.mkdir()
         write_config(m, aside, args.tokenizer)
-        write_tensors(path, m, aside / "model.safetensors")
+        shapes = {"transformer." + name: shape for name, shape in layout(m)}
+        write_safetensors(aside / "model.safetensors", shapes, m.dtype, read_tensors(path, m))
         for name, content in tokenizer.items():
             (aside / name).write_bytes(content)
     if problem:

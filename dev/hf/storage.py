@@ -1,5 +1,10 @@
-"""Checkpoints' files for hf.py: what is in which, and how one is written whole or not at all."""
-import contextlib, errno, json, os, sys, tempfile
+"""
+Checkpoints' files for hf.py: tensors out of safetensors and into them, one at a time.
+
+In memory a tensor is float32, or '<u2' where it is bf16: the upper halves of float32. numpy has no bf16.
+"""
+import contextlib, errno, json, os, struct, sys, tempfile
+from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
@@ -12,8 +17,11 @@ def die(message, status=1):
 def warn(message):
     print(f"hf.py: warning: {message}", file=sys.stderr)
 
+def float32(x):
+    return (x.astype("<u4") << 16).view("<f4") if x.dtype == "<u2" else x.astype("<f4", copy=False)
+
 def finite(x, where):
-    if not np.isfinite(x).all():
+    if not np.isfinite(float32(x)).all():
         die(f"{where}: holds NaN or infinity, and a network with such a weight computes nothing else")
     return x
 
@@ -53,7 +61,7 @@ def read_json(path):
     return data
 
 # ----------------------------------------------------------------------------------------------------------------
-# safetensors
+# safetensors: eight bytes of length, a JSON object of that length, and the numbers
 
 def checkpoint_files(folder):
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
@@ -68,19 +76,42 @@ def checkpoint_files(folder):
         die(f"{index}: weight_map is meant to give the shard of each tensor, a file in this folder")
     return [folder / name for name in sorted(names)]
 
-def checkpoint_tensors(files):
-    """By name, without `transformer.`: file, full name, type and shape of each tensor."""
+def checkpoint_tensors(files, prefix):
+    """By name, without the prefix: file, type, shape and place of each tensor."""
     tensors = {}
     for path in files:
         if not path.is_file():
             die(f"{path}: No such file, though the index names it")
         try:
-            file = safe_open(path, "numpy")
+            safe_open(path, "numpy")  # it checks all that is read here by hand
         except SafetensorError as e:
             die(f"{path}: no whole safetensors file: {e}")
-        for full in file.keys():
-            name, part = full.removeprefix("transformer."), file.get_slice(full)
+        with open(path, "rb") as file:
+            length, = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        for full, t in header.items():
+            name = full.removeprefix(prefix)
             if name in tensors:
                 die(f"{path}: a second {name!r}, the first is in {tensors[name].path}")
-            tensors[name] = SimpleNamespace(path=path, full=full, dtype=part.get_dtype(), shape=tuple(part.get_shape()))
+            tensors[name] = SimpleNamespace(path=path, dtype=t["dtype"], shape=tuple(t["shape"]), read=read_safetensors,
+                                            offset=8 + length + t["data_offsets"][0])
     return tensors
+
+def read_safetensors(t):
+    x = np.fromfile(t.path, {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[t.dtype], prod(t.shape), offset=t.offset).reshape(t.shape)
+    return x if t.dtype == "BF16" else float32(x)
+
+def write_safetensors(path, shapes, dtype, numbers):
+    """The numbers come one tensor at a time, in the order of the shapes, which are by name."""
+    header, at = {"__metadata__": {"format": "pt"}}, 0
+    for name, shape in shapes.items():
+        size = prod(shape) * (2 if dtype == "BF16" else 4)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as out:
+        out.write(struct.pack("<Q", len(text)) + text)
+        for x in numbers:
+            out.write(np.ascontiguousarray(x))
