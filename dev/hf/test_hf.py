@@ -27,7 +27,7 @@ except ImportError as e:
     print(f"skipped, no package {e.name}\n0 passed, 0 failed")
     sys.exit(0)
 sys.path.append(str(ROOT / "dev/reference"))
-from reference import shapes
+from reference import GPT2, shapes
 
 transformers.utils.logging.disable_progress_bar()
 DTYPE = "dtype" if transformers.__version__ >= "4.56" else "torch_dtype"  # the argument's name
@@ -261,7 +261,7 @@ NETWORKS = [("midpoint", "--step-size", 0.4), ("midpoint-a",), ("leapfrog", "--g
 def randomize(path):
     """Every tensor of a model file random, the padding of wte too, which nobody may read."""
     header, rng = np.fromfile(path, "<i4", 256), np.random.default_rng(1)
-    m = SimpleNamespace(**dict(zip(("maxT", "V", "L", "NH", "C", "Vp"), map(int, header[2:8]))))
+    m = SimpleNamespace(**dict(zip(("maxT", "V", "L", "NH", "C", "Vp"), map(int, header[2:8]))), block=GPT2)
     with open(path, "r+b") as out:
         out.seek(1024)
         for name, shape in shapes(m).items():
