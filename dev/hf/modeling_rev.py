@@ -1,5 +1,6 @@
 """
-Reversible networks in transformers, of any block: modeling_rev_gpt2.py has GPT-2's, and the names its weights go by.
+Reversible networks in transformers, of any block: modeling_rev_gpt2.py and modeling_rev_llama.py have the blocks, and by whose
+names their weights go.
 
 Both streams, prev and cur, start as the embedding, and each step is
 
@@ -94,6 +95,8 @@ class Past:
         if self.cache is not None:
             position = torch.arange(self.before, self.before + self.T, device=k.device)  # StaticCache of version 4 wants it
             k, v = self.cache.update(k, v, next(self.evaluations), {"cache_position": position})
+        if k.shape[1] != q.shape[1]:  # several heads share one of keys and values
+            k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
         keys = k.shape[2]
         causal = self.attention_mask is None and keys == self.before + self.T and self.before * (self.T - 1) == 0
         if self.mask is None and (self.eager or not causal):
@@ -264,7 +267,7 @@ class Reversal(torch.autograd.Function):
 
 class RevPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
-    _no_split_modules = ["GPT2Block"]
+    _no_split_modules = ["GPT2Block", "LlamaBlock"]
     _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_cache_class = _supports_static_cache = _supports_quantized_cache = True  # asked by version 4

@@ -1,5 +1,5 @@
 """
-Checkpoints' files for hf.py: tensors out of safetensors and into them, one at a time.
+Checkpoints' files for hf.py: tensors out of safetensors and GGUF, and into them, one at a time.
 
 In memory a tensor is float32, or '<u2' where it is bf16: the upper halves of float32. numpy has no bf16.
 """
@@ -19,6 +19,13 @@ def warn(message):
 
 def float32(x):
     return (x.astype("<u4") << 16).view("<f4") if x.dtype == "<u2" else x.astype("<f4", copy=False)
+
+def fits_bf16(x):
+    return x.dtype == "<u2" or not (x.view("<u4") & 0xffff).any()
+
+def bf16(x):
+    """Of a tensor that fits."""
+    return x if x.dtype == "<u2" else (x.view("<u4") >> 16).astype("<u2")
 
 def finite(x, where):
     if not np.isfinite(float32(x)).all():

@@ -4,7 +4,8 @@ import hashlib, json
 from storage import die, read_json
 
 GPT2_TOKENS, ENDOFTEXT = 50257, 50256
-TOKENIZER_FILES = ["vocab.json", "merges.txt", "added_tokens.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+TOKENIZER_FILES = ["vocab.json", "merges.txt", "added_tokens.json", "tokenizer.json", "tokenizer_config.json",
+                   "special_tokens_map.json", "tokenizer.model", "chat_template.jinja"]
 
 def gpt2_vocabulary(V):
     """Are these GPT-2's tokens, and a few more: added ones, or padding to 50304, as nanoGPT has it?"""
