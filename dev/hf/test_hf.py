@@ -422,7 +422,7 @@ def test_forms(folder, tokens, what):
 
 LORA = dict(target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)
 
-def test_tuning(folder, what, lora=LORA, logits_elsewhere=trainer_logits):
+def test_tuning(folder, what, lora=LORA):
     """As users do it: all of it, then a LoRA, by Trainer with gradient checkpointing; saved, and in the trainer the same network."""
     if not all(importlib.util.find_spec(name) for name in ("peft", "accelerate")):
         print("fine-tuning: left out, no package peft or accelerate", flush=True)
@@ -443,7 +443,7 @@ def test_tuning(folder, what, lora=LORA, logits_elsewhere=trainer_logits):
         return trainer, losses
     def same_network(folder, model, how):
         convert("import", folder, ROOM / "tuned.bin", "--force")
-        difference = near(logits_elsewhere(ROOM / "tuned.bin", tokens), logits_of(model, tokens.ids), f"{what}, {how}: logits in the trainer", 5e-4)
+        difference = near(trainer_logits(ROOM / "tuned.bin", tokens), logits_of(model, tokens.ids), f"{what}, {how}: logits in the trainer", 5e-4)
         print(f"{what}, {how}: loss {losses[0]:.2f} to {losses[1]:.2f}, logits in the trainer differ by {difference:.1e}", flush=True)
     trainer, losses = tune(load(folder, trust_remote_code=True), 3e-3)
     trainer.save_model(ROOM / "tuned")

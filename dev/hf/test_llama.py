@@ -1,12 +1,12 @@
 """
 Tests what test_hf.py tests, with Llama's block: hf.py, modeling_rev_llama.py and reference.py against transformers.
 
-    python3 dev/hf/test_llama.py [--sampler PATH] [TEST ...]
+    python3 dev/hf/test_llama.py [--sampler PATH] [TEST ...]      without it, the sample_rev_llama that `make` builds
 
-Model files are read by dev/reference/reference.py in float64, which shares nothing with hf.py; with a sample_rev_llama, its
-logits are compared, too. Needs what test_hf.py needs, and gguf. The last line is `N passed, N failed`.
+Model files are read by dev/reference/reference.py in float64, which shares nothing with hf.py, and by the trainer's own network.
+Needs what test_hf.py needs, and gguf. The last line is `N passed, N failed`.
 """
-import argparse, json, shutil, struct, sys, time, traceback
+import argparse, json, shutil, struct, subprocess, sys, time, traceback
 from pathlib import Path
 
 import test_hf as t
@@ -16,7 +16,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 import reference
 
-SAMPLER = None
 TINY = dict(vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
             max_position_embeddings=64, rms_norm_eps=1e-5, rope_theta=1000.0, bos_token_id=None, eos_token_id=None)
 
@@ -32,10 +31,6 @@ def reference_logits(path, ids):
     with torch.no_grad():
         return reference.logits_of(reference.read_model(path, torch.float64), ids)
 
-def logits_elsewhere(path, tokens):
-    """By the trainer's own network, if there is one; else by the reference."""
-    return t.trainer_logits(path, tokens) if SAMPLER else reference_logits(path, tokens.ids)
-
 # ------------------------------------------------------------------------------------------------------------------------
 # A Llama there and back
 
@@ -50,7 +45,7 @@ def test_shapes():
         convert("import", ROOM / "large", ROOM / "large.bin")
         logits = logits_of(model, tokens.ids)
         check(logits.std() > 0.5, f"{what}: logits of order 1")
-        difference = near(logits_elsewhere(ROOM / "large.bin", tokens), logits, f"{what}: logits", 1e-4 * float(logits.abs().max()))
+        difference = near(t.trainer_logits(ROOM / "large.bin", tokens), logits, f"{what}: logits", 1e-4 * float(logits.abs().max()))
         convert("export", ROOM / "large.bin", ROOM / "large back")
         same_tensors(model, load(ROOM / "large back"), what)
         print(f"{what}: logits differ by {difference:.1e} of {logits.abs().max():.1f}", flush=True)
@@ -264,8 +259,7 @@ def test_networks():
         check(logits.std() > 0.5, f"{what}: logits of order 1")
         difference = near(logits, reference_logits(path, tokens.ids), f"{what}: logits of the reference", TOLERANCE / 4)
         worst = against_reference(folder, path, tokens.ids, what)
-        if SAMPLER:
-            near(t.trainer_logits(path, tokens), logits, f"{what}: logits of the trainer", 3 * TOLERANCE)
+        near(t.trainer_logits(path, tokens), logits, f"{what}: logits of the trainer", TOLERANCE)
         same = fields.get("stem") == 6  # every step is an ordinary one
         apart = (logits - logits_of(ordinary, tokens.ids)).abs().max()
         check((apart < 1e-5) if same else (apart > 1e-2), f"{what}: the ordinary network only where all steps are, {apart:.1e}")
@@ -284,7 +278,7 @@ def test_networks():
             shutil.rmtree(ROOM / "as baseline")
         if mode != NETWORKS[i - 1][0]:
             t.test_forms(folder, tokens, what)
-            t.test_tuning(folder, what, dict(target_modules="all-linear"), lambda path, tokens: reference_logits(path, tokens.ids))
+            t.test_tuning(folder, what, dict(target_modules="all-linear"))
         model._modules.pop("_cache", None)  # a cache of fixed size is part of the model in 4.48
         model.save_pretrained(ROOM / "saved")
         same_tensors(model, load(ROOM / "saved", trust_remote_code=True), f"{what}, saved")
@@ -363,14 +357,14 @@ def test_bad_input():
     refused("a midpoint network to GGUF", "a GGUF file can hold a baseline with Llama's", "export", ROOM / "bad.bin", out / "x.gguf", status=2)
 
 def main():
-    global SAMPLER
     every = [test_shapes, test_checkpoints, test_gguf, test_tokenizer, test_networks, test_bad_input]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sampler", metavar="PATH", help="sample_rev_llama: its logits, too")
+    parser.add_argument("--sampler", metavar="PATH", help="the program that writes logits; without it, what make builds")
     parser.add_argument("tests", nargs="*", metavar="TEST", help=f"{', '.join(test.__name__ for test in every)}; some need test_checkpoints before")
     args = parser.parse_args()
-    if args.sampler:
-        SAMPLER = t.SAMPLER = Path(args.sampler).resolve()
+    if not args.sampler:
+        subprocess.run(["make", "-s", "-C", t.ROOT, "sample_rev_llama"], check=True)
+    t.SAMPLER = Path(args.sampler or t.ROOT / "sample_rev_llama").resolve()
     torch.manual_seed(1)
     for test in every:
         if args.tests and test.__name__ not in args.tests:
