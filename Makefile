@@ -230,6 +230,9 @@ cxx: train_rev_gpt2.c
 gradients: dev/reference/gradients dev/reference/gradients_f64
 dev/reference/gradients dev/reference/gradients_f64: dev/reference/gradients.c train_rev_gpt2.c
 	$(CC) $(ALL_CFLAGS) $(if $(findstring f64,$@),-DREAL=double) -o $@ $< $(LDFLAGS) -lm
+gradients-llama: dev/reference/gradients_llama dev/reference/gradients_llama_f64
+dev/reference/gradients_llama dev/reference/gradients_llama_f64: dev/reference/gradients.c train_rev_gpt2.c dev/llama/block.h
+	$(CC) $(ALL_CFLAGS) -DREV_GPT2_BLOCK='"dev/llama/block.h"' $(if $(findstring f64,$@),-DREAL=double) -o $@ $< $(LDFLAGS) -lm
 
 clean-tests:
 	rm -f test_rev_gpt2 test_rev_gpt2_f64 test_rev_gpt2cu test_rev_gpt2_emulated
@@ -239,7 +242,7 @@ clean-tests:
 clean: clean-tests
 	rm -f $(foreach p,train sample eval,$(p)_rev_gpt2 $(p)_rev_gpt2cu $(p)_rev_gpt2_emulated)
 	rm -f $(foreach p,train sample eval,$(p)_rev_llama $(p)_rev_llamacu $(p)_rev_llama_emulated)
-	rm -f dev/reference/gradients dev/reference/gradients_f64 dev/tutorial/reverse dev/tutorial/reverse_floats
+	rm -f $(foreach p,gradients gradients_llama,dev/reference/$(p) dev/reference/$(p)_f64) dev/tutorial/reverse dev/tutorial/reverse_floats
 	rm -rf demo
 
-.PHONY: all llama test-llama test-llama-emulated demo tutorial help debug format test test-asan test-emulated cublas pip_cublas cxx gradients clean-tests clean
+.PHONY: all llama test-llama test-llama-emulated demo tutorial help debug format test test-asan test-emulated cublas pip_cublas cxx gradients gradients-llama clean-tests clean

@@ -27,6 +27,12 @@ The trainer knows such files by their header and leaves out of loss and gradient
 of a document: end-of-text after end-of-text. Of all else every token is predicted once, and the end of each document
 too. A file holds whole sequences and one token more; documents without any text are left out.
 
+--tokenizer FOLDER takes the tokenizer of a model of Hugging Face's, by the package tokenizers (tokenizer.json) or
+sentencepiece (tokenizer.model). V is what config.json there says, or how many tokens there are, 65536 at most. Where that
+tokenizer itself begins a text with a token (by its post-processor, or add_bos_token in tokenizer_config.json), each
+document begins with it, and each side of plain text; where it does not, a document begins with its eos_token, as
+GPT-2's do. This token is also what --documents fills up with. "<s>" and the like in a text is text.
+
 The FILES of --text are joined in the order given, without end-of-text tokens, and make one file a side. By default
 --val last:10% holds out the last P per cent of the characters (bytes, for the byte tokenizer) and each side is
 tokenized on its own, as nanoGPT prepares tinyshakespeare; first:N holds out the first N tokens, as llm.c does with
@@ -57,6 +63,7 @@ import stat
 import struct
 import sys
 import threading
+import types
 from array import array
 
 OPENWEBTEXT = "Skylion007/openwebtext"
@@ -93,6 +100,123 @@ def load_gpt2():
              "or set TIKTOKEN_CACHE_DIR to a folder where tiktoken has stored it")
 
 
+def tokenizer_files(folder):
+    """What a Hugging Face folder has of a tokenizer: its file, then those that say how it is used."""
+    paths = [os.path.join(folder, name) for name in ("tokenizer.json", "tokenizer.model")]
+    found = [path for path in paths if os.path.isfile(path)]
+    if not found:
+        fail(f"{folder} has neither tokenizer.json nor tokenizer.model; --tokenizer takes gpt2, byte or a folder with one")
+    return found[:1] + [path for path in (os.path.join(folder, name) for name in ("tokenizer_config.json", "config.json"))
+                        if os.path.isfile(path)]
+
+
+def read_object(path):
+    try:
+        with trying("read", path, "give files that exist"), open(path, encoding="utf-8") as f:
+            value = json.load(f)
+    except (ValueError, RecursionError) as e:
+        fail(f"{path} is not JSON ({e})")
+    if not isinstance(value, dict):
+        fail(f"{path} is not a JSON object")
+    return value
+
+
+def whole(text):
+    """JSON can spell halves of surrogate pairs, which have no UTF-8: pairs are joined, what is left is replaced."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def open_json(path):
+    tokenizers = need("tokenizers", "a tokenizer.json")
+    try:
+        t = tokenizers.Tokenizer.from_file(path)
+    except Exception as e:  # the package's own type for all that is wrong with it
+        fail(f"{path} is no tokenizer that can be read ({e})")
+    t.no_truncation()
+    t.no_padding()
+    text = t.encode("a", add_special_tokens=False).ids
+    framed = t.encode("a").ids
+    before = next((framed[:i] for i in range(len(framed)) if framed[i:i + len(text)] == text), [])
+
+    def encode(text, special=False):
+        t.encode_special_tokens = not special  # "</s>" in a text is text, as GPT-2's encode_ordinary has it
+        return t.encode(whole(text), add_special_tokens=False).ids
+    return types.SimpleNamespace(V=max(t.get_vocab().values()) + 1, encode=encode, before=before, id_of=t.token_to_id,
+                                 decode=lambda ids: t.decode(ids, skip_special_tokens=False), name_of=t.id_to_token)
+
+
+def open_sentencepiece(path):
+    sentencepiece = need("sentencepiece", "a tokenizer.model")
+    try:
+        t = sentencepiece.SentencePieceProcessor(model_file=path)
+    except Exception as e:
+        fail(f"{path} is no SentencePiece model that can be read ({e})")
+
+    def id_of(piece):
+        i = t.piece_to_id(piece)
+        return i if t.id_to_piece(i) == piece else None
+
+    def encode(text, special=False):  # such a model never makes tokens of "</s>" and the like
+        return t.encode(whole(text))
+    return types.SimpleNamespace(V=t.get_piece_size(), encode=encode, before=[t.bos_id()] if t.bos_id() >= 0 else [],
+                                 id_of=id_of, decode=t.decode, name_of=t.id_to_piece)
+
+
+@functools.cache
+def load_folder(folder):
+    """V, encode, decode; begin, the token before each document, or None; before, what goes before plain text, too."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are what is parallel
+    path, *more = tokenizer_files(folder)
+    t = (open_json if path.endswith(".json") else open_sentencepiece)(path)
+    said = {}
+    for other in reversed(more):  # what tokenizer_config.json says counts
+        said.update(read_object(other))
+
+    def special(key):
+        token = said.get(key)
+        token = token.get("content") if isinstance(token, dict) else token
+        i = t.id_of(token) if isinstance(token, str) else said.get(key + "_id")
+        i = i[0] if isinstance(i, list) and i else i
+        return i if isinstance(i, int) and 0 <= i < t.V else None
+    if isinstance(said.get("add_bos_token"), bool):
+        t.before = [special("bos_token")] if said["add_bos_token"] else []
+    if len(t.before) > 1 or None in t.before:
+        fail(f"{folder} puts {t.before} before a text; one begin-of-text token, or none, is meant")
+    known = [i for i in (*t.before, special("eos_token"), special("bos_token")) if i is not None]
+    t.begin = known[0] if known else None
+    V = said.get("vocab_size", t.V)
+    if not isinstance(V, int) or V < t.V:
+        fail(f"{folder}: config.json says vocab_size {V}, but its tokenizer has {t.V} tokens")
+    if V > 65536:
+        fail(f"{folder} has a vocabulary of {V}; tokens are 16 bits in these files, so that 65536 is the most")
+    t.V = V
+    return t
+
+
+def vocabulary(tokenizer):
+    return {"byte": 256, "gpt2": 50257}.get(tokenizer) or load_folder(tokenizer).V
+
+
+def text_encoder(tokenizer):
+    """A function from plain text to its tokens."""
+    if tokenizer == "byte":
+        return bytes
+    if tokenizer == "gpt2":
+        return load_gpt2().encode_ordinary
+    t = load_folder(tokenizer)
+    return lambda text: t.before + t.encode(text)
+
+
+def begin_token(tokenizer):
+    """The one before each document."""
+    if tokenizer == "gpt2":
+        return load_gpt2().eot_token
+    begin = load_folder(tokenizer).begin
+    if begin is None:
+        fail(f"{tokenizer} names no token that begins or ends a text; documents need bos_token or eos_token in tokenizer_config.json")
+    return begin
+
+
 def uint16(tokens):
     ids = array("H", iter(tokens))  # iter, because array takes a bytes object for packed uint16
     if sys.byteorder == "big":
@@ -104,12 +228,12 @@ def document_encoder(tokenizer, N=None):
     """A function from a document to its tokens. With N they fill whole sequences, none if there is no text."""
     if tokenizer == "byte":  # replace: JSON can spell a lone surrogate, which has no bytes
         return lambda text: uint16(b"\n" + (text if isinstance(text, bytes) else text.encode("utf-8", "replace")))
-    enc = load_gpt2()
+    begin, tokens = begin_token(tokenizer), load_gpt2().encode_ordinary if tokenizer == "gpt2" else load_folder(tokenizer).encode
 
     def encode(text):
-        ids = [enc.eot_token] + enc.encode_ordinary(text)
+        ids = [begin] + tokens(text)
         if N:
-            ids = ids + [enc.eot_token] * (-len(ids) % N) if len(ids) > 1 else []
+            ids = ids + [begin] * (-len(ids) % N) if len(ids) > 1 else []
         return uint16(ids)
     return encode
 
@@ -201,7 +325,8 @@ def say(line):
 def open_record(args, source):
     """What of this run is done in the folder, which may not hold another's files and is kept from others to the end."""
     out, path, record = args.out, os.path.join(args.out, RECORD), {}
-    run = {"source": source, "tokenizer": args.tokenizer, "val": list(args.val[:2]), "shard-size": args.shard_size}
+    tokenizer = args.tokenizer if args.tokenizer in ("gpt2", "byte") else identify(tokenizer_files(args.tokenizer))
+    run = {"source": source, "tokenizer": tokenizer, "val": list(args.val[:2]), "shard-size": args.shard_size}
     run.update({"documents": args.documents} if args.documents else {})
     new = {"run": run, "finished": False, "files": [], "next": [0, 0]}  # next: a document and a token in it
     with writing(out):
@@ -271,25 +396,24 @@ def check_sides(option, n, unit, train, val):
 
 
 def prepare_text(args):
-    out, gpt2, (kind, x, option) = args.out, args.tokenizer == "gpt2", args.val
-    V, source = 50257 if gpt2 else 256, ["text", identify(args.text)]
+    out, gpt2, as_str, (kind, x, option) = args.out, args.tokenizer == "gpt2", args.tokenizer != "byte", args.val
+    V, source = vocabulary(args.tokenizer), ["text", identify(args.text)]
     record = open_record(args, source) if os.path.lexists(out) else None
     if record and record["finished"]:
         say(f"{out} is finished already")
     else:
-        text = read_text(args.text, as_str=gpt2)
-        enc = load_gpt2() if gpt2 else None
-        encode = enc.encode_ordinary if gpt2 else bytes
+        text = read_text(args.text, as_str)
+        encode = text_encoder(args.tokenizer)
         if kind == "first":
             tokens = encode(text)
             train, val = tokens[x:], tokens[:x]
             check_sides(option, len(tokens), "tokens", train, val)
         else:
             n = int(len(text) * (1 - x / 100))  # in this order: for 10 it is nanoGPT's int(n*0.9) to the last bit
-            check_sides(option, len(text), "characters" if gpt2 else "bytes", text[:n], text[n:])
+            check_sides(option, len(text), "characters" if as_str else "bytes", text[:n], text[n:])
             train, val = encode(text[:n]), encode(text[n:])
         files = {"train_000000.bin": token_file(train, V), "val_000000.bin": token_file(val, V)}
-        files.update({"gpt2_tokenizer.bin": tokenizer_file(enc)} if gpt2 else {})
+        files.update({"gpt2_tokenizer.bin": tokenizer_file(load_gpt2())} if gpt2 else {})
         record = record or open_record(args, source)
         save(out, record)  # before the first token file, so that it is known whose that is
         record["files"] = [["train_000000.bin", len(train)], ["val_000000.bin", len(val)]]
@@ -475,8 +599,8 @@ def write_tokens(f, name, pieces, fields, record):
 
 
 def prepare_documents(args):
-    out, gpt2, (kind, x, option) = args.out, args.tokenizer == "gpt2", args.val
-    names, paths, V = args.dataset or [OPENWEBTEXT], args.jsonl or args.text, 50257 if gpt2 else 256
+    out, gpt2, as_str, (kind, x, option) = args.out, args.tokenizer == "gpt2", args.tokenizer != "byte", args.val
+    names, paths, V = args.dataset or [OPENWEBTEXT], args.jsonl or args.text, vocabulary(args.tokenizer)
     N, more = args.documents, 1 if args.documents else 0  # a file of documents has one more token than its sequences
     size = (args.shard_size - more) // N * N if N else args.shard_size
     tqdm = functools.partial(need("tqdm", "preparing documents").tqdm, disable=None, unit_scale=True)  # None: no tty
@@ -494,8 +618,8 @@ def prepare_documents(args):
                 n, read = open_jsonl(paths, bar)
         elif args.text:
             for path in paths:
-                read_text([path], as_str=gpt2)
-            n, read = len(paths), functools.partial(read_file, paths, gpt2)
+                read_text([path], as_str)
+            n, read = len(paths), functools.partial(read_file, paths, as_str)
         else:
             n, read = len(dataset), functools.partial(read_row, dataset)
         if not n:
@@ -510,7 +634,7 @@ def prepare_documents(args):
         i, at = record["next"]
         totals = {side: sum(n - more for name, n in record["files"] if name.startswith(side))
                   for side in ("train", "val")}
-        fields = [V, N, load_gpt2().eot_token] if N else [V]  # of the files' headers
+        fields = [V, N, begin_token(args.tokenizer)] if N else [V]  # of the files' headers
         chunks = ([int(val[k] if k < len(val) else train[k - len(val)]) for k in range(k, min(k + CHUNK, n))]
                   for k in range(i, n, CHUNK))
         pipes = start_workers(min(args.workers, -(-(n - i) // CHUNK)), read, args.tokenizer, N)
@@ -559,7 +683,8 @@ def main():
     source.add_argument("--jsonl", nargs="+", action="extend", metavar="FILE", help="files of JSON lines")
     source.add_argument("--text", nargs="+", action="extend", metavar="FILE", help="text files")
     parser.add_argument("--split", help="of the dataset, default train")
-    parser.add_argument("--tokenizer", choices=["gpt2", "byte"], default="gpt2", help="default gpt2")
+    parser.add_argument("--tokenizer", default="gpt2", metavar="gpt2|byte|FOLDER", help="default gpt2; of a FOLDER of Hugging "
+                        "Face's its tokenizer.json, or tokenizer.model")
     parser.add_argument("--val", type=split_option, metavar="SPLIT", help="what is held out for validation: first:N, "
                         "last:P%% or docs:F; default docs:0.0005, for --text last:10%%")
     parser.add_argument("--documents", type=whole_number, metavar="N", help="each document in sequences of N tokens of "
@@ -570,13 +695,15 @@ def main():
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the token files, made if missing")
     args = parser.parse_args()
     args.val = args.val or split_option("last:10%" if args.text else "docs:0.0005")
+    if args.tokenizer not in ("gpt2", "byte") and not os.path.isdir(args.tokenizer):
+        parser.error(f"--tokenizer {args.tokenizer}: gpt2, byte or a folder is meant")
     if args.split and (args.text or args.jsonl):
         parser.error("--split is for a dataset")
     if not args.text or args.val[0] == "docs":
         args.shard_size = args.shard_size or 100_000_000
         N = args.documents
         if N and args.tokenizer == "byte":
-            parser.error("--documents needs --tokenizer gpt2: bytes have no end-of-text token")
+            parser.error("--documents needs --tokenizer gpt2 or a folder's: bytes have no end-of-text token")
         if N and N > min(args.shard_size - 1, 2**24):
             parser.error(f"--documents {N}: at most {2**24} is meant, and less than --shard-size {args.shard_size}")
         if N and args.val[0] == "first" and args.val[1] % N:

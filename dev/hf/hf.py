@@ -1,400 +1,169 @@
 #!/usr/bin/env python3
 """
-Model files to and from Hugging Face's transformers.
+Model files to and from Hugging Face's transformers, and Llama's to and from GGUF.
 
-    python3 dev/hf/hf.py import HF_FOLDER model.bin      a GPT-2 checkpoint: config.json with model.safetensors, or its shards;
-                                                      or what was exported and trained there, in its own mode
+    python3 dev/hf/hf.py import HF_FOLDER model.bin      a checkpoint of GPT-2 or Llama: config.json with model.safetensors, or its
+                                                      shards; or what was exported and trained there, in its own mode
+    python3 dev/hf/hf.py import FILE.gguf model.bin      a Llama of llama.cpp's; what is quantized becomes float32
     python3 dev/hf/hf.py export model.bin FOLDER         for AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
+    python3 dev/hf/hf.py export model.bin FILE.gguf      a baseline with Llama's block, for llama.cpp
 
-Imported is float32. An ordinary network trains as it is, or converted with --mode retrofit or bdia. Exported, a baseline is
-GPT2LMHeadModel and needs no trust_remote_code; every other mode brings its code, modeling_rev_gpt2.py, along, which works with
-transformers 4.48 and newer. retrofit and bdia have the weights of an ordinary GPT-2: --as-baseline exports them as one. A
-tokenizer goes along where it is known: that of bytes (V = 256), GPT-2's (by tiktoken, from its cache or the network), or
-what --tokenizer gives. A vocabulary of up to 50304 is GPT-2's 50257 tokens and some more, an added one or padding.
+Imported is float32, or bf16 where every tensor of a Llama is. An ordinary network trains as it is, or converted with --mode
+retrofit or bdia. Exported, a baseline is GPT2LMHeadModel or LlamaForCausalLM and needs no trust_remote_code; every other mode
+brings its code along, modeling_rev.py and the block's, which works with transformers 4.48 and newer. retrofit and bdia have the
+weights of an ordinary network: --as-baseline exports them as one. A tokenizer goes along where it is known: that of bytes
+(V = 256), GPT-2's (by tiktoken, from its cache or the network), or what --tokenizer gives, with the numbers of the tokens that
+begin and end a text. A vocabulary of 50257 to 50304 is GPT-2's 50257 tokens and some more, an added one or padding.
 
-Nothing is overwritten but with --force, and nothing is left half-written. Exit status: 0 done, 1 data and files, 2 usage.
-Shapes: V the vocabulary, Vp its padded size in model files, C channels, L layers, NH heads, maxT the context.
+What is refused, by its name: biases, scaled rotary embeddings, sliding windows, other activations, experts, other architectures,
+and vocabularies beyond 65536. Nothing is overwritten but with --force, and nothing is left half-written; one tensor at a time is
+in memory. Exit status: 0 done, 1 data and files, 2 usage.
 """
-import argparse, errno, contextlib, hashlib, json, os, shutil, signal, sys, tempfile
+import argparse, json, os, shutil, signal, sys
 from math import prod
 from pathlib import Path
-from types import SimpleNamespace
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-MODES = ["baseline", "midpoint", "midpoint-a", "leapfrog", "hamiltonian", "retrofit", "bdia"]  # slot 8 of the header counts these
-GRIDS = [0, 20, 23, 20, 20, 18, 18]  # the trainer's, for the integer streams of each mode
-MODEL_MAGIC, GPT2_TOKENS, ENDOFTEXT = 20240326, 50257, 50256
-MODEL_CODE = Path(__file__).resolve().with_name("modeling_rev_gpt2.py")
-TOKENIZER_FILES = ["vocab.json", "merges.txt", "added_tokens.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+from blocks import read_config, read_header
+from storage import (bf16, checkpoint_files, checkpoint_tensors, die, finite, fits_bf16, float32, read_json, warn, write_safetensors,
+                     written_aside)
+from vocabularies import ENDOFTEXT, describe_vocabulary, given_tokenizer, gpt2_vocabulary, known_tokenizer
 
-def die(message, status=1):
-    print(f"hf.py: {message}", file=sys.stderr)
-    sys.exit(status)
-
-def warn(message):
-    print(f"hf.py: warning: {message}", file=sys.stderr)
-
-def gpt2_vocabulary(V):
-    """Are these GPT-2's tokens, and a few more: added ones, or padding to 50304, as nanoGPT has it?"""
-    return GPT2_TOKENS <= V <= 50304
-
-# ----------------------------------------------------------------------------------------------------------------
-# Tensors
-
-def layout(m):
-    """The model file's tensors in order, as (name, shape) in the checkpoint; those of the blocks are stacked over the layers."""
-    C = m.C
-    stacked = [("ln_1.weight", (C,)), ("ln_1.bias", (C,)), ("attn.c_attn.weight", (C, 3*C)), ("attn.c_attn.bias", (3*C,)),
-               ("attn.c_proj.weight", (C, C)), ("attn.c_proj.bias", (C,)), ("ln_2.weight", (C,)), ("ln_2.bias", (C,)),
-               ("mlp.c_fc.weight", (C, 4*C)), ("mlp.c_fc.bias", (4*C,)), ("mlp.c_proj.weight", (4*C, C)), ("mlp.c_proj.bias", (C,))]
-    return [("wte.weight", (m.V, C)), ("wpe.weight", (m.maxT, C)),
-            *((f"h.{l}.{name}", shape) for name, shape in stacked for l in range(m.L)),
-            ("ln_f.weight", (C,)), ("ln_f.bias", (C,))]
-
-def transposed(name, shape):
-    """Matrices of the blocks are (in, out) in checkpoints, where they are called Conv1D, and (out, in) in model files."""
-    return name.startswith("h.") and len(shape) == 2
-
-def finite(x, where):
-    if not np.isfinite(x).all():
-        die(f"{where}: holds NaN or infinity, and a network with such a weight computes nothing else")
-    return x
-
-# ----------------------------------------------------------------------------------------------------------------
-# Files
-
-@contextlib.contextmanager
-def written_aside(target):
-    """Where to write a file or folder so that it becomes `target` when complete, and vanishes if anything goes wrong."""
-    if not target.parent.is_dir():
-        die(f"{target.parent}: no such folder")
-    with tempfile.TemporaryDirectory(prefix=".hf-", dir=target.parent) as beside:
-        aside = Path(beside, target.name)
-        yield aside
-        for path in [*aside.glob("*"), aside]:
-            sync(path)
-        os.replace(aside, target)
-    sync(target.parent)
-
-def sync(path):
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    except OSError as e:  # some file systems cannot sync a folder; a file must be
-        if path.is_file() or e.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EROFS):
-            raise
-    finally:
-        os.close(fd)
-
-def read_json(path):
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as e:
-        die(f"{path}: not JSON: {e}")
-    if not isinstance(data, dict):
-        die(f"{path}: a JSON object is meant, not {type(data).__name__}")
-    return data
-
-# ----------------------------------------------------------------------------------------------------------------
-# Tokenizers
-
-GPT2_TEXTS = "e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f"  # SHA-256 of GPT-2's tokens, a line each
-GPT2_FILES = [  # the name here, and OpenAI's address and SHA-256 of it
-    ("vocab.json", "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/encoder.json",
-     "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
-    ("merges.txt", "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe",
-     "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5")]
-
-def tokenizer_texts(folder):
-    """The texts of a tokenizer's tokens by number, or None where there is no tokenizer that can be read here."""
-    texts = {}
-    try:
-        if (folder / "tokenizer.json").is_file():
-            t = read_json(folder / "tokenizer.json")
-            texts = {i: text for text, i in t["model"]["vocab"].items()} | {a["id"]: a["content"] for a in t.get("added_tokens", [])}
-        elif (folder / "vocab.json").is_file():
-            more = folder / "added_tokens.json"
-            texts = {i: text for path in [folder / "vocab.json", *([more] if more.is_file() else [])] for text, i in read_json(path).items()}
-        return [texts.get(i, "") for i in range(max(texts, default=-1) + 1)]
-    except (AttributeError, KeyError, TypeError):
-        return None
-
-def describe_vocabulary(folder, V):
-    """What a vocabulary that is not GPT-2's or bytes' by its size turns out to be."""
-    texts, more = tokenizer_texts(folder), V - GPT2_TOKENS
-    if more <= 0 or not gpt2_vocabulary(V) and not texts:
-        return ""
-    if not texts:
-        return f"; taken for GPT-2's {GPT2_TOKENS} tokens and {more} of padding, as {folder} has no tokenizer"
-    if hashlib.sha256("\n".join(texts[:GPT2_TOKENS]).encode()).hexdigest() != GPT2_TEXTS:
-        return f"; its tokens are not GPT-2's, by the tokenizer in {folder}"
-    added = [repr(text) for text in texts[GPT2_TOKENS:V] if text]
-    names = f", {', '.join(added[:3])}{', ...' if len(added) > 3 else ''}" if added else ""
-    return f"; GPT-2's {GPT2_TOKENS} tokens, whose tokenizer suits it, and {more} more{names}"
-
-def byte_tokenizer():
-    """Token b is byte b. A tokenizer.json spells bytes as GPT-2 does: printable ones as themselves, the others from U+0100 on."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in printable]
-    vocab = {chr(b if b in printable else 256 + others.index(b)): b for b in range(256)}
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None, "pre_tokenizer": level,
-            "post_processor": None, "decoder": level, "model": {"type": "BPE", "vocab": vocab, "merges": []}}
-
-def known_tokenizer(m):
-    """The files, as bytes, of the tokenizer that a vocabulary of this size has; or none, and what the problem is."""
-    config = {"model_max_length": m.maxT, "clean_up_tokenization_spaces": False}
-    if m.V == 256:
-        config |= {"tokenizer_class": "PreTrainedTokenizerFast"}
-        return {"tokenizer.json": json.dumps(byte_tokenizer()).encode(), "tokenizer_config.json": json.dumps(config, indent=2).encode()}, None
-    problem = f"which tokenizer a vocabulary of {m.V} has is not known here"
-    if gpt2_vocabulary(m.V):
-        config |= {"tokenizer_class": "GPT2Tokenizer", **dict.fromkeys(["bos_token", "eos_token", "unk_token"], "<|endoftext|>")}
-        try:
-            from tiktoken.load import read_file_cached
-            files = {name: read_file_cached(address, sha256) for name, address, sha256 in GPT2_FILES}
-            return files | {"tokenizer_config.json": json.dumps(config, indent=2).encode()}, None
-        except ImportError:
-            problem = "GPT-2's needs the package tiktoken"
-        except Exception as e:  # no network, a proxy's answer, an unwritable cache: all sorts of types
-            problem = f"GPT-2's is neither in tiktoken's cache nor on the network ({type(e).__name__})"
-    return {}, problem
-
-def given_tokenizer(folder, V):
-    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
-    if not files:
-        die(f"{folder}: no tokenizer, that is none of {', '.join(TOKENIZER_FILES)}")
-    texts = tokenizer_texts(folder)
-    if texts and len(texts) > V:
-        die(f"{folder}: a tokenizer of {len(texts)} tokens, but the model has {V}")
-    return files
+MODEL_CODE = Path(__file__).resolve().parent
 
 # ----------------------------------------------------------------------------------------------------------------
 # import
 
-def read_config(path):
-    """The network in a checkpoint's config.json, which must be one that the trainer has."""
-    config = read_json(path)
-    reversible = config.get("model_type") == "rev_gpt2"
-    for key, default, meant in [("model_type", None, "rev_gpt2" if reversible else "gpt2"), ("activation_function", "gelu_new", "gelu_new"),
-                                ("layer_norm_epsilon", 1e-5, 1e-5), ("scale_attn_weights", True, True),
-                                ("scale_attn_by_inverse_layer_idx", False, False), ("add_cross_attention", False, False),
-                                ("tie_word_embeddings", True, True)]:
-        if config.get(key, default) != meant:
-            die(f"{path}: {key} is {json.dumps(config.get(key))}; only {json.dumps(meant)} can be imported")
-    sizes = {"n_positions": 1024, "vocab_size": 50257, "n_layer": 12, "n_head": 12, "n_embd": 768}  # GPT2Config's
-    most = {"n_positions": 1 << 24, "vocab_size": 1 << 16}
-    for key, default in sizes.items():
-        value = sizes[key] = config.get(key, default)
-        if type(value) is not int or not 1 <= value <= most.get(key, 1 << 16):
-            die(f"{path}: {key} is {json.dumps(value)}; a whole number from 1 to {most.get(key, 1 << 16)} is meant")
-    maxT, V, L, NH, C = sizes.values()
-    if C % NH:
-        die(f"{path}: n_embd {C} cannot be shared by n_head {NH}; a multiple is meant")
-    if config.get("n_inner") not in (None, 4*C):
-        die(f"{path}: n_inner is {json.dumps(config['n_inner'])}; only 4 n_embd = {4*C} can be imported")
-    m = SimpleNamespace(maxT=maxT, V=V, L=L, NH=NH, C=C, Vp=(V + 127) // 128 * 128, mode="baseline")
-    m.header = np.zeros(256, "<i4")
-    m.header[:8] = MODEL_MAGIC, 1003 if reversible else 3, m.maxT, m.V, m.L, m.NH, m.C, m.Vp
-    if reversible:
-        read_reversible(path, m, config)
-    return m
-
-def read_reversible(path, m, config):
-    """The rest of the header, of what an exported model's config.json says."""
-    mode, h, a = config.get("mode"), config.get("step_size"), config.get("coefficients")
-    if mode not in MODES[1:]:
-        die(f"{path}: mode is {json.dumps(mode)}; one of {', '.join(MODES[1:])} is meant")
-    number = MODES.index(mode)
-    K, stem, grid = (config.get(*x) for x in [("fixed_point", 0), ("stem", 0), ("grid", GRIDS[number])])
-    if not all(type(n) is int and 0 <= n < 1 << 16 for n in (K, stem, grid)) or grid > 30:
-        die(f"{path}: fixed_point, stem and grid are {json.dumps([K, stem, grid])}; whole numbers are meant, grid at most 30")
-    if not isinstance(a, list) or not all(type(x) in (int, float) and abs(x) <= 16 for x in [*a, h]):
-        die(f"{path}: step_size and coefficients are {json.dumps([h, a])}; a number and a list of numbers are meant")
-    denominator = 16 if mode == "midpoint-a" else max([16, *(float(x).as_integer_ratio()[1] for x in a)])
-    wanted = {"midpoint-a": m.L, "retrofit": 1, "bdia": 1}.get(mode, 0)
-    if len(a) != wanted or wanted > 240 or denominator > 256 or any(x * denominator % 1 for x in a):
-        die(f"{path}: coefficients {json.dumps(a)}; {mode} of {m.L} layers has {wanted}, multiples of 1/{min(denominator, 256)}")
-    if mode in ("retrofit", "bdia"):  # an odd numerator, as the trainer writes it; 0 stands for sixteenths
-        denominator = float(a[0]).as_integer_ratio()[1]
-        m.header[13] = denominator.bit_length() - 1
-    m.header[8], m.header[9:10], m.header[10:13] = number, np.array([h], "<f4").view("<i4"), (grid, K, stem)
-    m.header[16:16 + wanted] = [int(x * (16 if denominator == 1 else denominator)) for x in a]
-    read_recurrence(path, m, m.header, mode)
-
-def checkpoint_files(folder):
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if not index.is_file():
-        die(f"{folder}: neither model.safetensors nor model.safetensors.index.json; "
-            "transformers writes one by from_pretrained and save_pretrained")
-    weight_map = read_json(index).get("weight_map")
-    names = set(weight_map.values()) if isinstance(weight_map, dict) and all(isinstance(v, str) for v in weight_map.values()) else {""}
-    if any(name != os.path.basename(name) or name in ("", ".", "..") for name in names):
-        die(f"{index}: weight_map is meant to give the shard of each tensor, a file in this folder")
-    return [folder / name for name in sorted(names)]
-
-def checkpoint_tensors(files):
-    """By name, without `transformer.`: file, full name, type and shape of each tensor."""
-    tensors = {}
-    for path in files:
-        if not path.is_file():
-            die(f"{path}: No such file, though the index names it")
-        try:
-            file = safe_open(path, "numpy")
-        except SafetensorError as e:
-            die(f"{path}: no whole safetensors file: {e}")
-        for full in file.keys():
-            name, part = full.removeprefix("transformer."), file.get_slice(full)
-            if name in tensors:
-                die(f"{path}: a second {name!r}, the first is in {tensors[name].path}")
-            tensors[name] = SimpleNamespace(path=path, full=full, dtype=part.get_dtype(), shape=tuple(part.get_shape()))
-    return tensors
-
-def check_names(m, tensors, folder):
+def check_names(m, tensors, source):
     unmerged = [name for name in tensors if any(part in name for part in (".lora_", ".base_layer.", "modules_to_save"))]
     if unmerged:
-        die(f"{folder}: {min(unmerged)!r} is of an adapter that is not merged; save what peft's merge_and_unload() returns")
-    wanted = dict(layout(m))
-    masks = {f"h.{l}.attn.{name}" for l in range(m.L) for name in ("bias", "masked_bias")}  # constants in the hub's files
+        die(f"{source}: {min(unmerged)!r} is of an adapter that is not merged; save what peft's merge_and_unload() returns")
+    wanted = dict(m.block.layout(m))
     if "lm_head.weight" in tensors:
-        wanted["lm_head.weight"] = wanted["wte.weight"]
-    for problem, names in [("lacks", wanted.keys() - tensors), ("has, beyond a GPT-2 of this config.json,", tensors.keys() - wanted.keys() - masks)]:
+        wanted["lm_head.weight"] = wanted[m.block.embedding]
+    more = tensors.keys() - wanted.keys() - m.block.constants(m)
+    for problem, names in [("lacks", wanted.keys() - tensors), (f"has, beyond a {m.block.title} of these sizes,", more)]:
         if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            die(f"{folder}: the checkpoint {problem} {min(names)!r}{more}")
+            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            die(f"{source}: the checkpoint {problem} {min(names)!r}{others}")
     for name, shape in wanted.items():
         t = tensors[name]
         if t.shape != shape:
-            die(f"{t.path}: {name} is {t.shape}; by config.json it is {shape}")
-        if t.dtype not in ("F32", "F16", "BF16"):
+            die(f"{t.path}: {name} is {t.shape}; by its sizes it is {shape}")
+        if t.path.suffix != ".gguf" and t.dtype not in ("F32", "F16", "BF16"):
             die(f"{t.path}: {name} is {t.dtype}; F32, F16 or BF16 can be imported")
+    if m.tied and "lm_head.weight" in tensors:
+        a, b = (float32(tensors[name].read(tensors[name])) for name in ("lm_head.weight", m.block.embedding))
+        if not np.array_equal(a, b):
+            die(f"{source}: lm_head.weight differs from {m.block.embedding}; its embeddings are tied, and one of them can be imported")
 
-def read_tensor(tensors, name):
-    """float32, exactly what F32, F16 or BF16 holds. numpy has no BF16: torch reads it, and is loaded for nothing else."""
-    t = tensors[name]
-    x = safe_open(t.path, "pt" if t.dtype == "BF16" else "numpy").get_tensor(t.full)
-    return finite(x.float().numpy() if t.dtype == "BF16" else x.astype("<f4", copy=False), f"{t.path}: {name}")
+def all_bf16(m, tensors):
+    """Do all tensors fit? Vectors are float32 in some files of bf16."""
+    parts = [tensors[name] for name, _ in m.block.layout(m)]
+    vectors = [t for t in parts if len(t.shape) == 1 and t.dtype != "BF16"]
+    return all(t.dtype == "BF16" or len(t.shape) == 1 for t in parts) and all(fits_bf16(t.read(t)) for t in vectors)
+
+def open_checkpoint(source):
+    """The network, and its tensors by name."""
+    if source.suffix == ".gguf":
+        from gguf_storage import read_gguf
+        return read_gguf(source)
+    if (source / "adapter_config.json").is_file():
+        die(f"{source}: an adapter, not a model; peft merges it: AutoPeftModelForCausalLM.from_pretrained(FOLDER, "
+            "trust_remote_code=True).merge_and_unload().save_pretrained(MERGED)")
+    m = read_config(source / "config.json")
+    return m, checkpoint_tensors(checkpoint_files(source), m.block.prefix)
 
 def import_checkpoint(args):
-    folder, target = Path(args.folder), Path(args.model)
+    source, target = Path(args.folder), Path(args.model)
     if target.is_dir() or (target.exists() and not args.force):
         die(f"{target}: exists already{'' if target.is_dir() else '; --force overwrites it'}")
-    if (folder / "adapter_config.json").is_file():
-        die(f"{folder}: an adapter, not a model; peft merges it: AutoPeftModelForCausalLM.from_pretrained(FOLDER, "
-            "trust_remote_code=True).merge_and_unload().save_pretrained(MERGED)")
-    m = read_config(folder / "config.json")
-    tensors = checkpoint_tensors(checkpoint_files(folder))
-    check_names(m, tensors, folder)
-    if "lm_head.weight" in tensors and not np.array_equal(read_tensor(tensors, "lm_head.weight"), read_tensor(tensors, "wte.weight")):
-        die(f"{folder}: lm_head.weight differs from wte.weight; only tied embeddings can be imported")
-    with written_aside(target) as aside:
-        with open(aside, "wb") as out:
-            out.write(m.header.tobytes())
-            for name, shape in layout(m):
-                x = read_tensor(tensors, name)
-                out.write(np.ascontiguousarray(x.T if transposed(name, shape) else x))
-                if name == "wte.weight":
-                    out.write(bytes(4 * (m.Vp - m.V) * m.C))
-    m.vocabulary = describe_vocabulary(folder, m.V)
+    m, tensors = open_checkpoint(source)
+    check_names(m, tensors, source)
+    as_saved, size = float32, 4
+    if m.block.keeps_bf16 and all_bf16(m, tensors):
+        m.header[1], as_saved, size = 1005, bf16, 2
+    with written_aside(target) as aside, open(aside, "wb") as out:
+        out.write(m.header.tobytes())
+        for name, shape in m.block.layout(m):
+            x = finite(tensors[name].read(tensors[name]), f"{tensors[name].path}: {name}")
+            out.write(np.ascontiguousarray(as_saved(x.T if m.block.transposed(name, shape) else x)))
+            if name in (m.block.embedding, "lm_head.weight"):
+                out.write(bytes(size * (m.Vp - m.V) * m.C))
+    m.vocabulary = describe_vocabulary(source, m.V)
     return m
 
 # ----------------------------------------------------------------------------------------------------------------
 # export
 
-def read_header(path):
-    if not path.is_file():
-        die(f"{path}: no such file")
-    header = np.fromfile(path, "<i4", 256)
-    if len(header) < 256 or header[0] != MODEL_MAGIC:
-        die(f"{path}: not a model file (256 int32, the first {MODEL_MAGIC})")
-    version, maxT, V, L, NH, C, Vp, mode = map(int, header[1:9])
-    if version not in (3, 5, 1003, 1005):
-        die(f"{path}: version {version}; 3, 5, 1003 and 1005 can be read")
-    if min(maxT, V, L, NH, C) < 1 or V > 65536 or not V <= Vp <= 1 << 20 or max(C, L) > 1 << 16 or maxT > 1 << 24 or C % NH:
-        die(f"{path}: no network has context {maxT}, vocabulary {V} padded to {Vp}, {L} layers, {NH} heads, {C} channels")
-    m = SimpleNamespace(maxT=maxT, V=V, L=L, NH=NH, C=C, Vp=Vp, mode="baseline", dtype="BF16" if version % 1000 == 5 else "F32")
-    if version > 1000:
-        if not 1 <= mode < len(MODES):
-            die(f"{path}: mode {mode}; 1 to {len(MODES) - 1} are known, {', '.join(MODES[1:])}")
-        read_recurrence(path, m, header, MODES[mode])
-    count = sum(prod(shape) for _, shape in layout(m)) + (Vp - V) * C
-    size, meant = path.stat().st_size, 1024 + count * (2 if m.dtype == "BF16" else 4)
-    if size != meant:
-        die(f"{path}: {size} bytes, but what its header describes takes {meant}")
-    return m
-
-def read_recurrence(path, m, header, mode):
-    """What a reversible network is besides its weights."""
-    m.mode, m.h, m.grid, m.K, m.stem, m.a = mode, float(header[9:10].view("<f4")[0]), int(header[10]), 0, 0, []
-    if not 0 <= m.h <= 16:
-        die(f"{path}: a step size of {m.h:g}; 0 to 16 is meant")
-    if mode == "midpoint-a":
-        m.a = [int(n) / 16 for n in header[16:16 + m.L]]
-        if m.L > 240 or header[13] or not all(0 < abs(a) < 16 for a in m.a):
-            die(f"{path}: its a_k are not those of a midpoint-a of {m.L} layers")
-    if mode in ("retrofit", "bdia"):
-        m.K, m.stem, shift = int(header[11]), int(header[12]), int(header[13]) or 4
-        m.a = [int(header[16]) / 2**shift] if 1 <= shift <= 8 else [0]
-        if not 0 < abs(m.a[0]) <= 1 or (mode == "bdia" and m.a[0] == -1) or not 0 <= m.K <= 16 * (mode == "retrofit") or not (mode == "retrofit") <= m.stem <= m.L:
-            die(f"{path}: no {mode} has coefficient {header[16]} / 2^{shift}, {m.K} iterations, a stem of {m.stem}")
+def special_tokens(m, folder):
+    """Which tokens begin and end a text, as far as it is known."""
+    said = dict.fromkeys(["bos_token_id", "eos_token_id"], ENDOFTEXT) if gpt2_vocabulary(m.V) else {}
+    for path in [folder / "config.json", folder / "generation_config.json"] if folder else []:
+        said |= read_json(path) if path.is_file() else {}
+    return {key: said[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in said}
 
 def write_config(m, folder, tokenizer):
-    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": m.V, "n_positions": m.maxT, "n_embd": m.C,
-              "n_layer": m.L, "n_head": m.NH, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
+    config = {"model_type": m.block.model_types[0], "architectures": [m.block.ordinary], **m.block.config(m),
               "dtype": "bfloat16" if m.dtype == "BF16" else "float32"}
-    if tokenizer:  # AutoTokenizer knows it by model_type, but only GPT-2's
+    if tokenizer and m.block.title == "GPT-2":  # AutoTokenizer knows it by model_type, but only GPT-2's
         config["tokenizer_class"] = "GPT2Tokenizer"
-    if m.mode == "baseline":  # the trainer drops nothing out
-        config |= {"activation_function": "gelu_new", "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
-    else:
-        classes = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "LMHeadModel"}
-        config |= {"model_type": "rev_gpt2", "architectures": ["RevGPT2LMHeadModel"], "mode": m.mode, "step_size": m.h,
-                   "coefficients": m.a, "fixed_point": m.K, "stem": m.stem, "grid": m.grid, "transformers_needed": ">=4.48",
-                   "auto_map": {auto: f"modeling_rev_gpt2.RevGPT2{name}" for auto, name in classes.items()}}
-        shutil.copyfile(MODEL_CODE, folder / MODEL_CODE.name)
-    end = ENDOFTEXT if gpt2_vocabulary(m.V) else None  # other vocabularies have no such token that is known here
-    special = {"bos_token_id": end, "eos_token_id": end}
-    (folder / "config.json").write_text(json.dumps(config | special, indent=2) + "\n")
-    (folder / "generation_config.json").write_text(json.dumps(special if end else {}, indent=2) + "\n")
+    if m.mode != "baseline":
+        classes, module = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "LMHeadModel"}, m.block.code[:-3]
+        config |= {"model_type": m.block.model_types[1], "architectures": [f"{m.block.classes}LMHeadModel"], "mode": m.mode,
+                   "step_size": m.h, "coefficients": m.a, "fixed_point": m.K, "stem": m.stem, "grid": m.grid, "transformers_needed": ">=4.48",
+                   "auto_map": {auto: f"{module}.{m.block.classes}{name}" for auto, name in classes.items()}}
+        for name in ("modeling_rev.py", m.block.code):
+            shutil.copyfile(MODEL_CODE / name, folder / name)
+    special = special_tokens(m, tokenizer)
+    none = dict.fromkeys(["bos_token_id", "eos_token_id"])  # other vocabularies have no such tokens that are known here
+    (folder / "config.json").write_text(json.dumps(config | none | special, indent=2) + "\n")
+    (folder / "generation_config.json").write_text(json.dumps(special, indent=2) + "\n")
 
-def write_tensors(path, m, target):
-    tensors, bf16 = {}, m.dtype == "BF16"
+def read_tensors(path, m):
+    """The numbers of a model file, one tensor at a time, as a checkpoint has them."""
     with open(path, "rb") as file:
         file.seek(1024)
-        for name, shape in layout(m):
-            x = np.fromfile(file, "<i2" if bf16 else "<f4", prod(shape))
-            finite((x.astype("<i4") << 16).view("<f4") if bf16 else x, f"{path}: {name}")
-            tensors["transformer." + name] = np.ascontiguousarray(x.reshape(shape[::-1]).T) if transposed(name, shape) else x.reshape(shape)
-            if name == "wte.weight":
+        for name, shape in m.block.layout(m):
+            x = np.fromfile(file, "<u2" if m.dtype == "BF16" else "<f4", prod(shape))
+            finite(x, f"{path}: {name}")
+            yield x.reshape(shape[::-1]).T if m.block.transposed(name, shape) else x.reshape(shape)
+            if name in (m.block.embedding, "lm_head.weight"):
                 file.seek((m.Vp - m.V) * m.C * x.itemsize, os.SEEK_CUR)
-    if bf16:
-        import torch
-        from safetensors.torch import save_file
-        tensors = {name: torch.from_numpy(x).view(torch.bfloat16) for name, x in tensors.items()}
-    else:
-        from safetensors.numpy import save_file
-    save_file(tensors, target, metadata={"format": "pt"})
+
+def export_gguf(args, m, path, target):
+    from gguf_storage import tokenizer_fields, write_gguf
+    if m.block.title != "Llama" or m.mode != "baseline":
+        die(f"{path}: of a {m.mode} network with {m.block.title}'s block; a GGUF file can hold a baseline with Llama's", 2)
+    tokenizer = tokenizer_fields(Path(args.tokenizer), m.V) if args.tokenizer else []
+    with written_aside(target) as aside:
+        write_gguf(aside, m, tokenizer, read_tensors(path, m))
+    return None if tokenizer else "llama.cpp needs one to read and write text; --tokenizer FILE.gguf gives that of another file"
+
+def export_folder(args, m, path, folder):
+    given = Path(args.tokenizer) if args.tokenizer else None
+    tokenizer, problem = (given_tokenizer(given, m.V), None) if given else known_tokenizer(m)
+    shapes = {name if name == "lm_head.weight" else m.block.prefix + name: shape for name, shape in m.block.layout(m)}
+    with written_aside(folder) as aside:
+        aside.mkdir()
+        write_config(m, aside, given)
+        write_safetensors(aside / "model.safetensors", shapes, m.dtype, read_tensors(path, m))
+        for name, content in tokenizer.items():
+            (aside / name).write_bytes(content)
+    return problem and f"transformers makes up an empty one: {problem}; --tokenizer FOLDER gives one"
 
 def export_model(args):
-    path, folder = Path(args.model), Path(args.folder)
-    if folder.exists():
-        die(f"{folder}: exists already; another folder is meant")
+    path, target = Path(args.model), Path(args.folder)
+    if target.exists():
+        die(f"{target}: exists already; another {'file' if target.suffix == '.gguf' else 'folder'} is meant")
     m = read_header(path)
     if args.as_baseline and m.mode not in ("baseline", "retrofit", "bdia"):
         die(f"--as-baseline: {path} is of a {m.mode} network; retrofit and bdia have the weights of an ordinary one", 2)
     m.mode = "baseline" if args.as_baseline else m.mode
-    tokenizer, problem = (given_tokenizer(Path(args.tokenizer), m.V), None) if args.tokenizer else known_tokenizer(m)
-    with written_aside(folder) as aside:
-        aside.mkdir()
-        write_config(m, aside, args.tokenizer)
-        write_tensors(path, m, aside / "model.safetensors")
-        for name, content in tokenizer.items():
-            (aside / name).write_bytes(content)
+    problem = (export_gguf if target.suffix == ".gguf" else export_folder)(args, m, path, target)
     if problem:
-        warn(f"exported without a tokenizer, and transformers makes up an empty one: {problem}; --tokenizer FOLDER gives one")
+        warn(f"exported without a tokenizer, and {problem}")
     m.vocabulary = ""
     return m
 
@@ -403,15 +172,15 @@ def export_model(args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    i = commands.add_parser("import", help="a Hugging Face GPT-2 checkpoint to a model file")
-    i.add_argument("folder", metavar="HF_FOLDER")
+    i = commands.add_parser("import", help="a checkpoint to a model file")
+    i.add_argument("folder", metavar="HF_FOLDER|FILE.gguf")
     i.add_argument("model", metavar="model.bin")
     i.add_argument("--force", action="store_true", help="overwrite model.bin")
-    e = commands.add_parser("export", help="a model file to a folder that transformers loads")
+    e = commands.add_parser("export", help="a model file to a folder that transformers loads, or to a GGUF file")
     e.add_argument("model", metavar="model.bin")
-    e.add_argument("folder", metavar="FOLDER")
-    e.add_argument("--as-baseline", action="store_true", help="the weights of retrofit or bdia as an ordinary GPT-2")
-    e.add_argument("--tokenizer", metavar="FOLDER", help="copy a tokenizer's files from here; without it, what is known")
+    e.add_argument("folder", metavar="FOLDER|FILE.gguf")
+    e.add_argument("--as-baseline", action="store_true", help="the weights of retrofit or bdia as an ordinary network")
+    e.add_argument("--tokenizer", metavar="FOLDER|FILE.gguf", help="copy a tokenizer from here; without it, what is known")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was written aside is removed
     work, target = (import_checkpoint, args.model) if args.command == "import" else (export_model, args.folder)

@@ -3,87 +3,26 @@ The reversible networks of rev_gpt2 in transformers: GPT-2's weights, by GPT-2's
 
     model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
-FOLDER is what `hf.py export` wrote; this file lies in it. Both streams, prev and cur, start as the embedding, and each step is
-
-    next = alpha_k prev + beta_k cur + gamma_k F_k(cur);   prev = cur;   cur = next
-
-The equations are those of "Reversing Large Language Models for Efficient Training and Fine-Tuning" (Gal and others), by number.
-Streams are floating point here and integers in the trainer, so logits differ by the rounding. Training works by autograd, which
-keeps the internals of every block; after `gradient_checkpointing_enable()` (Trainer: `gradient_checkpointing=True`) the streams
-are integers here too, and the backward pass steps back through them: what is kept does not grow with depth.
+FOLDER is what `hf.py export` wrote; this file lies in it, and modeling_rev.py, which has the recurrences.
 """
-import itertools
-import math
-
-import torch
 import torch.nn.functional as F
-import transformers
-from packaging.version import Version
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-OLDEST = "4.48"  # of transformers, that the tests were run with; the newest was 5.24
-if Version(transformers.__version__) < Version(OLDEST):
-    raise ImportError(f"modeling_rev_gpt2.py: this is transformers {transformers.__version__}; {OLDEST} or newer is needed")
-
-from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel  # noqa: E402
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast  # noqa: E402
-from transformers.pytorch_utils import Conv1D  # noqa: E402
-from transformers.utils import logging  # noqa: E402
-
-MODES = ("midpoint", "midpoint-a", "leapfrog", "hamiltonian", "retrofit", "bdia")
-CACHE = "cache" if "cache" in CausalLMOutputWithPast.__annotations__ else "past_key_values"  # renamed in 5.24; both are taken here
-logger = logging.get_logger("transformers.models.rev_gpt2")  # not __name__: transformers' verbosity is to hold here
+from .modeling_rev import Block, RevConfig, RevLMHeadModel, RevModel
 
 
-class RevGPT2Config(PretrainedConfig):
-    """
-    mode          one of MODES
-    step_size     h; of midpoint, midpoint-a, leapfrog and hamiltonian
-    coefficients  the a_k of midpoint-a, one a layer; or the one a of retrofit and bdia
-    fixed_point   K, the iterations of (4.7); of retrofit
-    stem          how many steps at first are those of the ordinary network; of retrofit and bdia
-    grid          the trainer's streams were integers times 2^-grid, or floating point if 0; nothing here depends on it
-    """
+class RevGPT2Config(RevConfig):
     model_type = "rev_gpt2"
-    keys_to_ignore_at_inference = ["past_key_values", "cache"]
     attribute_map = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions", "num_attention_heads": "n_head"}
 
-    def __init__(self, vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12, mode="midpoint", step_size=0.25,
-                 coefficients=(), fixed_point=0, stem=0, grid=20, layer_norm_epsilon=1e-5, initializer_range=0.02, use_cache=True,
+    def __init__(self, vocab_size=50257, n_positions=1024, n_embd=768, n_head=12, layer_norm_epsilon=1e-5,
                  tie_word_embeddings=True, **kwargs):
-        self.vocab_size, self.n_positions, self.n_embd, self.n_layer, self.n_head = vocab_size, n_positions, n_embd, n_layer, n_head
-        self.mode, self.step_size, self.coefficients = mode, step_size, list(coefficients)
-        self.fixed_point, self.stem, self.grid = fixed_point, stem, grid
-        self.layer_norm_epsilon, self.initializer_range, self.use_cache = layer_norm_epsilon, initializer_range, use_cache
-        if mode not in MODES:
-            raise ValueError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+        self.vocab_size, self.n_positions, self.n_embd, self.n_head = vocab_size, n_positions, n_embd, n_head
+        self.layer_norm_epsilon = layer_norm_epsilon
         if n_embd % n_head:
             raise ValueError(f"n_embd {n_embd} is no multiple of n_head {n_head}")
-        wanted = {"midpoint-a": n_layer, "retrofit": 1, "bdia": 1}.get(mode, 0)
-        if len(self.coefficients) != wanted:
-            raise ValueError(f"{len(self.coefficients)} coefficients, but {mode} of {n_layer} layers takes {wanted}")
-        if any(not a or 256 * a != int(256 * a) for a in self.coefficients):
-            raise ValueError(f"coefficients {self.coefficients}: multiples of 1/256 other than 0 are meant, which reversing needs")
-        if not (mode == "retrofit") <= stem <= (n_layer if mode in ("retrofit", "bdia") else 0):
-            raise ValueError(f"a stem of {stem} steps does not go with {mode} of {n_layer} layers")
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
-
-    @property
-    def num_hidden_layers(self):
-        """For so many layers transformers makes a cache: one for each evaluation of an attention, of which retrofit has more."""
-        more = (self.n_layer - self.stem) * (self.fixed_point + 1) if self.mode == "retrofit" else 0
-        return self.n_layer + more
-
-    @num_hidden_layers.setter
-    def num_hidden_layers(self, n):
-        self.n_layer = n
-
-
-# ------------------------------------------------------------------------------------------------------------------------
-# The block, as GPT-2's. Streams are float32 at least, whatever the type of the weights: many small steps add up in them.
-
-def at_least_float32(x):
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class StreamNorm(nn.LayerNorm):
@@ -92,47 +31,8 @@ class StreamNorm(nn.LayerNorm):
         return F.layer_norm(stream, self.normalized_shape, weight, bias, self.eps).to(self.weight.dtype)
 
 
-class Past:
-    """
-    Of one forward pass of T tokens: those before, in a cache or None, and which of all a query sees: attention_mask is 0 at
-    padding. eager: attention step by step; weights: a list that its weights are added to, or None.
-    """
-    def __init__(self, cache, before, T, attention_mask, eager=False, weights=None):
-        self.cache, self.before, self.T, self.attention_mask = cache, before, T, attention_mask
-        self.eager, self.weights, self.mask = eager or weights is not None, weights, None
-        self.evaluations = itertools.count()
-
-    def attend(self, q, k, v):
-        """Over all keys and values there are for this evaluation of an attention; each evaluation has its own."""
-        if self.cache is not None:
-            position = torch.arange(self.before, self.before + self.T, device=k.device)  # StaticCache of version 4 wants it
-            k, v = self.cache.update(k, v, next(self.evaluations), {"cache_position": position})
-        keys = k.shape[2]
-        causal = self.attention_mask is None and keys == self.before + self.T and self.before * (self.T - 1) == 0
-        if self.mask is None and (self.eager or not causal):
-            self.mask = self.visible(keys, k.device)
-        if not self.eager:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, is_causal=causal and self.T > 1)
-        scores = q @ k.mT / math.sqrt(q.shape[-1])
-        scores = scores.masked_fill(~self.mask, -math.inf) if self.mask.dtype == torch.bool else scores + self.mask
-        weights = at_least_float32(scores).softmax(-1).to(v.dtype)
-        if self.weights is not None:
-            self.weights.append(weights)
-        return weights @ v
-
-    def visible(self, keys, device):
-        """(B or 1, 1, T, keys): a query sees the keys up to its own that are no padding; its own always, lest there be none."""
-        if self.attention_mask is not None and self.attention_mask.ndim == 4:  # generate has made it, for a cache of fixed size
-            return self.attention_mask
-        query, key = torch.arange(self.before, self.before + self.T, device=device)[:, None], torch.arange(keys, device=device)
-        if self.attention_mask is None:
-            return (key <= query)[None, None]
-        padding = F.pad(self.attention_mask == 0, (0, keys - self.attention_mask.shape[1]))[:, None, None]
-        return (key <= query) & (~padding | (key == query))
-
-
 class Projection(Conv1D):
-    """A matrix that writes into the streams, initialized the smaller for it."""
+    writes_into_streams = True  # and is initialized the smaller for it
 
 
 class Attention(nn.Module):
@@ -158,7 +58,7 @@ class MLP(nn.Module):
         return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
 
 
-class Block(nn.Module):
+class GPT2Block(Block):
     def __init__(self, config):
         super().__init__()
         self.ln_1 = StreamNorm(config.n_embd, eps=config.layer_norm_epsilon)
@@ -166,313 +66,35 @@ class Block(nn.Module):
         self.ln_2 = StreamNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, p, past, half=None):
-        """The block, or half of it: 0 its attention, 1 its MLP."""
-        if half == 1:
-            return self.mlp(self.ln_2(p))
-        A = self.attn(self.ln_1(p), past)
-        return A if half == 0 else A + self.mlp(self.ln_2(p + A))                              # (2.5)
+    def attention(self, p, past):
+        return self.attn(self.ln_1(p), past)
+
+    def feed_forward(self, p):
+        return self.mlp(self.ln_2(p))
 
 
-# ------------------------------------------------------------------------------------------------------------------------
-# Stepping back. Floating-point sums cannot be undone, so the streams are integers: multiples of 2^-GRID, far finer than float32.
-# An increment is rounded to the grid once, and is added and subtracted exactly.
-
-GRID = 32
-LIMIT = 1 << 20  # streams beyond are an error in the trainer and NaN here; 63 - GRID bits have room for the products too
-DRIFT = 2**-10  # most that stepping back may miss the embedding by; 0 if the blocks compute the same bits twice
-
-
-def to_grid(x):
-    return (x * 2.0**GRID).round().to(torch.int64)
-
-
-def from_grid(s, dtype):
-    return s.to(dtype) * 2.0**-GRID
-
-
-def times(s, a):
-    """s * a for a = n / 2^m; what rounding loses is lost, but the same in both directions."""
-    n, d = float(a).as_integer_ratio()
-    return s * n >> d.bit_length() - 1
-
-
-class Remainders:
-    """
-    What multiplying integers by a = n / 2^m loses, so that it can be undone: the low m bits go onto a stack of digits, one number
-    an element, and a digit of base n is taken from it (Maclaurin, Duvenaud & Adams 2015, section 3). A full plane of numbers is
-    kept and another begun: every 15 steps for a = 1/16, hardly ever for the a_k of midpoint-a, which shrink and grow in turn.
-    """
-    def __init__(self, planes=(), begun=()):
-        self.planes, self.begun, self.bound = list(planes), list(begun), 1 << 63
-
-    def multiply(self, s, a, k):
-        n, d = float(a).as_integer_ratio()
-        if abs(n) == d:
-            return s * int(a)
-        if self.bound * d > 1 << 62:
-            self.planes.append(torch.zeros_like(s))
-            self.begun.append(k)
-            self.bound = 1
-        stack = self.planes[-1] * d + (s & d - 1)
-        s = (s >> d.bit_length() - 1) * abs(n) + stack % abs(n)
-        self.planes[-1], self.bound = stack // abs(n), -(-self.bound * d // abs(n))
-        return s if n > 0 else -s
-
-    def unmultiply(self, s, a, k):
-        n, d = float(a).as_integer_ratio()
-        if abs(n) == d:
-            return s * int(a)
-        s = s if n > 0 else -s
-        stack = self.planes[-1] * abs(n) + s % abs(n)
-        self.planes[-1] = stack >> d.bit_length() - 1
-        if k == self.begun[-1]:
-            self.planes.pop()
-            self.begun.pop()
-        return s // abs(n) * d + (stack & d - 1)
-
-
-class Evaluation:
-    """Surroundings in which a force has the same bits a second time: the mixed precision and the dropout of the first."""
-    def __init__(self, x):
-        kind = x.device.type
-        self.kind, self.devices = kind, [x.device] if kind == "cuda" else []
-        self.amp = dict(dtype=torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind))
-        self.seed = int(torch.randint(1 << 62, ()))
-
-    def force(self, model, k, p, past):
-        with torch.random.fork_rng(self.devices):
-            torch.manual_seed(self.seed + k)
-            with torch.autocast(self.kind, cache_enabled=False, **self.amp):
-                return at_least_float32(model.coefficients(k)[2] * model.force(k, p, past))
-
-
-class Reversal(torch.autograd.Function):
-    """All steps from x to the last stream. Kept are the last two streams, and what Remainders and ordinary steps (alpha = 0) need."""
-
-    @staticmethod
-    def forward(ctx, model, past, x, *parameters):
-        ctx.model, ctx.past, ctx.parameters, ctx.evaluation = model, past, parameters, Evaluation(x)
-        remainders, forgotten = Remainders(), []
-        prev = cur = to_grid(x)
-        ctx.dtype, fine = x.dtype, x.abs().amax() < LIMIT
-        for k in range(model.steps):
-            alpha, beta, _ = model.coefficients(k)
-            force = ctx.evaluation.force(model, k, from_grid(cur, x.dtype), past)
-            after = times(cur, beta) + to_grid(force)
-            if alpha == 0:
-                forgotten.append(prev)
-            else:
-                after += remainders.multiply(prev, alpha, k)
-            prev, cur = cur, after
-            fine = fine & (force.abs().amax() < LIMIT) & (cur.abs().amax() < LIMIT << GRID)
-        ctx.begun, ctx.planes = remainders.begun, len(remainders.planes)
-        ctx.save_for_backward(x, prev, cur, *remainders.planes, *forgotten)
-        return torch.where(fine, from_grid(cur, x.dtype), math.nan)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, B):
-        model, past = ctx.model, ctx.past
-        x, cur, after, *saved = ctx.saved_tensors
-        remainders, forgotten = Remainders(saved[:ctx.planes], ctx.begun), saved[ctx.planes:]
-        place = {id(p): i for i, p in enumerate(ctx.parameters)}
-        grads = [None] * len(ctx.parameters)
-        A, remains = torch.zeros_like(B), []  # what is left of streams when all is taken back: 0
-        for k in reversed(range(model.steps)):
-            alpha, beta, _ = model.coefficients(k)
-            mine = [p for block in model.blocks(k) for p in block.parameters() if id(p) in place]
-            with torch.enable_grad():
-                p = from_grid(cur, ctx.dtype).requires_grad_()
-                force = ctx.evaluation.force(model, k, p, past)
-            dp, *dparameters = torch.autograd.grad(force, [p, *mine], B.to(force.dtype), allow_unused=True)
-            for parameter, d in zip(mine, dparameters):
-                i = place[id(parameter)]
-                grads[i] = d if grads[i] is None else grads[i] if d is None else grads[i] + d
-            prev = after - times(cur, beta) - to_grid(force.detach())
-            if alpha == 0:
-                remains.append(prev.abs().amax())
-                prev = forgotten.pop()
-            else:
-                prev = remainders.unmultiply(prev, alpha, k)
-            cur, after = prev, cur
-            A, B = alpha * B, A + beta * B + dp
-        start = to_grid(x)
-        remains += [(cur - start).abs().amax(), (after - start).abs().amax()]
-        drift = float(torch.stack(remains).amax()) * 2.0**-GRID
-        if drift > DRIFT:  # NaN, too, is the same number twice
-            raise RuntimeError(f"stepping back missed the start by {drift:.1e}: the blocks have not computed the same bits twice; "
-                               "gradient_checkpointing_disable() trains by autograd")
-        return None, None, (A + B) if ctx.needs_input_grad[2] else None, *grads
-
-
-# ------------------------------------------------------------------------------------------------------------------------
-
-class RevGPT2PreTrainedModel(PreTrainedModel):
+class RevGPT2Model(RevModel):
     config_class = RevGPT2Config
     base_model_prefix = "transformer"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]
-    _skip_keys_device_placement = ["past_key_values", "cache"]
-    _supports_sdpa = True
-    _supports_cache_class = _supports_static_cache = _supports_quantized_cache = True  # asked by version 4
 
-    @torch.no_grad()
-    def _init_weights(self, module):
-        std = self.config.initializer_range / (math.sqrt(2 * self.config.n_layer) if isinstance(module, Projection) else 1)
-        if isinstance(module, (nn.Linear, nn.Embedding, Conv1D)):
-            nn.init.normal_(module.weight, std=std)
-        if isinstance(module, StreamNorm):
-            nn.init.ones_(module.weight)
-        if getattr(module, "bias", None) is not None:
-            nn.init.zeros_(module.bias)
-
-
-class RevGPT2Model(RevGPT2PreTrainedModel):
-    """The network without its head."""
     def __init__(self, config):
         super().__init__(config)
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
-        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.h = nn.ModuleList(GPT2Block(config) for _ in range(config.n_layer))
         self.ln_f = StreamNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.gradient_checkpointing = False  # transformers' name of the switch
         self.post_init()
-
-    def get_input_embeddings(self):
-        return self.wte
 
     def set_input_embeddings(self, embeddings):
         self.wte = embeddings
 
-    @property
-    def steps(self):
-        return self.config.n_layer * (2 if self.config.mode == "hamiltonian" else 1)
-
-    def coefficients(self, k):
-        """alpha, beta and gamma of step k."""
-        mode, h, a = self.config.mode, self.config.step_size, self.config.coefficients
-        if k < self.config.stem:
-            return 0, 1, 1                                                                     # (2.2)
-        if mode == "midpoint":
-            return 1, 0, 2 * h                                                                 # (2.4)
-        if mode == "midpoint-a":
-            return a[k], 1 - a[k], h                                                           # (3.6)
-        if mode == "leapfrog":
-            return -1, 2, h * h                                                                # (2.6)
-        if mode == "hamiltonian":
-            return 1, 0, h                                                                     # (2.8), (2.9)
-        if mode == "retrofit":
-            return a[0], 1 - a[0], 1                                                           # (4.3)
-        return a[0], 1 - a[0], 1 + a[0]            # bdia: (4.3), with f_j(p_j) for f_{j-1}(p_{j-1})
-
-    def has_estimate(self, k):
-        return self.config.mode == "retrofit" and k >= self.config.stem
-
-    def blocks(self, k):
-        """Those that step k evaluates."""
-        if self.config.mode == "hamiltonian":
-            return [self.h[k // 2]]
-        return [self.h[k], self.h[k - 1]] if self.has_estimate(k) else [self.h[k]]
-
-    def force(self, k, p, past):
-        """F_k(p). Half a block a step makes the midpoint recurrence the Hamiltonian network: q, p, q, p, ..."""
-        if self.config.mode == "hamiltonian":
-            return self.h[k // 2](p, past, k % 2)
-        force = self.h[k](p, past)
-        if self.has_estimate(k):  # alpha f_{k-1} where p_{k-1} is estimated to be
-            estimate = p
-            for _ in range(self.config.fixed_point):
-                estimate = p - self.h[k - 1](estimate, past)                                   # (4.7)
-            force = force + self.coefficients(k)[0] * self.h[k - 1](estimate, past)
-        return force
-
-    @torch.compiler.disable
-    def reversing(self, x, past):
-        return Reversal.apply(self, past, x, *(p for p in self.h.parameters() if p.requires_grad))
-
-    def forward(self, input_ids=None, past_key_values=None, attention_mask=None, token_type_ids=None, position_ids=None,
-                inputs_embeds=None, use_cache=None, output_attentions=None, output_hidden_states=None, return_dict=None, cache=None, **kwargs):
-        config, past_key_values = self.config, past_key_values if cache is None else cache
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("either input_ids or inputs_embeds is meant")
-        for name in ("encoder_hidden_states", "encoder_attention_mask", "head_mask"):
-            if kwargs.get(name) is not None:
-                raise ValueError(f"{name}: these networks have no such thing")
-        output_attentions = config.output_attentions if output_attentions is None else output_attentions
-        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        reverse = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        if use_cache and reverse:
-            logger.warning_once("use_cache=True does not go with gradient checkpointing; there will be no cache")
-        use_cache = config.use_cache and not self.training if use_cache is None else use_cache and not reverse
-
-        x = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
-        B, T = x.shape[:2]
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
-        before = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
-        if attention_mask is not None and attention_mask.ndim == 2:
-            if attention_mask.shape != (B, before + T):
-                raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}; for the cached tokens and these it is {(B, before + T)}")
-            if position_ids is None:  # padding does not count
-                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, before:]
-            if not torch.compiler.is_compiling() and (attention_mask != 0).all():
-                attention_mask = None  # which is faster
-        if position_ids is None:
-            position_ids = torch.arange(before, before + T, device=x.device)[None]
-        past = Past(past_key_values, before, T, attention_mask, config._attn_implementation == "eager", [] if output_attentions else None)
-
-        x = at_least_float32(x) + self.wpe(position_ids)                                       # (2.1)
-        if token_type_ids is not None:
-            x = x + self.wte(token_type_ids)
-        states, weights = [], []
-        if reverse and past_key_values is None and not output_hidden_states and not output_attentions:
-            cur = self.reversing(x, past)
-        else:
-            prev = cur = x
-            for k in range(self.steps):
-                if config.mode != "hamiltonian" or k % 2 == 0:  # a state and weights for each layer
-                    states.append(cur)
-                alpha, beta, gamma = self.coefficients(k)
-                prev, cur = cur, alpha * prev + beta * cur + gamma * self.force(k, cur, past).to(cur.device)
-                if past.weights:
-                    weights.append(past.weights[0])
-                    past.weights.clear()
-        last = self.ln_f(cur)                                                                  # (2.3)
-        output = BaseModelOutputWithPast(last_hidden_state=last, hidden_states=(*states, last) if output_hidden_states else None,
-                                         attentions=tuple(weights) if output_attentions else None,
-                                         **{CACHE: past_key_values if use_cache else None})
-        return output.to_tuple() if return_dict is False else output
+    def embed(self, x, past, token_type_ids):
+        x = x + self.wpe(past.position_ids)
+        return x if token_type_ids is None else x + self.wte(token_type_ids)
 
 
-class RevGPT2LMHeadModel(RevGPT2PreTrainedModel, GenerationMixin):
+class RevGPT2LMHeadModel(RevLMHeadModel):
+    config_class = RevGPT2Config
+    base_model_prefix = "transformer"
+    body = RevGPT2Model
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.transformer = RevGPT2Model(config)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.loss_type = "ForCausalLM"
-        self.post_init()
-
-    def get_output_embeddings(self):
-        return self.lm_head
-
-    def set_output_embeddings(self, embeddings):
-        self.lm_head = embeddings
-
-    def forward(self, input_ids=None, past_key_values=None, attention_mask=None, token_type_ids=None, position_ids=None,
-                inputs_embeds=None, labels=None, use_cache=None, output_attentions=None, output_hidden_states=None,
-                return_dict=None, logits_to_keep=0, cache=None, **kwargs):
-        """Arguments are those of GPT2LMHeadModel; those it leaves over, num_items_in_batch for one, are the loss's."""
-        out = self.transformer(input_ids, past_key_values, attention_mask, token_type_ids, position_ids, inputs_embeds, use_cache,
-                               output_attentions, output_hidden_states, cache=cache, **kwargs)
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(out.last_hidden_state[:, kept])
-        loss = None
-        if labels is not None:  # each token is to be foretold by the one before
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-        output = CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=out.hidden_states, attentions=out.attentions,
-                                        **{CACHE: getattr(out, CACHE)})
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()

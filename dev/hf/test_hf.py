@@ -1,5 +1,5 @@
 """
-Tests hf.py and modeling_rev_gpt2.py: transformers and the trainer must compute the same logits from the same weights.
+Tests hf.py, modeling_rev.py and modeling_rev_gpt2.py: transformers and the trainer must compute the same logits from the same weights.
 
     python3 dev/hf/test_hf.py [--trainer PATH] [--sampler PATH] [TEST ...]      without them, what `make` builds, and every test
 
@@ -27,7 +27,7 @@ except ImportError as e:
     print(f"skipped, no package {e.name}\n0 passed, 0 failed")
     sys.exit(0)
 sys.path.append(str(ROOT / "dev/reference"))
-from reference import shapes
+from reference import GPT2, shapes
 
 transformers.utils.logging.disable_progress_bar()
 DTYPE = "dtype" if transformers.__version__ >= "4.56" else "torch_dtype"  # the argument's name
@@ -178,7 +178,7 @@ def test_tokenizer():
     for model in ("plain.bin", "midpoint/model_00000000.bin"):
         convert("export", ROOM / model, ROOM / "with tokenizer", "--tokenizer", ROOM / "tokenizer")
         there = {p.name for p in (ROOM / "with tokenizer").iterdir()}
-        code = {"modeling_rev_gpt2.py"} if "midpoint" in model else set()
+        code = {"modeling_rev.py", "modeling_rev_gpt2.py"} if "midpoint" in model else set()
         check(there == {"config.json", "generation_config.json", "model.safetensors"} | files.keys() | code, f"{model}: not all or other files, {there}")
         tokenizer = AutoTokenizer.from_pretrained(ROOM / "with tokenizer", trust_remote_code=True)
         check(tokenizer.encode("abba") == [2, 1, 0] and tokenizer.decode([2, 1, 0]) == "abba", f"{model}: AutoTokenizer")
@@ -243,7 +243,7 @@ def tokenizer_of(folder, texts):
 def test_versions():
     """Another transformers than those that work is refused in one line."""
     for version, works in [("4.47.1", False), ("4.48.0", True)]:
-        code = f"import transformers; transformers.__version__ = '{version}'; import modeling_rev_gpt2"
+        code = f"import transformers; transformers.__version__ = '{version}'; import modeling_rev"
         done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=HERE)
         last = done.stderr.strip().splitlines()[-1:]
         check((done.returncode == 0) == works and (works or f"this is transformers {version}; 4.48 or newer is needed" in last[0]), f"transformers {version}: {last}")
@@ -261,7 +261,7 @@ NETWORKS = [("midpoint", "--step-size", 0.4), ("midpoint-a",), ("leapfrog", "--g
 def randomize(path):
     """Every tensor of a model file random, the padding of wte too, which nobody may read."""
     header, rng = np.fromfile(path, "<i4", 256), np.random.default_rng(1)
-    m = SimpleNamespace(**dict(zip(("maxT", "V", "L", "NH", "C", "Vp"), map(int, header[2:8]))))
+    m = SimpleNamespace(**dict(zip(("maxT", "V", "L", "NH", "C", "Vp"), map(int, header[2:8]))), block=GPT2)
     with open(path, "r+b") as out:
         out.seek(1024)
         for name, shape in shapes(m).items():
@@ -284,7 +284,7 @@ def test_generation(model, what):
     check(alone == generated(model, ids, mask, use_cache=False), f"{what}: and there without a cache")
     check(alone == generated(model, ids, mask, cache_implementation="static"), f"{what}: and with a cache of fixed size")
     check(alone != generated(model, ids), f"{what}: which needs the mask")
-    past = sys.modules[type(model).__module__].Past(None, 0, 12, mask)
+    past = module_of(model).Past(None, 0, 12, mask)
     check(past.visible(12, "cpu").any(-1).all(), f"{what}: padding sees something, lest it be NaN")
     with torch.no_grad():
         padded = model(ids, attention_mask=mask).logits
@@ -323,11 +323,13 @@ def test_training(model, ids, what):
     check(abs(differences / slope - 1) < 1e-5, f"{what}: gradient {slope}, finite differences {differences}")
 
 def module_of(model):
-    return sys.modules[type(model).__module__]
+    """That of the recurrences, not of the block."""
+    return sys.modules[type(model).__base__.__module__]
 
 def test_arguments(model, ids, folder, what):
     """Every argument of a GPT-2 means here what it means there."""
-    L, (B, T), C = model.config.n_layer, ids.shape, model.config.n_embd
+    L, (B, T), C, heads = model.config.n_layer, ids.shape, model.config.hidden_size, model.config.num_attention_heads
+    places = getattr(model.base_model, "wpe", None)  # GPT-2's
     with torch.no_grad():
         logits, embed = model(ids).logits, model.get_input_embeddings()
         for name in ("position_ids", "cache_position", "inputs_embeds", "head_mask", "encoder_hidden_states", "past_key_values", "another"):
@@ -335,17 +337,18 @@ def test_arguments(model, ids, folder, what):
         near(model(ids, cache_position=torch.arange(T)).logits, logits, f"{what}: cache_position", 0)
         near(model(ids, attention_mask=torch.ones_like(ids)).logits, logits, f"{what}: attention_mask of ones", 0)
         near(model(inputs_embeds=embed(ids)).logits, logits, f"{what}: inputs_embeds", 0)
-        near(model(ids, token_type_ids=ids.flip(1)).logits, model(inputs_embeds=embed(ids) + embed(ids.flip(1))).logits,
-             f"{what}: token_type_ids are embedded and added", 1e-5)
+        types = embed(ids.flip(1)) if places else 0
+        near(model(ids, token_type_ids=ids.flip(1)).logits, model(inputs_embeds=embed(ids) + types).logits,
+             f"{what}: token_type_ids are embedded and added in GPT-2, and nothing elsewhere", 1e-5)
         near(model(ids, logits_to_keep=3).logits, logits[:, -3:], f"{what}: logits_to_keep", 1e-5)
         near(model(ids, logits_to_keep=torch.tensor([1, 5])).logits, logits[:, [1, 5]], f"{what}: logits_to_keep, places", 1e-5)
         out = model(ids, output_hidden_states=True, output_attentions=True, use_cache=False)
         near(out.logits, logits, f"{what}: logits with attentions", 1e-5)
         check([tuple(s.shape) for s in out.hidden_states] == [(B, T, C)] * (L + 1), f"{what}: a hidden state before each layer and one at last")
         near(model.lm_head(out.hidden_states[-1]), out.logits, f"{what}: the last hidden state is what the head reads", 0)
-        near(out.hidden_states[0], embed(ids) + model.transformer.wpe(torch.arange(T)), f"{what}: the first is the embedding", 1e-6)
-        check([tuple(w.shape) for w in out.attentions] == [(B, model.config.n_head, T, T)] * L, f"{what}: the attention of each layer")
-        near(torch.stack(out.attentions).sum(-1), torch.ones(L, B, model.config.n_head, T), f"{what}: of sum 1", 1e-5)
+        near(out.hidden_states[0], embed(ids) + (places(torch.arange(T)) if places else 0), f"{what}: the first is the embedding", 1e-6)
+        check([tuple(w.shape) for w in out.attentions] == [(B, heads, T, T)] * L, f"{what}: the attention of each layer")
+        near(torch.stack(out.attentions).sum(-1), torch.ones(L, B, heads, T), f"{what}: of sum 1", 1e-5)
         check(not any(w.triu(1).any() for w in out.attentions), f"{what}: and nothing seen of what follows")
         check(isinstance(model(ids, return_dict=False), tuple), f"{what}: return_dict=False")
         labels, loss = ids.clone(), model(ids, labels=ids).loss
@@ -405,10 +408,11 @@ def test_forms(folder, tokens, what):
         check(apart(want, again) < 2e-5, f"{what}: torch.compile and stepping back, {apart(want, again):.1e}")
     torch._dynamo.reset()
     model.eval().resize_token_embeddings(260)
-    check(model.config.vocab_size == 260 and model.lm_head.weight is model.transformer.wte.weight, f"{what}: resized, still tied")
+    tied = model.config.tie_word_embeddings
+    check(model.config.vocab_size == 260 and (model.lm_head.weight is model.base_model.wte.weight) == tied, f"{what}: resized, tied as before")
     near(logits_of(model, tokens.ids)[..., :256], logits, f"{what}: resized", 1e-5)
     model.save_pretrained(out)
-    check("lm_head.weight" not in load_file(out / "model.safetensors"), f"{what}: tied weights are saved once")
+    check(("lm_head.weight" not in load_file(out / "model.safetensors")) == tied, f"{what}: tied weights are saved once")
     again = load(out, trust_remote_code=True)
     convert("import", out, ROOM / "form.bin", "--force")
     near(logits_of(again, tokens.ids), logits_of(model, tokens.ids), f"{what}: resized and saved", 0)
@@ -416,7 +420,9 @@ def test_forms(folder, tokens, what):
     check(header[3] == 260 and header[8] == MODES.index(model.config.mode), f"{what}: resized and imported, {header[:18]}")
     shutil.rmtree(out)
 
-def test_tuning(folder, what):
+LORA = dict(target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)
+
+def test_tuning(folder, what, lora=LORA):
     """As users do it: all of it, then a LoRA, by Trainer with gradient checkpointing; saved, and in the trainer the same network."""
     if not all(importlib.util.find_spec(name) for name in ("peft", "accelerate")):
         print("fine-tuning: left out, no package peft or accelerate", flush=True)
@@ -443,7 +449,7 @@ def test_tuning(folder, what):
     trainer.save_model(ROOM / "tuned")
     same_network(ROOM / "tuned", trainer.model, "Trainer")
     lora = get_peft_model(load(folder, trust_remote_code=True), LoraConfig(
-        task_type="CAUSAL_LM", r=8, lora_alpha=32, lora_dropout=0.05, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True))
+        task_type="CAUSAL_LM", r=8, lora_alpha=32, lora_dropout=0.05, **lora))
     trainer, losses = tune(lora, 3e-3)
     lora.save_pretrained(ROOM / "adapter")
     done = hf("import", ROOM / "adapter", ROOM / "adapter.bin")
@@ -489,10 +495,13 @@ def kept(model, ids):
         storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        loss = model.transformer(ids).last_hidden_state.sum()  # all are alive, so that no address comes twice
+        loss = model.base_model(ids).last_hidden_state.sum()  # all are alive, so that no address comes twice
     return sum(size for at, size in storages.items() if at not in parameters) + 0 * loss.ndim
 
-def test_reversing(model, ids, what):
+def test_reversing(model, ids, what, norm="ln_1", more=0):
+    """norm: what the first one is called in a block; more: bytes an element that autograd keeps of the norm at the end."""
+    layers, mlp = model.base_model.h, [layer.mlp for layer in model.base_model.h]
+    into_stream = list(mlp[2].children())[-1].weight
     state = {name: x.clone() for name, x in model.state_dict().items()}
     model.train()
     want = gradients(model, ids)
@@ -505,7 +514,7 @@ def test_reversing(model, ids, what):
         difference = apart(want, gradients(model, ids))
         check(difference < 2e-5, f"{what}: gradients, stepping back, are autograd's but for {difference:.1e}")
         print(f"{what}: gradients by stepping back differ by {difference:.1e}", flush=True)
-        planes = (33 + 8 * model.config.stem) * ids.numel() * model.config.n_embd
+        planes = (33 + more + 8 * model.config.stem) * ids.numel() * model.config.hidden_size
         check(kept(model, ids) <= planes, f"{what}: little is kept, {kept(model, ids) / planes:.1f} of x, two streams, remainders, the stem's, what ln_f reads")
         check(apart(padded, gradients(model, ids, attention_mask=mask)) < 2e-5, f"{what}: gradients with padding")
         with torch.autocast("cpu", torch.bfloat16):
@@ -519,10 +528,10 @@ def test_reversing(model, ids, what):
         out = model(ids, labels=ids, use_cache=True)
         check(out.past_key_values is None, f"{what}: no cache when stepping back")
         check(len(model(ids, output_hidden_states=True).hidden_states) == 7, f"{what}: hidden states by autograd")
-        noise = [model.transformer.h[3].mlp.register_forward_hook(lambda module, x, y: torch.nn.functional.dropout(y, 0.1))]
-        check(gradients(model, ids)["transformer.wte.weight"].isfinite().all(), f"{what}: dropout is the same twice")
+        noise = [mlp[3].register_forward_hook(lambda module, x, y: torch.nn.functional.dropout(y, 0.1))]
+        check(all(g.isfinite().all() for g in gradients(model, ids).values()), f"{what}: dropout is the same twice")
         count = iter(range(1000))
-        noise += [model.transformer.h[3].mlp.register_forward_hook(lambda module, x, y: y + 0.1 * next(count))]
+        noise += [mlp[3].register_forward_hook(lambda module, x, y: y + 0.1 * next(count))]
         try:
             gradients(model, ids)
             check(False, f"{what}: another force the second time is noticed")
@@ -531,18 +540,21 @@ def test_reversing(model, ids, what):
         for hook in noise:
             hook.remove()
         with torch.no_grad():
-            model.transformer.h[2].mlp.c_proj.bias[0] = torch.nan
+            was = into_stream[0, 0].item()
+            into_stream[0, 0] = torch.nan
             check(model(ids).loss is None and model(ids).logits.isnan().all(), f"{what}: NaN is seen")
         check(model(ids).logits.isnan().all(), f"{what}: NaN is seen when stepping back")
         with torch.no_grad():
-            model.transformer.h[2].mlp.c_proj.bias[0] = 1e9
+            into_stream[0, 0] = 1e12
         check(not model(ids).logits.isfinite().any(), f"{what}: so is a stream that leaves the range")
         with torch.no_grad():
-            model.transformer.h[2].mlp.c_proj.bias[0] = 0
+            into_stream[0, 0] = was
         for name, p in model.named_parameters():  # as with an adapter
-            p.requires_grad_("h.2.mlp" in name or "h.4.ln_1" in name)
+            p.requires_grad_(False)
+        for p in [*mlp[2].parameters(), *getattr(layers[4], norm).parameters()]:
+            p.requires_grad_(True)
         some = gradients(model, ids)
-        check(len(some) == 6, f"{what}: some parameters alone, {list(some)}")
+        check(len(some) == sum(p.requires_grad for p in model.parameters()), f"{what}: some parameters alone, {list(some)}")
     check(apart(gradients(model, ids), some) < 2e-5, f"{what}: gradients of some parameters")
     model.requires_grad_(True)
     model.load_state_dict(state)
@@ -550,7 +562,8 @@ def test_reversing(model, ids, what):
 
 def test_depth():
     """What is kept does not grow with depth, but by what conversions shift out: half a byte an element a step for a = 1/16."""
-    module, ids = module_of(load(ROOM / "network 0", trust_remote_code=True)), torch.randint(0, 256, (2, 64))
+    model = load(ROOM / "network 0", trust_remote_code=True)
+    module, ids = sys.modules[type(model).__module__], torch.randint(0, 256, (2, 64))
     elements = ids.numel() * 64
     for mode, more in [("midpoint", {}), ("leapfrog", {}), ("hamiltonian", {}), ("midpoint-a", {}),
                        ("retrofit", dict(coefficients=[-0.0625], stem=1)), ("bdia", dict(coefficients=[0.0625]))]:

@@ -17,7 +17,7 @@ if len(sys.argv) < 2 or not Path(sys.argv[1], "tests", "test_modeling_common.py"
     print("common.py: DIR/tests/test_modeling_common.py is meant, from transformers' sources", file=sys.stderr)
     sys.exit(2)
 HERE = Path(__file__).resolve()
-sys.path[:0] = [sys.argv[1], str(HERE.parents[1] / "hf")]
+sys.path[:0] = [sys.argv[1], str(HERE.parents[1])]
 
 LEFT_OUT = dict.fromkeys(
     ["test_gradient_checkpointing_enable_disable", "test_training_gradient_checkpointing",
@@ -36,7 +36,7 @@ for name, mixin in [("tests.generation.test_utils", "GenerationTesterMixin"), ("
     elif "generation" in name:
         mixins.append(getattr(importlib.import_module(name), mixin))
 common = importlib.import_module("tests.test_modeling_common")
-from modeling_rev_gpt2 import RevGPT2Config, RevGPT2LMHeadModel, RevGPT2Model  # noqa: E402
+from hf.modeling_rev_gpt2 import RevGPT2Config, RevGPT2LMHeadModel, RevGPT2Model  # noqa: E402
 from transformers.models.auto import modeling_auto as auto  # noqa: E402
 
 auto.MODEL_MAPPING_NAMES["rev_gpt2"] = "RevGPT2Model"  # the tests ask by name what a model returns

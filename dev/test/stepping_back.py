@@ -10,7 +10,7 @@ an adapter, and the head is left out, which takes the same for all. Each line is
 import argparse, functools, subprocess, sys, time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hf"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def memory(name):
@@ -20,10 +20,10 @@ def memory(name):
 def measure(args, L, how):
     import torch
     from torch.utils.checkpoint import checkpoint
-    from modeling_rev_gpt2 import RevGPT2Config, RevGPT2Model
+    from hf.modeling_rev_gpt2 import RevGPT2Config, RevGPT2Model
     device = "cuda" if torch.cuda.is_available() else "cpu"
     more = {"midpoint-a": [(1.25, -0.75, 0.8125, -1.1875)[k % 4] for k in range(L)], "retrofit": [-0.0625], "bdia": [-0.0625]}
-    config = RevGPT2Config(256, args.context, args.channels, L, args.channels // 64, args.mode, step_size=1 / L,
+    config = RevGPT2Config(256, args.context, args.channels, args.channels // 64, n_layer=L, mode=args.mode, step_size=1 / L,
                            coefficients=more.get(args.mode, ()), stem=args.mode == "retrofit")
     model = RevGPT2Model(config).to(device).train().requires_grad_(False)
     model.h[0].ln_1.bias.requires_grad_(True)

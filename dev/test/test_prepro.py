@@ -2,7 +2,7 @@
 
     python3 dev/test/test_prepro.py
 
-Needs Python and tqdm; what needs another package or tiktoken's gpt2 vocabulary is skipped where it cannot be had.
+Needs Python and tqdm; what needs another package (tokenizers, sentencepiece, numpy, datasets, tiktoken) or tiktoken's gpt2 vocabulary is skipped where it cannot be had.
 """
 import fcntl
 import json
@@ -1010,6 +1010,149 @@ def test_gpt2_documents(tmp):
     got = [enc.decode(tokens[b + 1:e]) for b, e in zip(at, at[1:] + [len(tokens)])]
     check_equal(sorted(got), sorted(documents), "documents")
     check(os.path.getsize(os.path.join(out, TOKENIZER)) > 1024 + 50257, "the tokenizer should be there")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the tokenizer of a folder
+
+TEXT = "ñandú 日本語 🙂 say </s> or <s>, and it's 1234567.\n\n  The fox\ttook   the law of the nation.\n" * 9
+
+
+def tokenizer_json(folder, before="<s>", config=None, model=None):
+    """A small byte-level BPE with <s>, </s> and <pad>, that cuts and pads as one saved after use might."""
+    tokenizers, = need("tokenizers")
+    os.mkdir(folder)
+    t = tokenizers.Tokenizer(tokenizers.models.BPE())
+    t.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    t.decoder = tokenizers.decoders.ByteLevel()
+    t.train_from_iterator([TEXT], tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<pad>", "<s>", "</s>"], show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+    if before:
+        t.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{before} $A </s>", special_tokens=[(name, t.token_to_id(name)) for name in (before, "</s>")])
+    t.enable_truncation(5)
+    t.enable_padding(length=7)
+    t.save(os.path.join(folder, "tokenizer.json"))
+    for name, content in ("tokenizer_config", config), ("config", model):
+        if content is not None:
+            write(os.path.join(folder, name + ".json"), json.dumps(content).encode())
+    t.no_truncation()
+    t.no_padding()
+    t.encode_special_tokens = True
+    return lambda text: t.encode(text, add_special_tokens=False).ids
+
+
+def test_folder_text(tmp):
+    """Plain text: each side begins as the tokenizer begins a text; what looks like a token in it is text."""
+    a, n = write(os.path.join(tmp, "a"), TEXT.encode()), int(len(TEXT) * 0.9)
+    names = {"bos_token": {"content": "<s>"}, "eos_token": "</s>"}
+    cases = [("template", "<s>", None, None, [1], 300), ("other template", "<pad>", None, None, [0], 300),
+             ("none", None, names, {"vocab_size": 65536}, [], 65536),
+             ("said", None, {**names, "add_bos_token": True}, {"vocab_size": 400}, [1], 400),
+             ("taken back", "<s>", {**names, "add_bos_token": False}, None, [], 300)]
+    for what, before, config, model, begin, V in cases:
+        folder, out = os.path.join(tmp, what), os.path.join(tmp, what + " out")
+        encode = tokenizer_json(folder, before, config, model)
+        check(1 not in encode(TEXT) and len(encode(TEXT)) > 100, "no <s> in the text, but many tokens")
+        printed = good("--text", a, "--tokenizer", folder, "--out", out)
+        train, val = begin + encode(TEXT[:n]), begin + encode(TEXT[n:])
+        check_files(made(out), {TRAIN: token_bytes(train, V), VAL: token_bytes(val, V)}, what)
+        check_equal(printed, f"{out}/{TRAIN}  {len(train)} tokens  V {V}\n{out}/{VAL}  {len(val)} tokens  V {V}\n", what)
+        check_equal(good("--text", a, "--tokenizer", folder, "--out", out), f"{out} is finished already\n" + printed, what)
+    write(os.path.join(folder, "config.json"), b'{"vocab_size": 301}')
+    bad(1, ["with another tokenizer"], "--text", a, "--tokenizer", folder, "--out", out)
+    out = os.path.join(tmp, "first")
+    good("--text", a, "--tokenizer", os.path.join(tmp, "template"), "--val", "first:20", "--out", out)
+    check_files(made(out), {TRAIN: token_bytes(encode(TEXT)[19:], 300), VAL: token_bytes([1] + encode(TEXT)[:19], 300)}, "first:20")
+
+
+def test_folder_documents(tmp):
+    """Documents begin with what the tokenizer begins with, else end-of-text, which --documents fills up with, too."""
+    need("tqdm")
+    documents = make_documents(30) + ["\ud83d\ude42 and half of one: \ud83d"]
+    a = os.path.join(tmp, "a")
+    write(a, "".join(json.dumps({"text": d}) + "\n" for d in documents).encode())
+    documents[-1] = "🙂 and half of one: \ufffd"
+    for what, before, config, begin in ("template", "<s>", {"eos_token": "</s>"}, 1), ("none", None, {"eos_token": "</s>"}, 2), \
+                                       ("by number", None, {"bos_token": "<s>"}, 1):
+        folder, out, N = os.path.join(tmp, what), os.path.join(tmp, what + " out"), 16
+        encode = tokenizer_json(folder, before, config)
+        good("--jsonl", a, "--tokenizer", folder, "--val", "last:10%", "--out", out)
+        n = int(len(documents) * 0.9)
+        sides = [[i for d in side for i in [begin] + encode(d)] for side in (documents[:n], documents[n:])]
+        check_files(made(out), {TRAIN: token_bytes(sides[0], 300), VAL: token_bytes(sides[1], 300)}, what)
+        out += " N"
+        good("--jsonl", a, "--tokenizer", folder, "--val", "last:10%", "--documents", str(N), "--out", out)
+        for name, side in (TRAIN, documents[:n]), (VAL, documents[n:]):
+            each = [[begin] + encode(d) for d in side if d]
+            whole = [i for ids in each for i in ids + [begin] * (-len(ids) % N)] + [begin]
+            check_equal(read(out, name), token_bytes(whole, 300, N, begin), f"{what}, {name}, --documents")
+    encode = tokenizer_json(os.path.join(tmp, "nothing"), None, {})
+    bad(1, ["bos_token or eos_token"], "--jsonl", a, "--tokenizer", os.path.join(tmp, "nothing"), "--out", os.path.join(tmp, "no"))
+
+
+def test_folder_sentencepiece(tmp):
+    sentencepiece, = need("sentencepiece")
+    folder, out, a = os.path.join(tmp, "folder"), os.path.join(tmp, "out"), write(os.path.join(tmp, "a"), TEXT.encode())
+    os.mkdir(folder)
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(TEXT.split("\n")), model_prefix=os.path.join(folder, "tokenizer"),
+                                             vocab_size=300, model_type="bpe", byte_fallback=True, normalization_rule_name="identity",
+                                             remove_extra_whitespaces=False, hard_vocab_limit=False, minloglevel=2)
+    t = sentencepiece.SentencePieceProcessor(model_file=os.path.join(folder, "tokenizer.model"))
+    V, n = t.get_piece_size(), int(len(TEXT) * 0.9)
+    for begin in [t.bos_id()], []:
+        good("--text", a, "--tokenizer", folder, "--out", out + str(begin))
+        want = [token_bytes(begin + t.encode(part), V) for part in (TEXT[:n], TEXT[n:])]
+        check_files(made(out + str(begin)), {TRAIN: want[0], VAL: want[1]}, "SentencePiece")
+        write(os.path.join(folder, "tokenizer_config.json"), b'{"add_bos_token": false}')
+    bad(1, ["pip install sentencepiece"], "--text", a, "--tokenizer", folder, "--out", out, modules=blocked(tmp, "sentencepiece"))
+    write(os.path.join(folder, "tokenizer.model"), b"no model")
+    bad(1, ["tokenizer.model is no SentencePiece model"], "--text", a, "--tokenizer", folder, "--out", out)
+    check(not os.path.exists(out), "nothing should be made")
+
+
+def test_folder_refused(tmp):
+    a, out, folder = write(os.path.join(tmp, "a"), TEXT.encode()), os.path.join(tmp, "out"), os.path.join(tmp, "folder")
+    bad(2, [f"--tokenizer {folder}: gpt2, byte or a folder"], "--text", a, "--tokenizer", folder, "--out", out)
+    tokenizer_json(folder)
+    config = os.path.join(folder, "config.json")
+    for text, says in ((b'{"vocab_size": 128256}', "a vocabulary of 128256; tokens are 16 bits"), (b'{"vocab_size": 65537}', "65536 is the most"),
+                       (b'{"vocab_size": 299}', "vocab_size 299, but its tokenizer has 300"), (b"[1]", "is not a JSON object"), (b"{", "is not JSON")):
+        write(config, text)
+        bad(1, [says, folder], "--text", a, "--tokenizer", folder, "--out", out)
+    os.remove(config)
+    bad(1, ["pip install tokenizers"], "--text", a, "--tokenizer", folder, "--out", out, modules=blocked(tmp, "tokenizers"))
+    write(os.path.join(folder, "tokenizer_config.json"), b'{"add_bos_token": true}')
+    bad(1, ["puts [None] before a text"], "--text", a, "--tokenizer", folder, "--out", out)
+    write(os.path.join(folder, "tokenizer.json"), b"{}")
+    bad(1, ["tokenizer.json is no tokenizer"], "--text", a, "--tokenizer", folder, "--out", out)
+    os.remove(os.path.join(folder, "tokenizer.json"))
+    bad(1, ["neither tokenizer.json nor tokenizer.model"], "--text", a, "--tokenizer", folder, "--out", out)
+    check(not os.path.exists(out), "nothing should be made")
+
+
+def test_prompts(tmp):
+    """dev/hf/tokens.py: a prompt to numbers and to a file, numbers to text."""
+    folder, out = os.path.join(tmp, "folder"), os.path.join(tmp, "prompt.bin")
+    encode, program = tokenizer_json(folder), os.path.join(os.path.dirname(PROGRAM), "dev", "hf", "tokens.py")
+
+    def tokens(*args, **kwargs):
+        return subprocess.run([sys.executable, program, *args], capture_output=True, **kwargs)
+    text = "The fox 🙂 took</s>"
+    numbers = [1] + encode(text[:-4]) + [2]
+    p = tokens("encode", folder, text)
+    check_equal(p.stdout.split(), [b"%d" % i for i in numbers], f"numbers ({p.stderr!r})")
+    check_equal(tokens("encode", folder, "-", input=text.encode()).stdout, p.stdout, "from standard input")
+    check_equal(tokens("decode", folder, input=b"tokens: " + p.stdout).stdout.decode(), "<s>" + text + "\n", "and back")
+    p = tokens("encode", folder, text, "--bare", "--plain")
+    check_equal(p.stdout.split(), [b"%d" % i for i in encode(text)], "nothing before, and </s> is text")
+    check_equal(tokens("encode", folder, text, "-o", out).returncode, 0, "exit status")
+    check_equal(read(out), token_bytes(numbers, 300), "a token file")
+    p = tokens("decode", folder, input=b"1 2 300")
+    check_equal((p.returncode, p.stderr), (1, f"tokens.py: {folder} has no token 300; 300 are known\n".encode()), "a number too large")
+    check_equal(tokens("encode", folder, "-", input=b"\xff").returncode, 1, "not UTF-8")
+    check_equal(tokens("encode", folder).returncode, 2, "no text")
 
 
 def main():

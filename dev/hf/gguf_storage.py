@@ -1,0 +1,147 @@
+"""
+GGUF files for hf.py, by the package gguf: llama.cpp's names and its order of rows, for Llama's block alone.
+
+Of each head llama.cpp has the elements that rotary embeddings turn together side by side in q and k, where checkpoints and
+model files have them half a head apart.
+"""
+from types import SimpleNamespace
+import numpy as np
+
+from blocks import Llama, make_header
+from storage import bf16, die, float32
+
+try:
+    import gguf
+except ImportError as e:
+    die(f"GGUF files need the package gguf ({e}): pip install gguf")
+
+OF_LAYER = {"attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+            "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+            "ffn_down": "mlp.down_proj"}
+OTHERS = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
+TO_LAYER, TO_OTHERS = {b: a for a, b in OF_LAYER.items()}, {b: a for a, b in OTHERS.items()}
+
+def checkpoint_name(name):
+    stem, _, kind = name.rpartition(".")
+    layer, _, part = stem.removeprefix("blk.").partition(".")
+    if kind == "weight" and stem.startswith("blk.") and part in OF_LAYER:
+        return f"layers.{layer}.{OF_LAYER[part]}.weight"
+    return f"{OTHERS[stem]}.weight" if kind == "weight" and stem in OTHERS else name
+
+def gguf_name(name):
+    stem = name.removesuffix(".weight")
+    if stem in TO_OTHERS:
+        return f"{TO_OTHERS[stem]}.weight"
+    _, layer, part = stem.split(".", 2)
+    return f"blk.{layer}.{TO_LAYER[part]}.weight"
+
+def heads_turned(m, name):
+    """How many heads there are of which llama.cpp has the rows in another order, 0 in other tensors."""
+    return m.NH * name.endswith("q_proj.weight") + m.KH * name.endswith("k_proj.weight")
+
+def reordered(x, heads, back):
+    if not heads:
+        return x
+    half = x.shape[0] // heads // 2
+    pairs = (heads, half, 2) if back else (heads, 2, half)
+    return x.reshape(*pairs, x.shape[1]).swapaxes(1, 2).reshape(x.shape)
+
+# ----------------------------------------------------------------------------------------------------------------
+
+def read_fields(path, reader):
+    field = lambda key: reader.fields[key].contents() if key in reader.fields else None
+    name = field("general.architecture")
+    if name != "llama":
+        die(f"{path}: its architecture is {name!r}; only 'llama' can be imported")
+    if (field("split.count") or 1) > 1:
+        die(f"{path}: one of {field('split.count')} parts; llama.cpp's gguf-split --merge makes one file of them")
+    for key in ("expert_count", "attention.sliding_window", "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"):
+        value = field(f"llama.{key}")
+        if value not in (None, 0, 1.0, "none"):
+            die(f"{path}: llama.{key} is {value!r}; a network with such a thing cannot be imported")
+    return field
+
+def read_gguf(path):
+    """The network, and its tensors by a checkpoint's names."""
+    if not path.is_file():
+        die(f"{path}: no such file")
+    try:
+        reader = gguf.GGUFReader(path)
+    except Exception as e:  # of all sorts, where a file is none or is cut short
+        die(f"{path}: no whole GGUF file: {' '.join(str(e).split())}")
+    field = read_fields(path, reader)
+    m = SimpleNamespace(block=Llama, mode="baseline", tied=True)
+    tensors = {}
+    for t in reader.tensors:
+        name, shape = checkpoint_name(t.name), tuple(map(int, reversed(t.shape)))
+        tensors[name] = SimpleNamespace(path=path, dtype=t.tensor_type.name, shape=shape, data=t, read=read_tensor)
+    m.tied = "lm_head.weight" not in tensors
+    embedding = tensors.get("embed_tokens.weight")
+    sizes = {"context_length": "maxT", "block_count": "L", "attention.head_count": "NH", "embedding_length": "C", "feed_forward_length": "F"}
+    for key, attribute in sizes.items():
+        setattr(m, attribute, field(f"llama.{key}"))
+    m.V = embedding.shape[0] if embedding else field("llama.vocab_size")
+    m.KH = field("llama.attention.head_count_kv") or m.NH
+    numbers = [m.maxT, m.V, m.L, m.NH, m.C, m.F, m.KH]
+    if not all(type(n) is int and 1 <= n <= 1 << 24 for n in numbers) or m.C % m.NH or m.NH % m.KH or m.V > 65536:
+        die(f"{path}: no Llama for 16-bit tokens has context {m.maxT}, vocabulary {m.V}, {m.L} layers, {m.NH} heads, {m.KH} of keys, "
+            f"{m.C} channels, feed-forward {m.F}")
+    m.HS = field("llama.attention.key_length") or m.C // m.NH
+    for key in ("rope.dimension_count", "attention.value_length"):
+        if field(f"llama.{key}") not in (None, m.HS):
+            die(f"{path}: llama.{key} is {field(f'llama.{key}')}; the size of a head, {m.HS}, can be imported")
+    m.base, m.eps = (float(str(np.float32(x))) for x in (field("llama.rope.freq_base") or 1e4, field("llama.attention.layer_norm_rms_epsilon") or 1e-5))
+    make_header(m)
+    for name, t in tensors.items():
+        t.heads = heads_turned(m, name)
+    return m, tensors
+
+def read_tensor(t):
+    """float32, whatever it is quantized to; or bf16."""
+    x = t.data.data.view("<u2") if t.dtype == "BF16" else gguf.dequantize(t.data.data, t.data.tensor_type)
+    x = reordered(x.reshape(t.shape), t.heads, True)
+    return x if t.dtype == "BF16" else float32(x)
+
+# ----------------------------------------------------------------------------------------------------------------
+
+def write_gguf(path, m, tokenizer, numbers):
+    """The numbers come one tensor at a time, in the order of layout(m); vectors are float32 in all such files."""
+    writer = gguf.GGUFWriter(path, "llama", use_temp_file=False)
+    for key, value in [("context_length", m.maxT), ("embedding_length", m.C), ("block_count", m.L), ("feed_forward_length", m.F),
+                       ("attention.head_count", m.NH), ("attention.head_count_kv", m.KH), ("attention.key_length", m.HS),
+                       ("attention.value_length", m.HS), ("rope.dimension_count", m.HS), ("vocab_size", m.V)]:
+        writer.add_uint32(f"llama.{key}", value)
+    writer.add_float32("llama.rope.freq_base", m.base)
+    writer.add_float32("llama.attention.layer_norm_rms_epsilon", m.eps)
+    kinds = gguf.GGMLQuantizationType
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16 if m.dtype == "BF16" else gguf.LlamaFileType.ALL_F32)
+    for field in tokenizer:
+        kind, *of = field.types
+        writer.add_key_value(field.name, field.contents(), kind, of[0] if of else None)
+    as_bf16 = lambda shape: m.dtype == "BF16" and len(shape) == 2
+    for name, shape in m.block.layout(m):
+        if as_bf16(shape):
+            writer.add_tensor_info(gguf_name(name), [shape[0], 2 * shape[1]], np.dtype(np.uint8), 2 * shape[0] * shape[1], raw_dtype=kinds.BF16)
+        else:
+            writer.add_tensor_info(gguf_name(name), shape, np.dtype(np.float32), int(4 * np.prod(shape)))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for (name, shape), x in zip(m.block.layout(m), numbers, strict=True):
+        x = np.ascontiguousarray(reordered(x, heads_turned(m, name), False))
+        writer.write_tensor_data(bf16(x).view(np.uint8) if as_bf16(shape) else float32(x))
+    writer.close()
+
+def tokenizer_fields(path, V):
+    """Those of another GGUF file, whose tokens there may not be more of than V."""
+    try:
+        reader = gguf.GGUFReader(path)
+    except Exception as e:
+        die(f"{path}: no whole GGUF file: {' '.join(str(e).split())}")
+    fields = [field for key, field in reader.fields.items() if key.startswith("tokenizer.")]
+    tokens = reader.fields.get("tokenizer.ggml.tokens")
+    if not tokens:
+        die(f"{path}: no tokenizer in this file")
+    if len(tokens.contents()) != V:
+        die(f"{path}: a tokenizer of {len(tokens.contents())} tokens, but the model has {V}")
+    return fields

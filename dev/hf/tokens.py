@@ -1,0 +1,57 @@
+#!/usr/bin/env python3
+"""
+Texts to tokens and back, for models whose tokens only Hugging Face's packages know: prompts, and what was made of them.
+
+    python3 dev/hf/tokens.py encode FOLDER TEXT                 the numbers of its tokens, on one line
+    python3 dev/hf/tokens.py encode FOLDER TEXT -o prompt.bin   the same as a token file
+    python3 dev/hf/tokens.py encode FOLDER - < TEXT             from standard input
+    python3 dev/hf/tokens.py decode FOLDER < NUMBERS            the text of tokens: numbers with anything else between them
+
+FOLDER has tokenizer.json or tokenizer.model, as for prepro_owt.py --tokenizer. A text begins as the model wants it, but for
+--bare; "<s>" and the like is the token of that name, but for --plain. Exit status: 0 done, 1 data and files, 2 usage.
+"""
+import argparse, re, sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from prepro_owt import fail, load_folder, token_file, write_files
+
+
+def encode(args, tokenizer):
+    try:
+        text = sys.stdin.buffer.read().decode() if args.text == "-" else args.text
+    except UnicodeDecodeError as e:
+        fail(f"standard input is not UTF-8 ({e.reason} at byte {e.start})")
+    ids = ([] if args.bare else tokenizer.before) + tokenizer.encode(text, special=not args.plain)
+    if not args.output:
+        print(*ids)
+    else:
+        path = Path(args.output)
+        write_files(str(path.parent), {path.name: token_file(ids, tokenizer.V)})
+
+
+def decode(args, tokenizer):
+    ids = [int(number) for number in re.findall("[0-9]+", sys.stdin.read())]
+    beyond = [i for i in ids if i >= tokenizer.V]
+    if beyond:
+        fail(f"{args.folder} has no token {beyond[0]}; {tokenizer.V} are known")
+    sys.stdout.buffer.write(tokenizer.decode(ids).encode() + b"\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    e = commands.add_parser("encode", help="a text to the numbers of its tokens, or to a token file")
+    e.add_argument("folder", metavar="FOLDER")
+    e.add_argument("text", metavar="TEXT", help="or - for standard input")
+    e.add_argument("-o", dest="output", metavar="FILE.bin", help="a token file, rather than numbers")
+    e.add_argument("--bare", action="store_true", help="nothing before the text")
+    e.add_argument("--plain", action="store_true", help="names of special tokens in it are text")
+    d = commands.add_parser("decode", help="numbers of tokens, from standard input, to their text")
+    d.add_argument("folder", metavar="FOLDER")
+    args = parser.parse_args()
+    {"encode": encode, "decode": decode}[args.command](args, load_folder(args.folder))
+
+
+if __name__ == "__main__":
+    main()
