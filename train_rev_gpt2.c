@@ -1596,11 +1596,12 @@ static void check_size(FILE *f, const char *path, size_t bytes) {
 enum { GPT2_V = 50257 };  // the vocabulary of files that name none
 typedef struct {
     char *path;
+    FILE *file;            // NULL while it is closed
     int width;             // bytes a token
     int64_t start, count;  // of the tokens in the file
     int documents, eot;    // how many tokens a sequence of documents has, and end-of-text; or 0
 } Shard;
-typedef struct { glob_t files; Shard *shards; int shard_count, V, documents; } Data;
+typedef struct { glob_t files; Shard *shards; int shard_count, open_count, V, documents; } Data;
 
 // Looks into a file, a .txt of bytes or llm.c's tokens. Returns its vocabulary. Slots 4 and 5 of the header,
 // which llm.c leaves 0, are documents and eot.
@@ -1647,7 +1648,26 @@ static void data_open(Data *d, const char *pattern) {
     ranks_same_files(&d->files);
 }
 
+static void shards_close(Data *d) {
+    for (int i = 0; i < d->shard_count; i++) {
+        if (d->shards[i].file) fclose(d->shards[i].file);
+        d->shards[i].file = NULL;
+    }
+    d->open_count = 0;
+}
+
+// A shard is opened when it is read, and stays open until a quarter of all that a process may open are.
+static int shard_fd(Data *d, Shard *s) {
+    if (!s->file) {
+        if (d->open_count >= sysconf(_SC_OPEN_MAX) / 4) shards_close(d);
+        s->file = open_regular(s->path, "rb");
+        d->open_count++;
+    }
+    return fileno(s->file);
+}
+
 static void data_close(Data *d) {
+    shards_close(d);
     if (d->shards) globfree(&d->files);
     free(d->shards);
 }
@@ -1664,15 +1684,13 @@ static int64_t sequences_of(const Data *d, int T, int shuffle) {
 }
 
 // Tokens [position, position + n] of a shard, through raw: the first n to inputs, the last n to targets; -1
-// where these do not count. Returns how many do. The file is open meanwhile alone: there may be very many.
-static int read_sequence(const Data *d, const Shard *s, int64_t position, int n, unsigned char *raw,
-                         int *inputs, int *targets) {
+// where these do not count. Returns how many do.
+static int read_sequence(Data *d, Shard *s, int64_t position, int n, unsigned char *raw, int *inputs,
+                         int *targets) {
     int counted = 0;
     size_t bytes = (size_t)(n + 1) * (size_t)s->width;
-    FILE *f = open_regular(s->path, "rb");
-    if (pread(fileno(f), raw, bytes, s->start + position * s->width) != (ssize_t)bytes)
+    if (pread(shard_fd(d, s), raw, bytes, s->start + position * s->width) != (ssize_t)bytes)
         die(STATUS_DATA, "%s: cannot read from token %" PRId64 " on: was the file cut?", s->path, position);
-    fclose(f);
     for (int i = 0; i <= n; i++) {
         int token = s->width == 1 ? raw[i] : raw[2*i] | raw[2*i + 1] << 8;
         if (token >= d->V) die(STATUS_DATA, "%s: token %" PRId64 " is %d, but the vocabulary has %d",
@@ -1696,7 +1714,7 @@ static void set_batch(Model *m, const int *inputs, const int *targets) {
 
 // The batch whose first sequence has the number `first`, read whole before any of it goes to the device; if m
 // has no inputs, none does. Returns how many targets count.
-static int data_batch(const Data *d, Model *m, uint64_t first, int shuffle, uint64_t seed) {
+static int data_batch(Data *d, Model *m, uint64_t first, int shuffle, uint64_t seed) {
     int counted = 0;
     uint64_t room = (uint64_t)sequences_of(d, m->T, shuffle), B = (uint64_t)m->B;
     size_t T = (size_t)m->T, N = (size_t)m->B * T;
@@ -1705,7 +1723,7 @@ static int data_batch(const Data *d, Model *m, uint64_t first, int shuffle, uint
     for (size_t b = 0; b < B; b++) {
         uint64_t number = shuffle ? random_bits(seed, RANDOM_BATCHES, first + b) : first + b;
         int64_t place = (int64_t)(number % room), here;
-        const Shard *s = d->shards;
+        Shard *s = d->shards;
         for (; place >= (here = sequences_in(s, m->T, shuffle)); s++) place -= here;
         if (!shuffle || s->documents) place *= m->T;
         counted += read_sequence(d, s, place, m->T, raw, inputs + b * T, targets + b * T);
