@@ -2156,7 +2156,7 @@ static int stops(void) {
 static int metrics_of(const Model *m) { return m->has_teacher ? METRICS : LOSS + 1; }
 
 // The means over -m validation batches, or all, whose last may be shorter. Returns the sequences in them.
-static int64_t validate(const Model *m, const Data *d, double means[METRICS]) {
+static int64_t validate(const Model *m, Data *d, double means[METRICS]) {
     Model own = *m;
     const size_t N = (size_t)m->B * (size_t)m->T, all = N * (size_t)ranks;
     double *values = doubles(all), counted = 0;
