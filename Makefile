@@ -48,6 +48,7 @@ MPICXX ?= mpicxx
 compile = $(if $(MPI),OMPI_CC='$(CC)' MPICH_CC='$(CC)' $(MPICC) $(RANKS),$(CC))
 compile_cxx = $(if $(MPI),OMPI_CXX='$(CXX)' MPICH_CXX='$(CXX)' $(MPICXX) $(RANKS),$(CXX))
 RANKS = -DREV_GPT2_RANKS='"dev/ranks/mpi.h"'
+ranks_files = $(if $(MPI),$(wildcard $(ROOT)dev/ranks/*.h))
 
 ROOT := $(dir $(lastword $(MAKEFILE_LIST)))
 NVCC ?= nvcc
@@ -70,14 +71,14 @@ EMULATE_FLAGS = -x c++ -std=c++17 -O2 -U_FORTIFY_SOURCE -DEMULATE $(FP32) -inclu
 
 all: train_rev_gpt2 sample_rev_gpt2 eval_rev_gpt2
 
-train_rev_gpt2: train_rev_gpt2.c dev/eval/choices.h $(if $(MPI),dev/ranks/mpi.h)
+train_rev_gpt2: train_rev_gpt2.c dev/eval/choices.h $(ranks_files)
 	@echo 'OpenMP: $(or $(strip $(OPENMP)),none: one thread (on macOS `brew install libomp` gives more))'
 	$(compile) $(ALL_CFLAGS) $(CHOICES) -o $@ $< $(LDFLAGS) -lm
 
 sample_rev_gpt2: dev/sample/sample.c dev/network_flags.h train_rev_gpt2.c
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
-eval_rev_gpt2: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h train_rev_gpt2.c $(if $(MPI),dev/ranks/mpi.h)
+eval_rev_gpt2: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h train_rev_gpt2.c $(ranks_files)
 	$(compile) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
 # The mathematics, in float32 and in double precision; and the program
