@@ -16,13 +16,23 @@ answer is named, and all end. Device memory goes through host memory, unless tha
 
 static int patience;
 #define RANKS_OPTION {"--patience", INTEGER, &patience, "600", 1, 1e9, \
-    "seconds without progress after which ranks are asked, and end if one does not answer"},
+    "seconds without progress after which ranks are asked, and end if one does not answer"}, \
+    ENGINE_OPTION
+#ifndef REV_GPT2_NCCL
+#define ENGINE_OPTION
+#endif
 
+#include "advice.h"
 #include "alike.h"
 
 static const MPI_Comm everyone = MPI_COMM_WORLD;
 
 static void on_interrupt(int signal_number);
+#ifdef REV_GPT2_NCCL
+static void check_engine(void);  // lets NCCL go on, and ends where it has failed
+#else
+static void check_engine(void) {}
+#endif
 
 // ---- questions: who waits answers
 
@@ -126,11 +136,26 @@ static void wait_for(MPI_Request *requests, int count) {
         }
         usleep(idle < 2000 ? 20 : 500);
         answer();
+        check_engine();
         if (seconds() - last < patience) continue;
         ask_all();
         last = seconds();
     }
 }
+
+#ifdef REV_GPT2_NCCL
+// Whoever waits for NCCL instead does so in turns.
+static double quiet_since;
+static void waiting_begins(void) { quiet_since = seconds(); }
+static void attend(int ms) {
+    if (ms) usleep(1000 * (unsigned)ms);
+    answer();
+    check_engine();
+    if (seconds() - quiet_since < patience) return;
+    ask_all();
+    waiting_begins();
+}
+#endif
 
 // ---- small things in host memory
 
@@ -198,13 +223,16 @@ static void ranks_begin(void) {
     if (rank > 0 && (nowhere = open("/dev/null", O_WRONLY)) >= 0) dup2(nowhere, 1);  // rank 0 prints
 }
 
-static void ranks_end(void) {
+static void end_lines(void) {
     double done = 0;
     ranks_combine(&done, 1);
     last_words = NULL;
     free(hosts);
     MPI_Finalize();
 }
+
+#ifndef REV_GPT2_NCCL
+static void ranks_end(void) { end_lines(); }
 
 // ---- shards in device memory, all ranks with all, a piece of each shard at a time
 
@@ -335,11 +363,13 @@ static void move_shards(enum Way way, void *x, size_t size, const Config *net) {
     move(&t, net, NULL, 0);
 }
 static void ranks_gather(param_t *params, const Config *net) {
+    measure_begin(0);
     move_shards(GATHER, params, sizeof(param_t), net);
+    measure_parameters();
 }
 static void ranks_spread(param_t *params, const Config *net) {
     move_shards(SCATTER, params, sizeof(param_t), net);
-    ranks_gather(params, net);
+    move_shards(GATHER, params, sizeof(param_t), net);
 }
 
 // Moments of all shards are where gradients are in a step.
@@ -371,5 +401,8 @@ static void ranks_exchange(Model *m, int lane) {
         if (!own) die(STATUS_NUMBERS, "out of memory for what %d ranks exchange", ranks);
         t.slots = own;
     }
+    measure_begin(1);
     move(&t, &m->net, m, lane == 0);
+    measure_round();
 }
+#endif
