@@ -79,8 +79,10 @@ static void compare_all(int argc, char **argv) {
     snprintf(text, sizeof text, "%016" PRIx64, program_sum());
     ranks_same("program, checksum", text);
     text[0] = 0;
-    for (int i = 1; i < argc; i++)
-        snprintf(text + strlen(text), sizeof text - strlen(text), "%s%s", i > 1 ? " " : "", argv[i]);
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--rank") == 0) i++;  // each rank's own
+        else snprintf(text + strlen(text), sizeof text - strlen(text), "%s%s", text[0] ? " " : "", argv[i]);
+    }
     ranks_same("flags", text);
     const char *processor = line_with("/proc/cpuinfo", "model name");
     if (!processor[0]) processor = line_with("/proc/cpuinfo", "CPU part");  // on ARM
