@@ -10,13 +10,15 @@
 #                        float32 throughout; make sample_rev_gpt2cu eval_rev_gpt2cu use it; make test_rev_gpt2cu and
 #                        make test_programcu build its tests
 # make cublas            fetches cuBLAS with pip, if neither the toolkit nor Python has it
+# make nccl              fetches NCCL, likewise, which NCCL=1 needs
 # make test-emulated     the same kernels on the CPU, where there is no GPU
 # make debug      the programs without optimization and threads, for a debugger; with STREAMS=1 the trainer prints numbers
 #                 of every state, going forward and coming back
 # make format     lays out the lines that differ from the last commit (clang-format and git-clang-format; pip has both)
 # make gradients  the two programs dev/reference/reference.py checks against PyTorch
 # make help       prints this
-# MPI=1 builds the trainer and the evaluation for several processes, which mpirun starts: dev/ranks/README.md says how.
+# MPI=1 builds the trainer and the evaluation for several processes, which mpirun starts; NCCL=1 their CUDA twins for several
+# cards, one process each, which they start themselves, or with MPI=1 mpirun: dev/ranks/README.md says how.
 # PROFILE=1 builds a trainer with --profile, which prints the time of a step by layer function.
 # ARCH= builds for any processor of the family, OPENMP= without threads, SAN=... adds sanitizers.
 # What is built already is built again for other flags with -B: make -B PROFILE=1.
@@ -48,64 +50,75 @@ ALL_CFLAGS = -std=gnu11 $(CFLAGS) $(ARCH) $(SIMD) -fno-math-errno -ffp-contract=
 MPICC ?= mpicc
 MPICXX ?= mpicxx
 compile = $(if $(MPI),OMPI_CC='$(CC)' MPICH_CC='$(CC)' $(MPICC) $(RANKS),$(CC))
-compile_cxx = $(if $(MPI),OMPI_CXX='$(CXX)' MPICH_CXX='$(CXX)' $(MPICXX) $(RANKS),$(CXX))
+compile_cxx = $(if $(MPI),OMPI_CXX='$(CXX)' MPICH_CXX='$(CXX)' $(MPICXX),$(CXX)) $(TWIN_RANKS)
 RANKS = -DREV_GPT2_RANKS='"dev/ranks/mpi.h"'
+ranks_files = $(if $(MPI)$(NCCL),$(wildcard $(ROOT)dev/ranks/*.h $(ROOT)dev/ranks/*.cuh))
+# The twins' ranks: NCCL's, which start by themselves or by MPI, or MPI's alone
+TWIN_RANKS = $(if $(NCCL),-DREV_GPT2_RANKS='"dev/ranks/nccl.cuh"' $(if $(MPI),-DREV_GPT2_MPI),$(if $(MPI),$(RANKS)))
 
 ROOT := $(dir $(lastword $(MAKEFILE_LIST)))
 NVCC ?= nvcc
 CUDA_ARCH ?= native
 FP32 = $(if $(filter FP32,$(PRECISION)),-DPRECISION_FP32)
 ALL_NVCCFLAGS = -std=c++17 -O3 -arch=$(CUDA_ARCH) $(FP32) -Xcompiler "-fopenmp -Wall -Wextra -Wno-unknown-pragmas" $(PROFILED) $(NVCCFLAGS)
-# cuBLASLt as pip brings it, where the toolkit has none: among this Python's packages, or from `make cublas`. Its library
-# has only a name with a number there.
+# nvcc for ranks: the programs that have them
+RANKS_NVCC = $(if $(MPI),OMPI_CXX='$(CXX)' MPICH_CXX='$(CXX)') $(NVCC) $(if $(MPI),-ccbin $(MPICXX)) $(TWIN_RANKS)
+# cuBLASLt and NCCL as pip brings them, where the toolkit has none: among this Python's packages, or from `make cublas` and
+# `make nccl`. Their libraries have only names with a number there.
 PYTHON ?= python3
 site_packages = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' 2>/dev/null)
 NVIDIA ?= $(ROOT).nvidia/nvidia $(site_packages)/nvidia
-has_cublas = $(shell $(NVCC) $(NVCCFLAGS) -x cu -E -include cublasLt.h -o /dev/null /dev/null 2>/dev/null && echo yes)
-pip_cublas = $(abspath $(patsubst %/include/cublasLt.h,%,$(firstword $(wildcard $(NVIDIA:%=%/*/include/cublasLt.h)))))
-pip_library = $(firstword $(wildcard $(1)/lib/libcublasLt.so*))
-pip_flags = -I$(1)/include -L$(1)/lib -Xlinker -rpath=$(1)/lib -l:$(notdir $(call pip_library,$(1)))
-CUBLAS = $(if $(has_cublas),-lcublasLt,$(if $(pip_cublas),$(call pip_flags,$(pip_cublas)),-lcublasLt))
+has = $(shell $(NVCC) $(NVCCFLAGS) -x cu -E -include $(1) -o /dev/null /dev/null 2>/dev/null && echo yes)
+pip_folder = $(abspath $(patsubst %/include/$(1),%,$(firstword $(wildcard $(NVIDIA:%=%/*/include/$(1))))))
+pip_flags = -I$(1)/include -L$(1)/lib -Xlinker -rpath=$(1)/lib -l:$(notdir $(firstword $(wildcard $(1)/lib/$(2).so*)))
+has_cublas = $(call has,cublasLt.h)
+pip_cublas = $(call pip_folder,cublasLt.h)
+CUBLAS = $(if $(has_cublas),-lcublasLt,$(if $(pip_cublas),$(call pip_flags,$(pip_cublas),libcublasLt),-lcublasLt))
+has_nccl = $(call has,nccl.h)
+pip_nccl = $(call pip_folder,nccl.h)
+NCCL_LIBRARY = $(if $(NCCL),$(if $(has_nccl),-lnccl,$(if $(pip_nccl),$(call pip_flags,$(pip_nccl),libnccl),-lnccl)))
 cuda = $(shell $(NVCC) --version | sed -n 's/.*release \([0-9]*\)\..*/\1/p')
 cublas_package = 'nvidia-cublas$(if $(filter 12,$(cuda)),-cu12)==$(cuda).*'
+nccl_package = nvidia-nccl-cu$(cuda)
 EMULATE_FLAGS = -x c++ -std=c++17 -O2 -U_FORTIFY_SOURCE -DEMULATE $(FP32) -include $(ROOT)dev/cuda/emulate.h -Wall -Wextra -Wno-unknown-pragmas $(PROFILED) $(SAN)
 
 all: train_rev_gpt2 sample_rev_gpt2 eval_rev_gpt2
 
-train_rev_gpt2: train_rev_gpt2.c dev/eval/choices.h dev/sample/samples.h $(if $(MPI),dev/ranks/mpi.h)
+train_rev_gpt2: train_rev_gpt2.c dev/eval/choices.h dev/sample/samples.h $(ranks_files)
 	@echo 'OpenMP: $(or $(strip $(OPENMP)),none: one thread (on macOS `brew install libomp` gives more))'
 	$(compile) $(ALL_CFLAGS) $(INCLUDED) -o $@ $< $(LDFLAGS) -lm
 
 sample_rev_gpt2: dev/sample/sample.c dev/sample/samples.h dev/network_flags.h dev/output.h train_rev_gpt2.c
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
-eval_rev_gpt2: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h dev/output.h train_rev_gpt2.c $(if $(MPI),dev/ranks/mpi.h)
+eval_rev_gpt2: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h dev/output.h train_rev_gpt2.c $(ranks_files)
 	$(compile) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
 # Llama's block in place of GPT-2's
 LLAMA = -DREV_GPT2_BLOCK='"dev/llama/block.h"'
 llama: train_rev_llama sample_rev_llama eval_rev_llama
+llama_twin = train_rev_gpt2.cu train_rev_gpt2.c dev/llama/block.h
 
-train_rev_llama: train_rev_gpt2.c dev/llama/block.h dev/eval/choices.h $(if $(MPI),dev/ranks/mpi.h)
-	$(compile) $(ALL_CFLAGS) $(LLAMA) $(CHOICES) -o $@ $< $(LDFLAGS) -lm
+train_rev_llama: train_rev_gpt2.c dev/llama/block.h dev/eval/choices.h dev/sample/samples.h $(ranks_files)
+	$(compile) $(ALL_CFLAGS) $(LLAMA) $(INCLUDED) -o $@ $< $(LDFLAGS) -lm
 
-sample_rev_llama: dev/sample/sample.c dev/network_flags.h train_rev_gpt2.c dev/llama/block.h
+sample_rev_llama: dev/sample/sample.c dev/sample/samples.h dev/network_flags.h dev/output.h train_rev_gpt2.c dev/llama/block.h
 	$(CC) $(ALL_CFLAGS) $(LLAMA) -o $@ $< $(LDFLAGS) -lm
 
-eval_rev_llama: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h train_rev_gpt2.c dev/llama/block.h $(if $(MPI),dev/ranks/mpi.h)
+eval_rev_llama: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h dev/output.h train_rev_gpt2.c dev/llama/block.h $(ranks_files)
 	$(compile) $(ALL_CFLAGS) $(LLAMA) -o $@ $< $(LDFLAGS) -lm
 
-train_rev_llamacu: train_rev_gpt2.cu train_rev_gpt2.c dev/llama/block.h dev/eval/choices.h
-	$(NVCC) $(ALL_NVCCFLAGS) $(LLAMA) $(CHOICES) -o $@ $< $(CUBLAS)
+train_rev_llamacu: $(llama_twin) dev/eval/choices.h dev/sample/samples.h $(ranks_files)
+	$(RANKS_NVCC) $(ALL_NVCCFLAGS) $(LLAMA) $(INCLUDED) -o $@ $< $(CUBLAS) $(NCCL_LIBRARY)
 
-sample_rev_llamacu: dev/sample/sample.c train_rev_gpt2.cu train_rev_gpt2.c dev/llama/block.h
+sample_rev_llamacu: dev/sample/sample.c dev/sample/samples.h dev/network_flags.h dev/output.h $(llama_twin)
 	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) $(LLAMA) -o $@ $< $(CUBLAS)
 
-eval_rev_llamacu: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h train_rev_gpt2.cu train_rev_gpt2.c dev/llama/block.h
-	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) $(LLAMA) -o $@ $< $(CUBLAS)
+eval_rev_llamacu: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h dev/output.h $(llama_twin) $(ranks_files)
+	$(RANKS_NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) $(LLAMA) -o $@ $< $(CUBLAS) $(NCCL_LIBRARY)
 
-train_rev_llama_emulated: train_rev_gpt2.cu train_rev_gpt2.c dev/llama/block.h dev/eval/choices.h dev/cuda/emulate.h
-	$(compile_cxx) $(EMULATE_FLAGS) $(LLAMA) $(CHOICES) -o $@ $<
+train_rev_llama_emulated: $(llama_twin) dev/eval/choices.h dev/sample/samples.h dev/cuda/emulate.h $(ranks_files)
+	$(compile_cxx) $(EMULATE_FLAGS) $(LLAMA) $(INCLUDED) -o $@ $<
 
 # The mathematics, in float32 and in double precision; and the program
 MATHEMATICS = test_rev_gpt2.c dev/test/check.h dev/sample/sample.c dev/sample/samples.h dev/output.h train_rev_gpt2.c dev/bench/profile.h
@@ -133,14 +146,14 @@ test_rev_llama_emulated: $(MATHEMATICS) dev/llama/block.h dev/llama/test.h train
 test_program: $(PROGRAM)
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
-train_rev_gpt2cu: train_rev_gpt2.cu train_rev_gpt2.c dev/eval/choices.h dev/sample/samples.h
-	$(NVCC) $(ALL_NVCCFLAGS) $(INCLUDED) -o $@ $< $(CUBLAS)
+train_rev_gpt2cu: train_rev_gpt2.cu train_rev_gpt2.c dev/eval/choices.h dev/sample/samples.h $(ranks_files)
+	$(RANKS_NVCC) $(ALL_NVCCFLAGS) $(INCLUDED) -o $@ $< $(CUBLAS) $(NCCL_LIBRARY)
 
 sample_rev_gpt2cu: dev/sample/sample.c dev/sample/samples.h dev/output.h train_rev_gpt2.cu train_rev_gpt2.c
 	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) -o $@ $< $(CUBLAS)
 
-eval_rev_gpt2cu: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h dev/output.h train_rev_gpt2.cu train_rev_gpt2.c
-	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) -o $@ $< $(CUBLAS)
+eval_rev_gpt2cu: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h dev/output.h train_rev_gpt2.cu train_rev_gpt2.c $(ranks_files)
+	$(RANKS_NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) -o $@ $< $(CUBLAS) $(NCCL_LIBRARY)
 
 test_rev_gpt2cu: $(MATHEMATICS) train_rev_gpt2.cu
 	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) -o $@ $< $(CUBLAS)
@@ -148,13 +161,13 @@ test_rev_gpt2cu: $(MATHEMATICS) train_rev_gpt2.cu
 test_programcu: $(PROGRAM) train_rev_gpt2.cu
 	$(NVCC) -x cu -DTWIN $(ALL_NVCCFLAGS) -o $@ $< $(CUBLAS)
 
-train_rev_gpt2_emulated: train_rev_gpt2.cu train_rev_gpt2.c dev/eval/choices.h dev/sample/samples.h dev/cuda/emulate.h
+train_rev_gpt2_emulated: train_rev_gpt2.cu train_rev_gpt2.c dev/eval/choices.h dev/sample/samples.h dev/cuda/emulate.h $(ranks_files)
 	$(compile_cxx) $(EMULATE_FLAGS) $(INCLUDED) -o $@ $<
 
 sample_rev_gpt2_emulated: dev/sample/sample.c dev/sample/samples.h dev/output.h train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
 	$(CXX) $(EMULATE_FLAGS) -DTWIN -o $@ $<
 
-eval_rev_gpt2_emulated: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h dev/output.h train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h
+eval_rev_gpt2_emulated: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h dev/output.h train_rev_gpt2.cu train_rev_gpt2.c dev/cuda/emulate.h $(ranks_files)
 	$(compile_cxx) $(EMULATE_FLAGS) -DTWIN -o $@ $<
 
 test_rev_gpt2_emulated: $(MATHEMATICS) train_rev_gpt2.cu dev/cuda/emulate.h
@@ -215,9 +228,14 @@ test-asan:
 	ASAN_OPTIONS=exitcode=99 $(MAKE) test GRADIENTS=layers CFLAGS="-O2 -g" SAN="-fsanitize=address,undefined -fno-sanitize-recover=all"
 	$(MAKE) clean-tests
 
+fetch = rm -rf .nvidia/part && $(PYTHON) -m pip download -q --no-deps -d .nvidia/part $(1) && \
+	$(PYTHON) -m zipfile -e .nvidia/part/*.whl .nvidia/part && mkdir -p .nvidia/nvidia && \
+	cp -r .nvidia/part/nvidia/. .nvidia/nvidia/ && rm -r .nvidia/part
 cublas:
-	$(if $(has_cublas)$(pip_cublas),,rm -rf .nvidia && $(PYTHON) -m pip download -q --no-deps -d .nvidia/part $(cublas_package) && \
-		$(PYTHON) -m zipfile -e .nvidia/part/*.whl .nvidia/part && mv .nvidia/part/nvidia .nvidia/ && rm -r .nvidia/part)
+	$(if $(has_cublas)$(pip_cublas),,$(call fetch,$(cublas_package)))
+
+nccl:
+	$(if $(has_nccl)$(pip_nccl),,$(call fetch,$(nccl_package)))
 
 pip_cublas:
 	@echo $(pip_cublas)
@@ -245,4 +263,4 @@ clean: clean-tests
 	rm -f $(foreach p,gradients gradients_llama,dev/reference/$(p) dev/reference/$(p)_f64) dev/tutorial/reverse dev/tutorial/reverse_floats
 	rm -rf demo
 
-.PHONY: all llama test-llama test-llama-emulated demo tutorial help debug format test test-asan test-emulated cublas pip_cublas cxx gradients gradients-llama clean-tests clean
+.PHONY: all llama test-llama test-llama-emulated demo tutorial help debug format test test-asan test-emulated cublas pip_cublas nccl cxx gradients gradients-llama clean-tests clean

@@ -1362,7 +1362,7 @@ static void add_lanes(const Model *m, real_t *const *lanes, int count, size_t at
 }
 
 // ---- ranks share the lanes of a step. All have all parameters, and each alone the moments of its shard.
-// `make MPI=1` puts dev/ranks/mpi.h here; else there is one rank, which has nobody to ask.
+// `make MPI=1` and NCCL=1 put a file of dev/ranks here; else there is one rank, which has nobody to ask.
 #ifdef REV_GPT2_RANKS
 #include REV_GPT2_RANKS
 #else
@@ -2467,7 +2467,7 @@ static const Option options[] = {
     PROFILE_OPTION
     RANKS_OPTION
     {"--plan", SWITCH, &opt.plan, "0", 0, 0, "print where every byte would go, and end"},
-    {"--ranks", INTEGER, &opt.ranks, "0", 1, 65536, "with --plan: the bytes of one of so many processes"},
+    {"--ranks", INTEGER, &opt.ranks, "0", 1, 65536, "processes, of NCCL=1; with --plan: the bytes of one"},
     {"--help", SWITCH, &opt.help, "0", 0, 0, "print this, and end"},
     {"--version", SWITCH, &opt.version, "0", 0, 0, "print the version, and end"},
 };
@@ -2645,7 +2645,7 @@ static void check_options(const Model *m) {
     int small = has_a && 2 * abs(net->a[0]) < 1 << net->shift && net->stem < net->L;
     const struct { int wrong; const char *why; } rules[] = {
         {(opt.resume || opt.save_every || opt.keep) && !opt.out[0], "-y, -n and -nk need -o, a directory"},
-        {opt.ranks && !opt.plan, "--ranks needs --plan; mpirun starts ranks, of a program of `make MPI=1`"},
+        {opt.ranks && !opt.plan, "--ranks needs --plan, or `make NCCL=1`; mpirun starts those of `MPI=1`"},
         {opt.objective > CROSS_ENTROPY && !opt.distill[0], "--loss kl and kl-teacher need --distill"},
         {opt.budget > 0 && opt.memory != AUTO, "--budget needs --memory auto"},
         {baseline && undoes_steps(m), "--memory reverse and auto need another --mode than baseline"},

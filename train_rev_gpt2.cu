@@ -65,6 +65,9 @@ static void check_cublas(cublasStatus_t e, const char *call, int line) {
 #ifndef LIBRARY_BYTES
 #define LIBRARY_BYTES (32 << 20)  // for cuBLASLt's own use
 #endif
+#ifndef CARD
+#define CARD 0  // of those in sight; ranks have one each
+#endif
 enum { WARP = 32, THREADS = 256, SLICES = 1024 };
 const int chunk_tokens = 32768, head_chunk_tokens = 8192, slice_tokens = 16384;
 static unsigned blocks_for(size_t count, size_t each) { return (unsigned)((count + each - 1) / each); }
@@ -80,8 +83,8 @@ static void device_begin(void) {  // before anything else here
     size_t total;
     const int needed = sizeof(act_t) == 2 ? 80 : 75;
     if (library) return;
-    CUDA(cudaSetDevice(0));
-    CUDA(cudaGetDeviceProperties(&device, 0));
+    CUDA(cudaSetDevice(CARD));
+    CUDA(cudaGetDeviceProperties(&device, CARD));
     if (10 * device.major + device.minor < needed)
         die(STATUS_NUMBERS, "%s has compute capability %d.%d: %d.%d or newer is meant here", device.name,
             device.major, device.minor, needed / 10, needed % 10);
@@ -1779,8 +1782,10 @@ double device_flops(void) {
 
 double device_fastest(void) { return 0; }  // products end after their functions
 const char *device_products(void) {
+    static char text[320];
     device_begin();
-    return device.name;
+    snprintf(text, sizeof text, "%s, cuBLASLt %zu", device.name, cublasLtGetVersion());
+    return text;
 }
 
 #ifdef REV_GPT2_BLOCK

@@ -23,6 +23,7 @@ PARTS=${PARTS:-"
     layers       35  must
     bits         20  must
     twins        15  must
+    ranks        12  must
     ours         36  may
     peers        42  may
     attention    25  may
@@ -53,6 +54,7 @@ WIDTH_OF_DEPTHS=${WIDTH_OF_DEPTHS---channels 512 --heads 8}
 ATTENTION=${ATTENTION:-16 1024 12 64} SMALL_SHAPES=${SMALL_SHAPES:-}
 TEST=${TEST:-layers} TEST_FP32=${TEST_FP32:-kernels}
 BITS=${BITS:--e d6 --layers 4 --channels 256 --heads 4 --context 512 -t 512 -b 20 --chunk 16}
+TOKENS_OF_BITS=${TOKENS_OF_BITS:-10240}  # of its micro-batch
 TWINS=${TWINS:--e d6 --layers 6 --channels 128 --heads 2 --context 128 -b 4 -t 128 -x 50 -l 1e-4}
 LEARNING=${LEARNING:--b 32 -x 400 -u 40 -v 40 -l 6e-4 --shuffle}
 TINY=${TINY:-}  # more flags of every run
@@ -89,7 +91,7 @@ torch_steps() {
 part_environment() {
     record card -- nvidia-smi --query-gpu=name,memory.total,memory.free,driver_version --format=csv,noheader
     record libraries -- bash -c 'all=$(ldd "$@" 2>&1) && ! grep "not found" <<<"$all" || { echo "$all"; exit 1; }' \
-        ldd "$BIN"/{train,test,test_fp32} "$BIN"/k_*
+        ldd "$BIN"/{train,train_nccl,test,test_fp32} "$BIN"/k_*
     record program -- "$BIN/train" --version
     record compiler -- cat "$BIN/built.txt"
 }
@@ -116,6 +118,15 @@ part_twins() {
         record "$mode beside the C twin" --losses "$BIN/loss_$mode.txt" -- \
             "$BIN/train" -i "$BIN/text.txt" $TWINS --mode "$mode"
     done
+}
+part_ranks() {  # one rank by NCCL, as far as a single card can show it
+    local ranks program
+    for ranks in "train" "train_nccl --ranks 1"; do
+        program=${ranks%% *}
+        record "$ranks" -- "$BIN"/$ranks -i "$tmp/tokens.bin" $BITS -d $((2 * TOKENS_OF_BITS)) -x 3 -o "$tmp/$program"
+    done
+    record "one rank: the model without NCCL" -- cmp "$tmp"/train{,_nccl}/model_00000003.bin
+    record "one rank: the state" -- cmp "$tmp"/train{,_nccl}/state_00000003.bin
 }
 part_ours() {
     local B
@@ -314,6 +325,8 @@ build() {
     export CUDA_ARCH=sm_90
     make -s -j 2 -B train_rev_gpt2cu test_rev_gpt2cu PROFILE=1 || exit 1
     mv train_rev_gpt2cu "$bin/train" && mv test_rev_gpt2cu "$bin/test"
+    make -s nccl && make -s -B train_rev_gpt2cu NCCL=1 || exit 1
+    mv train_rev_gpt2cu "$bin/train_nccl"
     make -s -j 2 -B train_rev_gpt2cu test_rev_gpt2cu PRECISION=FP32 || exit 1
     mv train_rev_gpt2cu "$bin/train_fp32" && mv test_rev_gpt2cu "$bin/test_fp32"
     make -s -j 2 -B -C dev/cuda kernels || exit 1
@@ -372,6 +385,8 @@ rehearse() {
     trap "rm -rf '$BIN'" EXIT
     stand_ins
     mv train_rev_gpt2_emulated "$BIN/train"
+    make -s -B train_rev_gpt2_emulated NCCL=1 || exit 1
+    mv train_rev_gpt2_emulated "$BIN/train_nccl"
     for k in "${KERNELS[@]}"; do cp "dev/cuda/${k}_emulated" "$BIN/k_$k"; done
     # the test program takes minutes in emulation and has steps of its own in CI: here its place is taken
     cp "$BIN/k_stream_step" "$BIN/test"
@@ -383,7 +398,7 @@ rehearse() {
     export GPT2="-e d6 --layers 1" TINY="--channels 32 --heads 2 --context 16 --chunk 2 --head-chunk 32"
     export BATCHES="1 2 3 4" SHAPE_OF_TORCH='"L":1,"C":32,"NH":2,"T":16,"V":512' ATTENTION="1 64 2 32"
     export LARGE_BATCHES="5 6" LARGER="-e d6 --layers 1 -b 2" DEEP="-e d6 --layers 3 -b 2"
-    export BITS="-e d6 --layers 1 --channels 32 --heads 2 --context 16 -t 16 -b 3 --chunk 2" FEW_LAYERS=
+    export TOKENS_OF_BITS=48 BITS="-e d6 --layers 1 --channels 32 --heads 2 --context 16 -t 16 -b 3 --chunk 2" FEW_LAYERS=
     export DEPTHS="2 1" MOST_OF_DEPTHS=4 WIDTH_OF_DEPTHS= SMALL_SHAPES=small TEST=check TEST_FP32=check
     export TWINS="-e d6 --layers 1 --channels 32 --heads 2 --context 16 -b 2 -t 16 -x 6 -l 1e-4"
     twin_losses

@@ -75,6 +75,7 @@ static const char *kernel_name;
 static void (*kernel_body)(const void *);
 static const void *kernel_arguments;
 static bool moved;  // has any fiber come further since this was false?
+static unsigned long works;  // kernels and copies so far, of which each has ended before the next begins
 
 [[noreturn]] __attribute__((format(printf, 1, 2))) static void fail(const char *format, ...) {
     char line[512];
@@ -248,6 +249,7 @@ template <class F> static void launch(const char *name, dim3 grid, dim3 block, s
     begin();
     size_t threads = (size_t)block.x * block.y * block.z;
     kernel_name = name;
+    works++;
     if (threads == 0 || threads > MOST_THREADS || threads % WARP) fail("a block of %zu threads", threads);
     if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) fail("a grid of (%u, %u, %u) blocks", grid.x, grid.y, grid.z);
     if (shared > SHARED_LIMIT) fail("%zu bytes of shared memory", shared);
@@ -445,7 +447,7 @@ template <int N> static void copy_async_wait(void) {  // until at most N groups 
 
 // ---- the runtime
 
-enum cudaError_t { cudaSuccess, cudaErrorMemoryAllocation = 2, cudaErrorInvalidValue = 1 };
+enum cudaError_t { cudaSuccess, cudaErrorMemoryAllocation = 2, cudaErrorInvalidValue = 1, cudaErrorNoDevice = 100, cudaErrorNotReady = 600, cudaErrorUnknown = 999 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
 typedef struct emulated_stream *cudaStream_t;
 struct cudaDeviceProp {
@@ -453,13 +455,23 @@ struct cudaDeviceProp {
     size_t totalGlobalMem;
     int multiProcessorCount, major, minor;
 };
-static inline const char *cudaGetErrorString(cudaError_t e) { return e == cudaErrorMemoryAllocation ? "out of memory" : e ? "invalid value" : "no error"; }
+static inline const char *cudaGetErrorString(cudaError_t e) {
+    switch (e) {
+    case cudaSuccess: return "no error";
+    case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorNoDevice: return "no CUDA-capable device is detected";
+    case cudaErrorUnknown: return "unknown error";
+    default: return "invalid value";
+    }
+}
 static inline const char *cudaGetErrorName(cudaError_t e) { return cudaGetErrorString(e); }
 static inline cudaError_t cudaGetLastError(void) { return cudaSuccess; }
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 static inline cudaError_t cudaDeviceSynchronize(void) { return cudaSuccess; }
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
-    *p = {"an emulated device", emulate::device_bytes, 4, 9, 0};
+    const char *name = getenv("EMULATED_CARD");
+    *p = {"", emulate::device_bytes, 4, 9, 0};
+    snprintf(p->name, sizeof p->name, "%s", name ? name : "an emulated device");
     return cudaSuccess;
 }
 static inline cudaError_t cudaMemGetInfo(size_t *free, size_t *total) {
@@ -500,6 +512,7 @@ static inline cudaError_t cudaFree(void *p) {
     return p ? cudaErrorInvalidValue : cudaSuccess;
 }
 static inline cudaError_t cudaMemset(void *p, int value, size_t bytes) {
+    emulate::works++;
     emulate::open_memory(1);
     memset(p, value, bytes);
     emulate::open_memory(-1);
@@ -508,6 +521,7 @@ static inline cudaError_t cudaMemset(void *p, int value, size_t bytes) {
 static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
     bool to_arena = (char *)to >= emulate::arena && (char *)to < emulate::arena_end, from_arena = (char *)from >= emulate::arena && (char *)from < emulate::arena_end;
     if (to_arena != (kind != cudaMemcpyDeviceToHost) || from_arena != (kind != cudaMemcpyHostToDevice)) return cudaErrorInvalidValue;
+    emulate::works++;
     emulate::open_memory(1);
     memmove(to, from, bytes);
     emulate::open_memory(-1);
@@ -536,6 +550,7 @@ typedef struct emulated_preference *cublasLtMatmulPreference_t;
 struct cublasLtMatmulAlgo_t { int chosen; };
 struct cublasLtMatmulHeuristicResult_t { cublasLtMatmulAlgo_t algo; size_t workspaceSize; cublasStatus_t state; float wavesCount; };
 
+static inline size_t cublasLtGetVersion(void) { return 0; }
 static inline cublasStatus_t cublasLtCreate(cublasLtHandle_t *h) { *h = (cublasLtHandle_t)h; return CUBLAS_STATUS_SUCCESS; }
 static inline const char *cublasLtGetStatusString(cublasStatus_t s) { return s == CUBLAS_STATUS_SUCCESS ? "success" : "invalid value"; }
 static inline cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *d, cublasComputeType_t, cudaDataType_t) {
@@ -585,6 +600,7 @@ static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc
         wide != (o->aux != NULL) || (wide && o->aux_ld < (int64_t)m) || !(o->epilogue & CUBLASLT_EPILOGUE_BIAS) != !o->bias) return CUBLAS_STATUS_INVALID_VALUE;
     if ((uintptr_t)a % 16 || (uintptr_t)b % 16 || (uintptr_t)d % 16 || (uintptr_t)o->bias % 16 || (uintptr_t)o->aux % 16 || la->ld * bytes_of(la->type) % 16 ||
         lb->ld * bytes_of(lb->type) % 16 || ld->ld * bytes_of(ld->type) % 16) return CUBLAS_STATUS_NOT_SUPPORTED;
+    emulate::works++;
     if (algo->chosen != 2 && getenv("EMULATED_WAYS")) usleep(1000);
     emulate::open_memory(1);
     float *rows = (float *)malloc((m * k + m) * sizeof(float)), *sums = rows + m * k;  // a (k, m) as float, and a column of d

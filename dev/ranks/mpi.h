@@ -13,27 +13,26 @@ answer is named, and all end. Device memory goes through host memory, unless tha
 #define MPICH_SKIP_MPICXX 1
 #include <mpi.h>
 #include <sched.h>
-#include <sys/utsname.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
-#ifdef REV_GPT2_OTHER_LAYERS
-enum { STAGED = 1 };  // MPI cannot read device memory
-#else
-enum { STAGED = 0 };
-#endif
 
 static int patience;
 #define RANKS_OPTION {"--patience", INTEGER, &patience, "600", 1, 1e9, \
-    "seconds without progress after which ranks are asked, and end if one does not answer"},
+    "seconds without progress after which ranks are asked, and end if one does not answer"}, \
+    ENGINE_OPTION
+#ifndef REV_GPT2_NCCL
+#define ENGINE_OPTION
+#endif
 
-enum { HOST = 64 };
-static char (*hosts)[HOST];  // the machine of each rank
+#include "advice.h"
+#include "alike.h"
+
 static const MPI_Comm everyone = MPI_COMM_WORLD;
 
 static void on_interrupt(int signal_number);
-static FILE *open_regular(const char *path, const char *mode);
+#ifdef REV_GPT2_NCCL
+static void check_engine(void);  // lets NCCL go on, and ends where it has failed
+#else
+static void check_engine(void) {}
+#endif
 
 // ---- questions: who waits answers
 
@@ -137,11 +136,26 @@ static void wait_for(MPI_Request *requests, int count) {
         }
         usleep(idle < 2000 ? 20 : 500);
         answer();
+        check_engine();
         if (seconds() - last < patience) continue;
         ask_all();
         last = seconds();
     }
 }
+
+#ifdef REV_GPT2_NCCL
+// Whoever waits for NCCL instead does so in turns.
+static double quiet_since;
+static void waiting_begins(void) { quiet_since = seconds(); }
+static void attend(int ms) {
+    if (ms) usleep(1000 * (unsigned)ms);
+    answer();
+    check_engine();
+    if (seconds() - quiet_since < patience) return;
+    ask_all();
+    waiting_begins();
+}
+#endif
 
 // ---- small things in host memory
 
@@ -167,107 +181,22 @@ static void ranks_broadcast(void *x, size_t bytes) {
     wait_for(&request, 1);
 }
 
-// ---- what all must have alike
-
-static uint64_t mixed(uint64_t sum, const void *data, size_t bytes) {
-    for (size_t i = 0; i < bytes; i++) sum = (sum ^ ((const unsigned char *)data)[i]) * 0x100000001B3u;
-    return sum ^ sum >> 29;
-}
-
-enum { LONGEST = 3000 };  // of a text that is shown; all of it is compared
-static void ranks_same(const char *what, const char *text) {
-    static char of_first[LONGEST + 64], own[LONGEST + 64];
-    double agreed = 0;
-    snprintf(own, sizeof own, "%016" PRIx64 "%s: %.*s", mixed(1, text, strlen(text)), what, LONGEST, text);
-    memcpy(of_first, own, sizeof own);
-    ranks_broadcast(of_first, sizeof of_first);
-    if (strcmp(own, of_first) != 0) die(STATUS_USAGE,
-        "on %s it differs from rank 0 on %s: here %s; there %s", hosts[rank], hosts[0], own + 16, of_first + 16);
-    ranks_combine(&agreed, 1);  // nobody goes on before all have compared
-}
-
-// Ends where ranks read different files, as far as their number, sizes and first words tell.
-static void ranks_same_files(const glob_t *files) {
-    static char text[LONGEST + 64];
-    unsigned char first[1024];
-    snprintf(text, sizeof text, "%zu files", (size_t)files->gl_pathc);
-    ranks_same("tokens", text);
-    for (size_t i = 0; i < files->gl_pathc; i++) {
-        const char *path = files->gl_pathv[i];
-        struct stat st;
-        FILE *f = open_regular(path, "rb");
-        size_t there = fread(first, 1, sizeof first, f);
-        if (fstat(fileno(f), &st) != 0) die(STATUS_DATA, "cannot read %s: %s", path, strerror(errno));
-        fclose(f);
-        snprintf(text, sizeof text, "%.*s, %" PRId64 " bytes, header %016" PRIx64, LONGEST, path,
-                 (int64_t)st.st_size, mixed(1, first, there));
-        ranks_same("tokens", text);
-    }
-}
-
-// The first line of a file that has a word, or ""
-static const char *line_with(const char *path, const char *word) {
-    static char line[512];
-    FILE *f = fopen(path, "r");
-    int found = 0;
-    while (f && !found && fgets(line, sizeof line, f)) found = strncmp(line, word, strlen(word)) == 0;
-    if (f) fclose(f);
-    line[found ? strcspn(line, "\n") : 0] = 0;
-    return line;
-}
-
-static uint64_t program_sum(void) {  // of the program's file, where the system shows it; or else of its compiler
-    static unsigned char piece[1 << 16];
-    uint64_t sum = mixed(1, __VERSION__, sizeof __VERSION__);
-    FILE *f = fopen("/proc/self/exe", "rb");
-    size_t n;
-    while (f && (n = fread(piece, 1, sizeof piece, f)) > 0) sum = mixed(sum, piece, n);
-    if (f) fclose(f);
-    return sum;
-}
-
-static void ranks_compare(int argc, char **argv) {
-    static char text[1 << 16];
-    struct utsname system;
-    snprintf(text, sizeof text, "%016" PRIx64, program_sum());
-    ranks_same("program, checksum", text);
-    text[0] = 0;
-    for (int i = 1; i < argc; i++)
-        snprintf(text + strlen(text), sizeof text - strlen(text), "%s%s", i > 1 ? " " : "", argv[i]);
-    ranks_same("flags", text);
-    const char *processor = line_with("/proc/cpuinfo", "model name");
-    if (!processor[0]) processor = line_with("/proc/cpuinfo", "CPU part");  // on ARM
-    uname(&system);
-    snprintf(text, sizeof text, "%s %s", system.machine, processor + strcspn(processor, ":"));
-    ranks_same("processor", text);
-#ifdef _CS_GNU_LIBC_VERSION
-    confstr(_CS_GNU_LIBC_VERSION, text, sizeof text);  // its pow, log and cos are in the numbers, too
-    ranks_same("C library", text);
-#endif
-#ifdef _OPENMP
-    if (ranks > 1) printf("%d ranks, %d of them in this machine, %d threads each\n",
-                          ranks, ranks_here, omp_get_max_threads());
-#endif
-}
+#define ranks_compare(argc, argv) compare_all(argc, argv)
 
 // ---- the beginning and the end
 
 // The cores that a rank may use are shared among those that may use them as well.
 static void share_cores(MPI_Comm here) {
 #ifdef _OPENMP
-    int sharing = ranks_here, cores = omp_get_num_procs();
+    int sharing = ranks_here;
 #ifdef __linux__
-    cpu_set_t own, both, *of = (cpu_set_t *)calloc((size_t)ranks_here, sizeof(cpu_set_t));
+    cpu_set_t own, *of = (cpu_set_t *)calloc((size_t)ranks_here, sizeof(cpu_set_t));
     if (!of || sched_getaffinity(0, sizeof own, &own) != 0) return;
     MPI_Allgather(&own, sizeof own, MPI_BYTE, of, sizeof own, MPI_BYTE, here);
-    sharing = 0;
-    for (int r = 0; r < ranks_here; r++) {
-        CPU_AND(&both, &own, &of[r]);
-        sharing += CPU_COUNT(&both) > 0;
-    }
+    sharing = overlapping(&own, of, ranks_here);
     free(of);
 #endif
-    if (!getenv("OMP_NUM_THREADS")) omp_set_num_threads(cores > sharing ? cores / sharing : 1);
+    choose_threads(sharing);
 #endif
     (void)here;
 }
@@ -294,7 +223,7 @@ static void ranks_begin(void) {
     if (rank > 0 && (nowhere = open("/dev/null", O_WRONLY)) >= 0) dup2(nowhere, 1);  // rank 0 prints
 }
 
-static void ranks_end(void) {
+static void end_lines(void) {
     double done = 0;
     ranks_combine(&done, 1);
     last_words = NULL;
@@ -302,7 +231,16 @@ static void ranks_end(void) {
     MPI_Finalize();
 }
 
+#ifndef REV_GPT2_NCCL
+static void ranks_end(void) { end_lines(); }
+
 // ---- shards in device memory, all ranks with all, a piece of each shard at a time
+
+#ifdef REV_GPT2_OTHER_LAYERS
+enum { STAGED = 1 };  // MPI cannot read device memory
+#else
+enum { STAGED = 0 };
+#endif
 
 // GATHER: each rank sends its shard to all. SCATTER: rank 0 sends each its own. EXCHANGE: the first `lanes` ranks
 // send each what they have of its shard, which goes to slots, one for a rank; twice, since the next piece is on
@@ -425,11 +363,13 @@ static void move_shards(enum Way way, void *x, size_t size, const Config *net) {
     move(&t, net, NULL, 0);
 }
 static void ranks_gather(param_t *params, const Config *net) {
+    measure_begin(0);
     move_shards(GATHER, params, sizeof(param_t), net);
+    measure_parameters();
 }
 static void ranks_spread(param_t *params, const Config *net) {
     move_shards(SCATTER, params, sizeof(param_t), net);
-    ranks_gather(params, net);
+    move_shards(GATHER, params, sizeof(param_t), net);
 }
 
 // Moments of all shards are where gradients are in a step.
@@ -461,5 +401,8 @@ static void ranks_exchange(Model *m, int lane) {
         if (!own) die(STATUS_NUMBERS, "out of memory for what %d ranks exchange", ranks);
         t.slots = own;
     }
+    measure_begin(1);
     move(&t, &m->net, m, lane == 0);
+    measure_round();
 }
+#endif

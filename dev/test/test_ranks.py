@@ -413,7 +413,16 @@ def test_plan(engine):
     check(totals[1]["gradients"] > totals[2]["gradients"] > totals[4]["gradients"], f"the sums of gradients: {totals}")
 
 
-TESTS = {"bits": test_bits, "lanes": test_lanes, "threads": test_threads, "evaluation": test_evaluation,
+def test_advice(engine):
+    """After six steps rank 0 says what is exchanged for how long; one round a step leaves nothing to advise."""
+    for lanes, pattern in [(6, r"3 of them a step.*; --lanes 2 would make it one round: [0-9.]+% more"),
+                           (2, r"exchange: .* a round, 1 of them a step, .*computing a lane takes [0-9.]+ ms\n")]:
+        result = engine.run(2, "train_rev_gpt2", *SHAPE, "-x", 7, "-d", 420, "--lanes", lanes, "-o", "several")
+        check(result.stdout.count("exchange: ") == 1 and re.search(pattern, result.stdout), f"{engine.name}: advice: {result.stdout[-900:]}")
+        shutil.rmtree("several", ignore_errors=True)
+
+
+TESTS = {"bits": test_bits, "advice": test_advice, "lanes": test_lanes, "threads": test_threads, "evaluation": test_evaluation,
          "documents": test_documents, "plan": test_plan, "differences": test_differences, "resume": test_resume,
          "disk": test_disk, "faults": test_faults}
 
