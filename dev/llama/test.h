@@ -134,12 +134,15 @@ static void test_distances(void) {
     to_host(here, m.cur, bytes);
     const Sizes s = sizes_of(&m.net);
     rotary_table(angles_of(&m), 321, m.T, s.HS, (double)float_of(m.net.block[ROTARY_BASE]));
+    stand_at(&m, 0);
     stream_embed(m.prev, m.cur, m.inputs, m.params, NULL, m.B * m.T, m.T, s.C, 0);
-    for (int k = 0; k < steps(&m.net); k++)
+    for (int k = 0; k < steps(&m.net); k++) {
         for (Chunk c = chunk_at(&m, k, 0); c.tokens > 0; c = chunk_after(&m, k, c)) {
             force_forward(&m, k, m.cur + c.at, c);
-            move_stream(&m, k, c, +1);
+            move_stream(&m, k, c, m.next, m.prev, +1);
         }
+        stand_at(&m, k + 1);
+    }
     to_host(there, m.cur, bytes);
     for (size_t i = 0; i < plane_size(&m); i++) worst = larger(worst, fabs(here[i] - there[i]));
     check(worst < 1e-4 + 10 * rounding, "321 places further on states are others, by %g", worst);
