@@ -427,8 +427,9 @@ void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *
     profile("embed_backward", 0, (double)n * C * ((d2 ? 2 : 1) + 4) * sizeof(real_t));
     dim3 blocks((unsigned)smaller_of(n, 1 << 14), blocks_for((size_t)C, THREADS));
     LAUNCH(embed_words_kernel, blocks, THREADS, 0, dwte, d1, d2, tokens, (const int *)order, n, C);
-    if (dwpe) LAUNCH(embed_places_kernel, blocks_for((size_t)smaller_of(n, T) * (size_t)C, THREADS), THREADS, 0, dwpe,
-           d1, d2, n, T, C);
+    if (dwpe)
+        LAUNCH(embed_places_kernel, blocks_for((size_t)smaller_of(n, T) * (size_t)C, THREADS), THREADS, 0,
+               dwpe, d1, d2, n, T, C);
 }
 
 // ---- matrix products: cuBLASLt, which stores by columns, so a row-major (n, C) is its (C, n)
