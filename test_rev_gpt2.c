@@ -904,6 +904,16 @@ static void check_ways(int accumulate) {
 static void test_ways(void) {
     check_ways(0);
     check_ways(1);
+    // of more shapes than are known at a time the first is met again
+    enum { M = 16, SHAPES = 1100 };
+    act_t *x = (act_t *)on_device(NULL, (M + 1) * SHAPES * sizeof(act_t));
+    for (int i = 0; i <= SHAPES; i++) {
+        const int n = i % SHAPES + 1;
+        const Product s = {M, n, M, 1, 0, 0, CUBLASLT_EPILOGUE_DEFAULT, M, M};
+        const Known *way = way_of(s, x, x, x, NULL, NULL);
+        check(way && memcmp(&way->product, &s, sizeof s) == 0, "shape %d has no way", i);
+    }
+    release();
 }
 #endif
 

@@ -650,20 +650,28 @@ static void choose_fastest(Known *p, const cublasLtMatmulHeuristicResult_t *foun
     CUDA(cudaFree(digest));
     p->algo = found[fastest].algo;
 }
-// The library's way for this product; NULL: it has none, or operands do not begin where it wants them
+static void forget(Known *p) {
+    CUBLAS(cublasLtMatmulDescDestroy(p->op));
+    CUBLAS(cublasLtMatrixLayoutDestroy(p->a));
+    CUBLAS(cublasLtMatrixLayoutDestroy(p->b));
+    CUBLAS(cublasLtMatrixLayoutDestroy(p->d));
+}
+// The library's way for this product; NULL: it has none, or operands do not begin where it wants them. It is
+// good until the next call.
 static Known *way_of(Product s, const void *d, const act_t *a, const act_t *b, const act_t *bias,
     const void *aux) {
-    enum { MOST = 1024, UNIT = 16 / sizeof(act_t) };  // a run has some thirty shapes
+    // a run has some thirty shapes; questions have new ones all the time: then the oldest are forgotten
+    enum { MOST = 1024, UNIT = 16 / sizeof(act_t) };
     static Known known[MOST];
-    static int count;
-    Known *p = known;
+    static int met;
+    Known *p = known, *end = known + smaller_of(met, MOST);
     if (s.m % UNIT || (s.transpose_a && s.k % UNIT) || s.ld_b % UNIT || s.ld_d % UNIT) return NULL;
     if (!aligned(a) || !aligned(b) || !aligned(d) || !aligned(bias) || !aligned(aux)) return NULL;
-    while (p < known + count && memcmp(&p->product, &s, sizeof s) != 0) p++;
-    if (p == known + MOST) die(STATUS_NUMBERS, "products of more than %d shapes", MOST);
-    if (p == known + count) {
+    while (p < end && memcmp(&p->product, &s, sizeof s) != 0) p++;
+    if (p == end) {
         cublasLtMatmulHeuristicResult_t found[WAYS] = {};
-        count++;
+        p = known + met % MOST;
+        if (met++ >= MOST) forget(p);
         choose(p, found, s, bias, aux);
         choose_fastest(p, found, bias, aux);
     }
