@@ -872,29 +872,47 @@ static void test_uncounted(void) {
 
 #ifdef TWIN
 // A large product takes the fastest way, but its bits are those of the first that the library proposes. The
-// emulated library has three for it, of which the second is the fastest and sums in another order.
-static void test_ways(void) {
+// emulated library has three for it, of which the second is the fastest and sums in another order, and the
+// third is the next and adds up from what it is added to.
+static void check_ways(int accumulate) {
     enum { M = 256, N = 4096, K = 32 };
-    Product s = {M, N, K, 1, 0, 0, CUBLASLT_EPILOGUE_DEFAULT, K, M};
+    const size_t bytes = M * N * (accumulate ? sizeof(float) : sizeof(act_t));
+    Product s = {M, N, K, 1, 0, accumulate, CUBLASLT_EPILOGUE_DEFAULT, K, M};
     cublasLtMatmulHeuristicResult_t found[WAYS] = {};
     Known first = {};
-    real_t *x = random_reals((M + N) * K, 11);
-    act_t *a = activations(x, M * K), *b = activations(x + M * K, N * K), *d[2], *got[2];
+    real_t *x = random_reals((M + N) * K, 11), *begun = random_reals(M * N, 12);
+    act_t *a = activations(x, M * K), *b = activations(x + M * K, N * K);
+    void *d[2], *got[2];
     setenv("EMULATED_WAYS", "1", 1);
     layers_begin(on_device(NULL, layers_scratch_bytes(1, 1, 1, 1)));
-    for (int i = 0; i < 2; i++) d[i] = (act_t *)on_device(NULL, M * N * sizeof(act_t));
+    for (int i = 0; i < 2; i++) d[i] = on_device(begun, bytes);
     Known *way = way_of(s, d[0], a, b, NULL, NULL);
     check(way && way->ways > 1, "a large product has no ways to choose from");
     choose(&first, found, s, NULL, NULL);
     first.algo = found[0].algo;
     for (int i = 0; i < 2; i++) {
         multiply_by(i ? &first : way, d[i], a, b, NULL, NULL);
-        got[i] = (act_t *)malloc(M * N * sizeof(act_t));
-        to_host(got[i], d[i], M * N * sizeof(act_t));
+        got[i] = malloc(bytes);
+        to_host(got[i], d[i], bytes);
     }
-    check(memcmp(got[0], got[1], M * N * sizeof(act_t)) == 0, "the fastest way has other bits than the first");
+    check(memcmp(got[0], got[1], bytes) == 0, "%s: the fastest way has other bits than the first",
+          accumulate ? "added to" : "set");
     unsetenv("EMULATED_WAYS");
-    free(x), free(got[0]), free(got[1]);
+    free(x), free(begun), free(got[0]), free(got[1]);
+    release();
+}
+static void test_ways(void) {
+    check_ways(0);
+    check_ways(1);
+    // of more shapes than are known at a time the first is met again
+    enum { M = 16, SHAPES = 1100 };
+    act_t *x = (act_t *)on_device(NULL, (M + 1) * SHAPES * sizeof(act_t));
+    for (int i = 0; i <= SHAPES; i++) {
+        const int n = i % SHAPES + 1;
+        const Product s = {M, n, M, 1, 0, 0, CUBLASLT_EPILOGUE_DEFAULT, M, M};
+        const Known *way = way_of(s, x, x, x, NULL, NULL);
+        check(way && memcmp(&way->product, &s, sizeof s) == 0, "shape %d has no way", i);
+    }
     release();
 }
 #endif

@@ -234,7 +234,7 @@ void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V,
 enum Memory {
     STORE,       // every plane, and the internals of every block: what its backward pass needs besides p
     CHECKPOINT,  // every plane; blocks are evaluated again
-    REVERSE,     // only planes that steps with alpha = 0 overwrite, and low bits; blocks are evaluated again
+    REVERSE,     // only planes that steps with alpha = 0 forget, and low bits; blocks are evaluated again
     AUTO         // as REVERSE, and internals and forces of as many last steps as a budget of bytes allows
 };
 
@@ -876,7 +876,7 @@ static const struct { const char *name; int sizes[5], block[6]; } block_sizes[] 
 // ==== end of GPT-2's block, the second time ==============================================================
 #endif
 
-// ---- planes: where a step is undone, p_{k+1} takes the place of p_{k-1}; elsewhere it has one of its own
+// ---- planes: p_{k+1} takes the place of p_{k-1}; where that is wanted still, it has one of its own
 
 static int keeps_plane(const Model *m, int k) {
     return !undoes_steps(m) || coefficients(&m->net, k).alpha == 0;

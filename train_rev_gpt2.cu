@@ -427,8 +427,9 @@ void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *
     profile("embed_backward", 0, (double)n * C * ((d2 ? 2 : 1) + 4) * sizeof(real_t));
     dim3 blocks((unsigned)smaller_of(n, 1 << 14), blocks_for((size_t)C, THREADS));
     LAUNCH(embed_words_kernel, blocks, THREADS, 0, dwte, d1, d2, tokens, (const int *)order, n, C);
-    if (dwpe) LAUNCH(embed_places_kernel, blocks_for((size_t)smaller_of(n, T) * (size_t)C, THREADS), THREADS, 0, dwpe,
-           d1, d2, n, T, C);
+    if (dwpe)
+        LAUNCH(embed_places_kernel, blocks_for((size_t)smaller_of(n, T) * (size_t)C, THREADS), THREADS, 0,
+               dwpe, d1, d2, n, T, C);
 }
 
 // ---- matrix products: cuBLASLt, which stores by columns, so a row-major (n, C) is its (C, n)
@@ -589,9 +590,12 @@ static void multiply_by(Known *p, void *d, const act_t *a, const act_t *b, const
                           LIBRARY_BYTES, 0));
 }
 // Numbers without order, for multiplying zeros takes less power
-static __global__ void spread_kernel(act_t *x, size_t count) {
+template <class E> static __global__ void spread_kernel(E *x, size_t count) {
     size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
-    if (i < count) set(x + i, (float)((uint32_t)i * 2654435761u >> 16) / 32768.0f - 1);
+    if (i < count) x[i] = (E)((float)((uint32_t)i * 2654435761u >> 16) / 32768.0f - 1);
+}
+template <class E> static void spread(E *x, size_t count) {
+    LAUNCH(spread_kernel<E>, blocks_for(count, THREADS), THREADS, 0, x, count);
 }
 // Adds to digest each 32 bits of x, times a number of their place: integers, in any order the same sum
 static __global__ void digest_kernel(unsigned long long *digest, const uint32_t *x, size_t count) {
@@ -602,14 +606,15 @@ static __global__ void digest_kernel(unsigned long long *digest, const uint32_t 
     atomicAdd(digest, sum);
 }
 // Of the ways found, p's becomes the fastest of those that give the bits of the first, on operands of their
-// own: a run's may be zeros, which show nothing. Few elements show too little, and where there is no room,
-// nothing is tried: then the first it is, with the same bits.
+// own: a run's may be zeros, which show nothing. What is added to is one of them: ways may differ in when they
+// add it. Few elements show too little, and where there is no room, nothing is tried: then the first it is,
+// with the same bits.
 static void choose_fastest(Known *p, const cublasLtMatmulHeuristicResult_t *found, const act_t *bias,
     const void *aux) {
     enum { ROUNDS = 2, TIMES = 6, LEAST = 1 << 20 };
     const Product s = p->product;
     const size_t m = (size_t)s.m, n = (size_t)s.n, k = (size_t)s.k, line = s.transpose_b ? k : n;
-    const size_t of_a = m * k, of_b = line * (size_t)s.ld_b, of_aux = m * n, all = of_a + of_b + of_aux;
+    const size_t of_a = m * k, of_b = line * (size_t)s.ld_b, all = of_a + of_b + (aux ? m * n : 0);
     const size_t of_d = n * (size_t)s.ld_d * (s.accumulate ? sizeof(float) : sizeof(act_t));
     unsigned long long *digest, first = 0, same;
     double best = INFINITY;
@@ -624,11 +629,12 @@ static void choose_fastest(Known *p, const cublasLtMatmulHeuristicResult_t *foun
     act_t *a = (act_t *)(void *)(d + of_d), *b = a + of_a;
     if (bias) bias = a;
     if (aux) aux = b + of_b;
-    LAUNCH(spread_kernel, blocks_for(all, THREADS), THREADS, 0, a, all);
+    spread(a, all);
     for (int i = 0; i < p->ways; i++) {
         if (found[i].state != CUBLAS_STATUS_SUCCESS) continue;
         p->algo = found[i].algo;
         CUDA(cudaMemset(digest, 0, 256 + of_d));
+        if (s.accumulate) spread((float *)(void *)d, of_d / sizeof(float));
         multiply_by(p, d, a, b, bias, aux);
         LAUNCH(digest_kernel, SLICES, THREADS, 0, digest, (uint32_t *)(void *)d, of_d / sizeof(uint32_t));
         to_host(&same, digest, sizeof same);
@@ -644,20 +650,28 @@ static void choose_fastest(Known *p, const cublasLtMatmulHeuristicResult_t *foun
     CUDA(cudaFree(digest));
     p->algo = found[fastest].algo;
 }
-// The library's way for this product; NULL: it has none, or operands do not begin where it wants them
+static void forget(Known *p) {
+    CUBLAS(cublasLtMatmulDescDestroy(p->op));
+    CUBLAS(cublasLtMatrixLayoutDestroy(p->a));
+    CUBLAS(cublasLtMatrixLayoutDestroy(p->b));
+    CUBLAS(cublasLtMatrixLayoutDestroy(p->d));
+}
+// The library's way for this product; NULL: it has none, or operands do not begin where it wants them. It is
+// good until the next call.
 static Known *way_of(Product s, const void *d, const act_t *a, const act_t *b, const act_t *bias,
     const void *aux) {
-    enum { MOST = 1024, UNIT = 16 / sizeof(act_t) };  // a run has some thirty shapes
+    // a run has some thirty shapes; questions have new ones all the time: then the oldest are forgotten
+    enum { MOST = 1024, UNIT = 16 / sizeof(act_t) };
     static Known known[MOST];
-    static int count;
-    Known *p = known;
+    static int met;
+    Known *p = known, *end = known + smaller_of(met, MOST);
     if (s.m % UNIT || (s.transpose_a && s.k % UNIT) || s.ld_b % UNIT || s.ld_d % UNIT) return NULL;
     if (!aligned(a) || !aligned(b) || !aligned(d) || !aligned(bias) || !aligned(aux)) return NULL;
-    while (p < known + count && memcmp(&p->product, &s, sizeof s) != 0) p++;
-    if (p == known + MOST) die(STATUS_NUMBERS, "products of more than %d shapes", MOST);
-    if (p == known + count) {
+    while (p < end && memcmp(&p->product, &s, sizeof s) != 0) p++;
+    if (p == end) {
         cublasLtMatmulHeuristicResult_t found[WAYS] = {};
-        count++;
+        p = known + met % MOST;
+        if (met++ >= MOST) forget(p);
         choose(p, found, s, bias, aux);
         choose_fastest(p, found, bias, aux);
     }
@@ -1765,8 +1779,7 @@ double device_flops(void) {
         if ((void)cudaGetLastError(), n < 1024) return NAN;
     for (int i = 1; i < 3; i++) x[i] = (char *)x[0] + (size_t)i * bytes;
     scratch = (char *)x[0] + 3 * bytes;
-    LAUNCH(spread_kernel, blocks_for(2 * bytes / sizeof(act_t), THREADS), THREADS, 0, (act_t *)x[0],
-           2 * bytes / sizeof(act_t));
+    spread((act_t *)x[0], 2 * bytes / sizeof(act_t));
     for (int attempt = 0; attempt < 8; attempt++) {
         Product s = {n, n, n, 1, 0, 0, CUBLASLT_EPILOGUE_DEFAULT, n, n};
         device_finish();

@@ -568,6 +568,8 @@ static inline cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *
     *l = new emulated_layout{type, rows, cols, ld};
     return CUBLAS_STATUS_SUCCESS;
 }
+static inline cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t d) { return delete d, CUBLAS_STATUS_SUCCESS; }
+static inline cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t l) { return delete l, CUBLAS_STATUS_SUCCESS; }
 static inline cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *p) { *p = NULL; return CUBLAS_STATUS_SUCCESS; }
 static inline cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t) { return CUBLAS_STATUS_SUCCESS; }
 static inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t, cublasLtMatmulPreferenceAttributes_t, const void *, size_t) { return CUBLAS_STATUS_SUCCESS; }
@@ -590,7 +592,7 @@ static inline void put_element(void *at, cudaDataType_t type, size_t i, float x)
 static inline int64_t bytes_of(cudaDataType_t type) { return type == CUDA_R_32F ? 4 : 2; }
 // d (m, n) = epilogue(alpha op(a) op(b) + beta c). A sum begins where its shape says: a real library chooses another
 // order for another shape. And tanh is what tanh.approx may make of it. With EMULATED_WAYS in the environment there are
-// three ways: the second is the fastest and sums in another order.
+// three ways: the second is the fastest and sums in another order, the third the next and adds to c from the beginning.
 static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t o, const void *alpha, const void *a, cublasLtMatrixLayout_t la, const void *b,
                                             cublasLtMatrixLayout_t lb, const void *beta, const void *c, cublasLtMatrixLayout_t lc, void *d, cublasLtMatrixLayout_t ld,
                                             const cublasLtMatmulAlgo_t *algo, void *, size_t, cudaStream_t) {
@@ -601,13 +603,14 @@ static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc
     if ((uintptr_t)a % 16 || (uintptr_t)b % 16 || (uintptr_t)d % 16 || (uintptr_t)o->bias % 16 || (uintptr_t)o->aux % 16 || la->ld * bytes_of(la->type) % 16 ||
         lb->ld * bytes_of(lb->type) % 16 || ld->ld * bytes_of(ld->type) % 16) return CUBLAS_STATUS_NOT_SUPPORTED;
     emulate::works++;
-    if (algo->chosen != 2 && getenv("EMULATED_WAYS")) usleep(1000);
+    if (algo->chosen != 2 && getenv("EMULATED_WAYS")) usleep(algo->chosen == 1 ? 10000 : 5000);
     emulate::open_memory(1);
     float *rows = (float *)malloc((m * k + m) * sizeof(float)), *sums = rows + m * k;  // a (k, m) as float, and a column of d
     for (uint64_t l = 0; l < k; l++)
         for (uint64_t i = 0; i < m; i++) rows[l * m + i] = element(a, la->type, o->a ? i * (uint64_t)la->ld + l : l * (uint64_t)la->ld + i);
     for (uint64_t j = 0; j < n; j++) {
-        memset(sums, 0, m * sizeof(float));
+        const int begins = algo->chosen == 3 && *(const float *)beta != 0;
+        for (uint64_t i = 0; i < m; i++) sums[i] = begins ? *(const float *)beta * element(c, lc->type, j * (uint64_t)lc->ld + i) : 0;
         for (uint64_t i = 0, l = (m + 3 * n + (algo->chosen == 2)) % k; i < k; i++, l = l + 1 == k ? 0 : l + 1) {
             float x = element(b, lb->type, o->b ? l * (uint64_t)lb->ld + j : j * (uint64_t)lb->ld + l);
             for (uint64_t r = 0; r < m; r++) sums[r] += rows[l * m + r] * x;
@@ -615,7 +618,7 @@ static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc
         for (uint64_t i = 0; i < m; i++) {
             float sum = sums[i];
             sum *= *(const float *)alpha;
-            if (*(const float *)beta != 0) sum += *(const float *)beta * element(c, lc->type, j * (uint64_t)lc->ld + i);
+            if (*(const float *)beta != 0 && !begins) sum += *(const float *)beta * element(c, lc->type, j * (uint64_t)lc->ld + i);
             if (o->epilogue & CUBLASLT_EPILOGUE_BIAS) sum += element(o->bias, o->bias_type, i);
             size_t at = j * (uint64_t)o->aux_ld + i;
             float x = sum, t, cube = 0.044715f;
