@@ -878,18 +878,16 @@ static void check_ways(int accumulate) {
     enum { M = 256, N = 4096, K = 32 };
     const size_t bytes = M * N * (accumulate ? sizeof(float) : sizeof(act_t));
     Product s = {M, N, K, 1, 0, accumulate, CUBLASLT_EPILOGUE_DEFAULT, K, M};
-    cublasLtMatmulHeuristicResult_t found[WAYS] = {};
-    Known first = {};
+    Known first = {}, *way = NULL;
     real_t *x = random_reals((M + N) * K, 11), *begun = random_reals(M * N, 12);
     act_t *a = activations(x, M * K), *b = activations(x + M * K, N * K);
     void *d[2], *got[2];
     setenv("EMULATED_WAYS", "1", 1);
     layers_begin(on_device(NULL, layers_scratch_bytes(1, 1, 1, 1)));
     for (int i = 0; i < 2; i++) d[i] = on_device(begun, bytes);
-    Known *way = way_of(s, d[0], a, b, NULL, NULL);
+    for (int i = 0; i < OFTEN; i++) way = way_of(s, d[0], a, b, NULL, NULL);
     check(way && way->ways > 1, "a large product has no ways to choose from");
-    choose(&first, found, s, NULL, NULL);
-    first.algo = found[0].algo;
+    choose(&first, s, NULL, NULL);
     for (int i = 0; i < 2; i++) {
         multiply_by(i ? &first : way, d[i], a, b, NULL, NULL);
         got[i] = malloc(bytes);
@@ -1522,7 +1520,7 @@ static void test_plan_of_depth(void) {
               "%s: %zu bytes of activations at L=12, %zu at L=96; kept %zu and %zu", name_of(network),
               activations12, activations96, kept12, kept96);
         double most = (network == MIDPOINT_A ? 1.40 : 1.30) * (1 << 30);
-        if (twin) most += (rounding > 0 ? 1.0 : 3.0) * (1 << 30);  // a GPU's chunks are larger
+        if (twin) most += (rounding > 0 ? 1.5 : 4.5) * (1 << 30);  // a GPU's chunks are larger
         check(converted(m.net.mode) || (double)activations12 <= most, "%s: %zu bytes of activations",
               name_of(network), activations12);
         m.memory = STORE, plan(&m), kept12 = plan_bytes(&m, KEPT);

@@ -2210,6 +2210,10 @@ static int unsupported(int error) {
     return error == EINVAL || error == ENOSYS || error == ENOTSUP || error == EOPNOTSUPP || error == EROFS;
 }
 
+static void sync_names(const Job *j) {
+    if (rank == 0 && fsync(j->directory) != 0 && !unsupported(errno)) cannot("write", opt.out);
+}
+
 // Saves a complete pair, and removes the oldest ones beyond -nk.
 static void save_step(Job *j) {
     Model *m = &j->m;
@@ -2221,9 +2225,9 @@ static void save_step(Job *j) {
         check_numbers(m, j->step, objective_of(m), NAN);
     }
     save_state(j);
+    sync_names(j);  // a model is never without its state, even after a power cut
     if (rank == 0) save_model(m, j->step, j->run.bf16);
-    // the names as well must survive a power cut, before older pairs go
-    if (rank == 0 && fsync(j->directory) != 0 && !unsupported(errno)) cannot("write", opt.out);
+    sync_names(j);  // before older pairs go
     while (rank == 0 && opt.keep > 0 && (c = find_checkpoints(opt.out)).count > opt.keep) {
         const char *path = checkpoint_path("model", c.first);
         if (unlink(path) != 0) cannot("remove", path);
@@ -2512,11 +2516,14 @@ static void set_option(const Option *o, const char *text) {
 }
 
 static const Option *find_option(const Option *table, int count, const char *flag) {
+    static const char *of_make[] = {"-s", "-g", "--tokenizer", "--choices", NULL};
     const char *hint = "--help lists them; ./sample_rev_" BLOCK_NAME ", ./eval_rev_" BLOCK_NAME " have more";
     for (const Option *o = table; o < table + count; o++)
         if (strcmp(flag, o->flag) == 0) return o;
     if (flag[0] != '-') hint = "a pattern of files needs quotes";
     if (strcmp(flag, "--profile") == 0) hint = "make -B PROFILE=1 builds a trainer that has it";
+    for (const char **o = of_make; *o; o++)
+        if (strcmp(flag, *o) == 0) hint = "`make` builds a trainer that has it";
     die(STATUS_USAGE, "%s: no such flag; %s", flag, hint);
 }
 
@@ -2611,7 +2618,7 @@ static Config choose_network(int V, int from) {
     net.maxT = or_else(opt.context, net.maxT);
     block_flags(&net, &was);
     if (path && memcmp(&net, &was, sizeof net) != 0) die(STATUS_USAGE,
-        "%s keeps its sizes: --layers, --heads, --channels and --context are for a new network", path);
+        "%s keeps its sizes: --layers, --heads, --channels and the like are for a new network", path);
     if (net.C % net.NH != 0) die(STATUS_USAGE, "--channels %d: no multiple of --heads %d", net.C, net.NH);
     choose_mode(&net, path);
     if (converted(net.mode)) adjust_conversion(&net);

@@ -512,15 +512,16 @@ static __global__ void product_kernel(Product s, void *d, const act_t *a, const 
     else set((act_t *)d + j*ld_d + i, sum);
 }
 
-// A product as the library computes it. The way is chosen once for a shape: what is computed again gives the
-// same bits. And whatever else the card does meanwhile: of the ways that the library proposes, the fastest of
-// those that give the same bits as its first.
+// A product as the library computes it: the first way that it proposes for a shape, so that what is computed
+// again gives the same bits; for a shape that is met often, the fastest of those that give the bits of the first.
+enum { WAYS = 8, OFTEN = 16 };
 typedef struct {
     Product product;
     cublasLtMatmulDesc_t op;
     cublasLtMatrixLayout_t a, b, d;
     cublasLtMatmulAlgo_t algo;
-    int ways;  // that the library has: 0 or 1
+    cublasLtMatmulHeuristicResult_t found[WAYS];
+    int ways, met;  // how many were found, and how often the product was asked for
 } Known;
 static void set_operands(Known *p, const act_t *bias, const void *aux) {
     if (bias)
@@ -529,9 +530,7 @@ static void set_operands(Known *p, const act_t *bias, const void *aux) {
         CUBLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &aux,
                                               sizeof aux));
 }
-enum { WAYS = 8 };
-static void choose(Known *p, cublasLtMatmulHeuristicResult_t *found, Product s, const act_t *bias,
-    const void *aux) {
+static void choose(Known *p, Product s, const act_t *bias, const void *aux) {
     static int said;
     const cudaDataType_t type = sizeof(act_t) == 2 ? CUDA_R_16BF : CUDA_R_32F;
     cublasOperation_t ta = s.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N,
@@ -541,6 +540,7 @@ static void choose(Known *p, cublasLtMatmulHeuristicResult_t *found, Product s, 
     size_t room = LIBRARY_BYTES;
     // sums of split k go through the workspace, in one order
     uint32_t unit = 16, schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+    memset(p, 0, sizeof *p);
     p->product = s;
     CUBLAS(cublasLtMatmulDescCreate(&p->op, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     CUBLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSA, &ta, sizeof ta));
@@ -573,8 +573,9 @@ static void choose(Known *p, cublasLtMatmulHeuristicResult_t *found, Product s, 
     CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &unit,
                                                 sizeof unit));
     cublasStatus_t e = cublasLtMatmulAlgoGetHeuristic(library, p->op, p->a, p->b, p->d, p->d, preference,
-                                                      WAYS, found, &p->ways);
-    if (e != CUBLAS_STATUS_SUCCESS || found[0].state != CUBLAS_STATUS_SUCCESS) p->ways = 0;
+                                                      WAYS, p->found, &p->ways);
+    if (e != CUBLAS_STATUS_SUCCESS || p->found[0].state != CUBLAS_STATUS_SUCCESS) p->ways = 0;
+    p->algo = p->found[0].algo;
     // what ends with GELU has another way; the slow loops, if there is none, are worth a line in a run
     if (!p->ways && !aux && !said++)
         fprintf(stderr,
@@ -582,12 +583,16 @@ static void choose(Known *p, cublasLtMatmulHeuristicResult_t *found, Product s, 
                 s.m, s.k, s.k, s.n);
     CUBLAS(cublasLtMatmulPreferenceDestroy(preference));
 }
-static void multiply_by(Known *p, void *d, const act_t *a, const act_t *b, const act_t *bias,
+static cublasStatus_t try_way(Known *p, void *d, const act_t *a, const act_t *b, const act_t *bias,
     const void *aux) {
     float one = 1, beta = p->product.accumulate ? 1 : 0;
     set_operands(p, bias, aux);
-    CUBLAS(cublasLtMatmul(library, p->op, &one, a, p->a, b, p->b, &beta, d, p->d, d, p->d, &p->algo, scratch,
-                          LIBRARY_BYTES, 0));
+    return cublasLtMatmul(library, p->op, &one, a, p->a, b, p->b, &beta, d, p->d, d, p->d, &p->algo, scratch,
+                          LIBRARY_BYTES, 0);
+}
+static void multiply_by(Known *p, void *d, const act_t *a, const act_t *b, const act_t *bias,
+    const void *aux) {
+    CUBLAS(try_way(p, d, a, b, bias, aux));
 }
 // Numbers without order, for multiplying zeros takes less power
 template <class E> static __global__ void spread_kernel(E *x, size_t count) {
@@ -609,8 +614,7 @@ static __global__ void digest_kernel(unsigned long long *digest, const uint32_t 
 // own: a run's may be zeros, which show nothing. What is added to is one of them: ways may differ in when they
 // add it. Few elements show too little, and where there is no room, nothing is tried: then the first it is,
 // with the same bits.
-static void choose_fastest(Known *p, const cublasLtMatmulHeuristicResult_t *found, const act_t *bias,
-    const void *aux) {
+static void choose_fastest(Known *p, const act_t *bias, const void *aux) {
     enum { ROUNDS = 2, TIMES = 6, LEAST = 1 << 20 };
     const Product s = p->product;
     const size_t m = (size_t)s.m, n = (size_t)s.n, k = (size_t)s.k, line = s.transpose_b ? k : n;
@@ -619,7 +623,6 @@ static void choose_fastest(Known *p, const cublasLtMatmulHeuristicResult_t *foun
     unsigned long long *digest, first = 0, same;
     double best = INFINITY;
     int fastest = 0;
-    p->algo = found[0].algo;
     if (p->ways < 2 || m * n < LEAST) return;
     if (cudaMalloc((void **)&digest, 256 + of_d + all * sizeof(act_t)) != cudaSuccess) {
         cudaGetLastError();  // forgets it
@@ -631,11 +634,11 @@ static void choose_fastest(Known *p, const cublasLtMatmulHeuristicResult_t *foun
     if (aux) aux = b + of_b;
     spread(a, all);
     for (int i = 0; i < p->ways; i++) {
-        if (found[i].state != CUBLAS_STATUS_SUCCESS) continue;
-        p->algo = found[i].algo;
+        if (p->found[i].state != CUBLAS_STATUS_SUCCESS) continue;
+        p->algo = p->found[i].algo;
         CUDA(cudaMemset(digest, 0, 256 + of_d));
         if (s.accumulate) spread((float *)(void *)d, of_d / sizeof(float));
-        multiply_by(p, d, a, b, bias, aux);
+        if (try_way(p, d, a, b, bias, aux) != CUBLAS_STATUS_SUCCESS) continue;
         LAUNCH(digest_kernel, SLICES, THREADS, 0, digest, (uint32_t *)(void *)d, of_d / sizeof(uint32_t));
         to_host(&same, digest, sizeof same);
         if (i == 0) first = same;
@@ -648,7 +651,7 @@ static void choose_fastest(Known *p, const cublasLtMatmulHeuristicResult_t *foun
         }
     }
     CUDA(cudaFree(digest));
-    p->algo = found[fastest].algo;
+    p->algo = p->found[fastest].algo;
 }
 static void forget(Known *p) {
     CUBLAS(cublasLtMatmulDescDestroy(p->op));
@@ -669,12 +672,11 @@ static Known *way_of(Product s, const void *d, const act_t *a, const act_t *b, c
     if (!aligned(a) || !aligned(b) || !aligned(d) || !aligned(bias) || !aligned(aux)) return NULL;
     while (p < end && memcmp(&p->product, &s, sizeof s) != 0) p++;
     if (p == end) {
-        cublasLtMatmulHeuristicResult_t found[WAYS] = {};
         p = known + met % MOST;
         if (met++ >= MOST) forget(p);
-        choose(p, found, s, bias, aux);
-        choose_fastest(p, found, bias, aux);
+        choose(p, s, bias, aux);
     }
+    if (++p->met == OFTEN) choose_fastest(p, bias, aux);
     return p->ways ? p : NULL;
 }
 // A product without GELU

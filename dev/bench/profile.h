@@ -8,7 +8,7 @@ it could do without: products, and each operand once. Tests count calls with it,
 bandwidth.
 */
 typedef struct { const char *name; int calls; double seconds, flops, bytes; } Profile;
-enum { MAX_PROFILES = 32 };
+enum { MAX_PROFILES = 64 };
 static Profile profiles[MAX_PROFILES], *profiled;  // profiled: the one running, or NULL
 static double profiled_since;
 static int profile_wanted, profile_steps, profiling;  // the flag; steps begun; whether calls count now
