@@ -221,7 +221,7 @@ test-llama: test_rev_llama test_rev_llama_f64 llama
 	$(call count,"./test_rev_llama_f64 $(GRADIENTS)" ./test_rev_llama dev/llama/test.sh)
 
 test-llama-emulated: test_rev_llama_emulated
-	$(call count,./test_rev_llama_emulated)
+	$(call count,"./test_rev_llama_emulated kernels cache")
 
 test-asan:
 	$(MAKE) clean-tests
