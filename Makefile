@@ -185,7 +185,7 @@ count = @for t in $(1); do \
 		END {if (n < programs) f++; printf "%d passed, %d failed\n", p, f; exit f > 0}'
 
 test-emulated: test_rev_gpt2_emulated test_program_emulated
-	$(call count,./test_rev_gpt2_emulated "./test_program_emulated $(or $(BRIEF),brief)")
+	$(call count,"./test_rev_gpt2_emulated $(NAMES)" "./test_program_emulated $(or $(BRIEF),brief)")
 
 # The text of the demo is this project's own.
 demo/demo.txt: README.md Makefile prepro_owt.py $(wildcard *.c *.cu $(foreach e,py sh c,dev/*.$e dev/*/*.$e))
