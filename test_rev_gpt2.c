@@ -116,20 +116,21 @@ static param_t *weights_on_device(const real_t *w, size_t n) {  // for products
     return p;
 }
 
-// One network of each mode, then conversions with other numbers: a / 2^shift, K, stem. The last is for a test
-// to set.
-static struct { int mode, a, shift, K, stem; } networks[] = {
+// One network of each mode, then conversions with other numbers: a / 2^shift, K, a bit for each ordinary step.
+// The last is for a test to set.
+static struct { int mode, a, shift, K; uint32_t ordinary; } networks[] = {
     {BASELINE, 0, 0, 0, 0},
     {MIDPOINT, 0, 0, 0, 0},
     {MIDPOINT_A, 0, 0, 0, 0},
     {LEAPFROG, 0, 0, 0, 0},
     {HAMILTONIAN, 0, 0, 0, 0},
-    {RETROFIT, 1, 2, 1, 2},
-    {BDIA, -1, 4, 0, 2},
+    {RETROFIT, 1, 2, 1, 3},
+    {BDIA, -1, 4, 0, 3},
     {RETROFIT, -1, 0, 2, 1},
-    {RETROFIT, 3, 4, 3, 3},
+    {RETROFIT, 3, 4, 3, 0x17},
     {BDIA, -5, 3, 0, 0},
-    {BDIA, 1, 0, 0, 5},
+    {BDIA, -1, 2, 0, 0x1A},
+    {BDIA, 1, 0, 0, 0x1F},
     {BASELINE, 0, 0, 0, 0}};
 enum { NETWORKS = sizeof networks / sizeof networks[0] - 1 };
 #ifdef SLOW
@@ -141,8 +142,8 @@ static const char *name_of(int network) {
     static char text[64];
     int mode = networks[network].mode;
     if (!converted(mode)) return mode_names[mode];
-    snprintf(text, sizeof text, "%s (%d / 2^%d, K %d, stem %d)", mode_names[mode], networks[network].a,
-             networks[network].shift, networks[network].K, networks[network].stem);
+    snprintf(text, sizeof text, "%s (%d / 2^%d, K %d, ordinary %#x)", mode_names[mode],
+             networks[network].a, networks[network].shift, networks[network].K, networks[network].ordinary);
     return text;
 }
 static int grid_of(int network) { return default_grids[networks[network].mode]; }
@@ -150,7 +151,8 @@ static void set_network(Config *net, int network) {
     set_mode(net, networks[network].mode);
     if (!converted(net->mode)) return;
     net->a[0] = networks[network].a, net->shift = networks[network].shift;
-    net->K = networks[network].K, net->stem = smaller_of(networks[network].stem, net->L);
+    net->K = networks[network].K, net->ordinary[0] = networks[network].ordinary;
+    if (net->L < 32) net->ordinary[0] &= (1u << net->L) - 1;
 }
 static int taught_by = -1;  // the objective of the next models, which have a teacher then
 
@@ -1018,11 +1020,11 @@ static void test_functions(void) {
 
 // KL of a network to the baseline with the same weights, whose projections are made smaller; equal: with the
 // same block in every layer.
-static double kl_of_conversion(int mode, int shift, int K, int stem, double projections, int equal) {
+static double kl_of_conversion(int mode, int shift, int K, int ordinary, double projections, int equal) {
     Model m;
     size_t one[TENSORS], all[TENSORS], at = 0;
     networks[NETWORKS].mode = mode, networks[NETWORKS].a = 1, networks[NETWORKS].shift = shift;
-    networks[NETWORKS].K = K, networks[NETWORKS].stem = stem;
+    networks[NETWORKS].K = K, networks[NETWORKS].ordinary = (uint32_t)ordinary;
     taught_by = KL;
     make_model(&m, odd, NETWORKS, STORE, default_grids[mode]);
     taught_by = -1;
@@ -1379,17 +1381,20 @@ static void test_flipped_bit(void) {
                   "%s: bit %d flipped before the backward pass went unnoticed", name_of(mode), bit);
             // steps with alpha = 0: what they made, what they overwrote, and what comes from there
             if (m.kept_planes) {
+                int last = steps(&m.net) - 1;
+                while (!is_ordinary(&m.net, last)) last--;
                 forward(&m);
                 head(&m, 1.0 / (m.B * m.T));
                 m.uncancelled = 0;
                 for (int k = steps(&m.net) - 1; k >= 0; k--) {
-                    if (k == 0) flip(m.cur + 434, bit);
+                    if (k == last) flip(m.cur + 434, bit);
                     step_back(&m, k);
                 }
-                check(drift_of(&m) > 0, "%s: bit %d flipped in the stem went unnoticed", name_of(mode), bit);
+                check(drift_of(&m) > 0, "%s: bit %d flipped where an ordinary step is undone went unnoticed",
+                      name_of(mode), bit);
                 stream_take_fault();
                 forward(&m);
-                flip(plane_of(&m, m.net.stem - 2) + 99, bit);
+                flip(plane_of(&m, last - 1) + 99, bit);
                 backward(&m, 1, &drift);
                 check(stream_take_fault() || drift > 0, "%s: bit %d flipped in a kept plane went unnoticed",
                       name_of(mode), bit);
@@ -1512,11 +1517,12 @@ static void test_plan_of_depth(void) {
         size_t kept96 = plan_bytes(&m, KEPT), activations96 = plan_bytes(&m, ACTIVATIONS);
         m.net.L = 12, plan(&m);
         size_t kept12 = plan_bytes(&m, KEPT), activations12 = plan_bytes(&m, ACTIVATIONS);
-        size_t tokens = (size_t)m.B * (size_t)m.T, plane = tokens * 768, stem = (size_t)m.net.stem;
+        size_t tokens = (size_t)m.B * (size_t)m.T, plane = tokens * 768;
+        size_t ordinary = (size_t)(12 - converted_before(&m.net, 12)) * (size_t)converted(m.net.mode);
         size_t bits = plane / 8 * (size_t)m.net.shift * converted(m.net.mode);
         check(activations12 - kept12 == activations96 - kept96 &&
-              kept12 == 4 * plane * stem + (12 - stem) * bits &&
-              kept96 == 4 * plane * stem + (96 - stem) * bits,
+              kept12 == 4 * plane * ordinary + (12 - ordinary) * bits &&
+              kept96 == 4 * plane * ordinary + (96 - ordinary) * bits,
               "%s: %zu bytes of activations at L=12, %zu at L=96; kept %zu and %zu", name_of(network),
               activations12, activations96, kept12, kept96);
         double most = (network == MIDPOINT_A ? 1.40 : 1.30) * (1 << 30);

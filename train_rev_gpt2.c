@@ -18,7 +18,7 @@ grid 2^-grid. What a step adds, beta*cur + gamma*F(cur), is made an integer and 
 subtracting it undoes adding it, if F gives the same bits twice. To that end the shapes alone fix the order
 of every sum, not the number of threads nor what is kept. What is left is alpha*prev: where alpha is 1 or
 -1, a sign undoes it; where it is a fraction, the bits that the product drops are kept; where it is 0, in
-the first steps of conversions, nothing could, and prev is kept. That way back is exact at any depth.
+some steps of conversions, nothing could, and prev is kept. That way back is exact at any depth.
 
 The file has six parts; the first declares what it calls of the others.
 
@@ -101,7 +101,7 @@ static size_t round256(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 // The order is that of mode_names (Part IV), and of model files: another network comes last.
 enum Mode { BASELINE, MIDPOINT, MIDPOINT_A, LEAPFROG, HAMILTONIAN, RETROFIT, BDIA, MODES };
-enum { MAX_A = 240 };
+enum { MAX_A = 240, MAX_ORDINARY = 256 };
 
 typedef struct {
     int maxT, V, L, NH, C, Vp;
@@ -109,14 +109,16 @@ typedef struct {
     float h;              // step size
     int grid;             // streams are integers on a grid 2^-grid; 0: floating point
     int shift, a[MAX_A];  // midpoint-a: the a_k of (3.6) times 2^shift; conversions: one a, in a[0]
-    int K, stem;          // retrofit: iterations of (4.7); conversions: the first steps, which stay ordinary
+    int K;                // retrofit: iterations of (4.7)
+    uint32_t ordinary[MAX_ORDINARY / 32];  // conversions: a bit for each step that stays the baseline's
     int block[6];         // what another block has besides: slots 240 to 245 of its model files
 } Config;
 
 // alpha and beta times 2^shift, so that integers are enough to multiply by them
 typedef struct { int alpha, beta, shift; double gamma; } Coefficients;
 
-// Those of step k. Retrofit, bdia and the stem of both are conversions of a pretrained baseline (Part III).
+// Those of step k. Retrofit and bdia are conversions of a baseline, which keep some of its steps (Part III).
+static int is_ordinary(const Config *net, int k);
 static Coefficients coefficients(const Config *net, int k) {
     double h = net->h, bdia = 1 + ldexp(net->a[0], -net->shift);
     int shift = net->shift, one = 1 << shift, a = net->a[net->mode == MIDPOINT_A ? k : 0];
@@ -130,7 +132,7 @@ static Coefficients coefficients(const Config *net, int k) {
         {      a, one - a, shift,     1},  // retrofit     (4.3)
         {      a, one - a, shift,  bdia},  // bdia
     };
-    return table[k < net->stem ? BASELINE : net->mode];
+    return table[is_ordinary(net, k) ? BASELINE : net->mode];
 }
 
 // A step's force is the whole block (2.5), or in turn one of its halves: written out, the Hamiltonian network
@@ -1086,8 +1088,33 @@ static void model_alloc(Model *m) {
 // could not be undone.
 
 static int converted(int mode) { return mode == RETROFIT || mode == BDIA; }
+static int has_step_size(int mode) { return mode != BASELINE && !converted(mode); }
 
 static const int default_grids[MODES] = {0, 20, 23, 20, 20, 18, 18};
+
+static int is_ordinary(const Config *net, int k) {
+    return k < MAX_ORDINARY && (net->ordinary[k / 32] >> k % 32 & 1);
+}
+// Makes steps `from` to `end` - 1 ordinary.
+static void keep_ordinary(Config *net, int from, int end) {
+    for (int k = from; k < smaller_of(end, MAX_ORDINARY); k++) net->ordinary[k / 32] |= 1u << k % 32;
+}
+static int converted_before(const Config *net, int k) {  // how many of the first k steps are not ordinary
+    int count = k;
+    for (int j = 0; j < k; j++) count -= is_ordinary(net, j);
+    return count;
+}
+static int stem_of(const Config *net) {  // n, if just the first n steps are ordinary, or else -1
+    int n = 0;
+    while (is_ordinary(net, n)) n++;
+    return converted_before(net, MAX_ORDINARY) == MAX_ORDINARY - n ? n : -1;
+}
+
+static int ordinary_fits(const Config *net) {  // retrofit's step 0 has no block before it for an estimate
+    int L = smaller_of(net->L, MAX_ORDINARY), beyond = MAX_ORDINARY - L;
+    if (net->mode == RETROFIT && !is_ordinary(net, 0)) return 0;
+    return converted_before(net, MAX_ORDINARY) - converted_before(net, L) == beyond;  // there are no more
+}
 
 static void set_mode(Config *net, int mode) {
     const double h[MODES] = {1, 0.25, 1, 1 / sqrt(net->L), 1, 1, 1};
@@ -1097,16 +1124,17 @@ static void set_mode(Config *net, int mode) {
     net->shift = mode == MIDPOINT_A || converted(mode) ? 4 : 0;
     net->a[0] = converted(mode) ? -1 : 0;
     net->K = mode == RETROFIT;
-    net->stem = converted(mode) ? smaller_of(2, net->L) : 0;
+    memset(net->ordinary, 0, sizeof net->ordinary);
+    if (converted(mode)) keep_ordinary(net, 0, smaller_of(2, net->L));
 }
 
 // ---- retrofit's estimates. Its force is F_k(p_k), and a times block k-1 at the last of p^_1 = p_k and
 // p^_{e+1} = p_k - f_{k-1}(p^_e) (4.7), e = 1 .. K+1. The step takes both terms one after the other.
 
-static int has_estimate(const Config *net, int k) { return net->mode == RETROFIT && k >= net->stem; }
+static int has_estimate(const Config *net, int k) { return net->mode == RETROFIT && !is_ordinary(net, k); }
 
 static int evaluations(const Config *net, int k) {
-    return layer_of(net, k) + has_estimate(net, k) * (k - net->stem) * (net->K + 1);
+    return layer_of(net, k) + (net->mode == RETROFIT ? converted_before(net, k) * (net->K + 1) : 0);
 }
 
 // Whether a step's evaluations for estimates share a place: where sequences go in slices, to save memory. All
@@ -1230,13 +1258,14 @@ static size_t words_of_step(const Model *m, size_t tokens) {  // for one step of
 static size_t words_before(const Model *m, int k, int b, int from) {
     size_t T = (size_t)m->T, whole = words_of_step(m, (size_t)m->chunk * T);
     size_t step = (size_t)(m->B / m->chunk) * whole + words_of_step(m, (size_t)(m->B % m->chunk) * T);
-    return (size_t)(k - m->net.stem) * step + (size_t)(b / m->chunk) * whole + words_of_step(m, (size_t)from);
+    size_t before = (size_t)converted_before(&m->net, k) * step;
+    return before + (size_t)(b / m->chunk) * whole + words_of_step(m, (size_t)from);
 }
 static size_t low_words(const Model *m) {
     return converted(m->net.mode) && m->net.grid ? words_before(m, steps(&m->net), 0, 0) : 0;
 }
 static uint32_t *low_bits(const Model *m, int k, Chunk c) {
-    if (!m->low || k < m->net.stem) return NULL;
+    if (!m->low || is_ordinary(&m->net, k)) return NULL;
     return m->low + words_before(m, k, c.b, c.from);
 }
 
@@ -1754,7 +1783,7 @@ static void data_check(const Data *d, const char *pattern, int V, int T) {
 // ---- what the flags of Part V say
 
 static struct {
-    const char *train, *val, *out, *start, *tokenizer, *distill;
+    const char *train, *val, *out, *start, *tokenizer, *distill, *ordinary;
     int resume, save_every, keep, overfit, layers, heads, channels, context, B, T, tokens, steps, warmup;
     int val_every, val_batches, sample_every, sample_length, seed, mode, fixed_point, stem, objective, memory;
     int precision, stream, grid, chunk, head_chunk, slice, group, lanes;
@@ -1764,15 +1793,19 @@ static struct {
 
 // The flags that make the network what it is
 static const char *network_flags(const Config *net) {
-    static char text[160];
-    char step[64] = "", iterations[32] = "", stream[32] = " --stream float";
-    if (converted(net->mode))
-        snprintf(step, sizeof step, " --coefficient %.9g --stem %d",
-                 ldexp(net->a[0], -net->shift), net->stem);
-    else if (net->mode != BASELINE) snprintf(step, sizeof step, " --step-size %.9g", (double)net->h);
+    static char text[1200];
+    char step[64] = "", ordinary[1040] = "", iterations[32] = "", stream[32] = " --stream float";
+    if (has_step_size(net->mode)) snprintf(step, sizeof step, " --step-size %.9g", (double)net->h);
+    if (converted(net->mode)) {
+        snprintf(step, sizeof step, " --coefficient %.9g", ldexp(net->a[0], -net->shift));
+        strcpy(ordinary, " --stem 0");
+    }
+    for (int k = 0, at = 0; k < MAX_ORDINARY; k++)
+        if (is_ordinary(net, k)) at += snprintf(ordinary + at, 17, at ? ",%d" : " --ordinary %d", k);
     if (net->mode == RETROFIT) snprintf(iterations, sizeof iterations, " --fixed-point %d", net->K);
     if (net->grid) snprintf(stream, sizeof stream, " --grid %d", net->grid);
-    snprintf(text, sizeof text, "--mode %s%s%s%s", mode_names[net->mode], step, iterations, stream);
+    snprintf(text, sizeof text, "--mode %s%s%s%s%s", mode_names[net->mode], step, ordinary, iterations,
+             stream);
     return text;
 }
 
@@ -1899,7 +1932,8 @@ static void model_header(int32_t header[256], const Config *net, int bf16) {
     header[1] = (bf16 ? 5 : 3) + 1000 * (net->mode != BASELINE || BLOCK_KIND);
     memcpy(&header[2], net, header_words(header) * sizeof *header);
     header[11] = net->K;
-    header[12] = net->stem;
+    header[12] = stem_of(net);
+    if (header[12] < 0) memcpy(&header[17], net->ordinary, sizeof net->ordinary);
     if (converted(net->mode)) header[13] = net->shift;  // 0 means 4, in sixteenths
     header[14] = BLOCK_KIND;
     memcpy(&header[240], net->block, sizeof net->block);
@@ -1945,7 +1979,10 @@ static Config network_of(const int32_t header[256], const char *path) {
     if (!converted(net.mode)) return net;
     int retrofit = net.mode == RETROFIT;
     net.K = checked(path, "number of iterations", header[11], 0, 16 * retrofit);
-    net.stem = checked(path, "stem", header[12], retrofit, net.L);
+    keep_ordinary(&net, 0, checked(path, "stem", header[12], -1, smaller_of(net.L, MAX_ORDINARY)));
+    if (header[12] < 0) memcpy(net.ordinary, &header[17], sizeof net.ordinary);
+    if (!ordinary_fits(&net))
+        die(STATUS_DATA, "%s: no %s of %d layers has its ordinary steps", path, mode_names[net.mode], net.L);
     net.shift = checked(path, "shift", or_else(header[13], 4), 1, 8);
     int one = 1 << net.shift, least = !retrofit - one;
     int a = checked(path, "coefficient times 2^shift", header[16], least, one);
@@ -2448,7 +2485,8 @@ static const Option options[] = {
     {"--coefficient", NUMBER, &opt.coefficient, "", -1, 1,
      "a of retrofit and bdia, n/256: near 0 the original network, 1 and -1 keep no bits (-1/16)"},
     {"--fixed-point", INTEGER, &opt.fixed_point, "", 0, 16, "retrofit: iterations K, each another block (1)"},
-    {"--stem", INTEGER, &opt.stem, "", 0, 65536, "retrofit and bdia: how many first steps stay ordinary (2)"},
+    {"--ordinary", STRING, &opt.ordinary, "", 0, 0, "retrofit and bdia: steps that stay so, like 0-1,28-29"},
+    {"--stem", INTEGER, &opt.stem, "", 0, MAX_ORDINARY, "the first ones: how many stay ordinary (2)"},
     {"--distill", STRING, &opt.distill, "", 0, NAME, "model file of a baseline of this shape: the teacher"},
     {"--loss", LOSS_NAME, &opt.objective, "", 0, 0,
      "what to make small; kl, the default with --distill: KL(ours, teacher's); kl-teacher: the other way"},
@@ -2570,8 +2608,6 @@ static Config new_network(int V) {
     return net;
 }
 
-static int has_step_size(int mode) { return within(mode, MIDPOINT, HAMILTONIAN); }
-
 // Sets the mode. Baselines and their conversions have the same weights: one can be made another.
 static void choose_mode(Config *net, const char *path) {
     int was = net->mode, mode = opt.mode;
@@ -2587,17 +2623,33 @@ static void choose_mode(Config *net, const char *path) {
     draw_coefficients(net, (uint64_t)opt.seed);
 }
 
+// What --stem and --ordinary say
+static void choose_ordinary(Config *net) {
+    const char *at = opt.ordinary;
+    char *end;
+    int wrong = 0;
+    if (opt.stem >= 0 || *at) memset(net->ordinary, 0, sizeof net->ordinary);
+    keep_ordinary(net, 0, opt.stem);
+    while (*at && !wrong) {
+        long first = strtol(at, &end, 10), last = first;
+        if (end > at && *end == '-') last = strtol(at = end + 1, &end, 10);
+        wrong = end == at || (*end && *end != ',') || first < 0 || last < first || last >= MAX_ORDINARY;
+        if (!wrong) keep_ordinary(net, (int)first, (int)last + 1);
+        at = *end ? end + 1 : end;
+    }
+    if (wrong || !ordinary_fits(net)) die(STATUS_USAGE,
+        "--stem or --ordinary: %s of %d layers takes steps from 0 to %d%s, like 0-1,5", mode_names[net->mode],
+        net->L, smaller_of(net->L, MAX_ORDINARY) - 1, net->mode == RETROFIT ? ", with 0" : "");
+}
+
 static void adjust_conversion(Config *net) {
-    int least = net->mode == RETROFIT;  // the first step has no block before it to take an estimate from
     double a = isnan(opt.coefficient) ? ldexp(net->a[0], -net->shift) : opt.coefficient, n = ldexp(a, 8);
     if (n == 0 || n != rint(n) || (net->mode == BDIA && a == -1)) die(STATUS_USAGE,
         "--coefficient %.9g: a multiple of 1/256 is meant, not 0, and for bdia not -1: such as -0.0625", a);
     net->a[0] = (int)n;
     for (net->shift = 8; net->a[0] % 2 == 0; net->shift--) net->a[0] /= 2;
     if (opt.fixed_point >= 0) net->K = opt.fixed_point;
-    if (opt.stem >= 0) net->stem = opt.stem;
-    if (!within(net->stem, least, net->L)) die(STATUS_USAGE, "--stem %d: %s of %d layers takes %d to %d",
-        net->stem, mode_names[net->mode], net->L, least, net->L);
+    choose_ordinary(net);
 }
 
 // The file of the network that the flags ask for: that of the checkpoint at step `from` (-1: none), or -e's.
@@ -2649,7 +2701,7 @@ static void check_options(const Model *m) {
     const Config *net = &m->net;
     int baseline = net->mode == BASELINE, has_a = converted(net->mode), has_h = has_step_size(net->mode);
     // a float stream may lose a factor of two a step back, not more
-    int small = has_a && 2 * abs(net->a[0]) < 1 << net->shift && net->stem < net->L;
+    int small = has_a && 2 * abs(net->a[0]) < 1 << net->shift && converted_before(net, net->L);
     const struct { int wrong; const char *why; } rules[] = {
         {(opt.resume || opt.save_every || opt.keep) && !opt.out[0], "-y, -n and -nk need -o, a directory"},
         {opt.ranks && !opt.plan, "--ranks needs --plan, or `make NCCL=1`; mpirun starts those of `MPI=1`"},
@@ -2660,7 +2712,8 @@ static void check_options(const Model *m) {
         {opt.stream == STREAM_FLOAT && opt.grid, "--grid needs --stream fixed"},
         {!has_h && !isnan(opt.step_size), "baseline, retrofit and bdia have no --step-size"},
         {!has_a && !isnan(opt.coefficient), "--coefficient needs --mode retrofit or bdia"},
-        {!has_a && opt.stem >= 0, "--stem needs --mode retrofit or bdia"},
+        {!has_a && (opt.stem >= 0 || opt.ordinary[0]), "--stem, --ordinary need --mode retrofit or bdia"},
+        {opt.stem >= 0 && opt.ordinary[0], "--stem n is short for --ordinary 0-(n-1): one of them is meant"},
         {opt.fixed_point >= 0 && net->mode != RETROFIT, "--fixed-point needs --mode retrofit"},
         {small && !net->grid && m->training && undoes_steps(m), "--stream float: with |a| below 1/2 steps "
             "back multiply every rounding; --stream fixed or --memory store is meant"}};

@@ -190,7 +190,7 @@ static void make_model(int kind) {
     memset(&m, 0, sizeof m);
     m.net.maxT = 3, m.net.V = 5, m.net.L = 2, m.net.NH = 2, m.net.C = 4, m.net.Vp = 7;
     set_mode(&m.net, kind);
-    m.net.h = 0.5f, m.net.stem /= 2;
+    m.net.h = 0.5f, m.net.ordinary[0] /= 2;
     if (kind == MIDPOINT_A) draw_coefficients(&m.net, 1);
     size_t bytes = parameter_count(&m.net) * sizeof(param_t);
     m.params = (param_t *)ours(bytes), m.m = (real_t *)ours(bytes), m.v = (real_t *)ours(bytes);
@@ -284,14 +284,14 @@ static void fuzz_model(const uint8_t *bytes, size_t size) {
     if (count * 2 > size || c->maxT < 1 || c->V < 1 || c->V > c->Vp || c->V > 65536 || c->L < 1 || c->NH < 1 || c->C < 1 ||
         c->C % c->NH || c->mode < 0 || c->mode >= MODES || !(c->h >= 0 && c->h <= 16) || c->grid < 0 || c->grid > 30 ||
         (c->mode == BASELINE && c->grid) || (c->mode == MIDPOINT_A && !remainders_fit(c)) ||
-        (converted(c->mode) && (c->K < 0 || c->K > 16 || c->stem < (c->mode == RETROFIT) || c->stem > c->L || c->shift < 0 || c->shift > 8 ||
+        (converted(c->mode) && (c->K < 0 || c->K > 16 || !ordinary_fits(c) || c->shift < 0 || c->shift > 8 ||
                                 c->a[0] % 2 == 0 || abs(c->a[0]) > 1 << c->shift))) fail("an impossible network was taken");
     m.params = (param_t *)ours(count * sizeof(param_t));
     load_model("model.bin", &m);
     check_parameters(bytes + 1024, count, word(bytes, size, 1) % 1000 == 5);
     for (int k = 0; k < steps(&m.net); k++) {
         Coefficients c = coefficients(&m.net, k);
-        if (!isfinite(c.gamma) || (c.alpha == 0) != (m.net.mode == BASELINE || k < m.net.stem)) fail("a step that does not reverse");
+        if (!isfinite(c.gamma) || (c.alpha == 0) != (m.net.mode == BASELINE || is_ordinary(&m.net, k))) fail("a step that does not reverse");
     }
     m.B = m.T = m.chunk = m.head_chunk = m.training = 1;
     plan(&m);

@@ -1124,8 +1124,9 @@ static void test_convert(void) {
     static const struct { const char *flags; int32_t header[6]; } kinds[] = {
         {"--mode bdia", {6, 18, 0, 2, 4, -1}},
         {"--mode retrofit --coefficient 1 --fixed-point 2 --stem 1", {5, 18, 2, 1, 0, 16}},
-        {"--mode bdia --coefficient -0.75 --stem 0", {6, 18, 0, 0, 2, -3}}};
-    for (int i = 0; i < 3; i++) {
+        {"--mode bdia --coefficient -0.75 --stem 0", {6, 18, 0, 0, 2, -3}},
+        {"--mode bdia --ordinary 1", {6, 18, 0, -1, 4, -1}}};
+    for (int i = 0; i < 4; i++) {
         const char *flags = kinds[i].flags;
         char *x, there[64], back[64], twice[64];
         int32_t header[17] = {0};
@@ -1167,7 +1168,7 @@ static void test_teacher(void) {
     check(status == STATUS_USAGE && strstr(output, "--distill, as a checksum,"),
           "another teacher on resuming: %s", output);
     status = trainer("%s -x 5 -o cut_short -y 1 --stem 1", flags);
-    check(status == STATUS_USAGE && strstr(output, "--coefficient 0.25 --stem 2"),
+    check(status == STATUS_USAGE && strstr(output, "--coefficient 0.25 --ordinary 0,1"),
           "another --stem on resuming: %s", output);
 }
 
@@ -1270,10 +1271,18 @@ static const Refusal trainer_refusals[] = {
     {2, "--coefficient -1:", "-i train0.bin --mode bdia --coefficient -1"},
     {2, "--coefficient 1.5", "-i train0.bin --mode bdia --coefficient 1.5"},
     {2, "--fixed-point needs --mode retrofit", "-i train0.bin --mode bdia --fixed-point 2"},
-    {2, "--stem needs --mode retrofit or bdia", "-i train0.bin --mode midpoint --stem 1"},
+    {2, "--stem, --ordinary need --mode retrofit or bdia", "-i train0.bin --mode midpoint --stem 1"},
     {2, "--coefficient needs --mode retrofit or bdia", "-i train0.bin " BASE "--coefficient 1"},
-    {2, "takes 1 to 12", "-i train0.bin --mode retrofit --stem 0"},
-    {2, "takes 0 to 6", "-i train0.bin -e d6 --mode bdia --stem 7"},
+    {2, "of 12 layers takes steps from 0 to 11, with 0, like", "-i train0.bin --mode retrofit --stem 0"},
+    {2, "of 6 layers takes steps from 0 to 5, like", "-i train0.bin -e d6 --mode bdia --stem 7"},
+    {2, "from 0 to 11, with 0, like", "-i train0.bin --mode retrofit --ordinary 1-3,11"},
+    {2, "from 0 to 5, like", "-i train0.bin -e d6 --mode bdia --ordinary 0-1,6"},
+    {2, "from 0 to 5, like", "-i train0.bin -e d6 --mode bdia --ordinary 3-1"},
+    {2, "from 0 to 5, like", "-i train0.bin -e d6 --mode bdia --ordinary 0-"},
+    {2, "from 0 to 5, like", "-i train0.bin -e d6 --mode bdia --ordinary 1,,2"},
+    {2, "from 0 to 5, like", "-i train0.bin -e d6 --mode bdia --ordinary 4294967296"},
+    {2, "--stem, --ordinary need --mode retrofit or bdia", "-i train0.bin --mode midpoint --ordinary 1"},
+    {2, "one of them is meant", "-i train0.bin --mode bdia --ordinary 0-1 --stem 2"},
     {2, "multiply every rounding", "-i train0.bin --mode bdia --stream float -t 16"},
     {2, "bdia have no --step-size", "-i train0.bin --mode bdia --step-size 1"},
     {2, "midpoint network", "-i train0.bin " TRAINED "--mode bdia"},
