@@ -148,11 +148,12 @@ static int halves_of(const Config *net, int k) {
 
 // ---- integer streams: what the layer functions of both twins do to one element
 
-// x * scale as a whole number; *bad is set where it is NaN or has no place in 32 bits.
-DEVICE static inline int64_t to_grid(real_t x, real_t scale, int *bad) {
+// x * scale as a whole number. *reach gathers the bits of what goes into streams; it is negative where
+// something is NaN or has no place in 32 bits.
+DEVICE static inline int64_t to_grid(real_t x, real_t scale, int *reach) {
     real_t v = (real_t)(sizeof x == 8 ? rint(x * scale) : rintf((float)(x * scale)));
     int inside = (v > (real_t)-0x1p31) & (v < (real_t)0x1p31);  // no branch, so that loops become vectors
-    *bad |= !inside;
+    *reach |= -!inside;
     return (int32_t)(inside ? v : 0);
 }
 
@@ -167,8 +168,8 @@ DEVICE static inline int64_t multiply(int64_t s, int n, int shift) {
 // them, `shift` bits an element a step: s - add less their part of the product is n times the high bits.
 // midpoint-a pushes them on one 16-bit number an element, r = (16 r + low bits) / n, while s takes the rest
 // of that division; popped in reverse order, r ends at the 0 it began with (both in Part III).
-DEVICE static inline int64_t increment(int32_t cur, real_t force, Coefficients step, real_t gamma, int *bad) {
-    return multiply(cur, step.beta, step.shift) + to_grid(force, gamma, bad);
+DEVICE static inline int64_t increment(int32_t cur, real_t force, Coefficients k, real_t gamma, int *reach) {
+    return multiply(cur, k.beta, k.shift) + to_grid(force, gamma, reach);
 }
 
 // ---- the layer functions of this part, which alone touch device memory: a CPU's (Part VI), or in the twin a
@@ -185,8 +186,7 @@ void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_
                   int n, int T, int C, int grid);
 // direction 1: from (count) is prev, and `to`, perhaps the same place, becomes next; -1: next becomes prev.
 // The force is f, or f + f2 if f2 is given. What a fraction alpha drops goes to r (count), midpoint-a's
-// stack, or to low, a step's own, NULL if it will not be undone; else both are NULL. To leave 32 bits is a
-// fault.
+// stack, or to low, a step's own, NULL if it will not be undone; else both are NULL.
 void stream_step(stream_t *to, const stream_t *from, const stream_t *cur, const act_t *f, const act_t *f2,
                  uint16_t *r, uint32_t *low, size_t count, Coefficients k, int grid, int direction);
 // the norm of x - y (count), or of x if y is NULL; and of r, if given: 0 exactly if not a bit is set
@@ -1090,7 +1090,9 @@ static void model_alloc(Model *m) {
 static int converted(int mode) { return mode == RETROFIT || mode == BDIA; }
 static int has_step_size(int mode) { return mode != BASELINE && !converted(mode); }
 
-static const int default_grids[MODES] = {0, 20, 23, 20, 20, 18, 18};
+// A conversion's grid is found in its text (find_grid); where there is none it is that of SmolLM2-135M.
+static const int default_grids[MODES] = {0, 20, 23, 20, 20, 14, 14};
+enum { GRID_AUTO = 31 };
 
 static int is_ordinary(const Config *net, int k) {
     return k < MAX_ORDINARY && (net->ordinary[k / 32] >> k % 32 & 1);
@@ -1326,7 +1328,9 @@ size_t device_peak_bytes(void);    // the most this process has held
 double device_flops(void);         // measured limit, FLOP/s of all cores
 double device_fastest(void);       // FLOP/s of the fastest product so far
 const char *device_products(void);  // what they are made of now: another kind gives other bits
-int stream_take_fault(void);       // has a value been NaN or out of the grid's range? Forgets it.
+// The bits, but for the sign, of the largest that went into integer streams since it was last asked; 32 if
+// something was NaN or had no place.
+int stream_take_reach(void);
 int layers_bf16(int on);           // products round operands to bf16, but for a row or two; whether they can
 // ends the program, and says why, where so many sequences at a time, or channels, are too much
 void layers_check(int sequences, int C, int NH);
@@ -1804,6 +1808,7 @@ static const char *network_flags(const Config *net) {
         if (is_ordinary(net, k)) at += snprintf(ordinary + at, 17, at ? ",%d" : " --ordinary %d", k);
     if (net->mode == RETROFIT) snprintf(iterations, sizeof iterations, " --fixed-point %d", net->K);
     if (net->grid) snprintf(stream, sizeof stream, " --grid %d", net->grid);
+    if (net->grid == GRID_AUTO) strcpy(stream, " --grid auto");
     snprintf(text, sizeof text, "--mode %s%s%s%s%s", mode_names[net->mode], step, ordinary, iterations,
              stream);
     return text;
@@ -2167,11 +2172,22 @@ static double learning_rate(int step, int total) {
     return lowest + 0.5 * (1 + cos(3.141592653589793 * fmin(done, 1))) * (opt.rate - lowest);
 }
 
+static void warn(const char *line) {
+    if (rank == 0) fprintf(stderr, "%.*s: %s\n", (int)strcspn(program, " "), program, line);
+}
+
+static int bits_left = 31;  // of the grid's range, the fewest so far
+
 // Stops the run if its numbers have gone wrong: what was saved before stays.
 static void check_numbers(const Model *m, int step, double loss, double drift) {
-    if (stream_take_fault()) die(STATUS_NUMBERS,
+    static int warned;
+    const int reach = stream_take_reach();
+    bits_left = smaller_of(bits_left, 31 - reach);
+    if (reach > 31) die(STATUS_NUMBERS,
         "step %d: a stream is NaN or left the grid's range of +-%g; a smaller --grid has more range%s",
         step, ldexp(1, 31 - m->net.grid), step > 1 ? ", a lower -l may not need it" : "");
+    if (bits_left < 2 && !warned++)
+        warn("streams are within a bit of the end of the grid's range; a smaller --grid has more");
     if (m->has_teacher && !isfinite(mean_of(m, TEACHER_LOSS))) die(STATUS_NUMBERS,
         "step %d: the loss of the teacher, --distill %s, is not a finite number", step, opt.distill);
     if (!isfinite(loss))
@@ -2237,6 +2253,7 @@ static void validate_step(Job *j) {
     if (interrupted) return;
     check_numbers(&j->m, j->step, means[LOSS], NAN);
     printf("step %5d/%d | validation loss %.4f", j->step, j->total, means[LOSS]);
+    if (converted(j->m.net.mode)) printf(" | bits left %d", bits_left);
     print_comparison(&j->m, means);
     for (int metric = LOSS; j->csv && metric < metrics_of(&j->m); metric++)
         fprintf(j->csv, "%d,%s,%.8g,,,,,,\n", j->step, splits[metric], means[metric]);
@@ -2495,7 +2512,8 @@ static const Option options[] = {
     {"--precision", TYPE_NAME, &opt.precision, DEFAULT_PRECISION, 0, 0,
      "of what products multiply, all else is float32; on a CPU bf16 needs AVX512-BF16"},
     {"--stream", STREAM_NAME, &opt.stream, "", 0, 0, "fixed reverses exactly; float for baseline"},
-    {"--grid", INTEGER, &opt.grid, "0", 1, 30, "fixed streams are multiples of 2^-grid; 0: by the mode"},
+    {"--grid", INTEGER, &opt.grid, "auto", 1, 30,
+     "fixed streams are multiples of 2^-grid; auto: 20, midpoint-a 23, conversions: as their text needs"},
     {"--chunk", INTEGER, &opt.chunk, "0", 1, 1 << 24, "sequences a block takes at a time; 0: by the shape"},
     {"--head-chunk", INTEGER, &opt.head_chunk, "0", 1, 1 << 24, "tokens the head takes; 0: by the shape"},
     {"--slice", INTEGER, &opt.slice, "0", 1, 1 << 30, "tokens the MLP takes at a time; 0: by the shape"},
@@ -2616,6 +2634,7 @@ static void choose_mode(Config *net, const char *path) {
     if (path && (has_step_size(was) || has_step_size(mode))) die(STATUS_USAGE,
         "--mode %s, but %s is of a %s network", mode_names[mode], path, mode_names[was]);
     if (!converted(was) || !converted(mode)) set_mode(net, mode);
+    if (!converted(was) && converted(mode)) net->grid = GRID_AUTO;
     net->mode = mode;  // a conversion made the other one keeps its coefficient, stem and grid
     net->K = mode == RETROFIT;
     if (mode != MIDPOINT_A) return;
@@ -2767,10 +2786,6 @@ static int choose_shape(Model *m) {
     return accumulate;
 }
 
-static void warn(const char *line) {
-    if (rank == 0) fprintf(stderr, "%.*s: %s\n", (int)strcspn(program, " "), program, line);
-}
-
 // Products in --precision, or else, where it cannot be had, in the other one. Returns which.
 static int choose_precision(void) {
     const int bf16 = opt.precision, can = layers_bf16(bf16);
@@ -2846,6 +2861,28 @@ static void claim_directory(Job *j) {
     unlink(out_path(unfinished));  // what a killed run left
 }
 
+// Where a conversion has no grid yet, it becomes the finest that leaves two bits above the largest value that
+// streams reach in the first batches of d, if it has any and the model's weights are there.
+static void find_grid(Model *m, Data *d) {
+    enum { COARSE = 8, FINEST = 20, TOKENS = 4096 };
+    if (m->net.grid != GRID_AUTO) return;
+    m->net.grid = default_grids[m->net.mode];
+    if (!m->params || !sequences_of(d, m->T, 0)) {
+        warn("--grid 14, with room for values up to 131072: no text was read to see how large they are");
+        return;
+    }
+    m->net.grid = COARSE;
+    stream_take_reach();
+    for (int i = 0; i * m->B * m->T < TOKENS; i++) {
+        data_batch(d, m, (uint64_t)i * (uint64_t)m->B, 0, 0);
+        forward(m);
+    }
+    const int bits = stream_take_reach() - COARSE;  // before the point
+    if (bits > 31 - COARSE) die(STATUS_NUMBERS, "streams leave the range of every grid: was it trained?");
+    m->net.grid = smaller_of(FINEST, 31 - 2 - bits);
+    printf("--grid %d: streams stay below %g in the first batches\n", m->net.grid, ldexp(1, bits));
+}
+
 static void load_networks(Model *m, int from) {
     model_alloc(m);
     if (model_path(from)) load_model(model_path(from), m);
@@ -2869,6 +2906,7 @@ static void begin_job(Job *j) {
     load_networks(m, j->from);
     if (m->has_teacher)  // or else it is 0
         j->run.teacher = (int32_t)write_parameters(NULL, m->teacher, parameter_count(&m->net), 0, 0) | 1;
+    find_grid(m, &j->data);
     if (j->from >= 0) load_state(j);
 }
 
@@ -2923,6 +2961,7 @@ int rev_gpt2_main(int argc, char **argv) {
     static Job j;
     begin(options, OPTIONS, usage, argc, argv);
     choose_job(&j);
+    if (opt.plan) find_grid(&j.m, &j.data);
     print_job(&j);
     if (!opt.plan) {
         begin_job(&j);
@@ -2948,15 +2987,22 @@ int main(int argc, char **argv) {
 
 // ---- an element of a stream, as the layers of both twins read and make it
 
+// x in 32 bits
+DEVICE static inline int32_t narrowed(int64_t x, int *reach) {
+    int32_t s = (int32_t)x;
+    *reach |= (s ^ s >> 31) | -(x != s);
+    return s;
+}
+
 static inline real_t grid_unit(int grid) { return grid ? (real_t)ldexp(1, -grid) : 0; }  // 0: floating point
 DEVICE static inline real_t stream_value(stream_t s, real_t unit) {
     return unit != 0 ? (real_t)s.fixed * unit : s.real;
 }
 
-DEVICE static inline stream_t embed_element(real_t x, real_t per_unit, int *bad) {
+DEVICE static inline stream_t embed_element(real_t x, real_t per_unit, int *reach) {
     stream_t s;
     memset(&s, 0, sizeof s);
-    if (per_unit != 0) s.fixed = (int32_t)to_grid(x, per_unit, bad);
+    if (per_unit != 0) s.fixed = narrowed(to_grid(x, per_unit, reach), reach);
     else s.real = x;
     return s;
 }
@@ -3036,11 +3082,12 @@ size_t device_memory_bytes(void) {
 // A loop over elements is cut at multiples of PIECE. If threads began anywhere, the compiler's vectors and
 // what is left over would be other elements for another number of threads, and it may contract multiply and
 // add in one but not in the other.
-static int fault;
-int stream_take_fault(void) {
-    int f = fault;
-    fault = 0;
-    return f;
+static int reached;
+int stream_take_reach(void) {
+    int bits = reached < 0 ? 32 : 0;
+    for (; reached > 0; reached /= 2) bits++;
+    reached = 0;
+    return bits;
 }
 
 void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe,
@@ -3048,23 +3095,20 @@ void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_
     profile("stream_embed", 0, (double)n * C * (sizeof(param_t) + 2 * sizeof(stream_t)));
     const size_t width = (size_t)C;
     real_t unit = grid ? (real_t)ldexp(1, grid) : 0;
-    int bad = 0;
-    #pragma omp parallel for reduction(|:bad)
+    int reach = 0;
+    #pragma omp parallel for reduction(|:reach)
     for (int i = 0; i < n; i++) {
         const param_t *word = wte + tokens[i]*width, *pos = wpe ? wpe + i % T * width : NULL;
         stream_t *x = prev + i*width, *y = cur + i*width;
-        for (int c = 0; c < C; c++) x[c] = y[c] = embed_element(pos ? word[c] + pos[c] : word[c], unit, &bad);
+        for (int c = 0; c < C; c++)
+            x[c] = y[c] = embed_element(pos ? word[c] + pos[c] : word[c], unit, &reach);
     }
-    fault |= bad;
+    reached |= reach;
 }
 
 // Each way to multiply by alpha has a function of its own, so that a loop holds only what it needs and
 // becomes vector code; f and f2 in one struct would keep it from that. k.gamma comes in units of the grid.
 static inline real_t force_at(const act_t *f, const act_t *f2, size_t i) { return f2 ? f[i] + f2[i] : f[i]; }
-static inline int32_t narrowed(int64_t x, int *bad) {
-    *bad |= x != (int32_t)x;
-    return (int32_t)x;
-}
 
 // The paper's networks have alpha = 1, 0 or -1, which loses nothing, so nothing has to be kept. With alpha =
 // 0 a step back multiplies s by 1, lest what a flipped bit has changed there disappear.
@@ -3072,13 +3116,13 @@ static void step_unit(stream_t *to, const stream_t *s, const stream_t *cur, cons
                       size_t count, Coefficients k, int direction) {
     real_t gamma = (real_t)k.gamma;
     int64_t factor = direction < 0 && k.alpha == 0 ? 1 : k.alpha;
-    int add_factor = direction > 0 ? 1 : -(int)factor, bad = 0;
-    #pragma omp parallel for simd reduction(|:bad)
+    int add_factor = direction > 0 ? 1 : -(int)factor, reach = 0;
+    #pragma omp parallel for simd reduction(|:reach)
     for (size_t i = 0; i < count; i++) {
-        int64_t add = increment(cur[i].fixed, force_at(f, f2, i), k, gamma, &bad);
-        to[i].fixed = narrowed(factor * s[i].fixed + add_factor * add, &bad);
+        int64_t add = increment(cur[i].fixed, force_at(f, f2, i), k, gamma, &reach);
+        to[i].fixed = narrowed(factor * s[i].fixed + add_factor * add, &reach);
     }
-    fault |= bad;
+    reached |= reach;
 }
 
 // In floating point a step back is rounded: next = alpha prev + add, and prev = next / alpha - add / alpha. A
@@ -3101,15 +3145,15 @@ static void step_float(stream_t *to, const stream_t *s, const stream_t *cur, con
 static void step_remainders(stream_t *to, const stream_t *s, const stream_t *cur, const act_t *f,
                             const act_t *f2, uint16_t *r, size_t count, Coefficients k, int direction) {
     real_t gamma = (real_t)k.gamma;
-    int bad = 0, sign = k.alpha < 0 ? -1 : 1, n = abs(k.alpha);
-    #pragma omp parallel for reduction(|:bad)
+    int reach = 0, sign = k.alpha < 0 ? -1 : 1, n = abs(k.alpha);
+    #pragma omp parallel for reduction(|:reach)
     for (size_t i = 0; i < count; i++) {
-        int64_t add = increment(cur[i].fixed, force_at(f, f2, i), k, gamma, &bad), t;
+        int64_t add = increment(cur[i].fixed, force_at(f, f2, i), k, gamma, &reach), t;
         if (direction > 0) t = sign * multiply_sixteenths(s[i].fixed, n, r + i) + add;
         else t = unmultiply_sixteenths(sign * (s[i].fixed - add), n, r + i);
-        to[i].fixed = narrowed(t, &bad);
+        to[i].fixed = narrowed(t, &reach);
     }
-    fault |= bad;
+    reached |= reach;
 }
 
 // Word b of a group of 32 elements holds bit b of each.
@@ -3131,24 +3175,24 @@ static inline void recall_bits(uint32_t bits[32], const uint32_t *words, int shi
 static void step_bits(stream_t *to, const stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2,
                       uint32_t *low, size_t count, Coefficients k, int direction) {
     real_t gamma = (real_t)k.gamma;
-    int bad = 0;
-    #pragma omp parallel for reduction(|:bad)
+    int reach = 0;
+    #pragma omp parallel for reduction(|:reach)
     for (size_t g = 0; g < count; g += 32) {
         uint32_t bits[32] = {0}, *words = low ? low + g / 32 * (size_t)k.shift : NULL;
         int width = (int)smaller_size(32, count - g);
         if (direction < 0) recall_bits(bits, words, k.shift);
         for (int j = 0; j < width && direction > 0; j++) bits[j] = (uint32_t)s[g + j].fixed;
         if (direction > 0 && words) keep_bits(words, bits, k.shift);
-        #pragma omp simd reduction(|:bad)
+        #pragma omp simd reduction(|:reach)
         for (int j = 0; j < width; j++) {
-            int64_t add = increment(cur[g + j].fixed, force_at(f, f2, g + j), k, gamma, &bad);
+            int64_t add = increment(cur[g + j].fixed, force_at(f, f2, g + j), k, gamma, &reach);
             int64_t t = s[g + j].fixed;
             if (direction > 0) t = multiply(t, k.alpha, k.shift) + add;
             else t = unmultiply(t - add, k.alpha, k.shift, bits[j]);
-            to[g + j].fixed = narrowed(t, &bad);
+            to[g + j].fixed = narrowed(t, &reach);
         }
     }
-    fault |= bad;
+    reached |= reach;
 }
 
 void stream_step(stream_t *to, const stream_t *from, const stream_t *cur, const act_t *f, const act_t *f2,

@@ -77,7 +77,7 @@ static unsigned blocks_for(size_t count, size_t each) { return (unsigned)((count
 static cudaDeviceProp device;
 static cublasLtHandle_t library;
 static size_t free_at_start, most_used;
-static int *fault;  // on the device: has a stream left its range?
+static int *reached;  // on the device: the bits of what went into streams
 
 static void device_begin(void) {  // before anything else here
     size_t total;
@@ -89,8 +89,8 @@ static void device_begin(void) {  // before anything else here
         die(STATUS_NUMBERS, "%s has compute capability %d.%d: %d.%d or newer is meant here", device.name,
             device.major, device.minor, needed / 10, needed % 10);
     CUBLAS(cublasLtCreate(&library));
-    CUDA(cudaMalloc((void **)&fault, sizeof *fault));
-    CUDA(cudaMemset(fault, 0, sizeof *fault));
+    CUDA(cudaMalloc((void **)&reached, sizeof *reached));
+    CUDA(cudaMemset(reached, 0, sizeof *reached));
     CUDA(cudaMemGetInfo(&free_at_start, &total));
 }
 void device_finish(void) { CUDA(cudaDeviceSynchronize()); }
@@ -223,31 +223,34 @@ void layers_begin(void *memory) {
 
 // ---- streams
 
-static __device__ __forceinline__ void report(int bad, int *to) {
-    if (bad) atomicOr(to, 1);
+// Few threads have a bit that no other had before; volatile: what others wrote is to be seen.
+static __device__ __forceinline__ void report(int reach, int *to) {
+    if (reach & ~*(volatile int *)to) atomicOr(to, reach);
 }
-int stream_take_fault(void) {
-    int bad;
-    to_host(&bad, fault, sizeof bad);
-    if (bad) CUDA(cudaMemset(fault, 0, sizeof bad));
-    return bad;
+int stream_take_reach(void) {
+    int reach, bits = 0;
+    to_host(&reach, reached, sizeof reach);
+    if (reach) CUDA(cudaMemset(reached, 0, sizeof reach));
+    if (reach < 0) return 32;
+    for (; reach > 0; reach /= 2) bits++;
+    return bits;
 }
 
 template <int N> static __global__ void embed_kernel(stream_t *prev, stream_t *cur, const int *tokens,
                                                      const param_t *wte, const param_t *wpe, size_t count,
                                                      int T, int C, float per_unit, int *to) {
-    int bad = 0;
+    int reach = 0;
     size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N;
     if (i < count) {
         size_t token = i / (size_t)C, c = i % (size_t)C;
         Few<param_t, N> word = load<N>(wte + (size_t)tokens[token] * (size_t)C + c), place = {};
         if (wpe) place = load<N>(wpe + token % (size_t)T * (size_t)C + c);
         Few<stream_t, N> x;
-        for (int j = 0; j < N; j++) x.e[j] = embed_element(word.e[j] + place.e[j], per_unit, &bad);
+        for (int j = 0; j < N; j++) x.e[j] = embed_element(word.e[j] + place.e[j], per_unit, &reach);
         store<N>(prev + i, x);
         store<N>(cur + i, x);
     }
-    report(bad, to);
+    report(reach, to);
 }
 void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe,
                   int n, int T, int C, int grid) {
@@ -256,10 +259,10 @@ void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_
     float per_unit = grid ? ldexpf(1, grid) : 0;
     if (C % 4 == 0 && aligned(prev) && aligned(cur) && aligned(wte) && aligned(wpe))
         LAUNCH(embed_kernel<4>, blocks_for(count, 4 * THREADS), THREADS, 0, prev, cur, tokens, wte, wpe,
-               count, T, C, per_unit, fault);
+               count, T, C, per_unit, reached);
     else
         LAUNCH(embed_kernel<1>, blocks_for(count, THREADS), THREADS, 0, prev, cur, tokens, wte, wpe, count, T,
-               C, per_unit, fault);
+               C, per_unit, reached);
 }
 
 // One kernel serves three ways to multiply by alpha: it waits for memory, so asking at each element which
@@ -282,8 +285,8 @@ static __device__ __forceinline__ int64_t step_remainder(int64_t s, int64_t add,
 }
 template <int N> static __global__ void step_kernel(stream_t *to, const stream_t *s, const stream_t *cur,
                                                     const act_t *f, const act_t *f2, uint16_t *r,
-                                                    size_t count, Step k, int *fault) {
-    int bad = 0;
+                                                    size_t count, Step k, int *reached) {
+    int reach = 0;
     size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N;
     if (i < count) {
         Few<stream_t, N> y = load<N>(cur + i), x = k.k.alpha || k.direction < 0 ? load<N>(s + i) : y;
@@ -294,22 +297,21 @@ template <int N> static __global__ void step_kernel(stream_t *to, const stream_t
                 x.e[j].real = step_float(x.e[j].real, y.e[j].real, force, k);
                 continue;
             }
-            int64_t add = increment(y.e[j].fixed, force, k.k, k.gamma, &bad), t;
+            int64_t add = increment(y.e[j].fixed, force, k.k, k.gamma, &reach), t;
             if (r) t = step_remainder(x.e[j].fixed, add, r + i + j, k);
             else t = step_unit(x.e[j].fixed, add, k);
-            bad |= t != (int32_t)t;
-            x.e[j].fixed = (int32_t)t;
+            x.e[j].fixed = narrowed(t, &reach);
         }
         store<N>(to + i, x);
     }
-    report(bad, fault);
+    report(reach, reached);
 }
 // Where alpha is a fraction, a warp takes 32 elements; word b in low holds bit b of each. low: NULL if
 // nothing will step back
 static __global__ void step_low_kernel(stream_t *to, const stream_t *s, const stream_t *cur, const act_t *f,
-                                       const act_t *f2, uint32_t *low, size_t count, Step k, int *fault) {
+                                       const act_t *f2, uint32_t *low, size_t count, Step k, int *reached) {
     size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
-    int bad = 0, lane = threadIdx.x % WARP;
+    int reach = 0, lane = threadIdx.x % WARP;
     uint32_t *words = low ? low + i / WARP * (size_t)k.k.shift : NULL, bits = 0;
     int64_t t = i < count ? s[i].fixed : 0;
     for (int b = 0; b < k.k.shift && low; b++) {
@@ -320,13 +322,12 @@ static __global__ void step_low_kernel(stream_t *to, const stream_t *s, const st
     }
     if (i < count) {
         int64_t add =
-            increment(cur[i].fixed, to_float(f[i]) + (f2 ? to_float(f2[i]) : 0), k.k, k.gamma, &bad);
+            increment(cur[i].fixed, to_float(f[i]) + (f2 ? to_float(f2[i]) : 0), k.k, k.gamma, &reach);
         t = k.direction > 0 ? multiply(t, k.k.alpha, k.k.shift) + add
                             : unmultiply(t - add, k.k.alpha, k.k.shift, bits);
-        bad |= t != (int32_t)t;
-        to[i].fixed = (int32_t)t;
+        to[i].fixed = narrowed(t, &reach);
     }
-    report(bad, fault);
+    report(reach, reached);
 }
 void stream_step(stream_t *to, const stream_t *from, const stream_t *cur, const act_t *f, const act_t *f2,
                  uint16_t *r, uint32_t *low, size_t count, Coefficients k, int grid, int direction) {
@@ -340,13 +341,13 @@ void stream_step(stream_t *to, const stream_t *from, const stream_t *cur, const 
                  factor, onward ? 1 : -factor, grid != 0, direction};
     if (grid && k.shift && !r)
         LAUNCH(step_low_kernel, blocks_for(count, THREADS), THREADS, 0, to, from, cur, f, f2, low, count,
-               step, fault);
+               step, reached);
     else if (count % 4 == 0 && aligned(to) && aligned(from) && aligned(cur) && aligned(f) && aligned(f2))
         LAUNCH(step_kernel<4>, blocks_for(count, 4 * THREADS), THREADS, 0, to, from, cur, f, f2, r, count,
-               step, fault);
+               step, reached);
     else
         LAUNCH(step_kernel<1>, blocks_for(count, THREADS), THREADS, 0, to, from, cur, f, f2, r, count, step,
-               fault);
+               reached);
 }
 
 // partial (slices): of a slice of elements, the squared norm of x - y

@@ -143,6 +143,7 @@ int eval_main(int argc, char **argv) {
     choices_begin(&m);
     plan(&m);
     load_networks(&m, -1);
+    find_grid(&m, &d);
     if (opt.val[0]) evaluate(&m, &d);
     if (asked.count) evaluate_choices(&m);
     model_free(&m);

@@ -1122,10 +1122,10 @@ static void test_prompt_logits(void) {
 static void test_convert(void) {
     // header: mode, grid, K, stem, shift, a
     static const struct { const char *flags; int32_t header[6]; } kinds[] = {
-        {"--mode bdia", {6, 18, 0, 2, 4, -1}},
-        {"--mode retrofit --coefficient 1 --fixed-point 2 --stem 1", {5, 18, 2, 1, 0, 16}},
-        {"--mode bdia --coefficient -0.75 --stem 0", {6, 18, 0, 0, 2, -3}},
-        {"--mode bdia --ordinary 1", {6, 18, 0, -1, 4, -1}}};
+        {"--mode bdia", {6, 20, 0, 2, 4, -1}},
+        {"--mode retrofit --coefficient 1 --fixed-point 2 --stem 1 --grid 18", {5, 18, 2, 1, 0, 16}},
+        {"--mode bdia --coefficient -0.75 --stem 0", {6, 20, 0, 0, 2, -3}},
+        {"--mode bdia --ordinary 1", {6, 20, 0, -1, 4, -1}}};
     for (int i = 0; i < 4; i++) {
         const char *flags = kinds[i].flags;
         char *x, there[64], back[64], twice[64];
@@ -1145,6 +1145,44 @@ static void test_convert(void) {
         check_ok(trainer("-i train0.bin -b 2 -x 0 -e %s -o twice%d", there, i));
         check(same_files(there, twice), "%s: loading and saving changed the model", flags);
     }
+}
+
+static void patch(const char *name, int slot, int32_t value) {
+    FILE *f = fopen(name, "r+b");
+    fseek(f, 4 * slot, SEEK_SET);
+    (fwrite)(&value, sizeof value, 1, f);
+    fclose(f);
+}
+
+// A conversion's grid leaves two bits above the largest value of the model on its text. Where one is left there
+// is a word; where a value has no place, the end.
+static void test_grid(void) {
+    enum { WIDTH = 16, TOKEN = 8 };
+    static const char flags[] = "-i train0.bin -j val.bin -e large.bin -b 2 -t 16 --mode bdia -x 1 -m 1 -l 1e-9";
+    const float value = 27600;
+    int32_t word, header[16] = {0};
+    char *x;
+    memcpy(&word, &value, sizeof word);
+    shell("cp base/model_00000000.bin large.bin");
+    patch("large.bin", 256 + TOKEN * WIDTH + 3, word);
+    check_ok(trainer("%s -o large_run", flags));
+    read_file("stdout", &x);
+    check(strstr(x, "--grid 14: streams stay below 32768") && strstr(x, "bits left 2"),
+          "the grid of a model that reaches %g: %s", value, x);
+    free(x);
+    if (read_file("large_run/model_00000001.bin", &x) > sizeof header) memcpy(header, x, sizeof header);
+    check(header[10] == 14, "it was saved as %d", header[10]);
+    free(x);
+    int status = trainer("%s --grid 15", flags);
+    check(status == 0 && strstr(output, "within a bit of the end"), "one bit more: %s", output);
+    status = trainer("%s --grid 17", flags);
+    check(status == STATUS_NUMBERS && strstr(output, "left the grid's range of +-16384"), "too fine: %s", output);
+    check_ok(evaluator("-e large.bin --mode bdia -j val.bin -b 2 -t 16 -m 1"));
+    read_file("stdout", &x);
+    check(strstr(x, "--grid 14: streams stay") != NULL, "evaluation: %s", x);
+    free(x);
+    status = trainer("%s --plan", flags);
+    check(status == 0 && strstr(output, "no text was read"), "a plan: %s", output);
 }
 
 // A run beside a teacher, in any policy and cut in two, gives the same bytes; it goes on beside no other.
@@ -1384,13 +1422,6 @@ static const Refusal evaluator_refusals[] = {
     {0, NULL, NULL}};
 
 // Puts a number at one of the places of four bytes that a file has.
-static void patch(const char *name, int slot, int32_t value) {
-    FILE *f = fopen(name, "r+b");
-    fseek(f, 4 * slot, SEEK_SET);
-    (fwrite)(&value, sizeof value, 1, f);
-    fclose(f);
-}
-
 // Files that something is wrong with
 static void make_bad_files(void) {
     enum { WEIGHTS = 256, NOT_A_NUMBER = 0x7FC00000 };
@@ -1725,6 +1756,7 @@ static const Test tests[] = {
     {"the use of a model", "logits", test_logits, SHORT},
     {"the use of a model", "prompt-logits", test_prompt_logits, SHORT},
     {"conversions", "convert", test_convert, SHORT},
+    {"conversions", "grid", test_grid, SHORT},
     {"conversions", "teacher", test_teacher, SHORT},
     {"conversions", "compare", test_compare, SHORT},
     {"bad input", "refusals", test_refusals, ALL},

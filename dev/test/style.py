@@ -12,9 +12,9 @@ import collections, re, statistics, sys
 
 # A limit that is no goal is what the part has now, with the goal behind it: who raises one says why in the commit.
 PARTS = {"I": ("reversal", 713), "II": ("memory", 369),  # 180
-         "III": ("conversions", 227), "IV": ("training", 1125),  # 800
-         "V": ("the command line", 510), "VI": ("layers for the CPU", 1175)}  # 420, 1100
-LINES = 4120  # 3400
+         "III": ("conversions", 229), "IV": ("training", 1140),  # 800
+         "V": ("the command line", 532), "VI": ("layers for the CPU", 1180)}  # 420, 1100
+LINES = 4164  # 3400
 WIDTH, STORY, FUNCTION, PARAMETERS, KNOW = 110, 45, 80, 7, 16
 TERNARIES_I, TERNARIES = 3, 5  # `?:` in 100 lines
 COMMENTS = 1 / 3               # lines that carry one, to a line of code
