@@ -36,24 +36,12 @@ ends the program with one line and a status.
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <glob.h>
-#include <inttypes.h>
 #include <math.h>
-#include <sched.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <sys/resource.h>
-#include <sys/stat.h>
-#include <time.h>
-#include <unistd.h>
 
 #ifndef REAL
 #define REAL float  // -DREAL=double: for checking gradients, with floating-point streams
@@ -148,8 +136,7 @@ static int halves_of(const Config *net, int k) {
 
 // ---- integer streams: what the layer functions of both twins do to one element
 
-// x * scale as a whole number. *reach gathers the bits of what goes into streams; it is negative where
-// something is NaN or has no place in 32 bits.
+// x * scale as a whole number. *reach gathers the streams' bits, and is negative if x is NaN or has no place.
 DEVICE static inline int64_t to_grid(real_t x, real_t scale, int *reach) {
     real_t v = (real_t)(sizeof x == 8 ? rint(x * scale) : rintf((float)(x * scale)));
     int inside = (v > (real_t)-0x1p31) & (v < (real_t)0x1p31);  // no branch, so that loops become vectors
@@ -1312,6 +1299,17 @@ static void distill(Model *m, int i, int n, double scale) {
 
 // -------------------------------------------------------------------------------------------------
 // Part IV: training
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <glob.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
 
 #ifndef DEFAULT_PRECISION
 #define DEFAULT_PRECISION "float32"
@@ -3009,6 +3007,9 @@ DEVICE static inline stream_t embed_element(real_t x, real_t per_unit, int *reac
 
 #ifndef REV_GPT2_OTHER_LAYERS
 // ==== the CPU's, from here to the end ================================================================
+
+#include <sched.h>
+#include <sys/resource.h>
 
 const int chunk_tokens = 1024, head_chunk_tokens = 1024, slice_tokens = 2048;
 const size_t weight_copy_bytes = 0;  // products take weights as they are
