@@ -1834,7 +1834,7 @@ typedef struct {
 // ---- files: the model in llm.c's format, the optimizer's state beside it. A file is written aside, synced
 // and renamed; the state comes first and the model last, so a model with its state is a complete pair.
 
-enum { STATE_MAGIC = 20251127, STATE_VERSION = 5, WITHOUT_LANES = 3, PATH = 4096, HEADER_SIZES = 6 };
+enum { STATE_MAGIC = 20251127, STATE_VERSION = 5, PATH = 4096, HEADER_SIZES = 6 };
 
 // The paths of a file in -o, and of a model or state there; each is good until the next call.
 static const char *out_path(const char *name) {
@@ -2070,20 +2070,14 @@ static void check_run(const Run *was, const Run *run, const char *path) {
 
 // Opens a state that suits the run, at its moments.
 static FILE *open_state(const char *path, int32_t header[256], const Job *j) {
-    static const size_t fields[] = {13, 14, sizeof(Run) / sizeof(int32_t)};  // of the versions' Runs
-    const Run *run = &j->run;
+    Run was;
     size_t count = parameter_count(&j->m.net);
     FILE *f = open_input(path, header, STATE_MAGIC, "state file");
-    if (!within(header[1], WITHOUT_LANES, STATE_VERSION) || header[2] != j->from)
-        die(STATUS_DATA, "%s: of version %d and step %d; version %d (less is of an earlier program) and step "
-            "%d are meant", path, header[1], header[2], STATE_VERSION, j->from);
-    Run was = *run;  // what an earlier program did not know is as now
-    memcpy(&was, &header[4], fields[header[1] - WITHOUT_LANES] * sizeof *header);
-    if (header[1] == WITHOUT_LANES || (header[1] < STATE_VERSION && (run->slice > 0 || run->group > 0)))
-        printf("%s is of an earlier program, which added gradients in another order: other bits "
-               "from here on\n", path);
-    check_run(&was, run, path);
-    check_size(f, path, 256 * sizeof *header + count * (run->bf16 ? 12 : 8) + sizeof(uint64_t));
+    if (header[1] != STATE_VERSION || header[2] != j->from) die(STATUS_DATA, "%s: of version %d and step %d, "
+        "not %d (less is of an earlier program) and %d", path, header[1], header[2], STATE_VERSION, j->from);
+    memcpy(&was, &header[4], sizeof was);
+    check_run(&was, &j->run, path);
+    check_size(f, path, 256 * sizeof *header + count * (j->run.bf16 ? 12 : 8) + sizeof(uint64_t));
     return f;
 }
 

@@ -319,12 +319,9 @@ static void fuzz_state(const uint8_t *bytes, size_t size) {
     Job j = make_job(word(bytes, size, 11) & 1);
     const Run run = j.run;
     size_t count = parameter_count(&m.net), body = count * (run.bf16 ? 12 : 8), length = 1024 + body + 8;
-    int version = word(bytes, size, 1), known = within(version, WITHOUT_LANES, STATE_VERSION);
+    int known = word(bytes, size, 1) == STATE_VERSION;
     int whole = size == length && word(bytes, size, 0) == STATE_MAGIC && known && word(bytes, size, 2) == 7;
-    size_t compared = sizeof run;  // earlier versions have no slice, no group; the earliest no lanes either
-    if (version < STATE_VERSION) compared -= sizeof run.slice + sizeof run.group;
-    if (version == WITHOUT_LANES) compared -= sizeof run.lanes;
-    int same = size >= 1024 && memcmp(bytes + 16, &run, compared) == 0, right = 0;
+    int same = size >= 1024 && memcmp(bytes + 16, &run, sizeof run) == 0, right = 0;
     if (size == length) {
         int32_t header[256];
         memcpy(header, bytes, sizeof header);

@@ -702,28 +702,7 @@ static void test_many_shards(void) {
     setrlimit(RLIMIT_NOFILE, &all);
 }
 
-// Makes a state one of an earlier version, which knew no slices or, the third, no lanes, with the checksum that
-// it had.
-static void make_older(const char *state_name, const char *model_name, int version) {
-    char *state, *model;
-    size_t bytes = read_file(state_name, &state), of_model = read_file(model_name, &model), header = 1024;
-    int32_t words[256];
-    Config net = load_model(model_name, NULL);
-    memcpy(words, state, header);
-    words[1] = version;
-    for (size_t i = 0; i < 3; i++)  // lanes, slice, group
-        if (i > 0 || version == WITHOUT_LANES) words[4 + sizeof(Run) / 4 - 3 + i] = 0;
-    memcpy(state, words, header);
-    uint64_t sum = checksum(state_checksum(words, &net), state + header, (bytes - header - sizeof sum) / 4);
-    sum = checksum(sum, model + header, (of_model - header) / 4);
-    memcpy(state + bytes - sizeof sum, &sum, sizeof sum);
-    FILE *f = fopen(state_name, "wb");
-    (fwrite)(state, 1, bytes, f);
-    fclose(f);
-    free(state), free(model);
-}
-
-// Lanes round a step's gradient elsewhere, and no more; a run keeps them. A state without goes on with a line.
+// Lanes round a step's gradient elsewhere, and no more; a run keeps them.
 static void test_lanes(void) {
     static const char flags[] = "-i train0.bin -j val.bin " SMALL "-b 2 -t 16 -d 128 -x 4 -n 2 -v 2 -m 2";
     double losses[4];
@@ -751,16 +730,6 @@ static void test_lanes(void) {
     setenv("PMI_SIZE", "3", 1);
     check(trainer("%s -o lanes", flags) == STATUS_USAGE && one_line("one of 3 processes"), "mpirun: %s", output);
     unsetenv("PMI_SIZE");
-    for (int i = 0; i < 3; i++) {  // without lanes; without slices, where there are none now, and where there are
-        char *said;
-        shell("rm -rf older; cp -r lanes older");
-        make_older("older/state_00000004.bin", "older/model_00000004.bin", WITHOUT_LANES + (i > 0));
-        check_ok(trainer("%s -y 1 -o older %s", flags, i == 2 ? "--slice 5 --group 1" : ""));
-        shell("grep -c 'is of an earlier program' stdout > said || true");
-        read_file("said", &said);
-        check(said && atoi(said) == (i != 1), "an earlier program's state, %d: %s lines", i, said);
-        free(said);
-    }
 }
 
 // What a signal says is seen before the next batch.
