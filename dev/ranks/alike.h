@@ -16,6 +16,24 @@ static void ranks_broadcast(void *x, size_t bytes);
 static void ranks_combine(double *x, size_t count);
 static FILE *open_regular(const char *path, const char *mode);
 
+// A number that Slurm or mpirun has put into the environment
+static int number_in(const char *name, int otherwise) {
+    const char *text = getenv(name);
+    char *end;
+    if (!text || !text[0]) return otherwise;
+    const long n = strtol(text, &end, 10);
+    if (*end || n < 0 || n > 65536) die(STATUS_USAGE, "%s=%s in the environment: a whole number up to 65536 is meant", name, text);
+    return (int)n;
+}
+
+// Ends one of several processes that somebody has started, which know nothing of each other.
+static void end_if_alone(const char *hint) {
+    static const char *const names[] = {"SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"};
+    for (int i = 0; i < 3; i++)
+        if (number_in(names[i], 1) > 1)
+            die(STATUS_USAGE, "one of %d processes that would not share anything: %s", number_in(names[i], 1), hint);
+}
+
 static uint64_t mixed(uint64_t sum, const void *data, size_t bytes) {
     for (size_t i = 0; i < bytes; i++) sum = (sum ^ ((const unsigned char *)data)[i]) * 0x100000001B3u;
     return sum ^ sum >> 29;

@@ -78,9 +78,12 @@ static int first_is_well(double until) {
 // later, the lower ones first.
 static void end_all(const char *line, int status) {
     const double until = seconds() + 10;
-    if (rank > 0 && first_is_well(until)) {
-        wait_until(seconds() + 1);
-        if (first_is_well(until)) wait_until(seconds() + smaller_of(2 * (rank - 1), 8));
+    if (rank > 0) {
+        if (first_is_well(until)) {
+            wait_until(seconds() + 1);
+            first_is_well(until);
+        }
+        wait_until(seconds() + smaller_of(2 * (rank - 1), 8));
     }
     fflush(stdout);
     fprintf(stderr, "%.*s: rank %d: %s\n", (int)strcspn(program, " "), program, rank, line);
@@ -209,6 +212,7 @@ static void ranks_begin(void) {
     MPI_Comm_rank(everyone, &rank);
     MPI_Comm_size(everyone, &ranks);
     if (ranks > 1) last_words = end_all;
+    else end_if_alone("who started them is not of the MPI that this program is built with");
     hosts = (char (*)[HOST])calloc((size_t)ranks, HOST);
     if (!hosts) die(STATUS_NUMBERS, "out of memory for the names of %d machines", ranks);
     uname(&system);

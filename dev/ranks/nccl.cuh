@@ -342,8 +342,8 @@ static void choose_card(int forked) {
 #endif
     cuda_ok(cudaGetDeviceCount(&cards), "cudaGetDeviceCount");
     if (place >= cards && (forked || cards > 1))
-        die(STATUS_USAGE, "%d ranks on %s, which shows %d card%s: one for each is meant", ranks_here, hosts[rank], cards,
-            cards == 1 ? "" : "s");
+        die(STATUS_USAGE, "%d ranks on %s, which shows %d card%s: one for each is meant",
+            place < ranks_here ? ranks_here : place + 1, hosts[rank], cards, cards == 1 ? "" : "s");
     card = cards > 1 ? place : 0;
     cuda_ok(cudaSetDevice(card), "cudaSetDevice");
     ranks_here = 1;  // that share the memory of a card

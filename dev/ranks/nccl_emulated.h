@@ -39,7 +39,7 @@ struct Batch { int first, end; bool done; };      // messages
 enum { MOST_MESSAGES = 1 << 16, MOST_GROUPS = 1 << 16, MOST_SUMS = 8, MOST_RANKS = 64 };
 struct Communicator {
     int rank, ranks, asked;  // asked: turns since it was asked for something last
-    bool all_here, grouped, refused;
+    bool all_here, grouped, gone;  // gone: what another rank has aborted
     char folder[128];
     long sent[MOST_RANKS], received[MOST_RANKS];
 };
@@ -63,6 +63,12 @@ static void path_of(char *path, size_t room, const Message &m, const char *end) 
     snprintf(path, room, "%s/%d_%d_%ld%s", nccl.folder, m.from, m.to, m.number, end);
 }
 
+static bool is_here(int rank) {
+    char path[256];
+    snprintf(path, sizeof path, "%s/here_%d", nccl.folder, rank);
+    return access(path, F_OK) == 0;
+}
+
 static void put(const Message &m) {
     char aside[256], path[256], *copy = (char *)malloc(m.bytes + 1);
     path_of(aside, sizeof aside, m, ".tmp");
@@ -71,8 +77,10 @@ static void put(const Message &m) {
     memcpy(copy, m.at, m.bytes);  // the system's functions cannot open it
     open_memory(-1);
     FILE *f = fopen(aside, "wb");
-    if (!f || fwrite(copy, 1, m.bytes, f) != m.bytes || fclose(f) != 0 || rename(aside, path) != 0)
-        fail("cannot write %s", path);
+    if (!f || fwrite(copy, 1, m.bytes, f) != m.bytes || fclose(f) != 0 || rename(aside, path) != 0) {
+        if (is_here(nccl.rank)) fail("cannot write %s", path);
+        nccl.gone = true;
+    }
     free(copy);
 }
 
@@ -93,12 +101,6 @@ static bool get(const Message &m) {
     return true;
 }
 
-static bool is_here(int rank) {
-    char path[256];
-    snprintf(path, sizeof path, "%s/here_%d", nccl.folder, rank);
-    return access(path, F_OK) == 0;
-}
-
 // Adds up what has come for sums, in the order of ranks.
 static void add_sums(void) {
     open_memory(1);
@@ -116,7 +118,7 @@ static void add_sums(void) {
 
 // A turn: one message of the oldest group that is not done. What is sent goes first, or two ranks might wait for each other.
 static void turn(void) {
-    if (groups_done == group_count || goes_wrong("hang")) return;
+    if (groups_done == group_count || nccl.gone || goes_wrong("hang")) return;
     Batch &g = groups[groups_done];
     for (int sending = 1; sending >= 0; sending--)
         for (int i = g.first; i < g.end; i++) {
@@ -168,9 +170,11 @@ static inline const char *ncclGetErrorString(ncclResult_t e) {
 static inline const char *ncclGetLastError(ncclComm_t) { return "this NCCL is emulated"; }
 static inline ncclResult_t ncclGetVersion(int *version) { return *version = 0, ncclSuccess; }
 static inline ncclResult_t ncclGetUniqueId(ncclUniqueId *id) {
-    const char *shared = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
+    const char *folder = getenv("EMULATED_FOLDER"), *shared = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
+    if (folder) shared = folder;
     snprintf(id->internal, sizeof id->internal, "%s/nccl_emulated_XXXXXX", shared);
-    return mkdtemp(id->internal) ? ncclSuccess : ncclSystemError;
+    // only a name, so that nothing is left of ranks that never come
+    return mkdtemp(id->internal) && rmdir(id->internal) == 0 ? ncclSuccess : ncclSystemError;
 }
 static inline ncclResult_t ncclCommInitRankConfig(ncclComm_t *c, int ranks, ncclUniqueId id, int rank, ncclConfig_t *config) {
     using namespace emulate;
@@ -181,6 +185,7 @@ static inline ncclResult_t ncclCommInitRankConfig(ncclComm_t *c, int ranks, nccl
     snprintf(path, sizeof path, "%s/here_%d", nccl.folder, rank);
     *c = (ncclComm_t)&nccl;
     if (goes_wrong("silence")) return ncclInProgress;
+    mkdir(nccl.folder, 0700);
     int fd = open(path, O_CREAT | O_EXCL | O_WRONLY, 0600);
     if (fd < 0) return ncclInvalidUsage;
     close(fd);
@@ -196,7 +201,7 @@ static inline ncclResult_t ncclCommGetAsyncError(ncclComm_t, ncclResult_t *state
     }
     if (nccl.asked++ == 0) return ncclSuccess;
     turn();
-    *state = goes_wrong("abort") ? ncclRemoteError : ncclSuccess;
+    *state = nccl.gone || goes_wrong("abort") ? ncclRemoteError : ncclSuccess;
     return ncclSuccess;
 }
 static inline ncclResult_t ncclCommFinalize(ncclComm_t) {

@@ -52,6 +52,7 @@ static Line *lines;        // rank 0 has one to every other; these have one to r
 static pid_t *children, first_process;  // of --ranks
 static int leaving;        // whether this rank has its last words behind it
 static int gathering;      // whether others still look for this one in the file
+static volatile sig_atomic_t meeting_ends;  // whether a signal came while ranks met by a file
 
 static void append(Bytes *b, const void *from, size_t bytes) {
     if (b->bytes + bytes > b->room) {
@@ -226,9 +227,14 @@ static void ask(void) {
                                     "hangs; NCCL_DEBUG=INFO says more", times_asked * patience);
 }
 
+static void end_if_signalled(void) {
+    if (meeting_ends && !leaving) die(STATUS_INTERRUPTED, "--rank-file %s: interrupted before all ranks have come", rank_file);
+}
+
 // A turn of whoever waits
 static void attend(int ms) {
     listen_for(ms);
+    end_if_signalled();
     check_engine();
     if (!asking && seconds() - quiet_since >= (double)patience * (1 + times_asked)) ask();
 }
@@ -340,10 +346,20 @@ static void *zeroed(size_t count, size_t size) {
     return p;
 }
 
+static void name_machine(char host[HOST]) {
+    struct utsname system;
+    uname(&system);
+    snprintf(host, HOST, "%.*s", HOST - 1, system.nodename);
+}
+
 static void make_lines(void) {
+    struct rlimit files;
     lines = (Line *)zeroed((size_t)ranks, sizeof *lines);
     hosts = (char (*)[HOST])zeroed((size_t)ranks, HOST);
     for (int r = 0; r < ranks; r++) lines[r].fd = -1;
+    if (getrlimit(RLIMIT_NOFILE, &files) != 0) return;
+    files.rlim_cur = files.rlim_max;  // rank 0 has a socket to every other
+    setrlimit(RLIMIT_NOFILE, &files);
 }
 
 static void fork_ranks(void) {
@@ -351,6 +367,7 @@ static void fork_ranks(void) {
     const int count = ranks;
     const pid_t first = getpid();
     children = (pid_t *)zeroed((size_t)ranks, sizeof *children);
+    for (int r = 0; r < count; r++) name_machine(hosts[r]);
     fflush(NULL);
     for (int r = 1; r < count; r++)
         if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair[r]) != 0)
@@ -380,19 +397,17 @@ static void fork_ranks(void) {
 // ---- or several find each other
 
 enum { KEY = 17, ADDRESSES = 2000 };
-typedef struct { char key[KEY]; int32_t rank, ranks; } Hello;
-enum Reply { WELCOME = 1, TWICE, OTHER_NUMBER };
-static const char *const replies[] = {"", "", "has come already: --rank or SLURM_PROCID is another's as well",
+typedef struct { char key[KEY], host[HOST]; int32_t rank, ranks; } Hello;
+typedef struct { char key[KEY], answer; } Reply;
+enum Answer { WELCOME = 1, FIRST, TWICE, OTHER_NUMBER };
+static const char *const answers[] = {"", "", "", "has come already: --rank or SLURM_PROCID is another's as well",
                                       "has come with another --ranks or SLURM_NTASKS than rank 0"};
 
-static int number_in(const char *name, int otherwise) {
-    const char *text = getenv(name);
-    return text && text[0] ? atoi(text) : otherwise;
-}
-
-static void prepare(int fd) {
+// A stranger who says nothing must not hold up those who wait for an answer meanwhile.
+enum { HELLO_SECONDS = 1, REPLY_SECONDS = 30 };
+static void prepare(int fd, int wait) {
     int on = 1;
-    struct timeval limit = {5, 0};
+    struct timeval limit = {wait, 0};
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
@@ -422,61 +437,96 @@ static void write_addresses(char *text, size_t room) {
     freeifaddrs(all);
 }
 
-// The file is written aside and renamed, so that nobody reads half of it; another kind of file stays as it is.
-static void write_rank_file(int port, const char *key) {
-    char aside[4096 + 16], word[16] = "", addresses[ADDRESSES];
-    FILE *f = fopen(rank_file, "r");
-    if (f && (fscanf(f, "%15s", word) != 1 || strcmp(word, "rev_gpt2") != 0))
-        die(STATUS_USAGE, "--rank-file: %s is there already, and no rank file", rank_file);
+static int say_hello(Hello *h, Reply *reply);
+
+// Ends where the file is something else, or where rank 0 of another run waits by it. One that has died left what it wrote.
+static void check_rank_file(void) {
+    char word[16] = "";
+    struct stat st;
+    Hello h;
+    Reply reply;
+    if (stat(rank_file, &st) != 0) return;
+    FILE *f = S_ISREG(st.st_mode) ? fopen(rank_file, "r") : NULL;
+    const int ours = f && fscanf(f, "%15s", word) == 1 && strcmp(word, "rev_gpt2") == 0;
     if (f) fclose(f);
+    if (!ours) die(STATUS_USAGE, "--rank-file: %s is there already, and no rank file", rank_file);
+    if (say_hello(&h, &reply) >= 0)
+        die(STATUS_USAGE, "--rank-file: rank 0 of another run, on %s, waits by %s: each run has its own", h.host, rank_file);
+}
+
+// The file is written aside and renamed, so that nobody reads half of it.
+static void write_rank_file(int port, const char *key) {
+    char aside[4096 + KEY], addresses[ADDRESSES];
     write_addresses(addresses, sizeof addresses);
-    snprintf(aside, sizeof aside, "%s.tmp", rank_file);
-    f = fopen(aside, "w");
-    if (!f) cannot("write", aside);
+    snprintf(aside, sizeof aside, "%s.%s", rank_file, key);
+    FILE *f = fopen(aside, "w");
+    if (!f) cannot("write", rank_file);
     fprintf(f, "rev_gpt2 %s %d %s%s\n", key, port, hosts[0], addresses);
-    if (fflush(f) != 0 || fsync(fileno(f)) != 0 || fclose(f) != 0) cannot("write", aside);
-    if (rename(aside, rank_file) != 0) cannot("write", rank_file);
+    const int written = fflush(f) == 0 && fsync(fileno(f)) == 0;
+    if (written && fclose(f) == 0 && rename(aside, rank_file) == 0) return;
+    const int why = errno;
+    unlink(aside);
+    errno = why;
+    cannot("write", rank_file);
 }
 
 // What somebody who connects says: a rank of this run has its key. Returns whether one has come.
 static int welcome(int fd, const char *key) {
     Hello h;
-    prepare(fd);
+    Reply reply;
+    prepare(fd, HELLO_SECONDS);
     if (recv(fd, &h, sizeof h, MSG_WAITALL) != (ssize_t)sizeof h || memcmp(h.key, key, KEY) != 0) {
         close(fd);
         return 0;
     }
-    char reply = WELCOME;
-    if (h.ranks != ranks) reply = OTHER_NUMBER;
-    else if (h.rank < 1 || h.rank >= ranks || lines[h.rank].fd >= 0) reply = TWICE;
-    if (send(fd, &reply, 1, MSG_NOSIGNAL) != 1 || reply != WELCOME) close(fd);
-    if (reply != WELCOME) die(STATUS_USAGE, "--rank-file %s: rank %d %s", rank_file, h.rank, replies[(int)reply]);
+    reply.answer = WELCOME;
+    if (h.rank == 0) reply.answer = FIRST;
+    else if (h.ranks != ranks) reply.answer = OTHER_NUMBER;
+    else if (h.rank < 1 || h.rank >= ranks || lines[h.rank].fd >= 0) reply.answer = TWICE;
+    memcpy(reply.key, key, KEY);
+    if (send(fd, &reply, sizeof reply, MSG_NOSIGNAL) != (ssize_t)sizeof reply || reply.answer != WELCOME) close(fd);
+    if (reply.answer == FIRST) return 0;  // that of another run, which goes
+    if (reply.answer != WELCOME) die(STATUS_USAGE, "--rank-file %s: rank %d %s", rank_file, h.rank, answers[(int)reply.answer]);
     lines[h.rank].fd = fd;
+    snprintf(hosts[h.rank], HOST, "%.*s", HOST - 1, h.host);
     return 1;
 }
 
+// Takes in who comes for some time. Returns whether one has; those who are here already may end, or ask.
+static int take_in(int server, const char *key) {
+    struct pollfd polled = {server, POLLIN, 0};
+    const int comes = poll(&polled, 1, 100) > 0, fd = comes ? accept(server, NULL, NULL) : -1;
+    if (comes && fd < 0 && errno != EINTR && errno != ECONNABORTED && errno != EAGAIN) cannot("take in", "other ranks");
+    const int one = fd >= 0 && welcome(fd, key);
+    listen_for(0);
+    end_if_signalled();
+    return one;
+}
+
 static void gather_ranks(void) {
-    const double until = seconds() + patience;
+    const double begun = seconds();
     char key[KEY] = "";
     struct sockaddr_in address;
     socklen_t length = sizeof address;
-    int missing = ranks - 1, server = socket(AF_INET, SOCK_STREAM, 0);
+    int missing = ranks - 1, said = 0, server = socket(AF_INET, SOCK_STREAM, 0);
     memset(&address, 0, sizeof address);
     address.sin_family = AF_INET;
+    check_rank_file();
     if (server < 0 || bind(server, (struct sockaddr *)&address, length) != 0 || listen(server, ranks) != 0 ||
         getsockname(server, (struct sockaddr *)&address, &length) != 0) cannot("listen for", "other ranks");
     make_key(key);
     write_rank_file(ntohs(address.sin_port), key);
     gathering = 1;
     while (missing > 0) {
-        struct pollfd polled = {server, POLLIN, 0};
-        int fd = poll(&polled, 1, 100) > 0 ? accept(server, NULL, NULL) : -1;
-        if (fd >= 0) missing -= welcome(fd, key);
-        if (missing == 0 || seconds() < until) continue;
+        missing -= take_in(server, key);
+        const double waited = seconds() - begun;
+        if (missing == 0 || (waited < patience && (said || waited < 10))) continue;
         int first = 1;
         while (lines[first].fd >= 0) first++;
-        die(STATUS_DATA, "--rank-file %s: rank %d%s not come within --patience %d seconds", rank_file, first,
-            missing > 1 ? " and others have" : " has", patience);
+        if (waited >= patience) die(STATUS_DATA, "--rank-file %s: rank %d%s not come within --patience %d seconds",
+                                    rank_file, first, missing > 1 ? " and others have" : " has", patience);
+        said = printf("--rank-file %s: waiting for rank %d%s\n", rank_file, first, missing > 1 ? " and others" : "");
+        fflush(stdout);
     }
     close(server);
     unlink(rank_file);
@@ -502,70 +552,88 @@ static int connect_to(const char *text, int port) {
         return -1;
     }
     fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
-    prepare(fd);
+    prepare(fd, REPLY_SECONDS);
     return fd;
 }
 
-// Whether rank 0 has taken this rank in; a file of an earlier run leads nowhere, or to somebody else.
-static int try_first(const char *own_host) {
-    char key[KEY] = "", host[HOST] = "", address[64], reply = 0;
+// Says hello to the rank 0 that has written the file. Returns the connection, or -1: a file of an earlier run leads
+// nowhere, or to somebody who knows no key.
+static int say_hello(Hello *h, Reply *reply) {
+    char address[64];
+    struct stat st;
     int port = 0, fd = -1;
-    Hello h;
-    FILE *f = fopen(rank_file, "r");
-    if (!f) return 0;
-    if (fscanf(f, "rev_gpt2 %16s %d %63s", key, &port, host) == 3) {
-        if (strcmp(host, own_host) == 0) fd = connect_to("127.0.0.1", port);
+    memset(h, 0, sizeof *h);
+    h->rank = rank;
+    h->ranks = ranks;
+    errno = 0;
+    FILE *f = stat(rank_file, &st) == 0 && S_ISREG(st.st_mode) ? fopen(rank_file, "r") : NULL;
+    if (!f) return -1;
+    if (fscanf(f, "rev_gpt2 %16s %d %63s", h->key, &port, h->host) == 3) {
+        if (strcmp(h->host, hosts[rank]) == 0) fd = connect_to("127.0.0.1", port);
         while (fd < 0 && fscanf(f, "%63s", address) == 1) fd = connect_to(address, port);
     }
     fclose(f);
-    if (fd < 0) return 0;
-    memset(&h, 0, sizeof h);
-    memcpy(h.key, key, KEY);
-    h.rank = rank;
-    h.ranks = ranks;
-    lines[0].fd = fd;
-    if (send(fd, &h, sizeof h, MSG_NOSIGNAL) == (ssize_t)sizeof h && recv(fd, &reply, 1, 0) == 1) {
-        if (reply != WELCOME) leave(STATUS_USAGE);  // rank 0 says why
-        return 1;
-    }
-    close_line(&lines[0]);
-    return 0;
+    Hello own = *h;
+    memcpy(own.host, hosts[rank], HOST);
+    if (fd >= 0 && send(fd, &own, sizeof own, MSG_NOSIGNAL) == (ssize_t)sizeof own &&
+        recv(fd, reply, sizeof *reply, MSG_WAITALL) == (ssize_t)sizeof *reply && memcmp(reply->key, h->key, KEY) == 0) return fd;
+    if (fd >= 0) close(fd);
+    errno = 0;
+    return -1;
 }
 
-static void find_first(const char *own_host) {
+static void find_first(void) {
     const double until = seconds() + patience;
-    while (!try_first(own_host)) {
+    Hello h;
+    Reply reply;
+    while ((lines[0].fd = say_hello(&h, &reply)) < 0) {
+        if (errno == EACCES || errno == ENOTDIR || errno == ELOOP) cannot("read", rank_file);
+        if (meeting_ends) leave(STATUS_INTERRUPTED);  // rank 0 says so
         if (seconds() >= until) die(STATUS_DATA, "--rank-file %s: nobody there is rank 0 of this run, for "
                                     "--patience %d seconds", rank_file, patience);
         usleep(100000);
     }
+    if (reply.answer != WELCOME) leave(STATUS_USAGE);  // rank 0 says why
+    memcpy(hosts[0], h.host, HOST);
+}
+
+// While ranks wait for others to come signals end them with a line, and no file is left.
+static void on_signal_in_meeting(int signal_number) {
+    (void)signal_number;
+    meeting_ends = 1;
+}
+static void heed_signals(int meeting) {
+    static const int numbers[] = {SIGINT, SIGTERM, SIGUSR1};
+    static void (*before[3])(int);
+    for (int i = 0; i < 3; i++)
+        if (meeting) before[i] = signal(numbers[i], on_signal_in_meeting);
+        else signal(numbers[i], before[i]);
 }
 
 static void join_by_file(void) {
-    struct utsname system;
-    rank = number_in("SLURM_PROCID", -1);
-    if (given_rank >= 0) rank = given_rank;
+    const int tasks = number_in("SLURM_STEP_NUM_TASKS", number_in("SLURM_NTASKS", 0));
+    rank = given_rank >= 0 ? given_rank : number_in("SLURM_PROCID", -1);
+    if (given_rank < 0 && ranks > 0 && tasks > 0 && ranks != tasks) die(STATUS_USAGE,
+        "--ranks %d, though Slurm has %d tasks here: without --rank each of them is a rank", ranks, tasks);
+    if (ranks == 0) ranks = tasks;
     if (rank < 0 || ranks < 1) die(STATUS_USAGE, "--rank-file: which rank is this, and of how many? --rank and "
                                    "--ranks say, or SLURM_PROCID and SLURM_NTASKS");
     if (rank >= ranks) die(STATUS_USAGE, "--rank %d: of %d ranks the last one is %d", rank, ranks, ranks - 1);
     make_lines();
-    uname(&system);
-    snprintf(hosts[rank], HOST, "%.*s", HOST - 1, system.nodename);
+    name_machine(hosts[rank]);
     for (char *c = hosts[rank]; *c; c++)
         if (*c == ' ') *c = '_';
     last_words = end_all;
+    heed_signals(1);
     if (rank == 0) gather_ranks();
-    else find_first(hosts[rank]);
+    else find_first();
 }
 
 // ---- the beginning and the end
 
 // Where they are, and that the cores of a machine are shared
 static void meet(void) {
-    struct utsname system;
     ranks_here = 0;
-    uname(&system);
-    snprintf(hosts[rank], HOST, "%.*s", HOST - 1, system.nodename);
     collect(hosts, HOST);
     for (int r = 0; r < ranks; r++) ranks_here += strcmp(hosts[r], hosts[rank]) == 0;
 #ifdef _OPENMP
@@ -584,32 +652,24 @@ static void meet(void) {
 #endif
 }
 
-// Ends one of several processes that somebody has started, which know nothing of each other.
-static void end_if_alone(void) {
-    static const char *const names[] = {"SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"};
-    for (int i = 0; i < 3; i++)
-        if (number_in(names[i], 1) > 1) die(STATUS_USAGE, "one of %d processes that would not share anything: "
-            "--rank-file brings them together; mpirun starts those of `MPI=1 NCCL=1`", number_in(names[i], 1));
-}
-
 // Makes of this process one of `wanted` ranks, if flags or Slurm ask for several. Returns whether they do.
 static int join(int wanted) {
     int nowhere;
     ranks = wanted;
-    if (rank_file[0] && ranks == 0) ranks = number_in("SLURM_NTASKS", 0);
     if (given_rank >= 0 && !rank_file[0]) die(STATUS_USAGE, "--rank needs --rank-file: without, --ranks starts "
                                               "the others itself");
+    if (!rank_file[0]) end_if_alone("--rank-file brings them together; mpirun starts those of `MPI=1 NCCL=1`");
     if (rank_file[0]) join_by_file();
     else if (ranks > 0) {
         make_lines();
         fork_ranks();
         last_words = end_all;
     } else {
-        end_if_alone();
         ranks = 1;
         return 0;
     }
     if (ranks > 1) meet();
+    if (rank_file[0]) heed_signals(0);
     signal(SIGUSR1, on_interrupt);  // what Slurm's --signal may send before its time is over
     if (rank > 0 && (nowhere = open("/dev/null", O_WRONLY)) >= 0) dup2(nowhere, 1);  // rank 0 prints
     return 1;

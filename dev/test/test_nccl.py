@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -26,6 +27,7 @@ SHAPE = ("-i train.txt -j train.txt -e d6 --layers 2 --channels 16 --heads 2 --c
          "-v 2 -m 3 -n 2 -s 2 -g 2").split()
 LONG = ("-i train.txt -j train.txt -e d6 --layers 1 --channels 8 --heads 1 --context 4 -b 1 --chunk 2 --head-chunk 50 "
         "-v 20 -m 2 -n 4 -x 30 -d 20").split()
+HOST = re.escape(socket.gethostname())
 NETWORKS = ["baseline", "midpoint", "midpoint-a", "leapfrog", "hamiltonian", "retrofit", "bdia"]
 
 
@@ -75,10 +77,10 @@ def one_line(results, statuses, pattern, what):
     lines = [line for r in results for line in r.stderr.splitlines() if line.startswith(("train_rev_gpt2:", "eval_rev_gpt2:", "emulate:"))]
     check(len(lines) == 1 and re.search(pattern, lines[0]) and all(r.returncode in statuses for r in results),
           f"{what}: statuses {[r.returncode for r in results]}, not {statuses}, and {pattern!r} is meant: {lines[:4]}")
-    left = glob.glob("/dev/shm/nccl_emulated_*/here_*")
-    check(not left, f"{what}: a communicator is left: {left}")
-    for path in glob.glob("/dev/shm/nccl_emulated_*"):
-        shutil.rmtree(path, ignore_errors=True)
+    left = os.listdir(ENV["EMULATED_FOLDER"]) + glob.glob("meet*")
+    check(not left, f"{what}: this is left: {left}")
+    for name in os.listdir(ENV["EMULATED_FOLDER"]):
+        shutil.rmtree(Path(ENV["EMULATED_FOLDER"], name), ignore_errors=True)
 
 
 def same(result, directory, step, want, what):
@@ -148,10 +150,10 @@ def test_meeting():
     """What can go wrong with a file that ranks meet by"""
     short = [*SHAPE, "-x", 1, "-o", "none"]
     flags = [*short, "--rank-file", "meet"]
-    Path("meet").write_text("somebody's diary")
-    one_line(done(words("nccl", TRAIN, *flags, "--ranks", 2, "--rank", 0)), (2,), "meet is there already, and no rank file", "a diary")
-    check(Path("meet").read_text() == "somebody's diary", "the diary is gone")
-    os.unlink("meet")
+    Path("diary").write_text("somebody's")
+    one_line(done(words("nccl", TRAIN, *short, "--rank-file", "diary", "--ranks", 2, "--rank", 0)), (2,),
+             "diary is there already, and no rank file", "a diary")
+    check(Path("diary").read_text() == "somebody's", "the diary is gone")
     one_line(done(words("nccl", TRAIN, *flags, "--ranks", 3, "--rank", 0, "--patience", 1)), (1,),
              "meet: rank 1 and others have not come within --patience 1", "nobody comes")
     check(not Path("meet").exists(), "a rank file is left by whom nobody came to")
@@ -175,6 +177,104 @@ def test_meeting():
     one_line(forked(2, *short, EMULATED_CARDS="0"), (3,), "rank 0: CUDA: no CUDA-capable device", "no card")
     one_line(alone(*short, "--ranks", 2), (2,), "--ranks needs --plan", "--ranks of a trainer without NCCL")
     check(not Path("none").exists(), "a run that cannot begin has made its directory")
+
+
+def limited(limit, command, **env):
+    return done(["bash", "-c", f"ulimit {limit}; exec \"$@\"", "-", *command], **env)
+
+
+class Several:
+    """Ranks that meet by a file, started one after the other"""
+    def __init__(self, ranks, *flags):
+        self.flags, self.tasks = [*flags, "--rank-file", "meet", "--ranks", ranks], []
+
+    def start(self, rank, *more, limit="-c 0"):
+        command = words("nccl", TRAIN, *self.flags, "--rank", rank, *more)
+        self.tasks.append(subprocess.Popen(["bash", "-c", f"ulimit {limit}; exec \"$@\"", "-", *command], env=ENV, stdout=subprocess.DEVNULL,
+                                           stderr=subprocess.PIPE, text=True))
+        return self
+
+    def wait_for_file(self):
+        until = time.monotonic() + 20
+        while not Path("meet").exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        return self
+
+    def with_others(self):
+        """Rank 0 writes, and the others come; how long they take nobody says."""
+        self.start(0).wait_for_file().start(1)
+        time.sleep(0.7)
+        return self
+
+    def ended(self):
+        return [subprocess.CompletedProcess(t.args, t.wait(100), "", t.stderr.read()) for t in self.tasks]
+
+
+def test_gathering():
+    """What happens while some ranks wait for others"""
+    short = [*SHAPE, "-x", 1, "-o", "none"]
+    for number in [signal.SIGTERM] if BRIEF else [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]:
+        for victim in [0, 1]:
+            run = Several(3, *short).with_others()
+            run.tasks[victim].send_signal(number)
+            one_line(run.ended(), (130,), f"rank {victim}: --rank-file meet: interrupted before all", f"signal {number} to rank {victim}")
+    run = Several(3, *short).with_others()
+    run.tasks[1].kill()
+    one_line(run.ended(), (3, -9), f"rank 0: rank 1, on {HOST}, has ended", "rank 1 is killed")
+    run = Several(3, *short).with_others()
+    run.tasks[0].kill()
+    run.tasks[0].wait()
+    Path("meet").unlink()  # which a killed rank leaves
+    one_line(run.ended(), (3, -9), f"rank 1: rank 0, on {HOST}, has ended", "rank 0 is killed")
+    run = Several(2, *SHAPE, "-x", 2, "-d", 30, "-o", "several").start(0).wait_for_file()
+    other = done(words("nccl", TRAIN, *run.flags, "--rank", 0))
+    check(other.returncode == 2 and re.search(f"rank 0 of another run, on {HOST}, waits by meet", other.stderr), f"two runs by a file: {other}")
+    alone(*SHAPE, "-x", 2, "-d", 30, "-o", "one")
+    same(run.start(1).ended(), "several", 2, files("one", 2), "a run whose file another one wants")
+    run = Several(12, *short, "--patience", 3).start(0, limit="-n 12").wait_for_file()
+    for rank in range(1, 12):
+        run.start(rank)
+    one_line(run.ended()[0], (1,), "rank 0: cannot take in other ranks: Too many open files", "eleven others, 12 files")
+
+
+def stranger(server):
+    try:
+        while True:
+            server.accept()[0].send(b"SSH-2.0-somebody else, who says as much as an answer has\r\n")
+    except OSError:
+        pass
+
+
+def test_rank_files():
+    """A file that is none, that cannot be written or that leads to somebody else; and limits of a process"""
+    short = [*SHAPE, "-x", 1, "-o", "none"]
+    one_line(Several(2, *short).start(0, limit="-f 0").ended(), (1,), "rank 0: cannot write meet: File too large", "a full disk")
+    flags = words("nccl", TRAIN, *short, "--ranks", 2, "--patience", 1, "--rank-file")
+    one_line(done([*flags, "train.txt/meet", "--rank", "1"]), (1,), "rank 1: cannot read train.txt/meet: Not a directory", "no directory")
+    os.mkfifo("pipe")
+    one_line(done([*flags, "pipe", "--rank", "0"]), (2,), "pipe is there already, and no rank file", "a pipe, rank 0")
+    one_line(done([*flags, "pipe", "--rank", "1"]), (1,), "nobody there is rank 0", "a pipe, rank 1")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=stranger, args=[server], daemon=True).start()
+        Path("elsewhere").write_text(f"rev_gpt2 0123456789abcdef {server.getsockname()[1]} {socket.gethostname()} 127.0.0.1\n")
+        one_line(done([*flags, "elsewhere", "--rank", "1"]), (1,), "nobody there is rank 0", "a stranger's port")
+    result = limited("-S -n 8", words("nccl", TRAIN, *SHAPE, "-x", 1, "--ranks", 7, "-o", "several"))
+    shutil.rmtree("several", ignore_errors=True)
+    check(result.returncode == 0, f"seven ranks where 8 files are allowed, and more may be asked for: {result.stderr}")
+    one_line(limited("-n 8", words("nccl", TRAIN, *short, "--ranks", 7)), (3,), "cannot make a socket for rank", "seven ranks, 8 files")
+
+
+def test_slurm():
+    """An environment that contradicts the flags, or itself"""
+    by_file, forking = ["--rank-file", "meet"], ["--ranks", 2]
+    for flags, env, pattern in [(forking, {"PROCID": 0, "STEP_NUM_TASKS": 4}, "one of 4 processes that would not share anything"),
+                                ([*by_file, "--ranks", 4], {"PROCID": 0, "NTASKS": 2}, "--ranks 4, though Slurm has 2 tasks"),
+                                (by_file, {"PROCID": 5, "NTASKS": 8, "STEP_NUM_TASKS": 1}, "--rank 5: of 1 ranks"),
+                                (by_file, {"PROCID": "zero", "NTASKS": 2}, "SLURM_PROCID=zero in the environment: a whole number"),
+                                (by_file, {"PROCID": 0, "NTASKS": 99999999}, "SLURM_NTASKS=99999999 in the environment"),
+                                (by_file, {"PROCID": 0, "NTASKS": 1, "LOCALID": 9}, "10 ranks on .*, which shows 2 cards")]:
+        env = {f"SLURM_{name}": str(value) for name, value in env.items()}
+        one_line(done(words("nccl", TRAIN, *SHAPE, "-x", 1, *flags, "--patience", 1), EMULATED_CARDS="2", **env), (2,), pattern, f"{env}")
 
 
 class Run(test_ranks.Running):
@@ -216,15 +316,16 @@ def finishes(what):
 
 def test_faults():
     alone(*LONG, "-o", "whole")
-    host = re.escape(socket.gethostname())
     for victim in [0, 2]:
         run = begun(3)
         os.kill(run.rank(victim), signal.SIGKILL)
-        pattern = f"rank 1: rank 0, on {host}, has ended" if victim == 0 else f"rank 0: rank 2, on {host}, was killed by signal 9"
+        pattern = f"rank 1: rank 0, on {HOST}, has ended" if victim == 0 else f"rank 0: rank 2, on {HOST}, was killed by signal 9"
         ended(run, 30, (3, -9), pattern, f"rank {victim} is killed")
         run = begun(3, "--patience", 3)
         os.kill(run.rank(victim), signal.SIGSTOP)
-        ended(run, 40, (3, -9), f"no progress for --patience 3 seconds: rank {victim}, on {host}, does not answer", f"rank {victim} is stopped")
+        ended(run, 40, (3, -9), f"no progress for --patience 3 seconds: rank {victim}, on {HOST}, does not answer", f"rank {victim} is stopped")
+    one_line(limited("-f 20", words("nccl", TRAIN, *LONG, "-o", "run", "--ranks", 3)), (1,), "rank 0: cannot write run/state_.*: File too large", "a full disk")
+    shutil.rmtree("run")
     for number in [signal.SIGINT, signal.SIGUSR1, signal.SIGTERM]:
         run = begun(2)
         if number == signal.SIGINT:
@@ -257,8 +358,8 @@ def test_advice():
     check("exchange: " not in forked(1, *flags, "-o", "run").stdout, "one rank has an exchange")
 
 
-TESTS = {"bits": test_bits, "lanes": test_lanes, "ways": test_ways, "meeting": test_meeting, "advice": test_advice,
-         "faults": test_faults, "nccl_faults": test_nccl_faults}
+TESTS = {"bits": test_bits, "lanes": test_lanes, "ways": test_ways, "meeting": test_meeting, "gathering": test_gathering,
+         "rank_files": test_rank_files, "slurm": test_slurm, "advice": test_advice, "faults": test_faults, "nccl_faults": test_nccl_faults}
 
 
 def main():
@@ -268,7 +369,9 @@ def main():
         print(f"test_nccl.py: there is no test {unknown[0]}, but {' '.join(TESTS)}", file=sys.stderr)
         sys.exit(2)
     here = os.getcwd()
-    with tempfile.TemporaryDirectory() as directory:
+    shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryDirectory(dir=shared) as folder:
+        ENV["EMULATED_FOLDER"] = folder  # of what the emulated NCCL sends
         os.chdir(directory)
         shutil.copytree(ROOT, "source", ignore=shutil.ignore_patterns(".nvidia", *["*_emulated", "*_rev_gpt2", "*.bin", ".git"]))
         build("alone", [TRAIN, EVAL])
