@@ -1411,9 +1411,10 @@ static void add_lanes(const Model *m, real_t *const *lanes, int count, size_t at
 #define ranks_end() ((void)0)
 static int any_rank(int here) { return here; }  // whether it is so on any rank
 static void ranks_begin(void) {              // a process knows which it is
-    const char *open_mpi = getenv("OMPI_COMM_WORLD_SIZE"), *size = open_mpi ? open_mpi : getenv("PMI_SIZE");
-    if (size && atoi(size) > 1) die(STATUS_USAGE,
-        "one of %s processes that would not share anything: `make -B MPI=1` builds what mpirun starts", size);
+    static const char *const sizes[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"};
+    for (int i = 0; i < 3; i++)
+        if (getenv(sizes[i]) && atoi(getenv(sizes[i])) > 1) die(STATUS_USAGE, "one of %s processes that "
+            "would not share anything: `make -B MPI=1` or NCCL=1 builds what does", getenv(sizes[i]));
 }
 // adds lanes `lane`, lane + 1 and so on, of which each rank has one now, to the sum
 static void ranks_exchange(Model *m, int lane) {

@@ -730,6 +730,9 @@ static void test_lanes(void) {
     setenv("PMI_SIZE", "3", 1);
     check(trainer("%s -o lanes", flags) == STATUS_USAGE && one_line("one of 3 processes"), "mpirun: %s", output);
     unsetenv("PMI_SIZE");
+    setenv("SLURM_STEP_NUM_TASKS", "2", 1);
+    check(trainer("%s -o lanes", flags) == STATUS_USAGE && one_line("one of 2 processes"), "srun: %s", output);
+    unsetenv("SLURM_STEP_NUM_TASKS");
 }
 
 // What a signal says is seen before the next batch.
