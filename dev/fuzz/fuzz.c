@@ -303,6 +303,10 @@ static void seeds_model(void) {
         snprintf(path, sizeof path, "model%d", i);
         write_seed(path, models[i], model_sizes[i]);
     }
+    const int32_t slot12 = -1, slot17 = 2;  // ordinary steps that are not the first ones: step 1
+    memcpy(models[2 * BDIA] + 4 * 12, &slot12, sizeof slot12);
+    memcpy(models[2 * BDIA] + 4 * 17, &slot17, sizeof slot17);
+    write_seed("model_ordinary", models[2 * BDIA], model_sizes[2 * BDIA]);
 }
 
 // ---- state files, of a small network; word 30 of the header asks for the right checksum
@@ -513,6 +517,7 @@ static void seeds_flags(void) {
         "-e out/model.bin -i x -s 1 --tokenizer t.bin -g 1", "-h", "--help", "--version", "--prompt", "-e d6 --top-k", "--eval",
         "-e d6 --plan -j val.bin -b 2 --mode midpoint", "-e model.bin -i x -a 1 -t 3 -x 0x1 -l nan",
         "-e fourteen-b.bin -i x --mode bdia --coefficient -0.0625 --stem 1 --distill teacher.bin --loss kl-teacher -t 3", "-e d6 --mode retrofit --fixed-point 3 --plan",
+        "-e d6 --mode retrofit --ordinary 0,2-3,5 --plan", "-e d6 --mode bdia --ordinary 1-,4 -i x",
         "-i x --mode leapfrog --memory auto --budget 2.5G --precision bf16 -t 8 -e d6",
         "-i x --mode hamiltonian --memory checkpoint --layers 65536 --channels 65536 --heads 1 -b 16384 -t 65536 --context 65536"};
     char text[4200];
@@ -559,7 +564,7 @@ static void seeds_sample(void) {
         "-e out/model.bin --prompt h\xC3\xA9llo's!! --temperature 0.8 --top-k 40 --tokenizer t.bin -g 1", "--help", "--version", "-x 3",
         "-e m.bin -i x --logits out.npy -t 2 -b 3 --chunk 2 --head-chunk 5", "-e d6 --prompt abc -g 63 --seed 5 --precision bf16",
         "-e fourteen-b.bin -i x --mode bdia --coefficient -0.0625 --stem 1 --grid 19 -t 3 --logits o", "--prompt a --logits o.npy",
-        "-e d6 --mode retrofit --fixed-point 3 --prompt ab --stream fixed", "-e d24 --prompt  --step-size 0.5 --temperature 0"};
+        "-e d6 --mode retrofit --ordinary 0,5 --fixed-point 3 --prompt ab --stream fixed", "-e d24 --prompt  --step-size 0.5 --temperature 0"};
     write_lines(lines, sizeof lines / sizeof *lines, sample_options, SAMPLE_OPTIONS);
 }
 
@@ -587,7 +592,7 @@ static void seeds_eval(void) {
     static const char *const lines[] = {
         "-e out/model.bin -j x -b 2 -t 3 -m 0", "--help", "--version", "-x 3", "-e d6", "-j *.bin -e d6 --mode midpoint --precision bf16",
         "-e fourteen-b.bin -j x --mode bdia --coefficient -0.0625 --stem 1 --distill teacher.bin -t 3", "-e d6 -j x --mode midpoint-a --step-size 0.5",
-        "-e m.bin -j x --stream fixed --grid 19 --chunk 2 --head-chunk 5", "-e d6 -j x --mode retrofit --fixed-point 3 --stream float"};
+        "-e m.bin -j x --stream fixed --grid 19 --chunk 2 --head-chunk 5", "-e d6 -j x --mode retrofit --ordinary 0,2-3 --fixed-point 3 --stream float"};
     write_lines(lines, sizeof lines / sizeof *lines, eval_options, EVAL_OPTIONS);
 }
 

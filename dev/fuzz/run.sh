@@ -19,10 +19,10 @@ printf '%s\n' "$@" | xargs -P 2 -I{} "$CC" -std=gnu11 -g -O1 -Wall -Wextra -Wno-
 functions() {
     case $1 in
     tokens) echo data_open data_close shard_fd shard_check sequences_in sequences_of read_sequence set_batch data_batch data_check ;;
-    model) echo open_input check_size read_model load_model read_parameters remainders_fit tensor_sizes choose_network ;;
+    model) echo open_input check_size read_model load_model read_parameters remainders_fit ordinary_fits tensor_sizes choose_network ;;
     state) echo open_input check_size open_state load_state read_parameters write_parameters checksum state_checksum model_header ;;
     tokenizer) echo tokenizer_open find_token find_slot push_pair pop_pair join_pair encode_word kind_of index_open word_length encode print_byte print_characters print_token first_token ;;
-    flags) echo set_option parse_options print_help check_options new_network choose_mode adjust_conversion choose_network choose_teacher choose_shape plan \
+    flags) echo set_option parse_options print_help check_options new_network choose_mode choose_ordinary adjust_conversion choose_network choose_teacher choose_shape plan \
         learning_rate find_tokenizer ;;
     sample) echo set_option parse_options check_sample_options encode_prompt choose_sample_shape find_tokenizer word_length ;;
     choices) echo take_words add_completion read_question choices_open choices_fit answer_of add_accuracy ;;

@@ -12,8 +12,9 @@ import numpy as np
 from storage import die, read_json
 
 MODES = ["baseline", "midpoint", "midpoint-a", "leapfrog", "hamiltonian", "retrofit", "bdia"]  # slot 8 of the header counts these
-GRIDS = [0, 20, 23, 20, 20, 18, 18]  # the trainer's, for the integer streams of each mode
+GRIDS = [0, 20, 23, 20, 20, 18, 18]  # of each mode's integer streams, where a config.json says none
 MODEL_MAGIC = 20240326
+MOST_ORDINARY = 256  # steps that a model file has a bit for
 
 def whole_numbers(path, config, sizes):
     """Of config.json, {key: (default, most)}."""
@@ -218,11 +219,35 @@ def read_reversible(path, m, config):
         denominator = float(a[0]).as_integer_ratio()[1]
         m.header[13] = denominator.bit_length() - 1
     m.header[1], m.header[8], m.header[9:10], m.header[10:13] = 1003, number, float_bits(h), (grid, K, stem)
+    ordinary = config.get("ordinary") or []
+    if not isinstance(ordinary, list) or not all(type(k) is int and 0 <= k < MOST_ORDINARY for k in ordinary):
+        die(f"{path}: ordinary is {json.dumps(ordinary)}; a list of steps from 0 to {MOST_ORDINARY - 1} is meant")
+    if (ordinary or stem) and mode not in ("retrofit", "bdia") or (ordinary and stem):
+        die(f"{path}: a stem of {stem} and ordinary steps {ordinary}; one of them is meant, and a retrofit or bdia network")
+    if ordinary:
+        set_ordinary(m.header, ordinary)
     m.header[16:16 + wanted] = [int(x * (16 if denominator == 1 else denominator)) for x in a]
     read_recurrence(path, m, m.header, mode)
 
 # ----------------------------------------------------------------------------------------------------------------
 # A model file's header
+
+def set_ordinary(header, steps):
+    """Those of a conversion: slot 12 counts them if they are just the first ones, or else is -1 and slots 17 to 24 have a bit for each."""
+    steps = sorted(set(steps))
+    header[12] = len(steps)
+    if steps != list(range(len(steps))):
+        header[12] = -1
+        header[17:25] = np.packbits([k in steps for k in range(MOST_ORDINARY)], bitorder="little").view("<i4")
+
+def ordinary_of(path, header, m):
+    stem, bits = int(header[12]), np.unpackbits(header[17:25].view("u1"), bitorder="little")
+    if not -1 <= stem <= min(m.L, MOST_ORDINARY):
+        die(f"{path}: no {m.mode} of {m.L} layers has a stem of {stem}")
+    steps = list(range(stem)) if stem >= 0 else np.flatnonzero(bits).tolist()
+    if (m.mode == "retrofit" and 0 not in steps) or (steps and steps[-1] >= m.L):
+        die(f"{path}: no {m.mode} of {m.L} layers has the ordinary steps {steps}")
+    return steps
 
 def read_header(path):
     if not path.is_file():
@@ -254,7 +279,7 @@ def read_header(path):
 
 def read_recurrence(path, m, header, mode):
     """What a reversible network is besides its weights."""
-    m.mode, m.h, m.grid, m.K, m.stem, m.a = mode, float(header[9:10].view("<f4")[0]), int(header[10]), 0, 0, []
+    m.mode, m.h, m.grid, m.K, m.ordinary_steps, m.a = mode, float(header[9:10].view("<f4")[0]), int(header[10]), 0, [], []
     if not 0 <= m.h <= 16:
         die(f"{path}: a step size of {m.h:g}; 0 to 16 is meant")
     if mode == "midpoint-a":
@@ -262,7 +287,7 @@ def read_recurrence(path, m, header, mode):
         if m.L > m.block.most_a or header[13] or not all(0 < abs(a) < 16 for a in m.a):
             die(f"{path}: its a_k are not those of a midpoint-a of {m.L} layers")
     if mode in ("retrofit", "bdia"):
-        m.K, m.stem, shift = int(header[11]), int(header[12]), int(header[13]) or 4
+        m.K, m.ordinary_steps, shift = int(header[11]), ordinary_of(path, header, m), int(header[13]) or 4
         m.a = [int(header[16]) / 2**shift] if 1 <= shift <= 8 else [0]
-        if not 0 < abs(m.a[0]) <= 1 or (mode == "bdia" and m.a[0] == -1) or not 0 <= m.K <= 16 * (mode == "retrofit") or not (mode == "retrofit") <= m.stem <= m.L:
-            die(f"{path}: no {mode} has coefficient {header[16]} / 2^{shift}, {m.K} iterations, a stem of {m.stem}")
+        if not 0 < abs(m.a[0]) <= 1 or (mode == "bdia" and m.a[0] == -1) or not 0 <= m.K <= 16 * (mode == "retrofit"):
+            die(f"{path}: no {mode} has coefficient {header[16]} / 2^{shift}, {m.K} iterations")

@@ -110,9 +110,11 @@ def write_config(m, folder, tokenizer):
     if tokenizer and m.block.title == "GPT-2":  # AutoTokenizer knows it by model_type, but only GPT-2's
         config["tokenizer_class"] = "GPT2Tokenizer"
     if m.mode != "baseline":
+        stem = len(m.ordinary_steps)
+        steps = {"stem": stem} if m.ordinary_steps == list(range(stem)) else {"ordinary": m.ordinary_steps}
         classes, module = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "LMHeadModel"}, m.block.code[:-3]
         config |= {"model_type": m.block.model_types[1], "architectures": [f"{m.block.classes}LMHeadModel"], "mode": m.mode,
-                   "step_size": m.h, "coefficients": m.a, "fixed_point": m.K, "stem": m.stem, "grid": m.grid, "transformers_needed": ">=4.48",
+                   "step_size": m.h, "coefficients": m.a, "fixed_point": m.K, **steps, "grid": m.grid, "transformers_needed": ">=4.48",
                    "auto_map": {auto: f"{module}.{m.block.classes}{name}" for auto, name in classes.items()}}
         for name in ("modeling_rev.py", m.block.code):
             shutil.copyfile(MODEL_CODE / name, folder / name)

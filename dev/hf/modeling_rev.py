@@ -42,12 +42,14 @@ class RevConfig(PretrainedConfig):
     coefficients  the a_k of midpoint-a, one a layer; or the one a of retrofit and bdia
     fixed_point   K, the iterations of (4.7); of retrofit
     stem          how many steps at first are those of the ordinary network; of retrofit and bdia
+    ordinary      instead of stem, the steps that are, where they are not just the first ones: [0, 1, 28, 29]
     grid          the trainer's streams were integers times 2^-grid, or floating point if 0; nothing here depends on it
     """
     keys_to_ignore_at_inference = ["past_key_values", "cache"]
+    ordinary = None  # where stem says it, config.json has no such entry
 
     def __init__(self, n_layer=12, mode="midpoint", step_size=0.25, coefficients=(), fixed_point=0, stem=0, grid=20,
-                 initializer_range=0.02, use_cache=True, **kwargs):
+                 initializer_range=0.02, use_cache=True, ordinary=None, **kwargs):
         self.n_layer, self.mode, self.step_size, self.coefficients = n_layer, mode, step_size, list(coefficients)
         self.fixed_point, self.stem, self.grid = fixed_point, stem, grid
         self.initializer_range, self.use_cache = initializer_range, use_cache
@@ -58,14 +60,26 @@ class RevConfig(PretrainedConfig):
             raise ValueError(f"{len(self.coefficients)} coefficients, but {mode} of {n_layer} layers takes {wanted}")
         if any(not a or 256 * a != int(256 * a) for a in self.coefficients):
             raise ValueError(f"coefficients {self.coefficients}: multiples of 1/256 other than 0 are meant, which reversing needs")
-        if not (mode == "retrofit") <= stem <= (n_layer if mode in ("retrofit", "bdia") else 0):
+        if not 0 <= stem <= (n_layer if mode in ("retrofit", "bdia") else 0):
             raise ValueError(f"a stem of {stem} steps does not go with {mode} of {n_layer} layers")
+        if ordinary:
+            if stem:
+                raise ValueError(f"a stem of {stem} steps and ordinary steps {ordinary}: one of them is meant")
+            self.ordinary = sorted(set(ordinary))
+            if mode not in ("retrofit", "bdia") or not set(ordinary) <= set(range(n_layer)):
+                raise ValueError(f"ordinary steps {ordinary} do not go with {mode} of {n_layer} layers")
+        if mode == "retrofit" and 0 not in self.ordinary_steps:
+            raise ValueError("retrofit's step 0 is an ordinary one: there is no block before it to estimate a state by")
         super().__init__(**kwargs)
+
+    @property
+    def ordinary_steps(self):
+        return self.ordinary or range(self.stem)
 
     @property
     def num_hidden_layers(self):
         """For so many layers transformers makes a cache: one for each evaluation of an attention, of which retrofit has more."""
-        more = (self.n_layer - self.stem) * (self.fixed_point + 1) if self.mode == "retrofit" else 0
+        more = (self.n_layer - len(self.ordinary_steps)) * (self.fixed_point + 1) if self.mode == "retrofit" else 0
         return self.n_layer + more
 
     @num_hidden_layers.setter
@@ -300,7 +314,7 @@ class RevModel(RevPreTrainedModel):
     def coefficients(self, k):
         """alpha, beta and gamma of step k."""
         mode, h, a = self.config.mode, self.config.step_size, self.config.coefficients
-        if k < self.config.stem:
+        if k in self.config.ordinary_steps:
             return 0, 1, 1                                                                     # (2.2)
         if mode == "midpoint":
             return 1, 0, 2 * h                                                                 # (2.4)
@@ -315,7 +329,7 @@ class RevModel(RevPreTrainedModel):
         return a[0], 1 - a[0], 1 + a[0]            # bdia: (4.3), with f_j(p_j) for f_{j-1}(p_{j-1})
 
     def has_estimate(self, k):
-        return self.config.mode == "retrofit" and k >= self.config.stem
+        return self.config.mode == "retrofit" and k not in self.config.ordinary_steps
 
     def blocks(self, k):
         """Those that step k evaluates."""

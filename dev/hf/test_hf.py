@@ -255,8 +255,9 @@ def test_versions():
 
 NETWORKS = [("midpoint", "--step-size", 0.4), ("midpoint-a",), ("leapfrog", "--grid", 19), ("hamiltonian", "--step-size", 0.75),
             ("retrofit", "--coefficient", -0.0625, "--stem", 1), ("retrofit", "--coefficient", 1, "--fixed-point", 2, "--stem", 3),
-            ("retrofit", "--coefficient", 0.5, "--fixed-point", 0), ("bdia", "--coefficient", -0.0625, "--stem", 2),
-            ("bdia", "--coefficient", 0.25, "--stem", 0)]
+            ("retrofit", "--coefficient", 0.5, "--fixed-point", 0), ("retrofit", "--coefficient", 0.25, "--ordinary", "0,2-3,5"),
+            ("bdia", "--coefficient", -0.0625, "--stem", 2), ("bdia", "--coefficient", 0.25, "--stem", 0),
+            ("bdia", "--coefficient", -0.25, "--ordinary", "1,4-5")]
 
 def randomize(path):
     """Every tensor of a model file random, the padding of wte too, which nobody may read."""
@@ -514,8 +515,8 @@ def test_reversing(model, ids, what, norm="ln_1", more=0):
         difference = apart(want, gradients(model, ids))
         check(difference < 2e-5, f"{what}: gradients, stepping back, are autograd's but for {difference:.1e}")
         print(f"{what}: gradients by stepping back differ by {difference:.1e}", flush=True)
-        planes = (33 + more + 8 * model.config.stem) * ids.numel() * model.config.hidden_size
-        check(kept(model, ids) <= planes, f"{what}: little is kept, {kept(model, ids) / planes:.1f} of x, two streams, remainders, the stem's, what ln_f reads")
+        planes = (33 + more + 8 * len(model.config.ordinary_steps)) * ids.numel() * model.config.hidden_size
+        check(kept(model, ids) <= planes, f"{what}: little is kept, {kept(model, ids) / planes:.1f} of x, two streams, remainders, what ordinary steps forget, what ln_f reads")
         check(apart(padded, gradients(model, ids, attention_mask=mask)) < 2e-5, f"{what}: gradients with padding")
         with torch.autocast("cpu", torch.bfloat16):
             again = gradients(model, ids)
@@ -596,7 +597,10 @@ def test_knobs(model, ids, what):
             setattr(config, name, value)
         check(difference > 10 * TOLERANCE, f"{what}: logits show {changes}: {difference:.1e}")
     if config.mode in ("retrofit", "bdia"):
-        moved(stem=config.stem + 1)
+        if not config.ordinary:
+            moved(stem=config.stem + 1)
+        for k in range(1, config.n_layer) if config.ordinary else []:
+            moved(ordinary=sorted({k} ^ set(config.ordinary)))
         moved(coefficients=[config.coefficients[0] + 1 / 16])
     else:
         moved(step_size=1.02 * config.step_size)
@@ -627,6 +631,8 @@ def test_networks():
         config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
         check((config.mode, config.vocab_size, config.n_positions, config.n_layer) == (mode, V, 64, 6), f"{what}: AutoConfig")
         check(model.lm_head.weight is model.transformer.wte.weight, f"{what}: tied")
+        said = json.loads((folder / "config.json").read_text())
+        check(("stem" in said) != ("ordinary" in said) == ("--ordinary" in flags), f"{what}: how config.json says the ordinary steps")
         check(logits.std() > 0.5, f"{what}: logits of order 1")
         difference = near(logits_of(model, tokens.ids), logits, f"{what}: logits")
         floating = trainer_logits(run / "model_00000000.bin", tokens, "--stream", "float")
@@ -671,6 +677,13 @@ def test_networks():
     block = new.transformer.h[0]
     check(abs(new.transformer.wte.weight.std() - 0.02) < 1e-3 and abs(block.mlp.c_proj.weight.std() - 0.02 / 12 ** 0.5) < 1e-3
           and (block.ln_1.weight == 1).all() and not block.attn.c_attn.bias.any(), "from_config: GPT-2's initialization")
+    for wrong in [dict(mode="retrofit", ordinary=[1]), dict(mode="retrofit"), dict(mode="bdia", ordinary=[4, 12]), dict(mode="bdia", stem=13),
+                  dict(mode="bdia", stem=1, ordinary=[0, 2]), dict(ordinary=[0])]:
+        try:
+            type(config)(coefficients=[0.25] if "mode" in wrong else [], **wrong)
+            check(False, f"a network that there is not is refused: {wrong}")
+        except ValueError:
+            check(True, "refused")
 
 # ------------------------------------------------------------------------------------------------------------------------
 # Bad input: one line that says what, the right status, nothing left behind
@@ -798,6 +811,14 @@ BAD_REVERSIBLE = [
     ("a coefficient too fine", "bdia", "multiples of 1/256", changed_config(coefficients=[0.1])),
     ("coefficients a number", "retrofit", "a number and a list of numbers", changed_config(coefficients=0.5)),
     ("stem", "retrofit", "a stem of 3", changed_config(stem=3)),
+    ("stem of midpoint", "midpoint", "a stem of 1 and", changed_config(stem=1)),
+    ("ordinary of midpoint", "midpoint-a", "ordinary steps [1]; one of them", changed_config(ordinary=[1])),
+    ("ordinary beside stem", "bdia", "a stem of 2 and ordinary steps [0]", changed_config(ordinary=[0])),
+    ("ordinary beyond", "bdia", "bdia of 2 layers has the ordinary steps [0, 2]", changed_config(stem="absent", ordinary=[0, 2])),
+    ("ordinary without 0", "retrofit", "retrofit of 2 layers has the ordinary steps [1]", changed_config(stem="absent", ordinary=[1])),
+    ("ordinary too far", "bdia", "ordinary is [256]; a list of steps from 0 to 255", changed_config(stem="absent", ordinary=[256])),
+    ("ordinary a number", "bdia", "ordinary is 1; a list", changed_config(stem="absent", ordinary=1)),
+    ("ordinary of texts", "bdia", 'ordinary is ["1"]', changed_config(stem="absent", ordinary=["1"])),
     ("iterations", "retrofit", "17 iterations", changed_config(fixed_point=17)),
     ("grid", "bdia", "grid at most 30", changed_config(grid=31)),
     ("grid true", "bdia", "whole numbers", changed_config(grid=True)),
@@ -832,7 +853,11 @@ BAD_MODELS = [
     ("denominator", "retrofit", "no retrofit has coefficient -1 / 2^30", slot(13, 30)),
     ("iterations", "retrofit", "17 iterations", slot(11, 17)),
     ("stem", "bdia", "a stem of 99", slot(12, 99)),
-    ("stem of retrofit", "retrofit", "a stem of 0", slot(12, 0)),
+    ("stem below -1", "bdia", "a stem of -2", slot(12, -2)),
+    ("stem of retrofit", "retrofit", "ordinary steps []", slot(12, 0)),
+    ("an ordinary step beyond", "bdia", "bdia of 2 layers has the ordinary steps [1, 2]", lambda b: slot(12, -1)(slot(17, 6)(b))),
+    ("the last ordinary step", "bdia", "ordinary steps [255]", lambda b: slot(12, -1)(slot(24, -1 << 31)(b))),
+    ("ordinary of retrofit", "retrofit", "retrofit of 2 layers has the ordinary steps [1]", lambda b: slot(12, -1)(slot(17, 2)(b))),
 ]
 
 def test_bad_input():

@@ -198,9 +198,10 @@ def bad_gguf(gguf, reader):
 
 NETWORKS = [("midpoint", dict(h=0.4)), ("midpoint-a", dict(grid=23, a=[20, -12, 13, -19, 17, -15])), ("leapfrog", dict(h=0.7, grid=19)),
             ("hamiltonian", dict(h=0.75)), ("retrofit", dict(stem=1, shift=4, a=[-1])), ("retrofit", dict(K=2, stem=3, a=[16])),
-            ("bdia", dict(stem=2, shift=4, a=[-1])), ("bdia", dict(shift=2, a=[1])), ("bdia", dict(stem=6, shift=1, a=[1]))]
+            ("retrofit", dict(K=1, stem=-1, ordinary=[0, 2, 5], shift=2, a=[-1])), ("bdia", dict(stem=2, shift=4, a=[-1])),
+            ("bdia", dict(shift=2, a=[1])), ("bdia", dict(stem=-1, ordinary=[1, 4, 5], shift=3, a=[1])), ("bdia", dict(stem=6, shift=1, a=[1]))]
 
-def network_file(path, baseline, mode, h=1.0, grid=20, K=0, stem=0, shift=0, a=()):
+def network_file(path, baseline, mode, h=1.0, grid=20, K=0, stem=0, shift=0, a=(), ordinary=()):
     data = baseline.read_bytes()
     header = np.frombuffer(data[:1024], "<i4").copy()
     if mode in ("retrofit", "bdia") and not shift:  # whole coefficients: an odd numerator
@@ -210,6 +211,8 @@ def network_file(path, baseline, mode, h=1.0, grid=20, K=0, stem=0, shift=0, a=(
         header[16] = 16 * a[0]
     else:
         header[16:16 + len(a)] = a
+    for k in ordinary:
+        header[17 + k // 32] |= 1 << k % 32
     path.write_bytes(header.tobytes() + data[1024:])
 
 def by_file_names(model, path):

@@ -102,7 +102,7 @@ def f(b, w, p):
 def network(m, layers, x):
     b, h, p, q = m.block, m.h, [x, x], x
     for l, w in enumerate(layers):
-        if m.mode == "baseline" or l < m.stem:
+        if m.mode == "baseline" or l in m.ordinary:
             q = p[-1] + b.Attn(w, b.LN1(w, p[-1]))                                      # (2.2)
             p.append(q + b.MLP(w, b.LN2(w, q)))
         elif m.mode == "midpoint":
@@ -170,7 +170,8 @@ def read_model(path, dtype):
     m.KH, m.F, _, _, m.tied, m.HS = map(int, header[240:246])
     m.base, m.eps = map(float, header[242:244].view("<f4"))
     m.h = float(header[9:10].view("<f4")[0])
-    m.K, m.stem = map(int, header[11:13])
+    m.K, stem, bits = int(header[11]), int(header[12]), header[17:25].view("<u4")
+    m.ordinary = [l for l in range(min(m.L, 256)) if (l < stem if stem >= 0 else bits[l // 32] >> l % 32 & 1)]  # steps of conversions
     m.a = [int(n) / 2**int(header[13] or 4) for n in header[16:16 + m.L]]
     parts = split(m, np.fromfile(path, "<f4", offset=1024))
     m.P = {name: torch.from_numpy(part).to(dtype, copy=True).requires_grad_() for name, part in parts.items()}
@@ -204,21 +205,23 @@ def draw_a(rng, L):
         if largest < 2**16 and a.min() < 0 < a.max():
             return a
 
-CONVERSIONS = {  # coefficient in sixteenths, K, stem
-    "retrofit 1": ("retrofit", 16, 1, 2), "retrofit -1/4, K=2": ("retrofit", -4, 2, 1), "retrofit 3/16, K=3": ("retrofit", 3, 3, 2),
-    "bdia -1/16": ("bdia", -1, 0, 2), "bdia 1, stem 0": ("bdia", 16, 0, 0)}
+CONVERSIONS = {  # coefficient in sixteenths, K, ordinary steps
+    "retrofit 1": ("retrofit", 16, 1, [0, 1]), "retrofit -1/4, K=2": ("retrofit", -4, 2, [0]), "retrofit 3/16, K=3": ("retrofit", 3, 3, [0, 2, 4]),
+    "bdia -1/16": ("bdia", -1, 0, [0, 1]), "bdia 1, no stem": ("bdia", 16, 0, []), "bdia -1/4, 1 3 4": ("bdia", -4, 0, [1, 3, 4])}
 
 def write_random_model(path, name, rng, block, tied):
     """Small and odd-sized; every tensor is random, the padding of wte too, so that no zero hides a mistake."""
     m = SimpleNamespace(maxT=64, V=65, L=5, NH=3, C=60, Vp=128, block=block)
     if block is Llama:
         m.NH, m.KH, m.HS, m.F, m.tied = 6, 2, 10, 44, tied
-    mode, sixteenths, K, stem = CONVERSIONS.get(name, (name, 0, 0, 0))
+    mode, sixteenths, K, ordinary = CONVERSIONS.get(name, (name, 0, 0, []))
     h = {"midpoint": 0.25, "leapfrog": 1 / math.sqrt(m.L)}.get(mode, 1)
     header = np.zeros(256, "<i4")
     header[:9] = 20240326, 3 if mode == "baseline" and block is GPT2 else 1003, m.maxT, m.V, m.L, m.NH, m.C, m.Vp, MODES.index(mode)
     header[9:10] = np.array([h], "<f4").view("<i4")
-    header[10:13] = {"baseline": 0, "midpoint-a": 23}.get(mode, 20), K, stem
+    header[10:13] = {"baseline": 0, "midpoint-a": 23}.get(mode, 20), K, len(ordinary)
+    if ordinary != list(range(len(ordinary))):
+        header[12], header[17] = -1, sum(1 << l for l in ordinary)
     header[14], header[16] = BLOCKS.index(block), sixteenths
     if block is Llama:
         header[[240, 241, 244, 245]] = m.KH, m.F, m.tied, m.HS

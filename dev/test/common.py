@@ -43,7 +43,7 @@ auto.MODEL_MAPPING_NAMES["rev_gpt2"] = "RevGPT2Model"  # the tests ask by name w
 auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["rev_gpt2"] = "RevGPT2LMHeadModel"
 NETWORKS = {
     "midpoint": {}, "midpoint-a": dict(coefficients=[1.25, -0.75]), "leapfrog": dict(step_size=0.7), "hamiltonian": dict(step_size=1.0),
-    "retrofit": dict(coefficients=[-0.0625], stem=1, fixed_point=1), "bdia": dict(coefficients=[0.25])}
+    "retrofit": dict(coefficients=[-0.0625], stem=1, fixed_point=1), "bdia": dict(coefficients=[0.25], ordinary=[1])}
 
 
 class Tester:
