@@ -1106,15 +1106,17 @@ static int ordinary_fits(const Config *net) {  // retrofit's step 0 has no block
 }
 
 static void set_mode(Config *net, int mode) {
+    // of conversions what gives most for its bytes (dev/measure/pretrained.md)
+    const int shifts[MODES] = {0, 0, 4, 0, 0, 4, 6}, stems[MODES] = {0, 0, 0, 0, 0, 2, 1};
     const double h[MODES] = {1, 0.25, 1, 1 / sqrt(net->L), 1, 1, 1};
     net->mode = mode;
     net->h = (float)h[mode];
     net->grid = default_grids[mode];
-    net->shift = mode == MIDPOINT_A || converted(mode) ? 4 : 0;
+    net->shift = shifts[mode];
     net->a[0] = converted(mode) ? -1 : 0;
     net->K = mode == RETROFIT;
     memset(net->ordinary, 0, sizeof net->ordinary);
-    if (converted(mode)) keep_ordinary(net, 0, smaller_of(2, net->L));
+    keep_ordinary(net, 0, smaller_of(stems[mode], net->L));
 }
 
 // ---- retrofit's estimates. Its force is F_k(p_k), and a times block k-1 at the last of p^_1 = p_k and
@@ -2493,10 +2495,10 @@ static const Option options[] = {
     {"--step-size", NUMBER, &opt.step_size, "", 0, 16,
      "h, 0 switches the blocks off (midpoint 0.25, leapfrog 1/sqrt(L), others 1)"},
     {"--coefficient", NUMBER, &opt.coefficient, "", -1, 1,
-     "a of retrofit and bdia, n/256: near 0 the original network, 1 and -1 keep no bits (-1/16)"},
+     "a, n/256: near 0 the original network, 1 and -1 keep no bits (retrofit -1/16, bdia -1/64)"},
     {"--fixed-point", INTEGER, &opt.fixed_point, "", 0, 16, "retrofit: iterations K, each another block (1)"},
     {"--ordinary", STRING, &opt.ordinary, "", 0, 0, "retrofit and bdia: steps that stay so, like 0-1,28-29"},
-    {"--stem", INTEGER, &opt.stem, "", 0, MAX_ORDINARY, "the first ones: how many stay ordinary (2)"},
+    {"--stem", INTEGER, &opt.stem, "", 0, MAX_ORDINARY, "how many first ones stay so (retrofit 2, bdia 1)"},
     {"--distill", STRING, &opt.distill, "", 0, NAME, "model file of a baseline of this shape: the teacher"},
     {"--loss", LOSS_NAME, &opt.objective, "", 0, 0,
      "what to make small; kl, the default with --distill: KL(ours, teacher's); kl-teacher: the other way"},

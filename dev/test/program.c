@@ -1094,10 +1094,10 @@ static void test_prompt_logits(void) {
 static void test_convert(void) {
     // header: mode, grid, K, stem, shift, a
     static const struct { const char *flags; int32_t header[6]; } kinds[] = {
-        {"--mode bdia", {6, 20, 0, 2, 4, -1}},
+        {"--mode bdia", {6, 20, 0, 1, 6, -1}},
         {"--mode retrofit --coefficient 1 --fixed-point 2 --stem 1 --grid 18", {5, 18, 2, 1, 0, 16}},
         {"--mode bdia --coefficient -0.75 --stem 0", {6, 20, 0, 0, 2, -3}},
-        {"--mode bdia --ordinary 1", {6, 20, 0, -1, 4, -1}}};
+        {"--mode bdia --ordinary 1", {6, 20, 0, -1, 6, -1}}};
     for (int i = 0; i < 4; i++) {
         const char *flags = kinds[i].flags;
         char *x, there[64], back[64], twice[64];
@@ -1177,8 +1177,8 @@ static void test_teacher(void) {
     status = trainer("-i train0.bin -b 2 -t 16 -x 5 -o cut_short -y 1 --distill base/model_00000000.bin");
     check(status == STATUS_USAGE && strstr(output, "--distill, as a checksum,"),
           "another teacher on resuming: %s", output);
-    status = trainer("%s -x 5 -o cut_short -y 1 --stem 1", flags);
-    check(status == STATUS_USAGE && strstr(output, "--coefficient 0.25 --ordinary 0,1"),
+    status = trainer("%s -x 5 -o cut_short -y 1 --stem 2", flags);
+    check(status == STATUS_USAGE && strstr(output, "--coefficient 0.25 --ordinary 0 --grid"),
           "another --stem on resuming: %s", output);
 }
 
@@ -1297,7 +1297,7 @@ static const Refusal trainer_refusals[] = {
     {2, "bdia have no --step-size", "-i train0.bin --mode bdia --step-size 1"},
     {2, "midpoint network", "-i train0.bin " TRAINED "--mode bdia"},
     {1, "its coefficient is 0", "-i train0.bin -e bdia0.bin"},
-    {1, "2^shift is -16", "-i train0.bin -e bdia1.bin"},
+    {1, "2^shift is -64", "-i train0.bin -e bdia1.bin"},
     {1, "its shift is 9", "-i train0.bin -e bdia9.bin"},
     {2, "--loss kl and kl-teacher need --distill", "-i train0.bin --loss kl"},
     {1, "No such file", "-i train0.bin --distill nothing.bin"},
@@ -1420,7 +1420,7 @@ static void make_bad_files(void) {
     // the coefficient of a bdia network is 0, -16 or -1 / 2^9: its numerator is slot 16, its shift slot 13
     shell("for i in 0 1 9; do cp there0/model_00000000.bin bdia$i.bin; done");
     patch("bdia0.bin", 16, 0);
-    patch("bdia1.bin", 16, -16);
+    patch("bdia1.bin", 16, -64);
     patch("bdia9.bin", 13, 9);
     // a file that another program is writing, and a log of something else
     shell(": > new.npy.tmp; mkdir foreign; echo a,b,c > foreign/log.csv");
