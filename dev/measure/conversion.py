@@ -117,7 +117,7 @@ def folder(out, name):
 def distill(out, _):
     for name, (flags, rate) in RUNS.items():
         if not (folder(out, name) / "model_00000500.bin").exists():
-            said = run("train_rev_gpt2", f"{BATCH} {TRAINING} {flags} -x 500 -l {rate} -u 20 -v 50 -y 1", i=out / "train_000000.bin", j=out / "val_000000.bin",
+            said = run("train_rev_gpt2", f"{BATCH} {TRAINING} {flags} --stem 2 -x 500 -l {rate} -u 20 -v 50 -y 1", i=out / "train_000000.bin", j=out / "val_000000.bin",
                            e=out / "teacher.bin", distill=out / "teacher.bin", o=folder(out, name))
             print(name, *re.findall(r"validation (loss .*)", said)[-1:], flush=True)
 
