@@ -1,6 +1,6 @@
 /*
-rmsnorm.c: RMSNorm of x = s + add, straight from a stream s, fixed point or floating; C channels a token. Llama's
-block has it where GPT-2's has layernorm.
+rmsnorm.c: RMSNorm of x = s + add, straight from a stream s, fixed point or floating; C channels a token.
+Llama's block has it where GPT-2's has layernorm.
 
     forward     out = weight x r, where r = 1 / sqrt(mean of x^2 + epsilon)
     backward    ds, dadd += the gradient in x;  dweight (C) += the sum over all tokens
@@ -13,7 +13,8 @@ static int n, C, grid;
 static stream_t *s;
 static real_t *add, *weight, *out, *dout, *ds, *dadd, *dweight, *values;
 
-typedef struct { const stream_t *s; const real_t *add; real_t unit; } Token;  // of the grid; 0: floating point
+// unit: of the grid; 0: floating point
+typedef struct { const stream_t *s; const real_t *add; real_t unit; } Token;
 static inline Token token(size_t i) {
     Token t = {s + i*C, add ? add + i*C : NULL, grid ? (real_t)ldexp(1, -grid) : 0};
     return t;
@@ -35,7 +36,8 @@ static void check_forward(int version) {
     (void)version;
     for (size_t i = 0; i < (size_t)n; i++) {
         double r = reciprocal(token(i));
-        for (int c = 0; c < C; c++) compare("out", i*C + c, out[i*C + c], value(token(i), c) * r * weight[c], 1);
+        for (int c = 0; c < C; c++)
+            compare("out", i*C + c, out[i*C + c], value(token(i), c) * r * weight[c], 1);
     }
 }
 
@@ -184,7 +186,10 @@ static void set_up(const int *d) {
 static void set_up_forward(const int *d) { set_up(d), work_bytes = (double)n * C * (d[3] ? 12 : 8); }
 static void set_up_backward(const int *d) { set_up(d), work_bytes = (double)n * C * (d[3] ? 28 : 16); }
 static void reset_forward(void) { fill_nan(out, (size_t)n*C); }
-static void reset_backward(void) { fill(ds, (size_t)n*C, 5), fill(dadd, (size_t)n*C, 6), fill(dweight, C, 7); }
+static void reset_backward(void) {
+    fill(ds, (size_t)n*C, 5), fill(dadd, (size_t)n*C, 6);
+    fill(dweight, C, 7);
+}
 
 static void run_forward(int version) {
     if (version == 1) forward_plain();
@@ -211,12 +216,15 @@ static const Version backwards[] = {
     {3, "threads, a partial sum a thread: other bits each time", 1e-4, 0},
     {4, "the block's: a partial sum a slice", 1e-4, 0},
     {0, NULL, 0, 0}};
-static const Shape odd[] = {{"7 x 51, float", {7, 51, 0, 0}}, {"130 x 37, fixed + activation", {130, 37, 20, 1}},
+static const Shape odd[] = {{"7 x 51, float", {7, 51, 0, 0}},
+                            {"130 x 37, fixed + activation", {130, 37, 20, 1}},
                             {NULL, {0, 0, 0, 0}}};
 static const Shape shapes[] = {{"float", {1024, 576, 0, 0}}, {"fixed", {1024, 576, 20, 0}},
                                {"fixed + activation", {1024, 576, 20, 1}}, {NULL, {0, 0, 0, 0}}};
 static const Experiment experiments[] = {
-    {"RMSNorm, forward", forwards, odd, shapes, set_up_forward, reset_forward, run_forward, check_forward},
-    {"RMSNorm, backward", backwards, odd, shapes, set_up_backward, reset_backward, run_backward, check_backward}};
+    {"RMSNorm, forward", forwards, odd, shapes, set_up_forward, reset_forward, run_forward,
+     check_forward},
+    {"RMSNorm, backward", backwards, odd, shapes, set_up_backward, reset_backward, run_backward,
+     check_backward}};
 
 int main(int argc, char **argv) { return run_experiments(argc, argv, experiments, 2); }

@@ -1,6 +1,6 @@
 /*
-rotary.c: in each head of queries and keys, channels c and c + HS/2 are a pair that turns by the angle of its place t,
-t base^(-2c/HS). Rows of x are those of qkv: the values, behind the heads that turn, stay as they are.
+rotary.c: in each head of queries and keys, channels c and c + HS/2 are a pair that turns by the angle of its
+place t, t base^(-2c/HS). Rows of x are those of qkv: values, behind the heads that turn, stay as they are.
 
     turn     x turned by its angles, forward or back
     table    the cosines and sines of all places, each made once a pass
@@ -118,10 +118,13 @@ static const Version tables[] = {
     {1, "a number after the other", 1e-6, 0}, {2, "in float, threads: wrong far from the beginning", 3e-2, 0},
     {3, "the block's: a power a pair, threads", 1e-6, 0}, {0, NULL, 0, 0}};
 // n, T, heads that turn, HS, direction
-static const Shape odd[] = {{"14 of 7, forward", {14, 7, 3, 10, 1}}, {"130 of 65, back", {130, 65, 5, 14, -1}},
+static const Shape odd[] = {{"14 of 7, forward", {14, 7, 3, 10, 1}},
+                            {"130 of 65, back", {130, 65, 5, 14, -1}},
                             {NULL, {0, 0, 0, 0}}};
-static const Shape shapes[] = {{"12 heads, forward", {1024, 512, 12, 64, 1}}, {"back", {1024, 512, 12, 64, -1}},
-                               {"36 heads", {1024, 512, 36, 64, 1}}, {NULL, {0, 0, 0, 0}}};
+static const Shape shapes[] = {{"12 heads, forward", {1024, 512, 12, 64, 1}},
+                               {"back", {1024, 512, 12, 64, -1}},
+                               {"36 heads", {1024, 512, 36, 64, 1}},
+                               {NULL, {0, 0, 0, 0}}};
 static const Shape odd_tables[] = {{"70 x 10 from 100000", {70, 10, 100000, 0}}, {NULL, {0, 0, 0, 0}}};
 static const Shape table_shapes[] = {{"2048 x 64", {2048, 64, 0, 0}}, {NULL, {0, 0, 0, 0}}};
 static const Experiment experiments[] = {

@@ -39,7 +39,10 @@ static void check_backward(int version) {
 static void forward_passes(void) {
     #pragma omp parallel for
     for (size_t i = 0; i < (size_t)n; i++)
-        for (size_t c = 0; c < (size_t)F; c++) silus[i*F + c] = gateup[i*2*F + c] / (1 + expf(-gateup[i*2*F + c]));
+        for (size_t c = 0; c < (size_t)F; c++) {
+            real_t g = gateup[i*2*F + c];
+            silus[i*F + c] = g / (1 + expf(-g));
+        }
     #pragma omp parallel for
     for (size_t i = 0; i < (size_t)n; i++)
         for (size_t c = 0; c < (size_t)F; c++) act[i*F + c] = silus[i*F + c] * gateup[i*2*F + F + c];
@@ -120,6 +123,7 @@ static const Shape shapes[] = {{"1024 x 1536", {1024, 1536, 0, 0}}, {"512 x 5632
                                {NULL, {0, 0, 0, 0}}};
 static const Experiment experiments[] = {
     {"SwiGLU, forward", forwards, odd, shapes, set_up_forward, reset_forward, run_forward, check_forward},
-    {"SwiGLU, backward", backwards, odd, shapes, set_up_backward, reset_backward, run_backward, check_backward}};
+    {"SwiGLU, backward", backwards, odd, shapes, set_up_backward, reset_backward, run_backward,
+     check_backward}};
 
 int main(int argc, char **argv) { return run_experiments(argc, argv, experiments, 2); }
