@@ -453,6 +453,8 @@ static void block_read(Config *net, const int32_t header[256], const char *path)
     int *block = net->block;
     memcpy(block, &header[240], sizeof net->block);
     checked(path, "version", header[1], 1003, 1005);
+    if (net->mode == BASELINE && net->grid)
+        die(STATUS_DATA, "%s: its grid is %d; a baseline has none", path, net->grid);
     if (net->mode == MIDPOINT_A) checked(path, "number of layers", net->L, 1, 224);  // so much room for a_k
     checked(path, "number of key heads", block[KEY_HEADS], 1, net->NH);
     checked(path, "width of the MLP", block[FFN], 1, 1 << 20);
