@@ -115,7 +115,7 @@ static const Version turns[] = {
     {1, "cos and sin for each pair", 1e-6, 0}, {2, "for each pair of a token, once for its heads", 1e-6, 0},
     {3, "the block's: a table of all places", 1e-6, 0}, {0, NULL, 0, 0}};
 static const Version tables[] = {
-    {1, "a number after the other", 1e-6, 0}, {2, "in float, threads: wrong far from the beginning", 3e-2, 0},
+    {1, "a number after the other", 1e-6, 0}, {2, "in float, threads: wrong far from the beginning", 2e-3, 0},
     {3, "the block's: a power a pair, threads", 1e-6, 0}, {0, NULL, 0, 0}};
 // n, T, heads that turn, HS, direction
 static const Shape odd[] = {{"14 of 7, forward", {14, 7, 3, 10, 1}},

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fuzzes the readers of token, model, state and tokenizer files, and the flags of three programs: RUNS inputs each, made from small valid ones.
-# usage: dev/fuzz/run.sh RUNS [TARGET ...]     (20000: under a minute on two cores)
+# usage: dev/fuzz/run.sh RUNS [TARGET ...]     (20000: a minute or two on two cores)
 # TARGET: tokens, model, state, tokenizer, flags, sample, eval, choices; llama_model and so on: with Llama's block.
 # What is found is shown, and its input kept beside the program that takes it. CC= is a clang, LIBFUZZER= its other flags.
 ALL="tokens model state tokenizer flags sample eval choices llama_model llama_state llama_flags llama_sample llama_eval"
