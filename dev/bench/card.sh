@@ -39,7 +39,7 @@ BIN=${BIN:-.gpu}
 PYTHON=${PYTHON:-python3}
 
 # What is run; a rehearsal has all of it smaller
-KERNELS=(matmul attention layernorm classifier adamw stream_step embed)
+KERNELS=(matmul attention layernorm classifier adamw stream_step embed rmsnorm rotary swiglu)
 MODES=(baseline midpoint midpoint-a leapfrog hamiltonian)
 DEVICE=${DEVICE:-cuda}
 VOCABULARY=${VOCABULARY:-50257} TOKENS=${TOKENS:-16777216}

@@ -1,7 +1,7 @@
 /*
 fuzz.c: what a broken or hostile file, or any command line, must not do to train_rev_gpt2.c, sample/sample.c or
 eval/eval.c. A libFuzzer harness; run.sh builds it with -DTARGET= tokens, model, state, tokenizer, flags, sample, eval
-or choices, and runs it.
+or choices, and runs it; those where a block has its say once more with Llama's.
 
 It includes all three programs. The end of the program becomes a jump back, files are one file in memory whatever their
 name, and all that the trainer holds is written down. So after each input it is known whether the program would have
@@ -185,10 +185,50 @@ static int32_t word(const uint8_t *bytes, size_t size, size_t i) {
     return w;
 }
 
+// ---- the block: a small network's own sizes, what a network must be, what it takes at least, names of sizes
+
+#ifdef REV_GPT2_BLOCK
+#define SMALL "l135m"
+#define LARGE "l1700m"
+#define BLOCK_FLAGS " --key-heads 1 --ffn 9"
+
+static void set_block(Config *net, int kind) {
+    const float base = 50, least = 1e-5f;
+    net->block[KEY_HEADS] = 1 + kind % 2, net->block[FFN] = 5, net->block[TIED] = kind % 3 == 0, net->block[HEAD_SIZE] = net->C / net->NH;
+    memcpy(&net->block[ROTARY_BASE], &base, sizeof base);
+    memcpy(&net->block[EPSILON], &least, sizeof least);
+}
+static int possible_block(const Config *net) {
+    const Sizes s = sizes_of(net);
+    const double base = (double)float_of(net->block[ROTARY_BASE]);
+    if (s.KH < 1 || s.KH > s.NH || s.NH % s.KH || s.F < 1 || s.F > 1 << 20 || s.HS < 2 || s.HS % 2 || s.HS * s.NH != s.C) return 0;
+    return base >= 1 && base <= 1e31 && epsilon_of(net) >= 0 && epsilon_of(net) <= 1 && within(net->block[TIED], 0, 1);
+}
+// In one layer
+static double least_weights(const Config *net) {
+    const double C = net->C, HS = C / net->NH;
+    return 2 * C * C + 2 * net->block[KEY_HEADS] * HS * C + 3 * C * net->block[FFN];
+}
+static double least_kept(const Config *net) {  // numbers of a token
+    const double C = net->C, HS = C / net->NH;
+    return 2 * C + 2 * net->block[KEY_HEADS] * HS + 2.0 * net->block[FFN];
+}
+#else
+#define SMALL "d6"
+#define LARGE "d48"
+#define BLOCK_FLAGS ""
+
+static void set_block(const Config *net, int kind) { (void)net, (void)kind; }
+static int possible_block(const Config *net) { return net->C % net->NH == 0; }
+static double least_weights(const Config *net) { return 12.0 * net->C * net->C; }
+static double least_kept(const Config *net) { return (net->mode == HAMILTONIAN ? 8.0 : 13.0) * net->C; }
+#endif
+
 // A small network with weights, in m; kind: a mode.
 static void make_model(int kind) {
     memset(&m, 0, sizeof m);
     m.net.maxT = 3, m.net.V = 5, m.net.L = 2, m.net.NH = 2, m.net.C = 4, m.net.Vp = 7;
+    set_block(&m.net, kind);
     set_mode(&m.net, kind);
     m.net.h = 0.5f, m.net.ordinary[0] /= 2;
     if (kind == MIDPOINT_A) draw_coefficients(&m.net, 1);
@@ -282,7 +322,7 @@ static void fuzz_model(const uint8_t *bytes, size_t size) {
     size_t count = parameter_count(&m.net);
     const Config *c = &m.net;
     if (count * 2 > size || c->maxT < 1 || c->V < 1 || c->V > c->Vp || c->V > 65536 || c->L < 1 || c->NH < 1 || c->C < 1 ||
-        c->C % c->NH || c->mode < 0 || c->mode >= MODES || !(c->h >= 0 && c->h <= 16) || c->grid < 0 || c->grid > 30 ||
+        !possible_block(c) || c->mode < 0 || c->mode >= MODES || !(c->h >= 0 && c->h <= 16) || c->grid < 0 || c->grid > 30 ||
         (c->mode == BASELINE && c->grid) || (c->mode == MIDPOINT_A && !remainders_fit(c)) ||
         (converted(c->mode) && (c->K < 0 || c->K > 16 || !ordinary_fits(c) || c->shift < 0 || c->shift > 8 ||
                                 c->a[0] % 2 == 0 || abs(c->a[0]) > 1 << c->shift))) fail("an impossible network was taken");
@@ -307,6 +347,17 @@ static void seeds_model(void) {
     memcpy(models[2 * BDIA] + 4 * 12, &slot12, sizeof slot12);
     memcpy(models[2 * BDIA] + 4 * 17, &slot17, sizeof slot17);
     write_seed("model_ordinary", models[2 * BDIA], model_sizes[2 * BDIA]);
+#ifdef REV_GPT2_BLOCK
+    static const int32_t values[] = {0, 1, 2, 3, 1 << 20, 1 << 30, -1, 0x7F800000, 0x7FC00000, 0x3F000000, 0x71C9F2CA};
+    for (int slot = 240; slot < 246; slot++)  // each field with what may be there and what may not
+        for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
+            static uint8_t bytes[sizeof models[0]];
+            memcpy(bytes, models[2 * MIDPOINT], sizeof bytes);
+            memcpy(bytes + 4 * slot, &values[i], 4);
+            snprintf(path, sizeof path, "slot%d_%zu", slot, i);
+            write_seed(path, bytes, model_sizes[2 * MIDPOINT]);
+        }
+#endif
 }
 
 // ---- state files, of a small network; word 30 of the header asks for the right checksum
@@ -456,7 +507,7 @@ static void find_files(int V, int from) {
 static void check_shape(int accumulate) {
     double N = (double)m.B * m.T;
     if (m.T < 1 || m.T > m.net.maxT || N > 1 << 30 || m.chunk < 1 || m.chunk > m.B || m.head_chunk < 1 || m.head_chunk > N ||
-        accumulate < 1 || m.cache_tokens > m.net.maxT || m.net.C % m.net.NH || (m.net.mode == BASELINE && m.net.grid)) fail("an impossible shape");
+        accumulate < 1 || m.cache_tokens > m.net.maxT || !possible_block(&m.net) || (m.net.mode == BASELINE && m.net.grid)) fail("an impossible shape");
 }
 
 static void fuzz_flags(const uint8_t *bytes, size_t size) {
@@ -472,14 +523,14 @@ static void fuzz_flags(const uint8_t *bytes, size_t size) {
     may_end_with = STATUS_OK;
     check_shape(accumulate);
     double N = (double)m.B * m.T, C = m.net.C, kept = 4 * C * N * (double)planes_before(&m, steps(&m.net));
-    if (m.memory == STORE) kept += N * steps(&m.net) * 4 * (m.net.mode == HAMILTONIAN ? 4 : 13) * C;
+    if (m.memory == STORE) kept += N * m.net.L * 4 * least_kept(&m.net);
     if (m.memory != STORE || steps(&m.net) < 200 || size % 16 == 0) {  // it takes long for many
         double budget = opt.budget > 0 ? opt.budget : 1e15;
         int within = m.memory == AUTO ? plan_within(&m, budget) : 0;
         if (m.memory != AUTO) plan(&m);
             plan_print(&m);
         if (within && ((double)plan_bytes(&m, TOTAL) > budget || m.kept_steps > steps(&m.net))) fail("a plan beyond its budget");
-        double all = 12 * C * C * m.net.L + 8 * N * C + kept;
+        double all = 4 * least_weights(&m.net) * m.net.L + 8 * N * C + kept;
         if (m.buffer_count > MAX_BUFFERS || (double)plan_bytes(&m, TOTAL) < all || (double)plan_bytes(&m, KEPT) < kept) fail("the plan is too small");
     }
     int total = opt.steps > 0 ? opt.steps : 1000;
@@ -491,7 +542,7 @@ static void fuzz_flags(const uint8_t *bytes, size_t size) {
 // A seed of each line, and a dictionary of a table's flags with what they choose among
 static void write_lines(const char *const *lines, size_t count, const Option *table, int table_count) {
     static const char *const values[] = {"0", "1", "-1", "65536", "16777216", "1000000000", "2147483647", "99999999999999999999",
-                                         "nan", "inf", "1e-400", "0x1p-3", "d24", "d36", "1024", "64", "16384", "1.5G", "800M", "7K"};
+                                         "nan", "inf", "1e-400", "0x1p-3", SMALL, LARGE, "1024", "64", "16384", "1.5G", "800M", "7K"};
     char dictionary[1 << 14] = "", *at = dictionary, text[4200];
     for (size_t i = 0; i < count; i++) {
         size_t n = strlen(lines[i]);
@@ -510,15 +561,15 @@ static void write_lines(const char *const *lines, size_t count, const Option *ta
 
 static void seeds_flags(void) {
     static const char *const lines[] = {
-        "-i data/*.bin -j val.bin -e d12 -o out -y 1 -n 100 -nk 2 -b 4 -t 64 -d 1024 -x 100 -l 3e-4 -u 10 -q 0 -c 0.1 -v 50 -m 5 -s 50 -g 32",
-        "-i a.txt -e d6 --layers 3 --heads 4 --channels 32 --context 64 --mode leapfrog --memory checkpoint --stream fixed --grid 18",
-        "-i a.txt -e d6 --mode midpoint-a --step-size 0.5 --stream float --seed 7 --shuffle --save bf16 --chunk 2 --head-chunk 100",
-        "--plan -e d48 --mode hamiltonian --memory store -b 16 --beta1 0.8 --beta2 0.9", "--plan -e d6 --mode baseline -t 0 -x -1",
-        "-e out/model.bin -i x -s 1 --tokenizer t.bin -g 1", "-h", "--help", "--version", "--prompt", "-e d6 --top-k", "--eval",
-        "-e d6 --plan -j val.bin -b 2 --mode midpoint", "-e model.bin -i x -a 1 -t 3 -x 0x1 -l nan",
-        "-e fourteen-b.bin -i x --mode bdia --coefficient -0.0625 --stem 1 --distill teacher.bin --loss kl-teacher -t 3", "-e d6 --mode retrofit --fixed-point 3 --plan",
-        "-e d6 --mode retrofit --ordinary 0,2-3,5 --plan", "-e d6 --mode bdia --ordinary 1-,4 -i x",
-        "-i x --mode leapfrog --memory auto --budget 2.5G --precision bf16 -t 8 -e d6",
+        "-i data/*.bin -j val.bin -e " SMALL " -o out -y 1 -n 100 -nk 2 -b 4 -t 64 -d 1024 -x 100 -l 3e-4 -u 10 -q 0 -c 0.1 -v 50 -m 5 -s 50 -g 32",
+        "-i a.txt -e " SMALL " --layers 3 --heads 4 --channels 32 --context 64" BLOCK_FLAGS " --mode leapfrog --memory checkpoint --stream fixed --grid 18",
+        "-i a.txt -e " SMALL " --mode midpoint-a --step-size 0.5 --stream float --seed 7 --shuffle --save bf16 --chunk 2 --head-chunk 100",
+        "--plan -e " LARGE " --mode hamiltonian --memory store -b 16 --beta1 0.8 --beta2 0.9", "--plan -e " SMALL " --mode baseline -t 0 -x -1",
+        "-e out/model.bin -i x -s 1 --tokenizer t.bin -g 1", "-h", "--help", "--version", "--prompt", "-e " SMALL " --top-k", "--eval",
+        "-e " SMALL " --plan -j val.bin -b 2 --mode midpoint", "-e model.bin -i x -a 1 -t 3 -x 0x1 -l nan",
+        "-e fourteen-b.bin -i x --mode bdia --coefficient -0.0625 --stem 1 --distill teacher.bin --loss kl-teacher -t 3", "-e " SMALL " --mode retrofit --fixed-point 3 --plan",
+        "-e " SMALL " -i x --mode leapfrog --memory auto --budget 2.5G --precision bf16 -t 8",
+        "-e " SMALL " --mode retrofit --ordinary 0,2-3,5 --plan", "-e " SMALL " --mode bdia --ordinary 1-,4 -i x",
         "-i x --mode hamiltonian --memory checkpoint --layers 65536 --channels 65536 --heads 1 -b 16384 -t 65536 --context 65536"};
     char text[4200];
     memset(text, 'a', sizeof text);
@@ -556,15 +607,15 @@ static void fuzz_sample(const uint8_t *bytes, size_t size) {
     check_shape(1);
     if (m.training || (given && (m.B != 1 || m.T != given))) fail("a prompt is not the batch");
     plan(&m);
-    double all = 12 * (double)m.net.C * m.net.C * m.net.L + 8 * (double)m.B * m.T * m.net.C;
+    double all = 4 * least_weights(&m.net) * m.net.L + 8 * (double)m.B * m.T * m.net.C;
     if (m.buffer_count > MAX_BUFFERS || (double)plan_bytes(&m, TOTAL) < all) fail("the plan is too small");
 }
 static void seeds_sample(void) {
     static const char *const lines[] = {
         "-e out/model.bin --prompt h\xC3\xA9llo's!! --temperature 0.8 --top-k 40 --tokenizer t.bin -g 1", "--help", "--version", "-x 3",
-        "-e m.bin -i x --logits out.npy -t 2 -b 3 --chunk 2 --head-chunk 5", "-e d6 --prompt abc -g 63 --seed 5 --precision bf16",
+        "-e m.bin -i x --logits out.npy -t 2 -b 3 --chunk 2 --head-chunk 5", "-e " SMALL " --prompt abc -g 63 --seed 5 --precision bf16",
         "-e fourteen-b.bin -i x --mode bdia --coefficient -0.0625 --stem 1 --grid 19 -t 3 --logits o", "--prompt a --logits o.npy",
-        "-e d6 --mode retrofit --ordinary 0,5 --fixed-point 3 --prompt ab --stream fixed", "-e d24 --prompt  --step-size 0.5 --temperature 0"};
+        "-e " SMALL " --mode retrofit --ordinary 0,5 --fixed-point 3 --prompt ab --stream fixed", "-e " SMALL " --prompt  --step-size 0.5 --temperature 0"};
     write_lines(lines, sizeof lines / sizeof *lines, sample_options, SAMPLE_OPTIONS);
 }
 
@@ -585,14 +636,14 @@ static void fuzz_eval(const uint8_t *bytes, size_t size) {
     check_shape(1);
     if (m.training || m.cache_tokens) fail("an evaluation trains or samples");
     plan(&m);
-    double all = 4 * (1 + m.has_teacher) * 12 * (double)m.net.C * m.net.C * m.net.L + 8 * (double)m.B * m.T * m.net.C;
+    double all = 4 * (1 + m.has_teacher) * least_weights(&m.net) * m.net.L + 8 * (double)m.B * m.T * m.net.C;
     if (m.buffer_count > MAX_BUFFERS || (double)plan_bytes(&m, TOTAL) < all) fail("the plan is too small");
 }
 static void seeds_eval(void) {
     static const char *const lines[] = {
-        "-e out/model.bin -j x -b 2 -t 3 -m 0", "--help", "--version", "-x 3", "-e d6", "-j *.bin -e d6 --mode midpoint --precision bf16",
-        "-e fourteen-b.bin -j x --mode bdia --coefficient -0.0625 --stem 1 --distill teacher.bin -t 3", "-e d6 -j x --mode midpoint-a --step-size 0.5",
-        "-e m.bin -j x --stream fixed --grid 19 --chunk 2 --head-chunk 5", "-e d6 -j x --mode retrofit --ordinary 0,2-3 --fixed-point 3 --stream float"};
+        "-e out/model.bin -j x -b 2 -t 3 -m 0", "--help", "--version", "-x 3", "-e " SMALL, "-j *.bin -e " SMALL " --mode midpoint --precision bf16",
+        "-e fourteen-b.bin -j x --mode bdia --coefficient -0.0625 --stem 1 --distill teacher.bin -t 3", "-e " SMALL " -j x --mode midpoint-a --step-size 0.5",
+        "-e m.bin -j x --stream fixed --grid 19 --chunk 2 --head-chunk 5", "-e " SMALL " -j x --mode retrofit --ordinary 0,2-3 --fixed-point 3 --stream float"};
     write_lines(lines, sizeof lines / sizeof *lines, eval_options, EVAL_OPTIONS);
 }
 

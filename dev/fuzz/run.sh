@@ -1,23 +1,33 @@
 #!/usr/bin/env bash
 # Fuzzes the readers of token, model, state and tokenizer files, and the flags of three programs: RUNS inputs each, made from small valid ones.
-# usage: dev/fuzz/run.sh RUNS [tokens|model|state|tokenizer|flags|sample|eval|choices ...]     (20000: under a minute on two cores)
+# usage: dev/fuzz/run.sh RUNS [TARGET ...]     (20000: a minute or two on two cores)
+# TARGET: tokens, model, state, tokenizer, flags, sample, eval, choices; llama_model and so on: with Llama's block.
 # What is found is shown, and its input kept beside the program that takes it. CC= is a clang, LIBFUZZER= its other flags.
-usage() { echo "usage: dev/fuzz/run.sh RUNS [tokens|model|state|tokenizer|flags|sample|eval|choices ...]" >&2; exit 2; }
+ALL="tokens model state tokenizer flags sample eval choices llama_model llama_state llama_flags llama_sample llama_eval"
+usage() { echo "usage: dev/fuzz/run.sh RUNS [${ALL// /|} ...]" >&2; exit 2; }
 case $1 in ''|*[!0-9]*) usage ;; esac
-for target in "${@:2}"; do case $target in tokens|model|state|tokenizer|flags|sample|eval|choices) ;; *) usage ;; esac; done
+for target in "${@:2}"; do case " $ALL " in *" $target "*) ;; *) usage ;; esac; done
 cd "$(dirname "$0")" || exit 1
 runs=$1 CC=${CC:-clang}; shift
-[ $# -gt 0 ] || set -- tokens model state tokenizer flags sample eval choices
+[ $# -gt 0 ] || set -- $ALL
 out=$(mktemp -d) passed=0 failed=0
 trap '[ $failed -gt 0 ] || rm -rf "$out"' EXIT
 
-printf '%s\n' "$@" | xargs -P 2 -I{} "$CC" -std=gnu11 -g -O1 -Wall -Wextra -Wno-unused -Wno-unused-parameter -Wno-unknown-pragmas \
-    -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -fprofile-instr-generate -fcoverage-mapping \
-    -DTARGET={} fuzz.c -o "$out/{}" -lm || exit 1
+build() {
+    local block=
+    [ "${1#llama_}" = "$1" ] || block='-DREV_GPT2_BLOCK="dev/llama/block.h"'
+    "$CC" -std=gnu11 -g -O1 -Wall -Wextra -Wno-unused -Wno-unused-parameter -Wno-unknown-pragmas \
+        -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -fprofile-instr-generate -fcoverage-mapping \
+        -DTARGET="${1#llama_}" ${block:+"$block"} fuzz.c -o "$out/$1" -lm
+}
+export -f build
+export CC out
+printf '%s\n' "$@" | xargs -P 2 -I{} bash -c 'build {}' || exit 1
 
 # What a target is about: its coverage is measured there.
 functions() {
-    case $1 in
+    case $1 in llama_model) echo block_read ;; llama_flags) echo block_flags ;; esac
+    case ${1#llama_} in
     tokens) echo data_open data_close shard_fd shard_check sequences_in sequences_of read_sequence set_batch data_batch data_check ;;
     model) echo open_input check_size read_model load_model read_parameters remainders_fit ordinary_fits tensor_sizes choose_network ;;
     state) echo open_input check_size open_state load_state read_parameters write_parameters checksum state_checksum model_header ;;
@@ -38,7 +48,7 @@ lines() {
     "$profdata" merge -o "$program.prof" "$program.raw" && "$cov" export "$program" -instr-profile="$program.prof" -format=lcov |
         awk -F'[:,]' -v names="$(functions "${program##*/}")" '
             BEGIN {n = split(names, list, " "); for (i = 1; i <= n; i++) wanted[list[i]] = 1}
-            $1 == "SF" {ours = /train_rev_gpt2\.c|sample\.c|samples\.h|eval\.c|choices\.h/; at = 0; name = ""; split("", start)}
+            $1 == "SF" {ours = /train_rev_gpt2\.c|block\.h|sample\.c|samples\.h|eval\.c|choices\.h/; at = 0; name = ""; split("", start)}
             ours && $1 == "FN" {name = $NF; sub(/.*:/, "", name); start[$2] = name; seen[name] = 1}
             ours && $1 == "DA" {
                 while (at < $2) if (++at in start) name = start[at]
@@ -65,7 +75,7 @@ for target in "$@"; do
     if [ $status -eq 0 ]; then
         lines "$program"
     else
-        grep -anE '^FAILED|ERROR|runtime error|^ *#[0-9]+ 0x.*(train_rev_gpt2|sample|eval).c|SUMMARY|Test unit' "$program.log" | cut -c1-400 | head -n 20
+        grep -anE '^FAILED|ERROR|runtime error|^ *#[0-9]+ 0x.*(train_rev_gpt2|sample|eval|block).[ch]|SUMMARY|Test unit' "$program.log" | cut -c1-400 | head -n 20
         echo "  the log: $program.log; again: $program $(ls -d "$program".crash-* "$program".leak-* "$program".timeout-* "$program".oom-* 2>/dev/null | head -n 1)"
     fi
 done

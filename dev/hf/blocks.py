@@ -31,6 +31,10 @@ def only(path, config, *meant):
         if config.get(key, default) != value:
             die(f"{path}: {key} is {json.dumps(config.get(key))}; only {json.dumps(value)} can be imported")
 
+def shared_channels(path, m):
+    if m.NH * m.HS != m.C:
+        die(f"{path}: {m.NH} heads of {m.HS} channels have {m.NH * m.HS} of the network's {m.C}; the trainer has only heads that share them all")
+
 def float_bits(x):
     return np.array([x], "<f4").view("<i4")
 
@@ -140,6 +144,7 @@ class Llama:
         if m.NH % m.KH or m.HS % 2 or (m.C % m.NH and "head_dim" not in given):
             die(f"{path}: no Llama has {m.C} channels, {m.NH} heads of {m.HS} and {m.KH} of keys; whole numbers of queries to a key, and "
                 "even heads, are meant")
+        shared_channels(path, m)
         m.base, m.eps = rope.get("rope_theta", config.get("rope_theta", 10000.0)), config.get("rms_norm_eps", 1e-6)
         if not all(type(x) in (int, float) and 0 < x < 1e30 for x in (m.base, m.eps)):
             die(f"{path}: rope_theta and rms_norm_eps are {json.dumps([m.base, m.eps])}; positive numbers are meant")
@@ -156,6 +161,7 @@ class Llama:
         if not fine or not (0 < m.base < 1e30 and 0 < m.eps < 1e30):
             die(f"{path}: no Llama has {m.NH} heads of {m.HS}, {m.KH} of keys, feed-forward {m.F}, rotary base {m.base}, epsilon {m.eps}, "
                 f"and {tied} for whether its head is tied")
+        shared_channels(path, m)
         return True
 
     @staticmethod

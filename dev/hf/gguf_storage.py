@@ -7,7 +7,7 @@ model files have them half a head apart.
 from types import SimpleNamespace
 import numpy as np
 
-from blocks import Llama, make_header
+from blocks import Llama, make_header, shared_channels
 from storage import bf16, die, float32
 
 try:
@@ -90,6 +90,7 @@ def read_gguf(path):
     for key in ("rope.dimension_count", "attention.value_length"):
         if field(f"llama.{key}") not in (None, m.HS):
             die(f"{path}: llama.{key} is {field(f'llama.{key}')}; the size of a head, {m.HS}, can be imported")
+    shared_channels(path, m)
     m.base, m.eps = (float(str(np.float32(x))) for x in (field("llama.rope.freq_base") or 1e4, field("llama.attention.layer_norm_rms_epsilon") or 1e-5))
     make_header(m)
     for name, t in tensors.items():

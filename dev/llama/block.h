@@ -453,6 +453,8 @@ static void block_read(Config *net, const int32_t header[256], const char *path)
     int *block = net->block;
     memcpy(block, &header[240], sizeof net->block);
     checked(path, "version", header[1], 1003, 1005);
+    if (net->mode == BASELINE && net->grid)
+        die(STATUS_DATA, "%s: its grid is %d; a baseline has none", path, net->grid);
     if (net->mode == MIDPOINT_A) checked(path, "number of layers", net->L, 1, 224);  // so much room for a_k
     checked(path, "number of key heads", block[KEY_HEADS], 1, net->NH);
     checked(path, "width of the MLP", block[FFN], 1, 1 << 20);
@@ -479,25 +481,36 @@ static const char *block_text(const Config *net) {
 #elif defined(REV_GPT2_OTHER_LAYERS)
 // ---- the block's own layers for a GPU, behind those of train_rev_gpt2.cu, whose helpers they use
 
-// RMSNorm, a warp a token like layernorm. x: this lane's columns of the token from `at`, 0 beyond C. Returns
-// 1 / the root of the mean of the squares.
+// RMSNorm, a warp a token like layernorm. x = s + add of this lane's columns of one run, 0 beyond C
+template <int N> static __device__ __forceinline__ void
+rms_run(float x[N], const stream_t *s, const act_t *add, int run, int C, float unit) {
+    const int first = run * WARP * N;
+    Few<stream_t, N> of_stream[1];
+    Few<act_t, N> of_add[1] = {};
+    load_token<N, 1>(of_stream, s + first, C - first);
+    if (add) load_token<N, 1>(of_add, add + first, C - first);
+    for (int j = 0; j < N; j++) x[j] = stream_value(of_stream[0].e[j], unit) + to_float(of_add[0].e[j]);
+}
+// EARLY: there are registers for gradients that are on their way; WIDE: not even for a token, so that a lane
+// loads a run when it needs it, and again going back
+template <int N, int RUNS> struct Lane { enum { EARLY = RUNS <= 4, WIDE = N * RUNS > 64 }; };
+// x of all runs; returns 1 / the root of the mean of the squares
 template <int N, int RUNS> static __device__ __forceinline__ float
-rms_token(float x[RUNS][N], const stream_t *s, const act_t *add, size_t at, int C, float epsilon,
-          float unit) {
+rms_token(float x[RUNS][N], const stream_t *s, const act_t *add, int C, float epsilon, float unit) {
+    enum { WIDE = Lane<N, RUNS>::WIDE };
+    Few<stream_t, N> of_stream[RUNS];
+    Few<act_t, N> of_add[RUNS] = {};
     float sum = 0;
+    if (!WIDE) load_token<N, RUNS>(of_stream, s, C);
+    if (!WIDE && add) load_token<N, RUNS>(of_add, add, C);
 #pragma unroll
     for (int r = 0; r < RUNS; r++) {
-        const size_t place = at + (size_t)column_of<N>(r);
-        for (int j = 0; j < N; j++) x[r][j] = 0;
-        if (column_of<N>(r) >= C) continue;
-        Few<stream_t, N> y = load<N>(s + place);
-        for (int j = 0; j < N; j++) x[r][j] = stream_value(y.e[j], unit);
-        if (!add) continue;
-        Few<act_t, N> z = load<N>(add + place);
-        for (int j = 0; j < N; j++) x[r][j] += to_float(z.e[j]);
+        if (WIDE) rms_run<N>(x[r], s, add, r, C, unit);
+        for (int j = 0; j < N; j++) {
+            if (!WIDE) x[r][j] = stream_value(of_stream[r].e[j], unit) + to_float(of_add[r].e[j]);
+            sum += x[r][j] * x[r][j];
+        }
     }
-    for (int r = 0; r < RUNS; r++)
-        for (int j = 0; j < N; j++) sum += x[r][j] * x[r][j];
     return 1 / sqrtf(warp_sum(sum) / (float)C + epsilon);
 }
 template <int N, int RUNS> static __global__ void __launch_bounds__(THREADS)
@@ -506,7 +519,7 @@ rmsnorm_kernel(act_t *out, const stream_t *s, const act_t *add, const param_t *w
     const size_t i = blockIdx.x * (size_t)(blockDim.x / WARP) + threadIdx.x / WARP, at = i * (size_t)C;
     float x[RUNS][N];
     if (i >= (size_t)n) return;  // the whole warp
-    const float scale = rms_token<N, RUNS>(x, s, add, at, C, epsilon, unit);
+    const float scale = rms_token<N, RUNS>(x, s + at, add ? add + at : NULL, C, epsilon, unit);
 #pragma unroll
     for (int r = 0; r < RUNS; r++) {
         const int c = column_of<N>(r);
@@ -518,47 +531,54 @@ rmsnorm_kernel(act_t *out, const stream_t *s, const act_t *add, const param_t *w
     }
 }
 // A block for a slice of tokens; partial (slices, C), of dweight
-template <int N, int RUNS> static __global__ void __launch_bounds__(THREADS)
+template <int N, int RUNS> static __global__ void __launch_bounds__(BACK_THREADS, RUNS <= 3 ? 3 : 2)
 rmsnorm_backward_kernel(float *ds, act_t *dadd, float *partial, const act_t *dout, const stream_t *s,
                         const act_t *add, const param_t *weight, int n, int C, float epsilon, float unit) {
     SHARED(float, room);  // (N, RUNS, 32): the first of all runs, then the second ones
-    enum { LINE = RUNS * WARP };
+    enum { LINE = RUNS * WARP, EARLY = Lane<N, RUNS>::EARLY, WIDE = Lane<N, RUNS>::WIDE };
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     float x[RUNS][N], dw[RUNS][N] = {};
     for (size_t i = slice_begin((size_t)n, blockIdx.x) + (size_t)warp;
          i < slice_begin((size_t)n, blockIdx.x + 1); i += (size_t)warps) {
         const size_t at = i * (size_t)C;
-        const float scale = rms_token<N, RUNS>(x, s, add, at, C, epsilon, unit);
+        const stream_t *of_stream = s + at;
+        const act_t *of_add = add ? add + at : NULL;
+        Few<act_t, N> d[RUNS], other[RUNS] = {};
+        if (EARLY) load_token<N, RUNS>(d, dout + at, C);
+        const float scale = rms_token<N, RUNS>(x, of_stream, of_add, C, epsilon, unit);
         float mean = 0;
 #pragma unroll
         for (int r = 0; r < RUNS; r++) {
             const int c = column_of<N>(r);
             if (c >= C) continue;
             Few<param_t, N> w = load<N>(weight + c);
-            Few<act_t, N> d = load<N>(dout + at + c);
+            if (!EARLY) d[r] = load<N>(dout + at + c);
+            if (WIDE) rms_run<N>(x[r], of_stream, of_add, r, C, unit);
             for (int j = 0; j < N; j++) {
-                float g = to_float(d.e[j]);
-                x[r][j] *= scale;
-                dw[r][j] += g * x[r][j];
-                mean += g * w.e[j] * x[r][j];
+                const float g = to_float(d[r].e[j]), normed = x[r][j] * scale;
+                dw[r][j] += g * normed;
+                mean += g * w.e[j] * normed;
             }
         }
+        Few<float, N> dx[RUNS];
+        if (EARLY) load_token<N, RUNS>(dx, ds + at, C);
+        if (EARLY && dadd) load_token<N, RUNS>(other, dadd + at, C);
         mean = warp_sum(mean) / (float)C;
 #pragma unroll
         for (int r = 0; r < RUNS; r++) {
             const int c = column_of<N>(r);
             if (c >= C) continue;
             Few<param_t, N> w = load<N>(weight + c);
-            Few<float, N> dx = load<N>(ds + at + c);
-            Few<act_t, N> d = load<N>(dout + at + c), other = d;
-            if (dadd) other = load<N>(dadd + at + c);
+            if (!EARLY) d[r] = load<N>(dout + at + c), dx[r] = load<N>(ds + at + c);
+            if (!EARLY && dadd) other[r] = load<N>(dadd + at + c);
+            if (WIDE) rms_run<N>(x[r], of_stream, of_add, r, C, unit);
             for (int j = 0; j < N; j++) {
-                float part = (to_float(d.e[j]) * w.e[j] - x[r][j] * mean) * scale;
-                dx.e[j] += part;
-                set(other.e + j, to_float(other.e[j]) + part);
+                float part = (to_float(d[r].e[j]) * w.e[j] - x[r][j] * scale * mean) * scale;
+                dx[r].e[j] += part;
+                set(other[r].e + j, to_float(other[r].e[j]) + part);
             }
-            store<N>(ds + at + c, dx);
-            if (dadd) store<N>(dadd + at + c, other);
+            store<N>(ds + at + c, dx[r]);
+            if (dadd) store<N>(dadd + at + c, other[r]);
         }
     }
     for (int w = 0; w < warps; w++) {  // one warp after the other
@@ -582,17 +602,23 @@ rmsnorm_forward_of(act_t *out, const stream_t *s, const act_t *add, const param_
 template <int N, int RUNS> static void
 rmsnorm_backward_of(real_t *ds, act_t *dadd, real_t *dweight, const act_t *dout, const stream_t *s,
                     const act_t *add, const param_t *weight, int n, int C, float epsilon, float unit) {
-    int slices = slices_of((size_t)n, 64);
+    int slices = slices_of((size_t)n, RUNS <= 3 ? 42 : 63);  // as layernorm's
     size_t room = N * RUNS * WARP * sizeof(float);
-    LAUNCH((rmsnorm_backward_kernel<N, RUNS>), (unsigned)slices, THREADS, room, ds, dadd, partial_sums, dout,
-           s, add, weight, n, C, epsilon, unit);
+    LAUNCH((rmsnorm_backward_kernel<N, RUNS>), (unsigned)slices, BACK_THREADS, room, ds, dadd, partial_sums,
+           dout, s, add, weight, n, C, epsilon, unit);
     sum_of_rows(dweight, NULL, partial_sums, slices, C);
 }
+// f<N, RUNS> for C columns, of which a Llama also has 2048
+#define OF_LLAMAS_WIDTH(f, by_eight, ...) do { \
+        if ((by_eight) && C > 1792 && C <= 2048) f<8, 8>(__VA_ARGS__); \
+        else OF_WIDTH(f, by_eight, __VA_ARGS__); \
+    } while (0)
 void rmsnorm_forward(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, int n, int C,
                      double epsilon, int grid) {
     profile("rmsnorm_forward", 0, (double)n * C * (sizeof(stream_t) + (add ? 2 : 1) * sizeof(act_t)));
     int by_eight = in_eights(out, C) && in_eights(s, C) && in_eights(add, C) && in_eights(weight, C);
-    OF_WIDTH(rmsnorm_forward_of, by_eight, out, s, add, weight, n, C, (float)epsilon, grid_unit(grid));
+    OF_LLAMAS_WIDTH(rmsnorm_forward_of, by_eight, out, s, add, weight, n, C, (float)epsilon,
+                    grid_unit(grid));
 }
 void rmsnorm_backward(real_t *ds, act_t *dadd, real_t *dweight, const act_t *dout, const stream_t *s,
                       const act_t *add, const param_t *weight, int n, int C, double epsilon, int grid) {
@@ -600,8 +626,8 @@ void rmsnorm_backward(real_t *ds, act_t *dadd, real_t *dweight, const act_t *dou
     profile("rmsnorm_backward", 0, (double)n * C * (streams + (1 + !!add + 2 * !!dadd) * sizeof(act_t)));
     int by_eight = in_eights(ds, C) && in_eights(dadd, C) && in_eights(dout, C) && in_eights(s, C) &&
         in_eights(add, C) && in_eights(weight, C);
-    OF_WIDTH(rmsnorm_backward_of, by_eight, ds, dadd, dweight, dout, s, add, weight, n, C, (float)epsilon,
-             grid_unit(grid));
+    OF_LLAMAS_WIDTH(rmsnorm_backward_of, by_eight, ds, dadd, dweight, dout, s, add, weight, n, C,
+                    (float)epsilon, grid_unit(grid));
 }
 
 // Angles are made in double precision: those of far places would have few bits left in float.

@@ -110,6 +110,7 @@ bad_input() {
     sum other $shape --mode baseline --ffn 50 >/dev/null
     wrong 2 "a baseline of the model's sizes" "$train" $batch $shape --mode bdia --distill other/model_00000003.bin
     spoilt 1 3 "its version is 3"
+    spoilt 8 0 "grid is 20; a baseline has none"
     spoilt 14 0 "blocks are of kind 0"
     spoilt 14 2 "blocks are of kind 2"
     spoilt 240 2 "cannot be shared by 2 key heads"

@@ -138,9 +138,12 @@ static void no_such_test(const Test *tests, const Word *words, const char *progr
     exit(2);
 }
 
-// Tests that are named run; without a name those that the words allow. Both tables end with an empty row.
+// Tests that are named run, and those of a word that means some; without either, all. Both tables end with an
+// empty row.
 static void choose_tests(const Test *tests, const Word *words, int argc, char **argv) {
-    int most = MOST_TESTS, named = 0;
+    int most = MOST_TESTS, widest = 0, named = 0;
+    for (const Word *w = words; w->name; w++)
+        if (w->kind > widest) widest = w->kind;
     for (int i = 1; i < argc; i++) {
         int known = 0;
         for (const Word *w = words; w->name; w++) {
@@ -152,7 +155,8 @@ static void choose_tests(const Test *tests, const Word *words, int argc, char **
             if (strcmp(argv[i], t->name) == 0) known = named = chosen[t - tests] = 1;
         if (!known) no_such_test(tests, words, argv[0], argv[i]);
     }
-    for (const Test *t = tests; t->name && !named; t++) chosen[t - tests] = t->kind <= most;
+    for (const Test *t = tests; t->name; t++)
+        if (t->kind <= most && (!named || most < widest)) chosen[t - tests] = 1;
 }
 
 static double wall_clock(void) {
