@@ -75,35 +75,37 @@ def layers(out, _):
     m = r.read_model(out / "teacher.bin", torch.float64)
     tokens, _ = r.batch(r.read_tokens(out / "val_000000.bin", m.V), 0, 32, 64)
     per_layer = {name: t.unbind(0) for name, t in m.P.items() if name not in ("wte", "wpe", "lnfw", "lnfb")}
-    blocks = [SimpleNamespace(NH=m.NH, **{name: t[l] for name, t in per_layer.items()}) for l in range(m.L)]
+    blocks = [SimpleNamespace(m=m, **{name: t[l] for name, t in per_layer.items()}) for l in range(m.L)]
+    def f(w, p):
+        return r.f(m.block, w, p)
     def ratio(x, y):
         return (x.norm(dim=-1) / y.norm(dim=-1)).median().item()
     def converted(mode, a, stem=2):
         p = [x]
         for j, w in enumerate(blocks):
-            force, before = r.f(w, p[j]), blocks[j - 1]
+            force, before = f(w, p[j]), blocks[j - 1]
             if j < stem:
                 p.append(p[j] + force)
             elif mode == "bdia":
                 p.append(a * p[j - 1] + (1 - a) * p[j] + (1 + a) * force)
             else:
-                p.append(a * p[j - 1] + (1 - a) * p[j] + force + a * r.f(before, p[j] - r.f(before, p[j])))
+                p.append(a * p[j - 1] + (1 - a) * p[j] + force + a * f(before, p[j] - f(before, p[j])))
         return p
     passes = [("retrofit", 1), ("retrofit", -1), ("retrofit", 1/4), ("bdia", -1/4), ("bdia", -1/16)]
     with torch.no_grad():
         x = m.P["wte"][tokens] + m.P["wpe"][:64]
         p, rows = [x], []
         for j, w in enumerate(blocks):
-            force, before = r.f(w, p[j]), blocks[j - 1]
+            force, before = f(w, p[j]), blocks[j - 1]
             p.append(p[j] + force)
             if j == 0:
                 rows.append([0, ratio(force, x), *[""] * 6])
                 continue
-            true, estimate, misses = r.f(before, p[j - 1]), p[j], []
+            true, estimate, misses = f(before, p[j - 1]), p[j], []
             for K in range(4):
-                misses.append(ratio(r.f(before, estimate) - true, p[j + 1]))
-                estimate = p[j] - r.f(before, estimate)                                     # (4.7)
-            rows.append([j, ratio(force, p[j]), ratio(r.f(before, p[j]) - true, true), *misses, ratio(force - true, p[j + 1])])
+                misses.append(ratio(f(before, estimate) - true, p[j + 1]))
+                estimate = p[j] - f(before, estimate)                                     # (4.7)
+            rows.append([j, ratio(force, p[j]), ratio(f(before, p[j]) - true, true), *misses, ratio(force - true, p[j + 1])])
         for mode, a in passes:
             for row, here, there in zip(rows, converted(mode, a)[1:], p[1:]):
                 row.append(ratio(here - there, there))
