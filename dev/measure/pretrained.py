@@ -3,8 +3,8 @@
 What does converting a real pretrained network into a reversible one cost? SmolLM2-135M-Instruct, or another Llama; conversion.py asks
 the same of a small network of bytes, which it trains itself.
 
-    python3 dev/measure/real.py OUT import --model FILE.gguf --valid V.txt --train T.txt --documents D.jsonl --questions DIR
-    python3 dev/measure/real.py OUT [sweep grids layers choices distill finetune plot] [--only WORDS ...]
+    python3 dev/measure/pretrained.py OUT import --model FILE.gguf --valid V.txt --train T.txt --documents D.jsonl --questions DIR
+    python3 dev/measure/pretrained.py OUT [sweep grids layers choices distill finetune plot] [--only WORDS ...]
 
 Each part adds rows to a table in OUT, and what is there already is not done again: killed, it goes on with the same command.
     import    the model (GGUF, or a folder of Hugging Face's), its tokenizer; V's first 40,000 characters, T, documents of 2,048
@@ -15,7 +15,7 @@ Each part adds rows to a table in OUT, and what is there already is not done aga
     choices   zero-shot accuracy of the original, of conversions and of what was distilled: OUT/choices.csv
     distill   KL(ours, the original's) (4.6) made small: OUT/distilled.csv, OUT/distill/NAME/log.csv
     finetune  memory and time of a step on long documents, beside PyTorch: OUT/finetune.csv
-    plot      dev/pictures/real.svg from these
+    plot      dev/pictures/pretrained.svg from these
 --only, which may be repeated, takes a piece of the names of what a part does, such as "bdia -0.0625 0-1 1" (mode, coefficient, ordinary
 steps, K) of sweep. Losses are in nats a token, of 8 sequences of 512 tokens.
 It needs what dev/hf/hf.py needs; torch and transformers for layers and finetune, matplotlib for plot.
@@ -45,21 +45,22 @@ def numbers(ordinary):
 
 EVERYWHERE = "0-2,11-12,24-25,28-29"
 SWEEP = [*(("bdia", a, ordinary, 1) for ordinary in ("0", "0-1", "0-3") for a in (-1/4, -1/16, -1/64, 1/16)),
-         *(("retrofit", a, "0-1", 1) for a in (1, 1/4, -1/4, 1/16)),
-         *(("retrofit", 1/4, "0-1", K) for K in (0, 2, 3)),
          *(("bdia", a, ordinary, 1) for a in (-1/16, -1/4)
            for ordinary in ("0-1,28-29", "0-2,28-29", "0-2,11", "0-1,11-12", "0-2,24-25,28-29", EVERYWHERE)),
+         ("bdia", -1/256, "0-1", 1), ("bdia", -1/64, "0-1,28-29", 1), ("bdia", -1/8, "0-1", 1), ("bdia", -1/32, "0-1", 1),
+         *(("retrofit", a, "0-1", 1) for a in (1, 1/4, -1/4, 1/16)),
+         *(("retrofit", 1/4, "0-1", K) for K in (0, 2, 3)),
          *(("retrofit", 1/4, ordinary, 1) for ordinary in ("0-2,11", "0-2,28-29", EVERYWHERE)), ("retrofit", 1, EVERYWHERE, 1)]
-NAMED = {"bdia -1/16": ("bdia", -1/16, "0-1"), "bdia -1/16, 0-2,28-29": ("bdia", -1/16, "0-2,28-29"),
+NAMED = {"bdia -1/64": ("bdia", -1/64, "0"), "bdia -1/16": ("bdia", -1/16, "0-1"), "bdia -1/16, 0-2,28-29": ("bdia", -1/16, "0-2,28-29"),
          "bdia -1/4": ("bdia", -1/4, "0-1"), "bdia -1/4, 0-2,28-29": ("bdia", -1/4, "0-2,28-29"),
-         "retrofit 1/4": ("retrofit", 1/4, "0-1")}
-RUNS = {f"{name}, rate {rate}": (NAMED[name], rate, 200_000) for name in ("bdia -1/16", "bdia -1/4", "bdia -1/16, 0-2,28-29")
-        for rate in ("1e-5", "1e-4")}  # of so many tokens
+         "retrofit 1/4": ("retrofit", 1/4, "0-1"), "retrofit -1/4": ("retrofit", -1/4, "0-1"), "retrofit 1": ("retrofit", 1, "0-1")}
+RUNS = {f"{name}, rate {rate}": (NAMED[name], rate, 100_000) for name in ("bdia -1/4", "bdia -1/16", "retrofit 1/4", "retrofit 1", "retrofit -1/4")
+        for rate in ("1e-4", "1e-5")}  # of so many tokens
 
 # ---- helpers
 
 def fail(message, status=1):
-    print("real.py:", message, file=sys.stderr)
+    print("pretrained.py:", message, file=sys.stderr)
     sys.exit(status)
 
 def run(command, may_fail=False):
@@ -239,7 +240,7 @@ def networks(args):
 
 def choices(args):
     table = Table(args.out / "choices.csv", "network task", "questions acc error acc_norm error_norm as_original seconds")
-    for name in wanted(args, networks(args)):
+    for name in [n for n in networks(args) if not args.only or n in args.only]:
         file, flags = networks(args)[name]
         for task in args.tasks.split(","):
             if table.has(name, task):
@@ -268,7 +269,7 @@ def distill(args):
         if table.has(name):
             continue
         if not result_of(args, name).exists():
-            flags = f"{flags_of(*how)} -b {B} -t {T} -x {steps} -l {rate} -u {steps // 10} -v {max(steps // 4, 1)} -m 2 -y 1 -n 20 -nk 1"
+            flags = f"{flags_of(*how)} --memory store -b {B} -t {T} -x {steps} -l {rate} -u {steps // 10} -v {max(steps // 8, 1)} -m 2 -y 1 -n 20 -nk 1"
             run(program("train_rev_llama", flags, e=model(args), distill=model(args), i=args.out / "train.bin", j=args.out / "val.bin",
                         o=result_of(args, name).parent))
         said = run(program("eval_rev_llama", COMPARED, e=result_of(args, name), distill=model(args), j=args.out / "val.bin"))
@@ -345,7 +346,7 @@ def plot(args):
     for axes in (left, middle, right):
         axes.legend(fontsize=7, frameon=False)
         axes.grid(alpha=0.3)
-    figure.savefig(ROOT / "dev/pictures/real.svg", metadata={"Date": None})
+    figure.savefig(ROOT / "dev/pictures/pretrained.svg", metadata={"Date": None})
 
 PARTS = {"import": import_, "sweep": sweep, "grids": grids, "layers": layers, "choices": choices, "distill": distill, "finetune": finetune,
          "plot": plot, "transformers": train_with_transformers}
