@@ -269,6 +269,7 @@ def distill(args):
         if table.has(name):
             continue
         if not result_of(args, name).exists():
+            result_of(args, name).parent.parent.mkdir(exist_ok=True)
             flags = f"{flags_of(*how)} --memory store -b {B} -t {T} -x {steps} -l {rate} -u {steps // 10} -v {max(steps // 8, 1)} -m 2 -y 1 -n 20 -nk 1"
             run(program("train_rev_llama", flags, e=model(args), distill=model(args), i=args.out / "train.bin", j=args.out / "val.bin",
                         o=result_of(args, name).parent))
