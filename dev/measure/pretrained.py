@@ -335,7 +335,7 @@ def plot(args):
     left.set(xlabel="−a", ylabel="KL to the original, nats a token", title="bdia, nothing trained")
     rows = read(args.out / "layers.csv")
     def line(column):
-        return zip(*((int(row["layer"]), float(row[column])) for row in rows if row[column]))
+        return zip(*((int(row["layer"]), float(row[column])) for row in rows if float(row[column] or 0) > 0))
     middle.semilogy(*line("force"), "k.-", label="|f(p)| / |p|")
     for column, color, label in (("K1", "#0072b2", "retrofit, K=1"), ("linear", "#56b4e9", "retrofit, if blocks were linear"),
                                  ("bdia", "#d55e00", "bdia")):
@@ -345,7 +345,7 @@ def plot(args):
         right.semilogy(*line(name), ".-", label=name)
     right.set(xlabel="layer", ylabel="distance from the original, relative", title="A whole converted pass")
     for axes in (left, middle, right):
-        axes.legend(fontsize=7, frameon=False)
+        axes.legend(fontsize=7, frameon=False, **(dict(loc="center left", bbox_to_anchor=(1, 0.5)) if axes is right else {}))
         axes.grid(alpha=0.3)
     figure.savefig(ROOT / "dev/pictures/pretrained.svg", metadata={"Date": None})
 
