@@ -101,12 +101,12 @@ typedef struct {
     uint32_t ordinary[MAX_ORDINARY / 32];  // conversions: a bit for each step that stays the baseline's
     int block[6];         // what another block has besides: slots 240 to 245 of its model files
 } Config;
+static int is_ordinary(const Config *net, int k);  // whether a conversion's step k is the baseline's
 
 // alpha and beta times 2^shift, so that integers are enough to multiply by them
 typedef struct { int alpha, beta, shift; double gamma; } Coefficients;
 
-// Those of step k. Retrofit and bdia are conversions of a baseline, which keep some of its steps (Part III).
-static int is_ordinary(const Config *net, int k);
+// Those of step k. Retrofit and bdia are conversions of a baseline, which keep some of its steps.
 static Coefficients coefficients(const Config *net, int k) {
     double h = net->h, bdia = 1 + ldexp(net->a[0], -net->shift);
     int shift = net->shift, one = 1 << shift, a = net->a[net->mode == MIDPOINT_A ? k : 0];
@@ -136,7 +136,7 @@ static int halves_of(const Config *net, int k) {
 
 // ---- integer streams: what the layer functions of both twins do to one element
 
-// x * scale as a whole number. *reach gathers the streams' bits, and is negative if x is NaN or has no place.
+// x * scale as a whole number. *reach, the bits of what is written, is negative if this has no place there.
 DEVICE static inline int64_t to_grid(real_t x, real_t scale, int *reach) {
     real_t v = (real_t)(sizeof x == 8 ? rint(x * scale) : rintf((float)(x * scale)));
     int inside = (v > (real_t)-0x1p31) & (v < (real_t)0x1p31);  // no branch, so that loops become vectors
@@ -155,8 +155,8 @@ DEVICE static inline int64_t multiply(int64_t s, int n, int shift) {
 // them, `shift` bits an element a step: s - add less their part of the product is n times the high bits.
 // midpoint-a pushes them on one 16-bit number an element, r = (16 r + low bits) / n, while s takes the rest
 // of that division; popped in reverse order, r ends at the 0 it began with (both in Part III).
-DEVICE static inline int64_t increment(int32_t cur, real_t force, Coefficients k, real_t gamma, int *reach) {
-    return multiply(cur, k.beta, k.shift) + to_grid(force, gamma, reach);
+DEVICE static inline int64_t increment(int32_t cur, real_t f, Coefficients step, real_t gamma, int *reach) {
+    return multiply(cur, step.beta, step.shift) + to_grid(f, gamma, reach);
 }
 
 // ---- the layer functions of this part, which alone touch device memory: a CPU's (Part VI), or in the twin a
@@ -1099,21 +1099,21 @@ static int stem_of(const Config *net) {  // n, if just the first n steps are ord
     return converted_before(net, MAX_ORDINARY) == MAX_ORDINARY - n ? n : -1;
 }
 
-static int ordinary_fits(const Config *net) {  // retrofit's step 0 has no block before it for an estimate
+static int ordinary_fits(const Config *net) {  // retrofit's step 0 has no block before it; L is the end
     int L = smaller_of(net->L, MAX_ORDINARY), beyond = MAX_ORDINARY - L;
     if (net->mode == RETROFIT && !is_ordinary(net, 0)) return 0;
-    return converted_before(net, MAX_ORDINARY) - converted_before(net, L) == beyond;  // there are no more
+    return converted_before(net, MAX_ORDINARY) - converted_before(net, L) == beyond;
 }
 
 static void set_mode(Config *net, int mode) {
-    // of conversions what gives most for its bytes (dev/measure/pretrained.md)
+    // of bdia what gives most for its bytes (dev/measure/pretrained.md)
     const int shifts[MODES] = {0, 0, 4, 0, 0, 4, 6}, stems[MODES] = {0, 0, 0, 0, 0, 2, 1};
     const double h[MODES] = {1, 0.25, 1, 1 / sqrt(net->L), 1, 1, 1};
     net->mode = mode;
     net->h = (float)h[mode];
     net->grid = default_grids[mode];
     net->shift = shifts[mode];
-    net->a[0] = converted(mode) ? -1 : 0;
+    net->a[0] = (mode == RETROFIT) - (mode == BDIA);  // retrofit is nearer with a > 0, bdia with a < 0
     net->K = mode == RETROFIT;
     memset(net->ordinary, 0, sizeof net->ordinary);
     keep_ordinary(net, 0, smaller_of(stems[mode], net->L));
@@ -1414,9 +1414,10 @@ static void add_lanes(const Model *m, real_t *const *lanes, int count, size_t at
 static int any_rank(int here) { return here; }  // whether it is so on any rank
 static void ranks_begin(void) {              // a process knows which it is
     static const char *const sizes[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"};
-    for (int i = 0; i < 3; i++)
-        if (getenv(sizes[i]) && atoi(getenv(sizes[i])) > 1) die(STATUS_USAGE, "one of %s processes that "
-            "would not share anything: `make -B MPI=1` or NCCL=1 builds what does", getenv(sizes[i]));
+    const char *size = NULL;
+    for (int i = 0; i < 3 && !size; i++) size = getenv(sizes[i]);  // the nearest launcher knows
+    if (size && atoi(size) > 1) die(STATUS_USAGE, "one of %s processes that would not share anything: "
+        "`make -B MPI=1` or NCCL=1 builds what does", size);
 }
 // adds lanes `lane`, lane + 1 and so on, of which each rank has one now, to the sum
 static void ranks_exchange(Model *m, int lane) {
@@ -1803,9 +1804,9 @@ static const char *network_flags(const Config *net) {
     if (has_step_size(net->mode)) snprintf(step, sizeof step, " --step-size %.9g", (double)net->h);
     if (converted(net->mode)) {
         snprintf(step, sizeof step, " --coefficient %.9g", ldexp(net->a[0], -net->shift));
-        strcpy(ordinary, " --stem 0");
+        snprintf(ordinary, sizeof ordinary, " --stem %d", stem_of(net));
     }
-    for (int k = 0, at = 0; k < MAX_ORDINARY; k++)
+    for (int k = 0, at = 0; k < MAX_ORDINARY && stem_of(net) < 0; k++)
         if (is_ordinary(net, k)) at += snprintf(ordinary + at, 17, at ? ",%d" : " --ordinary %d", k);
     if (net->mode == RETROFIT) snprintf(iterations, sizeof iterations, " --fixed-point %d", net->K);
     if (net->grid) snprintf(stream, sizeof stream, " --grid %d", net->grid);
@@ -2182,7 +2183,7 @@ static void check_numbers(const Model *m, int step, double loss, double drift) {
         "step %d: a stream is NaN or left the grid's range of +-%g; a smaller --grid has more range%s",
         step, ldexp(1, 31 - m->net.grid), step > 1 ? ", a lower -l may not need it" : "");
     if (bits_left < 2 && !warned++)
-        warn("streams are within a bit of the end of the grid's range; a smaller --grid has more");
+        warn("of the grid's range streams have one bit left, or none; a smaller --grid has more");
     if (m->has_teacher && !isfinite(mean_of(m, TEACHER_LOSS))) die(STATUS_NUMBERS,
         "step %d: the loss of the teacher, --distill %s, is not a finite number", step, opt.distill);
     if (!isfinite(loss))
@@ -2248,7 +2249,8 @@ static void validate_step(Job *j) {
     if (interrupted) return;
     check_numbers(&j->m, j->step, means[LOSS], NAN);
     printf("step %5d/%d | validation loss %.4f", j->step, j->total, means[LOSS]);
-    if (converted(j->m.net.mode)) printf(" | bits left %d", bits_left);
+    for (int least = 31; any_rank(bits_left < least); least--) bits_left = smaller_of(bits_left, least - 1);
+    if (converted(j->m.net.mode) && j->m.net.grid) printf(" | bits left %d", bits_left);
     print_comparison(&j->m, means);
     for (int metric = LOSS; j->csv && metric < metrics_of(&j->m); metric++)
         fprintf(j->csv, "%d,%s,%.8g,,,,,,\n", j->step, splits[metric], means[metric]);
@@ -2495,10 +2497,10 @@ static const Option options[] = {
     {"--step-size", NUMBER, &opt.step_size, "", 0, 16,
      "h, 0 switches the blocks off (midpoint 0.25, leapfrog 1/sqrt(L), others 1)"},
     {"--coefficient", NUMBER, &opt.coefficient, "", -1, 1,
-     "a, n/256: near 0 the original network, 1 and -1 keep no bits (retrofit -1/16, bdia -1/64)"},
+     "a, n/256: near 0 the original network, 1 and -1 keep no bits (retrofit 1/16, bdia -1/64)"},
     {"--fixed-point", INTEGER, &opt.fixed_point, "", 0, 16, "retrofit: iterations K, each another block (1)"},
-    {"--ordinary", STRING, &opt.ordinary, "", 0, 0, "retrofit and bdia: steps that stay so, like 0-1,28-29"},
-    {"--stem", INTEGER, &opt.stem, "", 0, MAX_ORDINARY, "how many first ones stay so (retrofit 2, bdia 1)"},
+    {"--ordinary", STRING, &opt.ordinary, "", 0, 0, "retrofit and bdia: ordinary steps, like 0-1,28-29"},
+    {"--stem", INTEGER, &opt.stem, "", 0, MAX_ORDINARY, "the first so many of them (retrofit 2, bdia 1)"},
     {"--distill", STRING, &opt.distill, "", 0, NAME, "model file of a baseline of this shape: the teacher"},
     {"--loss", LOSS_NAME, &opt.objective, "", 0, 0,
      "what to make small; kl, the default with --distill: KL(ours, teacher's); kl-teacher: the other way"},
@@ -2630,7 +2632,7 @@ static void choose_mode(Config *net, const char *path) {
         "--mode %s, but %s is of a %s network", mode_names[mode], path, mode_names[was]);
     if (!converted(was) || !converted(mode)) set_mode(net, mode);
     if (!converted(was) && converted(mode)) net->grid = GRID_AUTO;
-    net->mode = mode;  // a conversion made the other one keeps its coefficient, stem and grid
+    net->mode = mode;  // made the other, a conversion keeps its coefficient, ordinary steps, grid
     net->K = mode == RETROFIT;
     if (mode != MIDPOINT_A) return;
     if (net->L > 224) die(STATUS_USAGE, "midpoint-a has at most 224 layers, not %d", net->L);
@@ -2689,7 +2691,8 @@ static Config choose_network(int V, int from) {
     choose_mode(&net, path);
     if (converted(net.mode)) adjust_conversion(&net);
     if (!isnan(opt.step_size)) net.h = (float)opt.step_size;
-    if (opt.stream == STREAM_FIXED && !net.grid) net.grid = default_grids[net.mode];
+    if (opt.stream == STREAM_FIXED && !net.grid)
+        net.grid = converted(net.mode) ? GRID_AUTO : default_grids[net.mode];
     if (opt.grid) net.grid = opt.grid;
     if (opt.stream == STREAM_FLOAT) net.grid = 0;
     if (from >= 0 && memcmp(&net, &was, sizeof net) != 0)
@@ -2856,24 +2859,25 @@ static void claim_directory(Job *j) {
     unlink(out_path(unfinished));  // what a killed run left
 }
 
-// Where a conversion has no grid yet, it becomes the finest that leaves two bits above the largest value that
-// streams reach in the first batches of d, if it has any and the model's weights are there.
+// Where a conversion has no grid yet, that becomes the finest, 20 at most, which leaves two bits above the
+// largest value that streams reach in the first batches of d, if there are any.
 static void find_grid(Model *m, Data *d) {
     enum { COARSE = 8, FINEST = 20, TOKENS = 4096 };
+    const int64_t sequences = sequences_of(d, m->T, 0);
     if (m->net.grid != GRID_AUTO) return;
     m->net.grid = default_grids[m->net.mode];
-    if (!m->params || !sequences_of(d, m->T, 0)) {
+    if (!sequences) {
         warn("--grid 14, with room for values up to 131072: no text was read to see how large they are");
         return;
     }
     m->net.grid = COARSE;
     stream_take_reach();
-    for (int i = 0; i * m->B * m->T < TOKENS; i++) {
-        data_batch(d, m, (uint64_t)i * (uint64_t)m->B, 0, 0);
+    for (int i = 0; i < sequences && i * m->T < TOKENS; i += m->B) {
+        data_batch(d, m, (uint64_t)i, 0, 0);
         forward(m);
     }
     const int bits = stream_take_reach() - COARSE;  // before the point
-    if (bits > 31 - COARSE) die(STATUS_NUMBERS, "streams leave the range of every grid: was it trained?");
+    if (bits > 31 - COARSE) die(STATUS_NUMBERS, "streams are NaN or beyond 8388608: was it trained?");
     m->net.grid = smaller_of(FINEST, 31 - 2 - bits);
     printf("--grid %d: streams stay below %g in the first batches\n", m->net.grid, ldexp(1, bits));
 }
@@ -2956,7 +2960,6 @@ int rev_gpt2_main(int argc, char **argv) {
     static Job j;
     begin(options, OPTIONS, usage, argc, argv);
     choose_job(&j);
-    if (opt.plan) find_grid(&j.m, &j.data);
     print_job(&j);
     if (!opt.plan) {
         begin_job(&j);
@@ -2987,6 +2990,12 @@ DEVICE static inline int32_t narrowed(int64_t x, int *reach) {
     int32_t s = (int32_t)x;
     *reach |= (s ^ s >> 31) | -(x != s);
     return s;
+}
+
+static inline int bits_of(int reach) {
+    int bits = reach < 0 ? 32 : 0;
+    for (; reach > 0; reach /= 2) bits++;
+    return bits;
 }
 
 static inline real_t grid_unit(int grid) { return grid ? (real_t)ldexp(1, -grid) : 0; }  // 0: floating point
@@ -3082,10 +3091,9 @@ size_t device_memory_bytes(void) {
 // add in one but not in the other.
 static int reached;
 int stream_take_reach(void) {
-    int bits = reached < 0 ? 32 : 0;
-    for (; reached > 0; reached /= 2) bits++;
+    int reach = reached;
     reached = 0;
-    return bits;
+    return bits_of(reach);
 }
 
 void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe,

@@ -228,12 +228,10 @@ static __device__ __forceinline__ void report(int reach, int *to) {
     if (reach & ~*(volatile int *)to) atomicOr(to, reach);
 }
 int stream_take_reach(void) {
-    int reach, bits = 0;
+    int reach;
     to_host(&reach, reached, sizeof reach);
     if (reach) CUDA(cudaMemset(reached, 0, sizeof reach));
-    if (reach < 0) return 32;
-    for (; reach > 0; reach /= 2) bits++;
-    return bits;
+    return bits_of(reach);
 }
 
 template <int N> static __global__ void embed_kernel(stream_t *prev, stream_t *cur, const int *tokens,

@@ -813,7 +813,7 @@ BAD_REVERSIBLE = [
     ("stem", "retrofit", "a stem of 3", changed_config(stem=3)),
     ("stem of midpoint", "midpoint", "a stem of 1 and", changed_config(stem=1)),
     ("ordinary of midpoint", "midpoint-a", "ordinary steps [1]; one of them", changed_config(ordinary=[1])),
-    ("ordinary beside stem", "bdia", "a stem of 2 and ordinary steps [0]", changed_config(ordinary=[0])),
+    ("ordinary beside stem", "bdia", "a stem of 1 and ordinary steps [0]", changed_config(ordinary=[0])),
     ("ordinary beyond", "bdia", "bdia of 2 layers has the ordinary steps [0, 2]", changed_config(stem="absent", ordinary=[0, 2])),
     ("ordinary without 0", "retrofit", "retrofit of 2 layers has the ordinary steps [1]", changed_config(stem="absent", ordinary=[1])),
     ("ordinary too far", "bdia", "ordinary is [256]; a list of steps from 0 to 255", changed_config(stem="absent", ordinary=[256])),

@@ -98,10 +98,11 @@ def folder(name):
     return re.sub("[^0-9a-z.-]+", "_", name)
 
 def wanted(args, names):
-    """Of names, or of tuples that stand for them, those that hold one of the words asked for."""
+    """Of names, or of tuples that stand for them, those asked for, or else those that hold one of the words asked for."""
     def text(name):
         return name if isinstance(name, str) else " ".join(map(str, name))
-    return [name for name in names if not args.only or any(word in text(name) for word in args.only)]
+    whole = [name for name in names if text(name) in (args.only or [])]
+    return whole or [name for name in names if not args.only or any(word in text(name) for word in args.only)]
 
 def model(args):
     return args.out / "model.bin"
@@ -240,7 +241,7 @@ def networks(args):
 
 def choices(args):
     table = Table(args.out / "choices.csv", "network task", "questions acc error acc_norm error_norm as_original seconds")
-    for name in [n for n in networks(args) if not args.only or n in args.only]:
+    for name in wanted(args, networks(args)):
         file, flags = networks(args)[name]
         for task in args.tasks.split(","):
             if table.has(name, task):
@@ -280,7 +281,7 @@ def distill(args):
 
 TORCH = "transformers, checkpointing"
 TUNED = {"baseline store": "--mode baseline --memory store", "baseline checkpoint": "--mode baseline --memory checkpoint",
-         "bdia reverse": flags_of("bdia", -1/16, "0-1")}
+         "bdia reverse": flags_of("bdia", -1/64, "0")}
 
 def train_with_transformers(args):
     """A line a step until it is killed: zero grad, forward, loss, backward, clipping at 1, AdamW."""

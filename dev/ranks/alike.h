@@ -28,10 +28,12 @@ static int number_in(const char *name, int otherwise) {
 
 // Ends one of several processes that somebody has started, which know nothing of each other.
 static void end_if_alone(const char *hint) {
-    static const char *const names[] = {"SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"};
-    for (int i = 0; i < 3; i++)
-        if (number_in(names[i], 1) > 1)
-            die(STATUS_USAGE, "one of %d processes that would not share anything: %s", number_in(names[i], 1), hint);
+    static const char *const names[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"};
+    for (int i = 0; i < 3; i++) {
+        const int count = number_in(names[i], 1);
+        if (count > 1) die(STATUS_USAGE, "one of %d processes that would not share anything: %s", count, hint);
+        if (getenv(names[i])) return;  // the nearest launcher knows
+    }
 }
 
 static uint64_t mixed(uint64_t sum, const void *data, size_t bytes) {

@@ -14,6 +14,7 @@ is named.
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sched.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
@@ -484,8 +485,9 @@ static int welcome(int fd, const char *key) {
     else if (h.ranks != ranks) reply.answer = OTHER_NUMBER;
     else if (h.rank < 1 || h.rank >= ranks || lines[h.rank].fd >= 0) reply.answer = TWICE;
     memcpy(reply.key, key, KEY);
-    if (send(fd, &reply, sizeof reply, MSG_NOSIGNAL) != (ssize_t)sizeof reply || reply.answer != WELCOME) close(fd);
-    if (reply.answer == FIRST) return 0;  // that of another run, which goes
+    const int sent = send(fd, &reply, sizeof reply, MSG_NOSIGNAL) == (ssize_t)sizeof reply;
+    if (!sent || reply.answer != WELCOME) close(fd);
+    if (reply.answer == FIRST || (!sent && reply.answer == WELCOME)) return 0;  // another run's, or gone again
     if (reply.answer != WELCOME) die(STATUS_USAGE, "--rank-file %s: rank %d %s", rank_file, h.rank, answers[(int)reply.answer]);
     lines[h.rank].fd = fd;
     snprintf(hosts[h.rank], HOST, "%.*s", HOST - 1, h.host);

@@ -448,8 +448,8 @@ int sample_main(int argc, char **argv) {
     choose_precision();
     if (!model_path(-1)) warn("an untrained network: -e names no file");
     plan(&m);
-    find_grid(&m, &d);
     load_networks(&m, -1);
+    find_grid(&m, &d);
     if (sample.logits[0]) write_logits(&m, &d, prompt, given);
     else continue_prompt(&m, &z, prompt, given);
     model_free(&m);
