@@ -361,7 +361,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sampler", metavar="PATH", help="the program that writes logits; without it, what make builds")
     parser.add_argument("tests", nargs="*", metavar="TEST", help=f"{', '.join(test.__name__ for test in every)}; some need test_checkpoints before")
+    parser.add_argument("--few", action="store_true", help="networks as test_hf.py --few has them")
     args = parser.parse_args()
+    NETWORKS[:] = t.few(NETWORKS) if args.few else NETWORKS
     if not args.sampler:
         subprocess.run(["make", "-s", "-C", t.ROOT, "sample_rev_llama"], check=True)
     t.SAMPLER = Path(args.sampler or t.ROOT / "sample_rev_llama").resolve()
