@@ -427,11 +427,12 @@ static void continue_prompt(Model *m, const Tokenizer *z, const int *prompt, int
 int sample_main(int argc, char **argv) {
     static const char usage[] = "sample_rev_" BLOCK_NAME " -e MODEL --prompt TEXT [flags]";
     Model m;
-    Data d;
+    Data d, no_text;  // a prompt is short, and what is printed is a continuation
     Tokenizer z = {0, -1, NULL};
     int *prompt = NULL, given = 0;
     memset(&m, 0, sizeof m);
     memset(&d, 0, sizeof d);
+    memset(&no_text, 0, sizeof no_text);
     parse_options(options, OPTIONS, 1, argv);  // what has no flag here is as the trainer has it
     begin(sample_options, SAMPLE_OPTIONS, usage, argc, argv);
     check_sample_options();
@@ -449,7 +450,7 @@ int sample_main(int argc, char **argv) {
     if (!model_path(-1)) warn("an untrained network: -e names no file");
     plan(&m);
     load_networks(&m, -1);
-    find_grid(&m, &d);
+    find_grid(&m, &no_text);
     if (sample.logits[0]) write_logits(&m, &d, prompt, given);
     else continue_prompt(&m, &z, prompt, given);
     model_free(&m);
