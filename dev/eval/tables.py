@@ -7,7 +7,8 @@
 
 What stands after -- goes to the trainer: the size, the same for all, or how the distillation goes. The networks are
 trained on the same text by the same seed, one after the other, and make tables 1, 2 and 6 of the paper: losses and zero-shot
-accuracies. Conversions of a baseline model are evaluated as they are and, with -i, after distillation: tables 5 and 7.
+accuracies. Conversions of a baseline model, of GPT-2's blocks or Llama's, are evaluated as they are and, with -i, after distillation:
+tables 5 and 7.
 DIR holds files of dev/eval/choices.py; a pattern in quotes is taken too. A table has the rows that there are files for.
 
 OUT keeps models, logs, each question's log-likelihoods (OUT/NETWORK/TASK.csv) and, in tables.json, what is done. Killed at
@@ -122,7 +123,7 @@ def asked(args):
     text = {flag: [fingerprint(path, 1 << 20) for path in find(pattern, flag, None, "a file of tokens or a pattern")]
             for flag, pattern in (("-i", args.i), ("-j", args.j)) if pattern}
     model = {"--model": fingerprint(args.model)} if args.what == "conversions" else {}
-    return {"kind of tables": args.what, **text, **model, "-b": args.b, "-m": args.m, "training": " ".join(args.trainer)}
+    return {"kind of tables": args.what, **text, **model, "-b": args.b, "-t": args.t, "-m": args.m, "training": " ".join(args.trainer)}
 
 
 def claim(out):
@@ -167,10 +168,22 @@ def save(args, record):
 # ---------------------------------------------------------------------------------------------------------------------
 # doing it
 
-def run(args, program, flags):
+def block_of(path):
+    """The block that a model file's network has, as programs are called by it: slot 14, but llm.c's files have none."""
+    with open(path, "rb") as f:
+        header = struct.unpack("<16i", f.read(64).ljust(64, b"\0"))
+    return "llama" if header[1] >= 1000 and header[14] == 1 else "gpt2"
+
+
+def evaluate(args, model, *flags):
+    size = ["-b", str(args.b), *(["-t", str(args.t)] if args.t else [])]
+    return run(args, "eval", [*model, *size, *flags])
+
+
+def run(args, does, flags):
     """What it prints. Signals reach it through this process, so that a training can save before it ends."""
-    command = [os.path.join(args.programs, program), *flags]
-    with trying("run", command[0], "make builds it; --programs says where it is"):
+    command = [os.path.join(args.programs, f"{does}_rev_{args.block}"), *flags]
+    with trying("run", command[0], "make builds it, make llama for Llama's blocks; --programs says where it is"):
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                    errors="replace", start_new_session=True, pass_fds=[args.lock])
     try:
@@ -196,7 +209,7 @@ def train(args, variant):
     flags = ["-i", args.i, "-j", args.j, *args.trainer, *variant.train, "-o", out, "-y", "1"]
     for flag, value in ("-n", "100"), ("-nk", "1"):  # unless these are given: the trainer refuses flags given twice
         flags += [flag, value] if flag not in args.trainer else []
-    run(args, "train_rev_gpt2", flags)
+    run(args, "train", flags)
     models = sorted(glob.glob(os.path.join(glob.escape(out), "model_*.bin")))
     if not models:
         fail(f"{out} holds no model after its training")
@@ -205,10 +218,10 @@ def train(args, variant):
 
 def losses(args, variant, model, text):
     against = ["--distill", args.model] if args.what == "conversions" and variant.name != "original" else []
-    printed = run(args, "eval_rev_gpt2", [*model, "-j", text, "-b", str(args.b), "-m", str(args.m), *against])
+    printed = evaluate(args, model, "-j", text, "-m", str(args.m), *against)
     found = LOSS.search(printed)
     if not found:
-        fail(f"eval_rev_gpt2 printed no loss, but {printed:.200}")
+        fail(f"the evaluation printed no loss, but {printed:.200}")
     return list(found.groups())
 
 
@@ -236,7 +249,7 @@ def choose(args, variant, model, path):
     with writing(args.out):
         os.makedirs(folder(args, variant), exist_ok=True)
     table = os.path.join(folder(args, variant), task_of(path) + ".csv")
-    run(args, "eval_rev_gpt2", [*model, "--choices", glob.escape(path), "-b", str(args.b), "--csv", table])
+    evaluate(args, model, "--choices", glob.escape(path), "--csv", table)
     return accuracy(table)
 
 
@@ -359,9 +372,10 @@ def add_flags(parser, conversions):
     else:
         parser.add_argument("--networks", default=",".join(NETWORKS), metavar="NAMES", help="with commas, default %(default)s")
     parser.add_argument("-b", type=whole_number, default=4, metavar="N", help="evaluation: sequences a batch, default 4")
+    parser.add_argument("-t", type=whole_number, metavar="N", help="evaluation: tokens a sequence, default the model's context")
     parser.add_argument("-m", type=whole_number, default=100, metavar="N", help="losses: batches, if there are that many, default 100")
     parser.add_argument("--norm", action="store_true", help="acc_norm in place of acc")
-    parser.add_argument("--programs", default=ROOT, metavar="DIR", help="where train_rev_gpt2 and eval_rev_gpt2 are, default the repository's root")
+    parser.add_argument("--programs", default=ROOT, metavar="DIR", help="where the trainer and the evaluation are, default the repository's root")
 
 
 def parse(words):
@@ -391,8 +405,9 @@ def parse(words):
 def main():
     args = parse(sys.argv[1:])
     args.choices = find(args.choices, "--choices", 20240522, "a file of dev/eval/choices.py") if args.choices else []
+    args.block = "gpt2"
     if args.what == "conversions":
-        find(glob.escape(args.model), "--model", 20240326, "a model file")
+        args.block = block_of(find(glob.escape(args.model), "--model", 20240326, "a model file")[0])
     args.lock = claim(args.out)
     record, chosen = load_record(args), variants(args)
     save(args, record)

@@ -173,6 +173,21 @@ def test_conversions(tmp):
     bad(2, "another --model", *asked, "--", "-t", "64", "-x", "3", "-l", "1e-4")
 
 
+def test_llama(tmp):
+    """A model of Llama's blocks is converted by the programs that have them, and evaluated with the tokens a sequence asked for."""
+    args, out, model = make_input(tmp), os.path.join(tmp, "out"), os.path.join(tmp, "model_00000012.bin")
+    shape = ["-e", "l135m", "--layers", "3", "--channels", "32", "--heads", "2", "--key-heads", "1", "--ffn", "64", "--context", "512"]
+    subprocess.run([os.path.join(ROOT, "train_rev_llama"), "-i", args[1], *shape, *"--mode baseline -t 64 -b 4 -x 12 -l 1e-2 -o".split(), tmp], check=True,
+                   stdout=subprocess.DEVNULL, env=QUIET)
+    asked = ["conversions", out, "--model", model, *args, "-t", "320", "--convert", "bdia"]
+    losses = rows_of(good(*asked, "--", *"-t 64 -x 3 -l 1e-4".split()), "Cross-entropy loss")
+    said = subprocess.run([os.path.join(ROOT, "eval_rev_llama"), "-e", model, "-j", args[3], *"-m 3 -t 320".split()], capture_output=True,
+                          text=True, env=QUIET).stdout
+    check(f"validation loss {losses['original'][1]}," in said, f"{losses['original']}, {said!r}")
+    check(float(losses["bdia"][2]) > 0, f"divergence: {losses['bdia']}")
+    bad(2, "another -t", *asked[:-4], "-t", "64", "--convert", "bdia", "--", *"-t 64 -x 3 -l 1e-4".split())
+
+
 def test_refused(tmp):
     """Other flags, text or questions than those a folder was begun with; what is wrong from the start leaves it free."""
     args, out = make_input(tmp), os.path.join(tmp, "out")
@@ -203,5 +218,5 @@ def test_refused(tmp):
 
 
 if __name__ == "__main__":
-    subprocess.run(["make", "-s", "-C", ROOT, "train_rev_gpt2", "eval_rev_gpt2"], check=True)
+    subprocess.run(["make", "-s", "-C", ROOT, "train_rev_gpt2", "eval_rev_gpt2", "train_rev_llama", "eval_rev_llama"], check=True)
     test_choices.main({name: test for name, test in globals().items() if name.startswith("test_") and callable(test)})
