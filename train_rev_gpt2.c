@@ -1790,20 +1790,18 @@ static struct {
 
 // The flags that make the network what it is
 static const char *network_flags(const Config *net) {
-    static char text[1200];
-    char step[64] = "", ordinary[1040] = "", iterations[32] = "", stream[32] = " --stream float";
-    if (has_step_size(net->mode)) snprintf(step, sizeof step, " --step-size %.9g", (double)net->h);
-    if (converted(net->mode)) {
-        snprintf(step, sizeof step, " --coefficient %.9g", ldexp(net->a[0], -net->shift));
-        snprintf(ordinary, sizeof ordinary, " --stem %d", stem_of(net));
-    }
-    for (int k = 0, at = 0; k < MAX_ORDINARY && stem_of(net) < 0; k++)
-        if (is_ordinary(net, k)) at += snprintf(ordinary + at, 17, at ? ",%d" : " --ordinary %d", k);
-    if (net->mode == RETROFIT) snprintf(iterations, sizeof iterations, " --fixed-point %d", net->K);
-    if (net->grid) snprintf(stream, sizeof stream, " --grid %d", net->grid);
-    if (net->grid == GRID_AUTO) strcpy(stream, " --grid auto");
-    snprintf(text, sizeof text, "--mode %s%s%s%s%s", mode_names[net->mode], step, ordinary, iterations,
-             stream);
+    enum { ONE = 40 };  // the bytes of a flag, or of a step
+    static char text[1400];
+    int stem = stem_of(net), begun = 0;
+    char *at = text + snprintf(text, ONE, "--mode %s", mode_names[net->mode]);
+    if (has_step_size(net->mode)) at += snprintf(at, ONE, " --step-size %.9g", (double)net->h);
+    if (converted(net->mode)) at += snprintf(at, ONE, " --coefficient %.9g", ldexp(net->a[0], -net->shift));
+    if (converted(net->mode) && stem >= 0) at += snprintf(at, ONE, " --stem %d", stem);
+    for (int k = 0; k < MAX_ORDINARY && stem < 0; k++)
+        if (is_ordinary(net, k)) at += snprintf(at, ONE, begun++ ? ",%d" : " --ordinary %d", k);
+    if (net->mode == RETROFIT) at += snprintf(at, ONE, " --fixed-point %d", net->K);
+    if (net->grid == GRID_AUTO) strcpy(at, " --grid auto");
+    else snprintf(at, ONE, net->grid ? " --grid %d" : " --stream float", net->grid);
     return text;
 }
 
