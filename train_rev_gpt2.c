@@ -1684,12 +1684,11 @@ static void data_open(Data *d, const char *pattern) {
 
 // A shard is opened when it is read, and stays open until another is: there may be more than a process can
 // have open at a time.
-static int shard_fd(Data *d, Shard *s) {
-    if (d->opened == s) return fileno(d->file);
+static FILE *shard_file(Data *d, Shard *s) {
+    if (d->opened == s) return d->file;
     if (d->file) fclose(d->file);
-    d->file = open_regular(s->path, "rb");
     d->opened = s;
-    return fileno(d->file);
+    return d->file = open_regular(s->path, "rb");
 }
 
 static void data_close(Data *d) {
@@ -1709,25 +1708,18 @@ static int64_t sequences_of(const Data *d, int T, int shuffle) {
     return sum;
 }
 
-// Tokens [position, position + n] of a shard, through raw: the first n to inputs, the last n to targets; -1
-// where these do not count. Returns how many do.
-static int read_sequence(Data *d, Shard *s, int64_t position, int n, unsigned char *raw, int *inputs,
-                         int *targets) {
-    int counted = 0;
-    size_t bytes = (size_t)(n + 1) * (size_t)s->width;
-    if (pread(shard_fd(d, s), raw, bytes, s->start + position * s->width) != (ssize_t)bytes)
-        die(STATUS_DATA, "%s: cannot read from token %" PRId64 " on: was the file cut?", s->path, position);
-    for (int i = 0; i <= n; i++) {
-        int token = s->width == 1 ? raw[i] : raw[2*i] | raw[2*i + 1] << 8;
-        if (token >= d->V) die(STATUS_DATA, "%s: token %" PRId64 " is %d, but the vocabulary has %d",
-            s->path, position + i, token, d->V);
-        if (i < n) inputs[i] = token;
-        if (i == 0) continue;
-        int counts = !s->documents || token != s->eot || inputs[i - 1] != token;
-        targets[i - 1] = counts ? token : -1;
-        counted += counts;
+// Tokens of a shard from `position` on
+static void read_tokens(Data *d, Shard *s, int64_t position, int *tokens, size_t count) {
+    FILE *f = shard_file(d, s);
+    fseeko(f, (off_t)(s->start + position * s->width), SEEK_SET);
+    for (size_t i = 0; i < count; i++, position++) {
+        int low = getc_unlocked(f), high = s->width == 2 ? getc_unlocked(f) : 0;
+        if (low == EOF || high == EOF)
+            die(STATUS_DATA, "%s: cannot read token %" PRId64 ": was the file cut?", s->path, position);
+        tokens[i] = low + 256 * high;
+        if (tokens[i] >= d->V) die(STATUS_DATA, "%s: token %" PRId64 " is %d, but the vocabulary has %d",
+            s->path, position, tokens[i], d->V);
     }
-    return counted;
 }
 
 // A batch (B, T) from host memory to where forward, head and backward look for it
@@ -1739,20 +1731,26 @@ static void set_batch(Model *m, const int *inputs, const int *targets) {
 }
 
 // The batch whose first sequence has the number `first`, read whole before any of it goes to the device; if m
-// has no inputs, none does. Returns how many targets count.
+// has no inputs, none does. Returns how many targets count; the others are -1.
 static int data_batch(Data *d, Model *m, uint64_t first, int shuffle, uint64_t seed) {
     int counted = 0;
     uint64_t room = (uint64_t)sequences_of(d, m->T, shuffle), B = (uint64_t)m->B;
     size_t T = (size_t)m->T, N = (size_t)m->B * T;
     int *inputs = (int *)host_alloc(2 * N + T + 1, sizeof(int), "numbers of a batch"), *targets = inputs + N;
-    unsigned char *raw = (unsigned char *)(targets + N);
+    int *tokens = targets + N;  // of a sequence, and the one after it
     for (size_t b = 0; b < B; b++) {
         uint64_t number = shuffle ? random_bits(seed, RANDOM_BATCHES, first + b) : first + b;
         int64_t place = (int64_t)(number % room), here;
         Shard *s = d->shards;
         for (; place >= (here = sequences_in(s, m->T, shuffle)); s++) place -= here;
         if (!shuffle || s->documents) place *= m->T;
-        counted += read_sequence(d, s, place, m->T, raw, inputs + b * T, targets + b * T);
+        read_tokens(d, s, place, tokens, T + 1);
+        for (size_t t = 0; t < T; t++) {
+            int counts = !s->documents || tokens[t] != s->eot || tokens[t + 1] != s->eot;
+            inputs[b * T + t] = tokens[t];
+            targets[b * T + t] = counts ? tokens[t + 1] : -1;
+            counted += counts;
+        }
     }
     if (m->inputs) set_batch(m, inputs, targets);
     free(inputs);

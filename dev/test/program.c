@@ -265,7 +265,7 @@ static void check_order(Data *d, Model *m) {
             int number = (first + b) % all, second = number >= shards[0];
             unsigned char raw[34];
             int64_t at = 1024 + 2 * 16 * (number - (second ? shards[0] : 0));
-            same &= pread(shard_fd(d, &d->shards[second]), raw, sizeof raw, at) == sizeof raw;
+            same &= pread(fileno(shard_file(d, &d->shards[second])), raw, sizeof raw, at) == sizeof raw;
             for (int t = 0; t < 16; t++) same &= in[16*b + t] == raw[2*t] && out[16*b + t] == raw[2*t + 2];
         }
         check(same, "the batch from sequence %d on is not those tokens", first);
