@@ -2243,13 +2243,11 @@ static void validate_step(Job *j) {
         fprintf(j->csv, "%d,%s,%.8g,,,,,,\n", j->step, splits[metric], means[metric]);
 }
 
-// Whether a file system cannot do what was asked, for a directory: that is no failure to write.
-static int unsupported(int error) {
-    return error == EINVAL || error == ENOSYS || error == ENOTSUP || error == EOPNOTSUPP || error == EROFS;
-}
-
+// Syncs the names of the files in -o. A file system that cannot do so has not failed to write.
 static void sync_names(const Job *j) {
-    if (rank == 0 && fsync(j->directory) != 0 && !unsupported(errno)) cannot("write", opt.out);
+    if (rank > 0 || fsync(j->directory) == 0) return;
+    int cannot_sync = errno == EINVAL || errno == ENOSYS || errno == ENOTSUP || errno == EOPNOTSUPP;
+    if (!cannot_sync && errno != EROFS) cannot("write", opt.out);
 }
 
 // Saves a complete pair, and removes the oldest ones beyond -nk.
@@ -2299,13 +2297,13 @@ static double counted_batches(Job *j) {
     return counted > 0 ? counted / (j->m.B * j->m.T) : 1;
 }
 
-// The gradients of an optimizer step, lane after lane, its loss, and the largest drift. Returns whether that
-// was not interrupted.
-static int step_gradients(Job *j, double *loss, double *drift) {
+// The gradients of an optimizer step, lane after lane, unless it is interrupted; *drift is the largest.
+// Returns the loss.
+static double step_gradients(Job *j, double *drift) {
     const Run *run = &j->run;
     const int count = run->accumulate, longest = (count - 1) / run->lanes + 1;
     double *losses = doubles(2 * (size_t)count), *drifts = losses + count, batches = counted_batches(j);
-    *loss = 0;
+    double loss = 0;
     *drift = NAN;
     for (int lane = rank; lane - rank < run->lanes; lane += ranks) {
         device_zero(j->m.grads, parameter_count(&j->m.net) * sizeof(real_t));
@@ -2322,11 +2320,11 @@ static int step_gradients(Job *j, double *loss, double *drift) {
     }
     ranks_combine(losses, 2 * (size_t)count);
     for (int i = 0; i < count; i++) {
-        *loss += losses[i] / batches;
+        loss += losses[i] / batches;
         *drift = fmax(*drift, drifts[i]);  // either may be NAN
     }
     free(losses);
-    return !interrupted;
+    return loss;
 }
 
 // One optimizer step; prints its line and logs it. An interrupt between its batches leaves all as it was.
@@ -2334,17 +2332,13 @@ static void train_step(Job *j) {
     static double slow;  // a running mean of the seconds a step takes, for the time left
     Model *m = &j->m;
     int divergence = m->objective != CROSS_ENTROPY;
-    double start = seconds(), rate = learning_rate(j->step, j->total), loss, drift;
-    profile_step(1);
-    if (!step_gradients(j, &loss, &drift)) {
-        profile_step(0);
-        return;
-    }
+    double start = seconds(), rate = learning_rate(j->step, j->total), drift;
+    double loss = step_gradients(j, &drift);
+    if (interrupted) return;
     j->step++;
     double norm = update(m, rate, opt.beta1, opt.beta2, opt.decay, j->step);
     device_finish();
     double s = seconds() - start, speed = (double)m->B * m->T * j->run.accumulate / s;
-    profile_step(0);
     if (!isfinite(norm))
         die(STATUS_NUMBERS, "step %d: the gradient is not finite; what was saved before stays", j->step);
     slow = slow > 0 ? 0.95 * slow + 0.05 * s : s;
@@ -2426,7 +2420,9 @@ static void train(Job *j) {
             saved = step;
         }
         if (end) break;
+        profile_step(1);
         train_step(j);
+        profile_step(0);
     }
     profile_print(&j->m, j->limit);
     if (j->csv && fclose(j->csv) != 0) cannot("write", out_path("log.csv"));
