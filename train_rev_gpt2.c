@@ -1586,7 +1586,8 @@ static void init_parameters(Model *m, uint64_t seed) {
 
 enum { MODEL_MAGIC = 20240326, TOKENS_MAGIC = 20240520 };
 static int within(int x, int least, int most) { return x >= least && x <= most; }
-static int or_else(int flag, int otherwise) { return flag ? flag : otherwise; }  // 0: not given
+static int or_else(int flag, int otherwise) { return flag ? flag : otherwise; }       // 0: not given
+static int given_or(int flag, int otherwise) { return flag < 0 ? otherwise : flag; }  // -1: not given
 
 // A value that a file has, which is possible
 static int checked(const char *path, const char *what, int value, int least, int most) {
@@ -2150,9 +2151,8 @@ static FILE *log_open(const Job *j) {
 // nanoGPT's: a linear warm-up, then a cosine from the rate to its final fraction at the last step.
 static double learning_rate(int step, int total) {
     if (step < opt.warmup) return opt.rate * (step + 1) / (opt.warmup + 1);
-    double done = total > opt.warmup ? (double)(step - opt.warmup) / (total - opt.warmup) : 1;
-    double lowest = opt.rate * opt.final_fraction;
-    return lowest + 0.5 * (1 + cos(3.141592653589793 * fmin(done, 1))) * (opt.rate - lowest);
+    double done = (double)(step - opt.warmup) / (total - opt.warmup), lowest = opt.rate * opt.final_fraction;
+    return lowest + 0.5 * (1 + cos(3.141592653589793 * done)) * (opt.rate - lowest);
 }
 
 static void warn(const char *line) {
@@ -2608,8 +2608,7 @@ static Config new_network(int V) {
 
 // Sets the mode. Baselines and their conversions have the same weights: one can be made another.
 static void choose_mode(Config *net, const char *path) {
-    int was = net->mode, mode = opt.mode;
-    if (mode < 0) mode = path ? was : MIDPOINT;
+    int was = net->mode, mode = given_or(opt.mode, path ? was : MIDPOINT);
     if (path && mode == was) return;
     if (path && (has_step_size(was) || has_step_size(mode))) die(STATUS_USAGE,
         "--mode %s, but %s is of a %s network", mode_names[mode], path, mode_names[was]);
@@ -2647,7 +2646,7 @@ static void adjust_conversion(Config *net) {
         "--coefficient %.9g: a multiple of 1/256 is meant, not 0, and for bdia not -1: such as -0.0625", a);
     net->a[0] = (int)n;
     for (net->shift = 8; net->a[0] % 2 == 0; net->shift--) net->a[0] /= 2;
-    if (opt.fixed_point >= 0) net->K = opt.fixed_point;
+    net->K = given_or(opt.fixed_point, net->K);
     choose_ordinary(net);
 }
 
@@ -2687,8 +2686,7 @@ static Config choose_network(int V, int from) {
 
 static void choose_teacher(Model *m) {
     m->has_teacher = opt.distill[0] != 0;
-    m->objective = m->has_teacher ? KL : CROSS_ENTROPY;
-    if (opt.objective >= 0) m->objective = opt.objective;
+    m->objective = given_or(opt.objective, m->has_teacher ? KL : CROSS_ENTROPY);
     if (!m->has_teacher) return;
     const Config t = load_model(opt.distill, NULL);
     if (t.mode != BASELINE || memcmp(&t, &m->net, HEADER_SIZES * sizeof(int)) != 0 ||
@@ -2743,8 +2741,7 @@ static int choose_shape(Model *m) {
     const Config *net = &m->net;
     m->B = opt.B;
     m->T = or_else(opt.T, net->maxT);
-    m->memory = net->mode == BASELINE ? STORE : REVERSE;
-    if (opt.memory >= 0) m->memory = opt.memory;
+    m->memory = given_or(opt.memory, net->mode == BASELINE ? STORE : REVERSE);
     check_options(m);
     if (m->T > net->maxT) die(STATUS_USAGE, "-t %d: longer than the context of %d", m->T, net->maxT);
     // with up to 64 bytes a number the plan still fits 64 bits
