@@ -1547,6 +1547,7 @@ static double random_normal(uint64_t seed, uint64_t purpose, uint64_t i) {  // B
 // The a_k of midpoint-a (3.7), rounded to sixteenths, redrawn as a whole until their remainders fit.
 static void draw_coefficients(Config *net, uint64_t seed) {
     uint64_t draw = 0;
+    if (net->L > 224) die(STATUS_USAGE, "midpoint-a has at most 224 layers, not %d", net->L);
     do {
         for (int k = 0; k < net->L; k++) {
             double sign = random_uniform(seed, RANDOM_COEFFICIENTS, draw++) < 0.5 ? -1 : 1;
@@ -1979,11 +1980,10 @@ static Config network_of(const int32_t header[256], const char *path) {
     if (!ordinary_fits(&net))
         die(STATUS_DATA, "%s: no %s of %d layers has its ordinary steps", path, mode_names[net.mode], net.L);
     net.shift = checked(path, "shift", or_else(header[13], 4), 1, 8);
-    int one = 1 << net.shift, least = !retrofit - one;
-    int a = checked(path, "coefficient times 2^shift", header[16], least, one);
-    if (a == 0) die(STATUS_DATA, "%s: its coefficient is 0, that of a baseline", path);
-    for (; a % 2 == 0; net.shift--) a /= 2;
-    net.a[0] = a;
+    int one = 1 << net.shift;
+    net.a[0] = checked(path, "coefficient times 2^shift", header[16], !retrofit - one, one);
+    if (net.a[0] == 0) die(STATUS_DATA, "%s: its coefficient is 0, that of a baseline", path);
+    for (; net.a[0] % 2 == 0; net.shift--) net.a[0] /= 2;
     return net;
 }
 
@@ -2062,13 +2062,11 @@ static void check_run(const Run *was, const Run *run, const char *path) {
 
 // Opens a state that suits the run, at its moments.
 static FILE *open_state(const char *path, int32_t header[256], const Job *j) {
-    Run was;
     size_t count = parameter_count(&j->m.net);
     FILE *f = open_input(path, header, STATE_MAGIC, "state file");
     if (header[1] != STATE_VERSION || header[2] != j->from) die(STATUS_DATA, "%s: of version %d and step %d, "
         "not %d (less is of an earlier program) and %d", path, header[1], header[2], STATE_VERSION, j->from);
-    memcpy(&was, &header[4], sizeof was);
-    check_run(&was, &j->run, path);
+    check_run((const Run *)&header[4], &j->run, path);
     check_size(f, path, 256 * sizeof *header + count * (j->run.bf16 ? 12 : 8) + sizeof(uint64_t));
     return f;
 }
@@ -2616,9 +2614,7 @@ static void choose_mode(Config *net, const char *path) {
     if (!converted(was) && converted(mode)) net->grid = GRID_AUTO;
     net->mode = mode;  // made the other, a conversion keeps its coefficient, ordinary steps, grid
     net->K = mode == RETROFIT;
-    if (mode != MIDPOINT_A) return;
-    if (net->L > 224) die(STATUS_USAGE, "midpoint-a has at most 224 layers, not %d", net->L);
-    draw_coefficients(net, (uint64_t)opt.seed);
+    if (mode == MIDPOINT_A) draw_coefficients(net, (uint64_t)opt.seed);
 }
 
 // What --stem and --ordinary say
