@@ -2368,10 +2368,8 @@ static void on_interrupt(int signal_number) {
 #include REV_GPT2_SAMPLES
 #else
 #define SAMPLES_OPTION
-#define samples_shape(m) ((void)0)
 #define samples_begin(m) ((void)0)
 #define samples_step(j) ((void)0)
-#define samples_end() ((void)0)
 #endif
 // dev/eval/choices.h here, which answers questions every -v steps.
 #ifdef REV_GPT2_CHOICES
@@ -2380,7 +2378,6 @@ static void on_interrupt(int signal_number) {
 #define CHOICES_OPTION
 #define choices_begin(m) ((void)0)
 #define choices_step(j) ((void)0)
-#define choices_end() ((void)0)
 #endif
 
 // Whether what happens every so many steps, and at the end, happens after this one. Never if every is 0.
@@ -2747,7 +2744,6 @@ static int choose_shape(Model *m) {
     int tokens = m->B * m->T;
     if (opt.tokens % tokens != 0)
         die(STATUS_USAGE, "-d %d: no multiple of -b %d times -t %d", opt.tokens, m->B, m->T);
-    samples_shape(m);
     // the shape alone decides, so that every policy cuts at the same places
     m->chunk = smaller_of(or_else(opt.chunk, (chunk_tokens - 1) / m->T + 1), m->B);
     m->head_chunk = smaller_of(or_else(opt.head_chunk, head_chunk_tokens), tokens);
@@ -2944,8 +2940,6 @@ int rev_gpt2_main(int argc, char **argv) {
     }
     data_close(&j.data);
     data_close(&j.val);
-    choices_end();
-    samples_end();
     return finish();
 }
 
