@@ -2791,7 +2791,6 @@ static void choose_job(Job *j) {
                      m->net.mode, opt.seed, precision, m->objective, 0, m->lanes, m->slice, m->group};
     j->run = run;
     double budget = opt.budget > 0 ? opt.budget : 0.75 * (double)device_memory_bytes() / ranks_here;
-    if (m->memory != AUTO) budget = INFINITY;
     if (!plan_within(m, budget) && opt.budget > 0)
         die(STATUS_USAGE, "--budget %.0f: at least %.0f bytes are needed; a smaller -b or -t needs less",
             budget, plan_keeping(m, 0));
