@@ -1637,7 +1637,7 @@ typedef struct {
     int64_t start, count;  // of the tokens in the file
     int documents, eot;    // how many tokens a sequence of documents has, and end-of-text; or 0
 } Shard;
-typedef struct { glob_t files; Shard *shards, *opened; FILE *file; int shard_count, V, documents; } Data;
+typedef struct { glob_t files; Shard *shards, *opened; FILE *file; int V, documents; } Data;
 
 // Looks into a file, a .txt of bytes or llm.c's tokens. Returns its vocabulary. Slots 4 and 5 of the header,
 // which llm.c leaves 0, are documents and eot.
@@ -1668,9 +1668,8 @@ static void data_open(Data *d, const char *pattern) {
     memset(d, 0, sizeof *d);
     if (glob(pattern, GLOB_NOCHECK, NULL, &d->files) != 0)
         die(STATUS_DATA, "%s: cannot be searched for", pattern);
-    d->shard_count = (int)d->files.gl_pathc;
     d->shards = (Shard *)host_alloc(d->files.gl_pathc, sizeof(Shard), "files of tokens");
-    for (int i = 0; i < d->shard_count; i++) {
+    for (size_t i = 0; i < d->files.gl_pathc; i++) {
         Shard *s = &d->shards[i];
         s->path = d->files.gl_pathv[i];
         int V = shard_check(s);
@@ -1706,7 +1705,7 @@ static int64_t sequences_in(const Shard *s, int T, int shuffle) {
 }
 static int64_t sequences_of(const Data *d, int T, int shuffle) {
     int64_t sum = 0;
-    for (int i = 0; i < d->shard_count; i++) sum += sequences_in(&d->shards[i], T, shuffle);
+    for (size_t i = 0; i < d->files.gl_pathc; i++) sum += sequences_in(&d->shards[i], T, shuffle);
     return sum;
 }
 
@@ -2869,7 +2868,7 @@ static void begin_job(Job *j) {
     ranks_same("products", device_products());
     choices_begin(m);
     int64_t epoch = sequences_of(&j->data, m->T, 0) / ((int64_t)m->B * j->run.accumulate);
-    j->total = opt.steps < 0 ? (int)fmin((double)epoch, MAX_STEPS) : opt.steps;
+    j->total = given_or(opt.steps, (int)fmin((double)epoch, MAX_STEPS));
     if (opt.steps < 0 && (epoch < 1 || opt.shuffle)) die(STATUS_USAGE,
         "-x is missing: there is no once through the tokens with --shuffle, or if -d is more than all");
     if (opt.out[0] && rank == 0) claim_directory(j);

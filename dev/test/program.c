@@ -295,7 +295,7 @@ static void test_batches(void) {
     m.B = 2, m.T = 16, m.chunk = 2, m.head_chunk = 32, m.memory = REVERSE;
     plan(&m), model_alloc(&m);
     data_open(&d, "train*.bin");
-    check(d.shard_count == 2 && d.V == 32, "%d shards with vocabulary %d", d.shard_count, d.V);
+    check(d.files.gl_pathc == 2 && d.V == 32, "%d shards with vocabulary %d", (int)d.files.gl_pathc, d.V);
     check_order(&d, &m);
     check_shuffle(&d, &m);
     model_free(&m);
