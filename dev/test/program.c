@@ -67,15 +67,15 @@ static int fatal_rename(const char *from, const char *to) {
 
 #define fwrite fatal_fwrite
 // The environment says at which read of tokens a signal comes.
-static ssize_t interrupting_pread(int fd, void *to, size_t bytes, off_t at) {
+static int interrupting_fseeko(FILE *f, off_t at, int whence) {
     static int reads;
     const char *when = getenv("INTERRUPT_AT_READ");
     if (when && ++reads == atoi(when)) raise(SIGINT);
-    return pread(fd, to, bytes, at);
+    return fseeko(f, at, whence);
 }
 
 #define fsync fatal_fsync
-#define pread interrupting_pread
+#define fseeko interrupting_fseeko
 #define flock refusing_flock
 #define rename fatal_rename
 #define REV_GPT2_PROFILE "dev/bench/profile.h"  // for --profile
@@ -988,7 +988,8 @@ static void test_owed(void) {
         setenv("INTERRUPT_AT_READ", read, 1);
         int status = trainer("-i train0.bin -j val.bin --choices two.bin " TINY "-o owed");
         unsetenv("INTERRUPT_AT_READ");
-        check(status == STATUS_INTERRUPTED || status == STATUS_OK, "read %d: %d, %s", n, status, output);
+        check(status == STATUS_INTERRUPTED || (n > 1 && status == STATUS_OK), "read %d: %d, %s", n, status,
+              output);
         check_ok(trainer("-i train0.bin -j val.bin --choices two.bin " TINY "-o owed -y 1"));
         check(same_logs("paid/log.csv", "owed/log.csv"), "interrupted at read %d: another log", n);
     }
