@@ -1789,18 +1789,18 @@ static struct {
 
 // The flags that make the network what it is
 static const char *network_flags(const Config *net) {
-    enum { ONE = 40 };  // the bytes of a flag, or of a step
+    enum { FLAG = 40 };  // the bytes of one, at most; a step takes four
     static char text[1400];
     int stem = stem_of(net), begun = 0;
-    char *at = text + snprintf(text, ONE, "--mode %s", mode_names[net->mode]);
-    if (has_step_size(net->mode)) at += snprintf(at, ONE, " --step-size %.9g", (double)net->h);
-    if (converted(net->mode)) at += snprintf(at, ONE, " --coefficient %.9g", ldexp(net->a[0], -net->shift));
-    if (converted(net->mode) && stem >= 0) at += snprintf(at, ONE, " --stem %d", stem);
+    char *at = text + snprintf(text, FLAG, "--mode %s", mode_names[net->mode]);
+    if (has_step_size(net->mode)) at += snprintf(at, FLAG, " --step-size %.9g", (double)net->h);
+    if (converted(net->mode)) at += snprintf(at, FLAG, " --coefficient %.9g", ldexp(net->a[0], -net->shift));
+    if (converted(net->mode) && stem >= 0) at += snprintf(at, FLAG, " --stem %d", stem);
     for (int k = 0; k < MAX_ORDINARY && stem < 0; k++)
-        if (is_ordinary(net, k)) at += snprintf(at, ONE, begun++ ? ",%d" : " --ordinary %d", k);
-    if (net->mode == RETROFIT) at += snprintf(at, ONE, " --fixed-point %d", net->K);
+        if (is_ordinary(net, k)) at += snprintf(at, FLAG, begun++ ? ",%d" : " --ordinary %d", k);
+    if (net->mode == RETROFIT) at += snprintf(at, FLAG, " --fixed-point %d", net->K);
     if (net->grid == GRID_AUTO) strcpy(at, " --grid auto");
-    else snprintf(at, ONE, net->grid ? " --grid %d" : " --stream float", net->grid);
+    else snprintf(at, FLAG, net->grid ? " --grid %d" : " --stream float", net->grid);
     return text;
 }
 
