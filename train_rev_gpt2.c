@@ -1547,6 +1547,7 @@ static double random_normal(uint64_t seed, uint64_t purpose, uint64_t i) {  // B
 // The a_k of midpoint-a (3.7), rounded to sixteenths, redrawn as a whole until their remainders fit.
 static void draw_coefficients(Config *net, uint64_t seed) {
     uint64_t draw = 0;
+    if (net->L > 224) die(STATUS_USAGE, "midpoint-a has at most 224 layers, not %d", net->L);
     do {
         for (int k = 0; k < net->L; k++) {
             double sign = random_uniform(seed, RANDOM_COEFFICIENTS, draw++) < 0.5 ? -1 : 1;
@@ -1586,7 +1587,8 @@ static void init_parameters(Model *m, uint64_t seed) {
 
 enum { MODEL_MAGIC = 20240326, TOKENS_MAGIC = 20240520 };
 static int within(int x, int least, int most) { return x >= least && x <= most; }
-static int or_else(int flag, int otherwise) { return flag ? flag : otherwise; }  // 0: not given
+static int or_else(int flag, int otherwise) { return flag ? flag : otherwise; }       // 0: not given
+static int given_or(int flag, int otherwise) { return flag < 0 ? otherwise : flag; }  // -1: not given
 
 // A value that a file has, which is possible
 static int checked(const char *path, const char *what, int value, int least, int most) {
@@ -1631,12 +1633,11 @@ static void check_size(FILE *f, const char *path, size_t bytes) {
 enum { GPT2_V = 50257 };  // the vocabulary of files that name none
 typedef struct {
     char *path;
-    FILE *file;            // NULL while it is closed
     int width;             // bytes a token
     int64_t start, count;  // of the tokens in the file
     int documents, eot;    // how many tokens a sequence of documents has, and end-of-text; or 0
 } Shard;
-typedef struct { glob_t files; Shard *shards; int shard_count, open_count, V, documents; } Data;
+typedef struct { glob_t files; Shard *shards, *opened; FILE *file; int V, documents; } Data;
 
 // Looks into a file, a .txt of bytes or llm.c's tokens. Returns its vocabulary. Slots 4 and 5 of the header,
 // which llm.c leaves 0, are documents and eot.
@@ -1667,9 +1668,8 @@ static void data_open(Data *d, const char *pattern) {
     memset(d, 0, sizeof *d);
     if (glob(pattern, GLOB_NOCHECK, NULL, &d->files) != 0)
         die(STATUS_DATA, "%s: cannot be searched for", pattern);
-    d->shard_count = (int)d->files.gl_pathc;
     d->shards = (Shard *)host_alloc(d->files.gl_pathc, sizeof(Shard), "files of tokens");
-    for (int i = 0; i < d->shard_count; i++) {
+    for (size_t i = 0; i < d->files.gl_pathc; i++) {
         Shard *s = &d->shards[i];
         s->path = d->files.gl_pathv[i];
         int V = shard_check(s);
@@ -1683,26 +1683,17 @@ static void data_open(Data *d, const char *pattern) {
     ranks_same_files(&d->files);
 }
 
-static void shards_close(Data *d) {
-    for (int i = 0; i < d->shard_count; i++) {
-        if (d->shards[i].file) fclose(d->shards[i].file);
-        d->shards[i].file = NULL;
-    }
-    d->open_count = 0;
-}
-
-// A shard is opened when it is read, and stays open until a quarter of all that a process may open are.
-static int shard_fd(Data *d, Shard *s) {
-    if (!s->file) {
-        if (d->open_count >= sysconf(_SC_OPEN_MAX) / 4) shards_close(d);
-        s->file = open_regular(s->path, "rb");
-        d->open_count++;
-    }
-    return fileno(s->file);
+// A shard is opened when it is read, and stays open until another is: there may be more than a process can
+// have open at a time.
+static FILE *shard_file(Data *d, Shard *s) {
+    if (d->opened == s) return d->file;
+    if (d->file) fclose(d->file);
+    d->opened = s;
+    return d->file = open_regular(s->path, "rb");
 }
 
 static void data_close(Data *d) {
-    shards_close(d);
+    if (d->file) fclose(d->file);
     if (d->shards) globfree(&d->files);
     free(d->shards);
 }
@@ -1714,29 +1705,22 @@ static int64_t sequences_in(const Shard *s, int T, int shuffle) {
 }
 static int64_t sequences_of(const Data *d, int T, int shuffle) {
     int64_t sum = 0;
-    for (int i = 0; i < d->shard_count; i++) sum += sequences_in(&d->shards[i], T, shuffle);
+    for (size_t i = 0; i < d->files.gl_pathc; i++) sum += sequences_in(&d->shards[i], T, shuffle);
     return sum;
 }
 
-// Tokens [position, position + n] of a shard, through raw: the first n to inputs, the last n to targets; -1
-// where these do not count. Returns how many do.
-static int read_sequence(Data *d, Shard *s, int64_t position, int n, unsigned char *raw, int *inputs,
-                         int *targets) {
-    int counted = 0;
-    size_t bytes = (size_t)(n + 1) * (size_t)s->width;
-    if (pread(shard_fd(d, s), raw, bytes, s->start + position * s->width) != (ssize_t)bytes)
-        die(STATUS_DATA, "%s: cannot read from token %" PRId64 " on: was the file cut?", s->path, position);
-    for (int i = 0; i <= n; i++) {
-        int token = s->width == 1 ? raw[i] : raw[2*i] | raw[2*i + 1] << 8;
-        if (token >= d->V) die(STATUS_DATA, "%s: token %" PRId64 " is %d, but the vocabulary has %d",
-            s->path, position + i, token, d->V);
-        if (i < n) inputs[i] = token;
-        if (i == 0) continue;
-        int counts = !s->documents || token != s->eot || inputs[i - 1] != token;
-        targets[i - 1] = counts ? token : -1;
-        counted += counts;
+// Tokens of a shard from `position` on
+static void read_tokens(Data *d, Shard *s, int64_t position, int *tokens, size_t count) {
+    FILE *f = shard_file(d, s);
+    fseeko(f, (off_t)(s->start + position * s->width), SEEK_SET);
+    for (size_t i = 0; i < count; i++, position++) {
+        int low = getc_unlocked(f), high = s->width == 2 ? getc_unlocked(f) : 0;
+        if (low == EOF || high == EOF)
+            die(STATUS_DATA, "%s: cannot read token %" PRId64 ": was the file cut?", s->path, position);
+        tokens[i] = low + 256 * high;
+        if (tokens[i] >= d->V) die(STATUS_DATA, "%s: token %" PRId64 " is %d, but the vocabulary has %d",
+            s->path, position, tokens[i], d->V);
     }
-    return counted;
 }
 
 // A batch (B, T) from host memory to where forward, head and backward look for it
@@ -1748,20 +1732,26 @@ static void set_batch(Model *m, const int *inputs, const int *targets) {
 }
 
 // The batch whose first sequence has the number `first`, read whole before any of it goes to the device; if m
-// has no inputs, none does. Returns how many targets count.
+// has no inputs, none does. Returns how many targets count; the others are -1.
 static int data_batch(Data *d, Model *m, uint64_t first, int shuffle, uint64_t seed) {
     int counted = 0;
     uint64_t room = (uint64_t)sequences_of(d, m->T, shuffle), B = (uint64_t)m->B;
     size_t T = (size_t)m->T, N = (size_t)m->B * T;
     int *inputs = (int *)host_alloc(2 * N + T + 1, sizeof(int), "numbers of a batch"), *targets = inputs + N;
-    unsigned char *raw = (unsigned char *)(targets + N);
+    int *tokens = targets + N;  // of a sequence, and the one after it
     for (size_t b = 0; b < B; b++) {
         uint64_t number = shuffle ? random_bits(seed, RANDOM_BATCHES, first + b) : first + b;
         int64_t place = (int64_t)(number % room), here;
         Shard *s = d->shards;
         for (; place >= (here = sequences_in(s, m->T, shuffle)); s++) place -= here;
         if (!shuffle || s->documents) place *= m->T;
-        counted += read_sequence(d, s, place, m->T, raw, inputs + b * T, targets + b * T);
+        read_tokens(d, s, place, tokens, T + 1);
+        for (size_t t = 0; t < T; t++) {
+            int counts = !s->documents || tokens[t] != s->eot || tokens[t + 1] != s->eot;
+            inputs[b * T + t] = tokens[t];
+            targets[b * T + t] = counts ? tokens[t + 1] : -1;
+            counted += counts;
+        }
     }
     if (m->inputs) set_batch(m, inputs, targets);
     free(inputs);
@@ -1799,20 +1789,18 @@ static struct {
 
 // The flags that make the network what it is
 static const char *network_flags(const Config *net) {
-    static char text[1200];
-    char step[64] = "", ordinary[1040] = "", iterations[32] = "", stream[32] = " --stream float";
-    if (has_step_size(net->mode)) snprintf(step, sizeof step, " --step-size %.9g", (double)net->h);
-    if (converted(net->mode)) {
-        snprintf(step, sizeof step, " --coefficient %.9g", ldexp(net->a[0], -net->shift));
-        snprintf(ordinary, sizeof ordinary, " --stem %d", stem_of(net));
-    }
-    for (int k = 0, at = 0; k < MAX_ORDINARY && stem_of(net) < 0; k++)
-        if (is_ordinary(net, k)) at += snprintf(ordinary + at, 17, at ? ",%d" : " --ordinary %d", k);
-    if (net->mode == RETROFIT) snprintf(iterations, sizeof iterations, " --fixed-point %d", net->K);
-    if (net->grid) snprintf(stream, sizeof stream, " --grid %d", net->grid);
-    if (net->grid == GRID_AUTO) strcpy(stream, " --grid auto");
-    snprintf(text, sizeof text, "--mode %s%s%s%s%s", mode_names[net->mode], step, ordinary, iterations,
-             stream);
+    enum { FLAG = 40 };  // the bytes of one, at most; a step takes four
+    static char text[1400];
+    int stem = stem_of(net), begun = 0;
+    char *at = text + snprintf(text, FLAG, "--mode %s", mode_names[net->mode]);
+    if (has_step_size(net->mode)) at += snprintf(at, FLAG, " --step-size %.9g", (double)net->h);
+    if (converted(net->mode)) at += snprintf(at, FLAG, " --coefficient %.9g", ldexp(net->a[0], -net->shift));
+    if (converted(net->mode) && stem >= 0) at += snprintf(at, FLAG, " --stem %d", stem);
+    for (int k = 0; k < MAX_ORDINARY && stem < 0; k++)
+        if (is_ordinary(net, k)) at += snprintf(at, FLAG, begun++ ? ",%d" : " --ordinary %d", k);
+    if (net->mode == RETROFIT) at += snprintf(at, FLAG, " --fixed-point %d", net->K);
+    if (net->grid == GRID_AUTO) strcpy(at, " --grid auto");
+    else snprintf(at, FLAG, net->grid ? " --grid %d" : " --stream float", net->grid);
     return text;
 }
 
@@ -1991,11 +1979,10 @@ static Config network_of(const int32_t header[256], const char *path) {
     if (!ordinary_fits(&net))
         die(STATUS_DATA, "%s: no %s of %d layers has its ordinary steps", path, mode_names[net.mode], net.L);
     net.shift = checked(path, "shift", or_else(header[13], 4), 1, 8);
-    int one = 1 << net.shift, least = !retrofit - one;
-    int a = checked(path, "coefficient times 2^shift", header[16], least, one);
-    if (a == 0) die(STATUS_DATA, "%s: its coefficient is 0, that of a baseline", path);
-    for (; a % 2 == 0; net.shift--) a /= 2;
-    net.a[0] = a;
+    int one = 1 << net.shift;
+    net.a[0] = checked(path, "coefficient times 2^shift", header[16], !retrofit - one, one);
+    if (net.a[0] == 0) die(STATUS_DATA, "%s: its coefficient is 0, that of a baseline", path);
+    for (; net.a[0] % 2 == 0; net.shift--) net.a[0] /= 2;
     return net;
 }
 
@@ -2074,13 +2061,11 @@ static void check_run(const Run *was, const Run *run, const char *path) {
 
 // Opens a state that suits the run, at its moments.
 static FILE *open_state(const char *path, int32_t header[256], const Job *j) {
-    Run was;
     size_t count = parameter_count(&j->m.net);
     FILE *f = open_input(path, header, STATE_MAGIC, "state file");
     if (header[1] != STATE_VERSION || header[2] != j->from) die(STATUS_DATA, "%s: of version %d and step %d, "
         "not %d (less is of an earlier program) and %d", path, header[1], header[2], STATE_VERSION, j->from);
-    memcpy(&was, &header[4], sizeof was);
-    check_run(&was, &j->run, path);
+    check_run((const Run *)&header[4], &j->run, path);
     check_size(f, path, 256 * sizeof *header + count * (j->run.bf16 ? 12 : 8) + sizeof(uint64_t));
     return f;
 }
@@ -2163,9 +2148,8 @@ static FILE *log_open(const Job *j) {
 // nanoGPT's: a linear warm-up, then a cosine from the rate to its final fraction at the last step.
 static double learning_rate(int step, int total) {
     if (step < opt.warmup) return opt.rate * (step + 1) / (opt.warmup + 1);
-    double done = total > opt.warmup ? (double)(step - opt.warmup) / (total - opt.warmup) : 1;
-    double lowest = opt.rate * opt.final_fraction;
-    return lowest + 0.5 * (1 + cos(3.141592653589793 * fmin(done, 1))) * (opt.rate - lowest);
+    double done = (double)(step - opt.warmup) / (total - opt.warmup), lowest = opt.rate * opt.final_fraction;
+    return lowest + 0.5 * (1 + cos(3.141592653589793 * done)) * (opt.rate - lowest);
 }
 
 static void warn(const char *line) {
@@ -2256,13 +2240,11 @@ static void validate_step(Job *j) {
         fprintf(j->csv, "%d,%s,%.8g,,,,,,\n", j->step, splits[metric], means[metric]);
 }
 
-// Whether a file system cannot do what was asked, for a directory: that is no failure to write.
-static int unsupported(int error) {
-    return error == EINVAL || error == ENOSYS || error == ENOTSUP || error == EOPNOTSUPP || error == EROFS;
-}
-
+// Syncs the names of the files in -o. A file system that cannot do so has not failed to write.
 static void sync_names(const Job *j) {
-    if (rank == 0 && fsync(j->directory) != 0 && !unsupported(errno)) cannot("write", opt.out);
+    if (rank > 0 || fsync(j->directory) == 0) return;
+    int cannot_sync = errno == EINVAL || errno == ENOSYS || errno == ENOTSUP || errno == EOPNOTSUPP;
+    if (!cannot_sync && errno != EROFS) cannot("write", opt.out);
 }
 
 // Saves a complete pair, and removes the oldest ones beyond -nk.
@@ -2312,13 +2294,13 @@ static double counted_batches(Job *j) {
     return counted > 0 ? counted / (j->m.B * j->m.T) : 1;
 }
 
-// The gradients of an optimizer step, lane after lane, its loss, and the largest drift. Returns whether that
-// was not interrupted.
-static int step_gradients(Job *j, double *loss, double *drift) {
+// The gradients of an optimizer step, lane after lane, unless it is interrupted; *drift is the largest.
+// Returns the loss.
+static double step_gradients(Job *j, double *drift) {
     const Run *run = &j->run;
     const int count = run->accumulate, longest = (count - 1) / run->lanes + 1;
     double *losses = doubles(2 * (size_t)count), *drifts = losses + count, batches = counted_batches(j);
-    *loss = 0;
+    double loss = 0;
     *drift = NAN;
     for (int lane = rank; lane - rank < run->lanes; lane += ranks) {
         device_zero(j->m.grads, parameter_count(&j->m.net) * sizeof(real_t));
@@ -2335,11 +2317,11 @@ static int step_gradients(Job *j, double *loss, double *drift) {
     }
     ranks_combine(losses, 2 * (size_t)count);
     for (int i = 0; i < count; i++) {
-        *loss += losses[i] / batches;
+        loss += losses[i] / batches;
         *drift = fmax(*drift, drifts[i]);  // either may be NAN
     }
     free(losses);
-    return !interrupted;
+    return loss;
 }
 
 // One optimizer step; prints its line and logs it. An interrupt between its batches leaves all as it was.
@@ -2347,17 +2329,13 @@ static void train_step(Job *j) {
     static double slow;  // a running mean of the seconds a step takes, for the time left
     Model *m = &j->m;
     int divergence = m->objective != CROSS_ENTROPY;
-    double start = seconds(), rate = learning_rate(j->step, j->total), loss, drift;
-    profile_step(1);
-    if (!step_gradients(j, &loss, &drift)) {
-        profile_step(0);
-        return;
-    }
+    double start = seconds(), rate = learning_rate(j->step, j->total), drift;
+    double loss = step_gradients(j, &drift);
+    if (interrupted) return;
     j->step++;
     double norm = update(m, rate, opt.beta1, opt.beta2, opt.decay, j->step);
     device_finish();
     double s = seconds() - start, speed = (double)m->B * m->T * j->run.accumulate / s;
-    profile_step(0);
     if (!isfinite(norm))
         die(STATUS_NUMBERS, "step %d: the gradient is not finite; what was saved before stays", j->step);
     slow = slow > 0 ? 0.95 * slow + 0.05 * s : s;
@@ -2389,10 +2367,8 @@ static void on_interrupt(int signal_number) {
 #include REV_GPT2_SAMPLES
 #else
 #define SAMPLES_OPTION
-#define samples_shape(m) ((void)0)
 #define samples_begin(m) ((void)0)
 #define samples_step(j) ((void)0)
-#define samples_end() ((void)0)
 #endif
 // dev/eval/choices.h here, which answers questions every -v steps.
 #ifdef REV_GPT2_CHOICES
@@ -2401,7 +2377,6 @@ static void on_interrupt(int signal_number) {
 #define CHOICES_OPTION
 #define choices_begin(m) ((void)0)
 #define choices_step(j) ((void)0)
-#define choices_end() ((void)0)
 #endif
 
 // Whether what happens every so many steps, and at the end, happens after this one. Never if every is 0.
@@ -2439,7 +2414,9 @@ static void train(Job *j) {
             saved = step;
         }
         if (end) break;
+        profile_step(1);
         train_step(j);
+        profile_step(0);
     }
     profile_print(&j->m, j->limit);
     if (j->csv && fclose(j->csv) != 0) cannot("write", out_path("log.csv"));
@@ -2625,8 +2602,7 @@ static Config new_network(int V) {
 
 // Sets the mode. Baselines and their conversions have the same weights: one can be made another.
 static void choose_mode(Config *net, const char *path) {
-    int was = net->mode, mode = opt.mode;
-    if (mode < 0) mode = path ? was : MIDPOINT;
+    int was = net->mode, mode = given_or(opt.mode, path ? was : MIDPOINT);
     if (path && mode == was) return;
     if (path && (has_step_size(was) || has_step_size(mode))) die(STATUS_USAGE,
         "--mode %s, but %s is of a %s network", mode_names[mode], path, mode_names[was]);
@@ -2634,9 +2610,7 @@ static void choose_mode(Config *net, const char *path) {
     if (!converted(was) && converted(mode)) net->grid = GRID_AUTO;
     net->mode = mode;  // made the other, a conversion keeps its coefficient, ordinary steps, grid
     net->K = mode == RETROFIT;
-    if (mode != MIDPOINT_A) return;
-    if (net->L > 224) die(STATUS_USAGE, "midpoint-a has at most 224 layers, not %d", net->L);
-    draw_coefficients(net, (uint64_t)opt.seed);
+    if (mode == MIDPOINT_A) draw_coefficients(net, (uint64_t)opt.seed);
 }
 
 // What --stem and --ordinary say
@@ -2664,7 +2638,7 @@ static void adjust_conversion(Config *net) {
         "--coefficient %.9g: a multiple of 1/256 is meant, not 0, and for bdia not -1: such as -0.0625", a);
     net->a[0] = (int)n;
     for (net->shift = 8; net->a[0] % 2 == 0; net->shift--) net->a[0] /= 2;
-    if (opt.fixed_point >= 0) net->K = opt.fixed_point;
+    net->K = given_or(opt.fixed_point, net->K);
     choose_ordinary(net);
 }
 
@@ -2704,8 +2678,7 @@ static Config choose_network(int V, int from) {
 
 static void choose_teacher(Model *m) {
     m->has_teacher = opt.distill[0] != 0;
-    m->objective = m->has_teacher ? KL : CROSS_ENTROPY;
-    if (opt.objective >= 0) m->objective = opt.objective;
+    m->objective = given_or(opt.objective, m->has_teacher ? KL : CROSS_ENTROPY);
     if (!m->has_teacher) return;
     const Config t = load_model(opt.distill, NULL);
     if (t.mode != BASELINE || memcmp(&t, &m->net, HEADER_SIZES * sizeof(int)) != 0 ||
@@ -2760,8 +2733,7 @@ static int choose_shape(Model *m) {
     const Config *net = &m->net;
     m->B = opt.B;
     m->T = or_else(opt.T, net->maxT);
-    m->memory = net->mode == BASELINE ? STORE : REVERSE;
-    if (opt.memory >= 0) m->memory = opt.memory;
+    m->memory = given_or(opt.memory, net->mode == BASELINE ? STORE : REVERSE);
     check_options(m);
     if (m->T > net->maxT) die(STATUS_USAGE, "-t %d: longer than the context of %d", m->T, net->maxT);
     // with up to 64 bytes a number the plan still fits 64 bits
@@ -2771,7 +2743,6 @@ static int choose_shape(Model *m) {
     int tokens = m->B * m->T;
     if (opt.tokens % tokens != 0)
         die(STATUS_USAGE, "-d %d: no multiple of -b %d times -t %d", opt.tokens, m->B, m->T);
-    samples_shape(m);
     // the shape alone decides, so that every policy cuts at the same places
     m->chunk = smaller_of(or_else(opt.chunk, (chunk_tokens - 1) / m->T + 1), m->B);
     m->head_chunk = smaller_of(or_else(opt.head_chunk, head_chunk_tokens), tokens);
@@ -2819,7 +2790,6 @@ static void choose_job(Job *j) {
                      m->net.mode, opt.seed, precision, m->objective, 0, m->lanes, m->slice, m->group};
     j->run = run;
     double budget = opt.budget > 0 ? opt.budget : 0.75 * (double)device_memory_bytes() / ranks_here;
-    if (m->memory != AUTO) budget = INFINITY;
     if (!plan_within(m, budget) && opt.budget > 0)
         die(STATUS_USAGE, "--budget %.0f: at least %.0f bytes are needed; a smaller -b or -t needs less",
             budget, plan_keeping(m, 0));
@@ -2898,7 +2868,7 @@ static void begin_job(Job *j) {
     ranks_same("products", device_products());
     choices_begin(m);
     int64_t epoch = sequences_of(&j->data, m->T, 0) / ((int64_t)m->B * j->run.accumulate);
-    j->total = opt.steps < 0 ? (int)fmin((double)epoch, MAX_STEPS) : opt.steps;
+    j->total = given_or(opt.steps, (int)fmin((double)epoch, MAX_STEPS));
     if (opt.steps < 0 && (epoch < 1 || opt.shuffle)) die(STATUS_USAGE,
         "-x is missing: there is no once through the tokens with --shuffle, or if -d is more than all");
     if (opt.out[0] && rank == 0) claim_directory(j);
@@ -2968,8 +2938,6 @@ int rev_gpt2_main(int argc, char **argv) {
     }
     data_close(&j.data);
     data_close(&j.val);
-    choices_end();
-    samples_end();
     return finish();
 }
 

@@ -305,6 +305,12 @@ static struct {
 #define CHOICES_OPTION {"--choices", STRING, &asked.pattern, "", 0, 0, \
     "questions with choices of answers: files of dev/eval/choices.py, or a pattern of them in quotes"},
 
+static void choices_end(void) {
+    for (int i = 0; i < asked.count; i++) choices_close(&asked.files[i]);
+    globfree(&asked.found);
+    free(asked.files);
+}
+
 static void choices_begin(const Model *m) {
     if (!asked.pattern[0]) return;
     if (!opt.val_every) die(STATUS_USAGE, "--choices needs -v: every how many steps");
@@ -313,16 +319,11 @@ static void choices_begin(const Model *m) {
     asked.count = (int)asked.found.gl_pathc;
     asked.files = (Choices *)calloc(asked.found.gl_pathc, sizeof(Choices));
     if (!asked.files) die(STATUS_NUMBERS, "out of memory for a list of %d files", asked.count);
+    atexit(choices_end);
     for (int i = 0; i < asked.count; i++) {
         choices_open(&asked.files[i], asked.found.gl_pathv[i]);
         choices_fit(&asked.files[i], m);
     }
-}
-
-static void choices_end(void) {
-    for (int i = 0; i < asked.count; i++) choices_close(&asked.files[i]);
-    if (asked.files) globfree(&asked.found);
-    free(asked.files);
 }
 
 static void print_accuracy(const Accuracy *a) {

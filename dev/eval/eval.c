@@ -148,7 +148,6 @@ int eval_main(int argc, char **argv) {
     if (asked.count) evaluate_choices(&m);
     model_free(&m);
     data_close(&d);
-    choices_end();
     return finish();
 }
 

@@ -28,7 +28,7 @@ printf '%s\n' "$@" | xargs -P 2 -I{} bash -c 'build {}' || exit 1
 functions() {
     case $1 in llama_model) echo block_read ;; llama_flags) echo block_flags ;; esac
     case ${1#llama_} in
-    tokens) echo data_open data_close shard_fd shard_check sequences_in sequences_of read_sequence set_batch data_batch data_check ;;
+    tokens) echo data_open data_close shard_file shard_check sequences_in sequences_of read_tokens set_batch data_batch data_check ;;
     model) echo open_input check_size read_model load_model read_parameters remainders_fit ordinary_fits tensor_sizes choose_network ;;
     state) echo open_input check_size open_state load_state read_parameters write_parameters checksum state_checksum model_header ;;
     tokenizer) echo tokenizer_open find_token find_slot push_pair pop_pair join_pair encode_word kind_of index_open word_length encode print_byte print_characters print_token first_token ;;

@@ -367,17 +367,9 @@ static int *read_prompt(Data *d, int V, int *given) {
     check_vocabulary(s->path, d->V, V);
     if (opt.T > s->count || s->count < 1)
         die(STATUS_DATA, "%s: %" PRId64 " tokens, fewer than a prompt of -t %d", s->path, s->count, opt.T);
-    const size_t count = opt.T ? (size_t)opt.T : (size_t)s->count, bytes = count * (size_t)s->width;
-    int *tokens = (int *)malloc(count * sizeof(int));
-    unsigned char *raw = (unsigned char *)malloc(bytes);
-    if (!tokens || !raw) die(STATUS_NUMBERS, "out of memory for a prompt of %zu tokens", count);
-    if (pread(shard_fd(d, s), raw, bytes, s->start) != (ssize_t)bytes) cannot("read", s->path);
-    for (size_t i = 0; i < count; i++) {
-        tokens[i] = s->width == 1 ? raw[i] : raw[2*i] | raw[2*i + 1] << 8;
-        if (tokens[i] >= V)
-            die(STATUS_DATA, "%s: token %zu is %d, but the vocabulary has %d", s->path, i, tokens[i], V);
-    }
-    free(raw);
+    const size_t count = opt.T ? (size_t)opt.T : (size_t)s->count;
+    int *tokens = (int *)host_alloc(count, sizeof(int), "tokens of a prompt");
+    read_tokens(d, s, 0, tokens, count);
     *given = (int)count;
     return tokens;
 }

@@ -109,19 +109,16 @@ static const char *find_tokenizer(int V) {
     return access(here, F_OK) == 0 ? here : NULL;
 }
 
-// How many tokens a sample in training has: its cache lies in the gradients, as far as these reach.
-static void samples_shape(Model *m) {
+static Tokenizer sampled;  // of what is being trained, if it is sampled
+
+// A sample's cache lies in the gradients: it has as many tokens as these have room for.
+static void samples_begin(Model *m) {
     const Config *net = &m->net;
     size_t token = (size_t)evaluations(net, steps(net)) * cache_width(net) * sizeof(act_t);
     size_t room = parameter_count(net) * sizeof(real_t) / token, context = (size_t)net->maxT;
     if (!opt.sample_every) return;
+    sampled = tokenizer_open(find_tokenizer(net->V), net->V);
     m->cache_tokens = smaller_of(opt.sample_length, (int)(room < context ? room : context));
-}
-
-static Tokenizer sampled;  // of what is being trained, if it is sampled
-
-static void samples_begin(const Model *m) {
-    if (opt.sample_every) sampled = tokenizer_open(find_tokenizer(m->net.V), m->net.V);
 }
 
 static void samples_step(Job *j) {
@@ -137,5 +134,3 @@ static void samples_step(Job *j) {
     printf("\n---\n");
     check_numbers(&j->m, j->step, 0, NAN);
 }
-
-static void samples_end(void) { free(sampled.texts); }

@@ -67,15 +67,15 @@ static int fatal_rename(const char *from, const char *to) {
 
 #define fwrite fatal_fwrite
 // The environment says at which read of tokens a signal comes.
-static ssize_t interrupting_pread(int fd, void *to, size_t bytes, off_t at) {
+static int interrupting_fseeko(FILE *f, off_t at, int whence) {
     static int reads;
     const char *when = getenv("INTERRUPT_AT_READ");
     if (when && ++reads == atoi(when)) raise(SIGINT);
-    return pread(fd, to, bytes, at);
+    return fseeko(f, at, whence);
 }
 
 #define fsync fatal_fsync
-#define pread interrupting_pread
+#define fseeko interrupting_fseeko
 #define flock refusing_flock
 #define rename fatal_rename
 #define REV_GPT2_PROFILE "dev/bench/profile.h"  // for --profile
@@ -265,7 +265,7 @@ static void check_order(Data *d, Model *m) {
             int number = (first + b) % all, second = number >= shards[0];
             unsigned char raw[34];
             int64_t at = 1024 + 2 * 16 * (number - (second ? shards[0] : 0));
-            same &= pread(shard_fd(d, &d->shards[second]), raw, sizeof raw, at) == sizeof raw;
+            same &= pread(fileno(shard_file(d, &d->shards[second])), raw, sizeof raw, at) == sizeof raw;
             for (int t = 0; t < 16; t++) same &= in[16*b + t] == raw[2*t] && out[16*b + t] == raw[2*t + 2];
         }
         check(same, "the batch from sequence %d on is not those tokens", first);
@@ -295,7 +295,7 @@ static void test_batches(void) {
     m.B = 2, m.T = 16, m.chunk = 2, m.head_chunk = 32, m.memory = REVERSE;
     plan(&m), model_alloc(&m);
     data_open(&d, "train*.bin");
-    check(d.shard_count == 2 && d.V == 32, "%d shards with vocabulary %d", d.shard_count, d.V);
+    check(d.files.gl_pathc == 2 && d.V == 32, "%d shards with vocabulary %d", (int)d.files.gl_pathc, d.V);
     check_order(&d, &m);
     check_shuffle(&d, &m);
     model_free(&m);
@@ -740,7 +740,7 @@ static void test_lanes(void) {
 // What a signal says is seen before the next batch.
 static void test_interrupt(void) {
     Job j;
-    double means[METRICS], loss, drift;
+    double means[METRICS], drift;
     memset(&j, 0, sizeof j);
     j.m.net = load_model("run0/model_00000006.bin", NULL);
     j.m.B = 2, j.m.T = 16, j.m.chunk = 2, j.m.head_chunk = 32, j.m.memory = REVERSE, j.m.training = 1;
@@ -751,7 +751,7 @@ static void test_interrupt(void) {
         int N = j.m.B * j.m.T;
         device_zero(j.m.losses, (size_t)N * sizeof(real_t));
         validate(&j.m, &j.data, means);
-        int done = mean_of(&j.m, LOSS) > 0, complete = step_gradients(&j, &loss, &drift);
+        int done = mean_of(&j.m, LOSS) > 0, complete = step_gradients(&j, &drift) > 0;
         check(done == !interrupted && complete == !interrupted, "interrupted %d: validated %d, trained %d",
               (int)interrupted, done, complete);
     }
@@ -988,7 +988,8 @@ static void test_owed(void) {
         setenv("INTERRUPT_AT_READ", read, 1);
         int status = trainer("-i train0.bin -j val.bin --choices two.bin " TINY "-o owed");
         unsetenv("INTERRUPT_AT_READ");
-        check(status == STATUS_INTERRUPTED || status == STATUS_OK, "read %d: %d, %s", n, status, output);
+        check(status == STATUS_INTERRUPTED || (n > 1 && status == STATUS_OK), "read %d: %d, %s", n, status,
+              output);
         check_ok(trainer("-i train0.bin -j val.bin --choices two.bin " TINY "-o owed -y 1"));
         check(same_logs("paid/log.csv", "owed/log.csv"), "interrupted at read %d: another log", n);
     }

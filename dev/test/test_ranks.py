@@ -36,7 +36,7 @@ static void inject(const char *name) {
 }
 #define PROFILE_OPTION
 #define profile(name, flops, bytes) ((void)(flops), (void)(bytes), inject(name))
-#define profile_step(begins) (watched_steps += begins, watched = begins ? m : NULL)
+#define profile_step(begins) (watched_steps += begins, watched = begins ? &j->m : NULL)
 #define profile_print(m, flops_limit)
 """
 passed = failed = 0
