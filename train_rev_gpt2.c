@@ -3922,7 +3922,7 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
     const int hs = C / NH, group = NH / NKV, Q = heads * hs;
     const int tiles = (T + TILE - 1) / TILE, strips = (T + STRIP_BACKWARD - 1) / STRIP_BACKWARD;
     const int64_t chains = (int64_t)B * heads / group, tasks = chains * group * strips;
-    const size_t KV = (size_t)(Q / group), width = (size_t)C, S = Q + 2*KV, bytes = hs * sizeof(act_t);
+    const size_t KV = (size_t)(Q / group), width = (size_t)C, S = Q + 2*KV;
     const real_t scale = (real_t)(1 / sqrt((double)hs));
     int *turns = (int *)scratch;
     profile("attention_backward", 5.0 * B * T * T * Q, 2.0 * B * T * (S + Q) * sizeof(act_t));
@@ -3952,7 +3952,6 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
                 #pragma omp simd reduction(+:dot)
                 for (int c = 0; c < hs; c++) dot += d[t*width + c] * o[t*width + c];
                 x->delta[t - q0] = dot;
-                memset(dq + t*S, 0, bytes);
             }
         }
         for (int t0 = 0; t0 < end; t0 += TILE) {
@@ -3961,16 +3960,12 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
             const int turn = member / strips * (strips - not_yet) + s - not_yet;
             int *turn_now = turns + (size_t)chain * (size_t)tiles + t0 / TILE;
             while (__atomic_load_n(turn_now, __ATOMIC_ACQUIRE) != turn) sched_yield();
-            for (int t = t0; t < t0 + keys && turn == 0; t++) {
-                memset(dk + t*S, 0, bytes);
-                memset(dv + t*S, 0, bytes);
-            }
             set_panel(&k_panel, k + t0*S, 1, S);
             set_panel(&v_panel, k + KV + t0*S, 1, S);
             set_panel(&k_columns, k + t0*S, S, 1);
             x = &in_strip[(first - s0) / TILE];
             for (int q0 = first; q0 < end; q0 += TILE, x++) {
-                const int queries = smaller_of(TILE, T - q0);
+                const int queries = smaller_of(TILE, T - q0), add = turn > 0 || q0 > first;
                 gemm_tile(p, TILE, queries, keys, hs, &x->q, &k_panel, 0);
                 gemm_tile(ds, TILE, queries, keys, hs, &x->d, &v_panel, 0);
                 for (int i = 0; i < queries; i++) {
@@ -3981,11 +3976,11 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
                     for (int j = seen; j < keys; j++) pi[j] = dsi[j] = 0;
                 }
                 set_panel(&p_panel, p, 1, TILE);
-                gemm_tile(dv + t0*S, S, keys, hs, queries, &p_panel, &x->d_columns, 1);
+                gemm_tile(dv + t0*S, S, keys, hs, queries, &p_panel, &x->d_columns, add);
                 set_panel(&ds_panel, ds, 1, TILE);
-                gemm_tile(dk + t0*S, S, keys, hs, queries, &ds_panel, &x->q_columns, 1);
+                gemm_tile(dk + t0*S, S, keys, hs, queries, &ds_panel, &x->q_columns, add);
                 set_panel(&ds_panel, ds, TILE, 1);
-                gemm_tile(dq + q0*S, S, queries, hs, keys, &ds_panel, &k_columns, 1);
+                gemm_tile(dq + q0*S, S, queries, hs, keys, &ds_panel, &k_columns, t0 > 0);
             }
             __atomic_store_n(turn_now, turn + 1, __ATOMIC_RELEASE);
         }
