@@ -3798,9 +3798,9 @@ void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias,
 }
 
 // ---- attention: tiles of TILE queries against TILE keys, the softmax carried along from tile to tile
-// For each query this is carried along: the highest score so far, the sum of exp(scale (score - highest)),
-// and by how much the last tile has shrunk what was summed before.
-typedef struct { real_t highest[TILE], sum[TILE], shrink[TILE]; } Softmax;
+// Of a tile of queries, and for each of them what is carried along: the highest score so far, the sum of
+// exp(scale (score - highest)), and by how much the last tile of keys has shrunk what was summed before.
+typedef struct { Panel q; real_t highest[TILE], sum[TILE], shrink[TILE]; } Softmax;
 // Queries that read a tile of keys one after the other: for them it is packed once. Forward a task has fewer,
 // lest many threads have too few tasks.
 enum { STRIP = 2 * TILE, STRIP_BACKWARD = 4 * TILE };
@@ -3840,34 +3840,32 @@ void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, 
                 const int end = smaller_of(s0 + STRIP, T);
                 act_t *o = out + sequence*width + h*hs;
                 real_t score[TILE * TILE], *l = lse + sequence*NH + (size_t)h*T;
-                Softmax softmaxes[STRIP / TILE], *x = softmaxes;
-                Panel q_panels[STRIP / TILE], k_panel, v_panel, p_panel;
+                Softmax in_strip[STRIP / TILE], *x = in_strip;
+                Panel k_panel, v_panel, p_panel;
                 for (int q0 = s0; q0 < end; q0 += TILE, x++) {
-                    set_panel(&q_panels[x - softmaxes], q + q0*S, 1, S);
-                    memset(x, 0, sizeof *x);
+                    set_panel(&x->q, q + q0*S, 1, S);
+                    memset(x->sum, 0, sizeof x->sum);
                     for (int i = 0; i < TILE; i++) x->highest[i] = (real_t)-1e30;
                 }
                 for (int t0 = 0; t0 < end; t0 += TILE) {
                     const int keys = smaller_of(TILE, T - t0), first = t0 > s0 ? t0 : s0;
                     set_panel(&k_panel, k + t0*S, S, 1);
                     set_panel(&v_panel, k + KV + t0*S, S, 1);
-                    for (int q0 = first; q0 < end; q0 += TILE) {
-                        const int queries = smaller_of(TILE, T - q0), tile = (q0 - s0) / TILE;
-                        x = &softmaxes[tile];
-                        gemm_tile(score, TILE, keys, queries, hs, &k_panel, &q_panels[tile], 0);
+                    x = &in_strip[(first - s0) / TILE];
+                    for (int q0 = first; q0 < end; q0 += TILE, x++) {
+                        const int queries = smaller_of(TILE, T - q0);
+                        gemm_tile(score, TILE, keys, queries, hs, &k_panel, &x->q, 0);
                         if (queries == TILE) softmax_tile(score, x, keys, TILE, q0 - t0, scale);
                         else softmax_tile(score, x, keys, queries, q0 - t0, scale);
                         for (int i = 0; i < queries && t0; i++)
                             for (int c = 0; c < hs; c++) o[(q0 + i)*width + c] *= x->shrink[i];
                         set_panel(&p_panel, score, 1, TILE);
                         gemm_tile(o + q0*width, C, queries, hs, keys, &p_panel, &v_panel, t0 > 0);
+                        for (int i = 0; i < queries && t0 == q0; i++) {  // these have met all their keys
+                            for (int c = 0; c < hs; c++) o[(q0 + i)*width + c] /= x->sum[i];
+                            l[q0 + i] = x->highest[i] * scale + (real_t)log(x->sum[i]);
+                        }
                     }
-                }
-                for (int t = s0; t < end; t++) {
-                    const int i = t % TILE;
-                    x = &softmaxes[(t - s0) / TILE];
-                    for (int c = 0; c < hs; c++) o[t*width + c] /= x->sum[i];
-                    l[t] = x->highest[i] * scale + (real_t)log(x->sum[i]);
                 }
             }
 }
