@@ -3897,18 +3897,8 @@ void attention_query(act_t *out, const act_t *qkv, int t, int C, int NH, int NKV
     }
 }
 
-// From the scores in p and dp in ds of a query and n keys it makes p = exp(score - lse) and
-// ds = p (dp - delta), with delta = sum_j p_j dp_j.
-INLINE void softmax_backward(real_t *p, real_t *ds, const int n, real_t scale, real_t lse, real_t delta) {
-    #pragma omp simd
-    for (int j = 0; j < n; j++) {
-        p[j] = real_exp(p[j] * scale - lse);
-        ds[j] = p[j] * (ds[j] - delta) * scale;
-    }
-}
-
 // What a strip keeps of a tile of queries and of their gradients: as rows, and as columns of the products
-// that sum over queries
+// that sum over queries; and delta = sum_j p_j dp_j
 typedef struct { Panel q, d, q_columns, d_columns; real_t delta[TILE]; } Queries;
 
 // A task is a strip of one head of queries. The tasks that read the same head of keys, of all its heads of
@@ -3966,12 +3956,15 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
                 const int queries = smaller_of(TILE, T - q0), add = turn > 0 || q0 > first;
                 gemm_tile(p, TILE, queries, keys, hs, &x->q, &k_panel, 0);
                 gemm_tile(ds, TILE, queries, keys, hs, &x->d, &v_panel, 0);
+                // scores become p = exp(score - lse), and dp becomes ds = p (dp - delta)
                 for (int i = 0; i < queries; i++) {
-                    real_t *pi = p + i*TILE, *dsi = ds + i*TILE, li = l[q0 + i];
-                    int seen = smaller_of(keys, q0 + i - t0 + 1);
-                    if (seen == TILE) softmax_backward(pi, dsi, TILE, scale, li, x->delta[i]);
-                    else softmax_backward(pi, dsi, seen, scale, li, x->delta[i]);
-                    for (int j = seen; j < keys; j++) pi[j] = dsi[j] = 0;
+                    real_t *pi = p + i*TILE, *dsi = ds + i*TILE, li = l[q0 + i], delta = x->delta[i];
+                    #pragma omp simd
+                    for (int j = 0; j < keys; j++) {
+                        pi[j] = real_exp(pi[j] * scale - li);
+                        dsi[j] = pi[j] * (dsi[j] - delta) * scale;
+                    }
+                    for (int j = q0 + i - t0 + 1; j < keys; j++) pi[j] = dsi[j] = 0;  // causal
                 }
                 set_panel(&p_panel, p, 1, TILE);
                 gemm_tile(dv + t0*S, S, keys, hs, queries, &p_panel, &x->d_columns, add);
