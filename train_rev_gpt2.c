@@ -915,7 +915,7 @@ static size_t evaluation_bytes(const Model *m, int halves, size_t n, int kept) {
     return internals_bytes(m, halves, n, kept, NULL) + rows * output_bytes(m, n);
 }
 
-// Lets the chunk's evaluation begin at `at`.
+// Lets the chunk's evaluation, of these halves, begin at `at`.
 static void place_evaluation(const Model *m, Chunk *c, char *at, int halves, int kept) {
     size_t n = (size_t)c->sequences * (size_t)m->T, before = (size_t)c->from * (size_t)m->net.C;
     int outputs = outputs_of(m, halves, kept);
@@ -924,10 +924,8 @@ static void place_evaluation(const Model *m, Chunk *c, char *at, int halves, int
     else attn = m->internals;  // where nothing is kept
     c->internals = at;
     c->kept = kept;
-    c->attn = halves & ATTN ? (act_t *)attn + before : NULL;
-    c->mlp = m->out;
-    if (outputs & MLP) c->mlp = (act_t *)mlp + before;
-    if (!(halves & MLP)) c->mlp = NULL;
+    if (halves & ATTN) c->attn = (act_t *)attn + before;
+    if (halves & MLP) c->mlp = outputs & MLP ? (act_t *)mlp + before : m->out;
 }
 
 static size_t cache_size(const Model *m) { return (size_t)m->cache_tokens * cache_width(&m->net); }
@@ -1157,7 +1155,6 @@ static Estimate estimate_of(const Model *m, int k, int e, Chunk c) {
         x.step = next;
     }
     place_evaluation(m, &x.c, at, BLOCK, kept);
-    x.c.fresh = 0;
     if (c.cache) x.c.cache += (size_t)e * cache_size(m);
     return x;
 }
