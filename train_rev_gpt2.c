@@ -915,7 +915,7 @@ static size_t evaluation_bytes(const Model *m, int halves, size_t n, int kept) {
     return internals_bytes(m, halves, n, kept, NULL) + rows * output_bytes(m, n);
 }
 
-// Lets the chunk's evaluation begin at `at`.
+// Lets the chunk's evaluation, of these halves, begin at `at`.
 static void place_evaluation(const Model *m, Chunk *c, char *at, int halves, int kept) {
     size_t n = (size_t)c->sequences * (size_t)m->T, before = (size_t)c->from * (size_t)m->net.C;
     int outputs = outputs_of(m, halves, kept);
@@ -924,10 +924,8 @@ static void place_evaluation(const Model *m, Chunk *c, char *at, int halves, int
     else attn = m->internals;  // where nothing is kept
     c->internals = at;
     c->kept = kept;
-    c->attn = halves & ATTN ? (act_t *)attn + before : NULL;
-    c->mlp = m->out;
-    if (outputs & MLP) c->mlp = (act_t *)mlp + before;
-    if (!(halves & MLP)) c->mlp = NULL;
+    if (halves & ATTN) c->attn = (act_t *)attn + before;
+    if (halves & MLP) c->mlp = outputs & MLP ? (act_t *)mlp + before : m->out;
 }
 
 static size_t cache_size(const Model *m) { return (size_t)m->cache_tokens * cache_width(&m->net); }
@@ -1157,7 +1155,6 @@ static Estimate estimate_of(const Model *m, int k, int e, Chunk c) {
         x.step = next;
     }
     place_evaluation(m, &x.c, at, BLOCK, kept);
-    x.c.fresh = 0;
     if (c.cache) x.c.cache += (size_t)e * cache_size(m);
     return x;
 }
@@ -3766,9 +3763,9 @@ void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias,
 }
 
 // ---- attention: tiles of TILE queries against TILE keys, the softmax carried along from tile to tile
-// For each query this is carried along: the highest score so far, the sum of exp(scale (score - highest)),
-// and by how much the last tile has shrunk what was summed before.
-typedef struct { real_t highest[TILE], sum[TILE], shrink[TILE]; } Softmax;
+// Of a tile of queries, and for each of them what is carried along: the highest score so far, the sum of
+// exp(scale (score - highest)), and by how much the last tile of keys has shrunk what was summed before.
+typedef struct { Panel q; real_t highest[TILE], sum[TILE], shrink[TILE]; } Softmax;
 // Queries that read a tile of keys one after the other: for them it is packed once. Forward a task has fewer,
 // lest many threads have too few tasks.
 enum { STRIP = 2 * TILE, STRIP_BACKWARD = 4 * TILE };
@@ -3808,34 +3805,32 @@ void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, 
                 const int end = smaller_of(s0 + STRIP, T);
                 act_t *o = out + sequence*width + h*hs;
                 real_t score[TILE * TILE], *l = lse + sequence*NH + (size_t)h*T;
-                Softmax softmaxes[STRIP / TILE], *x = softmaxes;
-                Panel q_panels[STRIP / TILE], k_panel, v_panel, p_panel;
+                Softmax in_strip[STRIP / TILE], *x = in_strip;
+                Panel k_panel, v_panel, p_panel;
                 for (int q0 = s0; q0 < end; q0 += TILE, x++) {
-                    set_panel(&q_panels[x - softmaxes], q + q0*S, 1, S);
-                    memset(x, 0, sizeof *x);
+                    set_panel(&x->q, q + q0*S, 1, S);
+                    memset(x->sum, 0, sizeof x->sum);
                     for (int i = 0; i < TILE; i++) x->highest[i] = (real_t)-1e30;
                 }
                 for (int t0 = 0; t0 < end; t0 += TILE) {
                     const int keys = smaller_of(TILE, T - t0), first = t0 > s0 ? t0 : s0;
                     set_panel(&k_panel, k + t0*S, S, 1);
                     set_panel(&v_panel, k + KV + t0*S, S, 1);
-                    for (int q0 = first; q0 < end; q0 += TILE) {
-                        const int queries = smaller_of(TILE, T - q0), tile = (q0 - s0) / TILE;
-                        x = &softmaxes[tile];
-                        gemm_tile(score, TILE, keys, queries, hs, &k_panel, &q_panels[tile], 0);
+                    x = &in_strip[(first - s0) / TILE];
+                    for (int q0 = first; q0 < end; q0 += TILE, x++) {
+                        const int queries = smaller_of(TILE, T - q0);
+                        gemm_tile(score, TILE, keys, queries, hs, &k_panel, &x->q, 0);
                         if (queries == TILE) softmax_tile(score, x, keys, TILE, q0 - t0, scale);
                         else softmax_tile(score, x, keys, queries, q0 - t0, scale);
                         for (int i = 0; i < queries && t0; i++)
                             for (int c = 0; c < hs; c++) o[(q0 + i)*width + c] *= x->shrink[i];
                         set_panel(&p_panel, score, 1, TILE);
                         gemm_tile(o + q0*width, C, queries, hs, keys, &p_panel, &v_panel, t0 > 0);
+                        for (int i = 0; i < queries && t0 == q0; i++) {  // these have met all their keys
+                            for (int c = 0; c < hs; c++) o[(q0 + i)*width + c] /= x->sum[i];
+                            l[q0 + i] = x->highest[i] * scale + (real_t)log(x->sum[i]);
+                        }
                     }
-                }
-                for (int t = s0; t < end; t++) {
-                    const int i = t % TILE;
-                    x = &softmaxes[(t - s0) / TILE];
-                    for (int c = 0; c < hs; c++) o[t*width + c] /= x->sum[i];
-                    l[t] = x->highest[i] * scale + (real_t)log(x->sum[i]);
                 }
             }
 }
@@ -3867,18 +3862,8 @@ void attention_query(act_t *out, const act_t *qkv, int t, int C, int NH, int NKV
     }
 }
 
-// From the scores in p and dp in ds of a query and n keys it makes p = exp(score - lse) and
-// ds = p (dp - delta), with delta = sum_j p_j dp_j.
-INLINE void softmax_backward(real_t *p, real_t *ds, const int n, real_t scale, real_t lse, real_t delta) {
-    #pragma omp simd
-    for (int j = 0; j < n; j++) {
-        p[j] = real_exp(p[j] * scale - lse);
-        ds[j] = p[j] * (ds[j] - delta) * scale;
-    }
-}
-
 // What a strip keeps of a tile of queries and of their gradients: as rows, and as columns of the products
-// that sum over queries
+// that sum over queries; and delta = sum_j p_j dp_j
 typedef struct { Panel q, d, q_columns, d_columns; real_t delta[TILE]; } Queries;
 
 // A task is a strip of one head of queries. The tasks that read the same head of keys, of all its heads of
@@ -3890,7 +3875,7 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
     const int hs = C / NH, group = NH / NKV, Q = heads * hs;
     const int tiles = (T + TILE - 1) / TILE, strips = (T + STRIP_BACKWARD - 1) / STRIP_BACKWARD;
     const int64_t chains = (int64_t)B * heads / group, tasks = chains * group * strips;
-    const size_t KV = (size_t)(Q / group), width = (size_t)C, S = Q + 2*KV, bytes = hs * sizeof(act_t);
+    const size_t KV = (size_t)(Q / group), width = (size_t)C, S = Q + 2*KV;
     const real_t scale = (real_t)(1 / sqrt((double)hs));
     int *turns = (int *)scratch;
     profile("attention_backward", 5.0 * B * T * T * Q, 2.0 * B * T * (S + Q) * sizeof(act_t));
@@ -3920,7 +3905,6 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
                 #pragma omp simd reduction(+:dot)
                 for (int c = 0; c < hs; c++) dot += d[t*width + c] * o[t*width + c];
                 x->delta[t - q0] = dot;
-                memset(dq + t*S, 0, bytes);
             }
         }
         for (int t0 = 0; t0 < end; t0 += TILE) {
@@ -3929,31 +3913,30 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
             const int turn = member / strips * (strips - not_yet) + s - not_yet;
             int *turn_now = turns + (size_t)chain * (size_t)tiles + t0 / TILE;
             while (__atomic_load_n(turn_now, __ATOMIC_ACQUIRE) != turn) sched_yield();
-            for (int t = t0; t < t0 + keys && turn == 0; t++) {
-                memset(dk + t*S, 0, bytes);
-                memset(dv + t*S, 0, bytes);
-            }
             set_panel(&k_panel, k + t0*S, 1, S);
             set_panel(&v_panel, k + KV + t0*S, 1, S);
             set_panel(&k_columns, k + t0*S, S, 1);
             x = &in_strip[(first - s0) / TILE];
             for (int q0 = first; q0 < end; q0 += TILE, x++) {
-                const int queries = smaller_of(TILE, T - q0);
+                const int queries = smaller_of(TILE, T - q0), add = turn > 0 || q0 > first;
                 gemm_tile(p, TILE, queries, keys, hs, &x->q, &k_panel, 0);
                 gemm_tile(ds, TILE, queries, keys, hs, &x->d, &v_panel, 0);
+                // scores become p = exp(score - lse), and dp becomes ds = p (dp - delta)
                 for (int i = 0; i < queries; i++) {
-                    real_t *pi = p + i*TILE, *dsi = ds + i*TILE, li = l[q0 + i];
-                    int seen = smaller_of(keys, q0 + i - t0 + 1);
-                    if (seen == TILE) softmax_backward(pi, dsi, TILE, scale, li, x->delta[i]);
-                    else softmax_backward(pi, dsi, seen, scale, li, x->delta[i]);
-                    for (int j = seen; j < keys; j++) pi[j] = dsi[j] = 0;
+                    real_t *pi = p + i*TILE, *dsi = ds + i*TILE, li = l[q0 + i], delta = x->delta[i];
+                    #pragma omp simd
+                    for (int j = 0; j < keys; j++) {
+                        pi[j] = real_exp(pi[j] * scale - li);
+                        dsi[j] = pi[j] * (dsi[j] - delta) * scale;
+                    }
+                    for (int j = q0 + i - t0 + 1; j < keys; j++) pi[j] = dsi[j] = 0;  // causal
                 }
                 set_panel(&p_panel, p, 1, TILE);
-                gemm_tile(dv + t0*S, S, keys, hs, queries, &p_panel, &x->d_columns, 1);
+                gemm_tile(dv + t0*S, S, keys, hs, queries, &p_panel, &x->d_columns, add);
                 set_panel(&ds_panel, ds, 1, TILE);
-                gemm_tile(dk + t0*S, S, keys, hs, queries, &ds_panel, &x->q_columns, 1);
+                gemm_tile(dk + t0*S, S, keys, hs, queries, &ds_panel, &x->q_columns, add);
                 set_panel(&ds_panel, ds, TILE, 1);
-                gemm_tile(dq + q0*S, S, queries, hs, keys, &ds_panel, &k_columns, 1);
+                gemm_tile(dq + q0*S, S, queries, hs, keys, &ds_panel, &k_columns, t0 > 0);
             }
             __atomic_store_n(turn_now, turn + 1, __ATOMIC_RELEASE);
         }
