@@ -213,9 +213,10 @@ debug:
 format:
 	git clang-format --style=file:dev/clang-format; [ $$? -le 1 ]  # 1: it changed something
 
-# GRADIENTS=layers leaves the gradients of whole networks out; BRIEF=brief most of the moments to die at.
+# GRADIENTS=layers leaves the gradients of whole networks out; NAMES=layers what another compiler cannot change; BRIEF=brief most
+# of the moments to die at.
 test: test_rev_gpt2 test_rev_gpt2_f64 test_program
-	$(call count,"./test_rev_gpt2_f64 $(GRADIENTS)" ./test_rev_gpt2 "./test_program $(BRIEF)")
+	$(call count,"./test_rev_gpt2_f64 $(GRADIENTS)" "./test_rev_gpt2 $(NAMES)" "./test_program $(BRIEF)")
 
 test-llama: test_rev_llama test_rev_llama_f64 llama
 	$(call count,"./test_rev_llama_f64 $(GRADIENTS)" ./test_rev_llama dev/llama/test.sh)

@@ -376,21 +376,25 @@ static inline float half_of(uint32_t pair, int high) {
     return x;
 }
 
+typedef float four __attribute__((vector_size(16)));
+
 // mma.sync.m16n8k16: d (16, 8) += a (16, 16) b (16, 8). Lane 4g + t holds of a (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8) and what
 // is right of each; of b (2t, g), (2t + 8, g) and what is below; of d (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
 static inline void mma_bf16(float d[4], const uint32_t a[4], const uint32_t b[2]) {
     Fragments mine = {{a[0], a[1], a[2], a[3], b[0], b[1]}};
     emulate::Lanes<Fragments> all = emulate::exchange("mma", mine);
     int g = emulate::lane() / 4, t = emulate::lane() % 4;
-    float x[2][16], y[2][16], sum[2][2] = {};  // rows g and g + 8 of a, columns 2t and 2t + 1 of b
-    for (int half = 0; half < 2; half++)
-        for (int k = 0; k < 16; k++) {
-            x[half][k] = half_of(all[4*g + k % 8 / 2].r[half + 2 * (k / 8)], k % 2);
-            y[half][k] = half_of(all[4*(2*t + half) + k % 8 / 2].r[4 + k / 8], k % 2);
+    four sum = {};  // of rows g and g + 8 of a with columns 2t and 2t + 1 of b, each as d has it; pair i is k = 2i and 2i + 1
+    for (int i = 0; i < 8; i++) {
+        const Fragments &row = all[4*g + i % 4], &even = all[8*t + i % 4], &odd = all[8*t + 4 + i % 4];
+        uint32_t x0 = row.r[i / 4 * 2], x1 = row.r[i / 4 * 2 + 1], y0 = even.r[4 + i / 4], y1 = odd.r[4 + i / 4];
+        for (int high = 0; high < 2; high++) {
+            four x = {half_of(x0, high), half_of(x0, high), half_of(x1, high), half_of(x1, high)};
+            four y = {half_of(y0, high), half_of(y1, high), half_of(y0, high), half_of(y1, high)};
+            sum += x * y;
         }
-    for (int k = 0; k < 16; k++)
-        for (int i = 0; i < 4; i++) sum[i / 2][i % 2] += x[i / 2][k] * y[i % 2][k];
-    for (int i = 0; i < 4; i++) d[i] += sum[i / 2][i % 2];
+    }
+    for (int i = 0; i < 4; i++) d[i] += sum[i];
 }
 
 // Addresses in shared memory are 32 bits, from its beginning.

@@ -274,7 +274,7 @@ def test_networks():
             convert("export", path, ROOM / "as baseline", "--as-baseline")
             same_tensors(ordinary, load(ROOM / "as baseline"), f"{what}, --as-baseline")
             shutil.rmtree(ROOM / "as baseline")
-        if mode != NETWORKS[i - 1][0]:
+        if t.whole(NETWORKS, i):
             t.test_forms(folder, tokens, what)
             t.test_tuning(folder, what, dict(target_modules="all-linear"))
         model._modules.pop("_cache", None)  # a cache of fixed size is part of the model in 4.48

@@ -86,6 +86,8 @@ static int interrupting_fseeko(FILE *f, off_t at, int whence) {
 #include "../eval/eval.c"
 
 static int brief;  // few of the moments to die at, for programs that take long to begin or to run
+// From one such moment to the next
+static int apart(int when_brief) { return (brief ? when_brief : 1) * (twin ? 3 : 1); }
 
 // ---- running the programs
 
@@ -981,7 +983,7 @@ static void test_documents_trained(void) {
 static void test_owed(void) {
     write_choices("two.bin", 2);
     check_ok(trainer("-i train0.bin -j val.bin --choices two.bin " TINY "-o paid"));
-    for (int n = 1; n <= 38; n += brief || twin ? 6 : 1) {
+    for (int n = 1; n <= 38; n += apart(6)) {
         char read[8];
         snprintf(read, sizeof read, "%d", n);
         shell("rm -rf owed");
@@ -1489,7 +1491,7 @@ static void test_blowing_up(void) {
 static void test_full_disk(void) {
     static const char flags[] = "-i train0.bin " TINY "--mode leapfrog -o disk";
     int operation, status = STATUS_DATA;
-    for (operation = 1; status == STATUS_DATA && operation < 200; operation += brief ? 11 : 1) {
+    for (operation = 1; status == STATUS_DATA && operation < 200; operation += apart(11)) {
         shell("rm -rf disk");
         status = dying_trainer(FULL + operation, 0, "%s", flags);
         if (status == 0) break;
@@ -1558,7 +1560,7 @@ static void check_dying(const char *variant, int first) {
     int died = 1, operation;
     snprintf(flags, sizeof flags, "-i train*.bin -j val.bin " TINY "%s", variant);
     check_ok(trainer("%s -o whole", flags));
-    for (operation = first; died && operation < 500; operation += brief ? 17 : 1) {
+    for (operation = first; died && operation < 500; operation += apart(17)) {
         shell("rm -rf cut");
         died = dying_trainer(operation, 0, "%s -o cut", flags) == 256 + SIGKILL;
         if (!died) break;
