@@ -4,17 +4,18 @@ What does converting a real pretrained network into a reversible one cost? SmolL
 the same of a small network of bytes, which it trains itself.
 
     python3 dev/measure/pretrained.py OUT import --model FILE.gguf --valid V.txt --train T.txt --documents D.jsonl --questions DIR
-    python3 dev/measure/pretrained.py OUT [sweep grids layers choices distill finetune plot] [--only WORDS ...]
+    python3 dev/measure/pretrained.py OUT [sweep grids layers choices distill finetune tune plot] [--only WORDS ...]
 
 Each part adds rows to a table in OUT, and what is there already is not done again: killed, it goes on with the same command.
-    import    the model (GGUF, or a folder of Hugging Face's), its tokenizer; V's first 40,000 characters, T, documents of 2,048
-              tokens, and the questions of DIR (TASK_*.jsonl) as tokens
+    import    the model (GGUF, or a folder of Hugging Face's), its tokenizer; V's first 40,000 characters, T, documents of 2,048 and
+              of 8,192 tokens, and the questions of DIR (TASK_*.jsonl) as tokens
     sweep     modes, coefficients, iterations and ordinary steps, nothing trained: OUT/sweep.csv
     grids     integer streams on coarser and finer grids: OUT/grids.csv
     layers    force and state, what one converted step misses, how far a whole pass is off: OUT/layers.csv (PyTorch)
     choices   zero-shot accuracy of the original, of conversions and of what was distilled: OUT/choices.csv
     distill   KL(ours, the original's) (4.6) made small: OUT/distilled.csv, OUT/distill/NAME/log.csv
     finetune  memory and time of a step on long documents, beside PyTorch: OUT/finetune.csv
+    tune      losses of fine-tuning on them, the original's and a conversion's: OUT/tuned.csv
     plot      dev/pictures/pretrained.svg from these
 --only, which may be repeated, takes a piece of the names of what a part does, such as "bdia -0.0625 0-1 1" (mode, coefficient, ordinary
 steps, K) of sweep. Losses are in nats a token, of 8 sequences of 512 tokens.
@@ -29,7 +30,7 @@ TASKS = ["piqa", "arc_easy", "arc_challenge", "openbookqa", "winogrande"]
 COMPARED = "-b 8 -t 512 -m 1"
 CHARACTERS = 40_000
 B, T = 4, 512  # of a step of distillation
-LONG = 2048    # tokens of a document
+LONG = 2048, 8192  # tokens of a document
 
 # ---- conversions: (mode, a, ordinary steps, K)
 
@@ -107,6 +108,9 @@ def wanted(args, names):
 def model(args):
     return args.out / "model.bin"
 
+def documents(args, tokens, split="train"):
+    return args.out / f"documents_{tokens}/{split}_000000.bin"
+
 # ---- parts
 
 def import_(args):
@@ -123,9 +127,10 @@ def import_(args):
     for name, path, characters in (("val.bin", args.valid, CHARACTERS), ("train.bin", args.train, None)):
         if path and not (out / name).exists():
             subprocess.run([str(word) for word in (*tokens, out / name)], input=path.read_text()[:characters].encode(), check=True)
-    if args.documents and not (out / "documents").exists():
-        print(run([sys.executable, ROOT / "prepro_owt.py", "--jsonl", args.documents, "--tokenizer", out / "tokenizer", "--documents", LONG,
-                   "--val", "docs:0.05", "--out", out / "documents"]), end="")
+    for tokens_each in LONG if args.documents else []:
+        if not documents(args, tokens_each).exists():
+            print(run([sys.executable, ROOT / "prepro_owt.py", "--jsonl", args.documents, "--tokenizer", out / "tokenizer", "--documents",
+                       tokens_each, "--val", "docs:0.05", "--out", documents(args, tokens_each).parent]), end="")
     for task in TASKS if args.questions else []:
         if not (out / f"questions/{task}.bin").exists():
             found = next(iter(sorted(args.questions.glob(f"{task}*.jsonl"))), args.questions / f"{task}.jsonl")
@@ -291,10 +296,10 @@ def train_with_transformers(args):
     network.gradient_checkpointing_enable()
     network.config.use_cache = False
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    tokens = numpy.memmap(args.out / "documents/train_000000.bin", "<u2", "r", offset=1024)
-    for step in range(len(tokens) // (args.batch * LONG)):
+    tokens = numpy.memmap(documents(args, args.tokens), "<u2", "r", offset=1024)
+    for step in range(len(tokens) // args.tokens):
         started = time.perf_counter()
-        x = torch.from_numpy(tokens[step * args.batch * LONG:(step + 1) * args.batch * LONG].astype("i8")).view(args.batch, LONG)
+        x = torch.from_numpy(tokens[step * args.tokens:(step + 1) * args.tokens].astype("i8")).view(1, args.tokens)
         optimizer.zero_grad(set_to_none=True)
         loss = network(input_ids=x, labels=x).loss
         loss.backward()
@@ -305,20 +310,35 @@ def train_with_transformers(args):
 def finetune(args):
     sys.path.insert(0, str(ROOT / "dev/bench"))
     import bench
-    table, inputs = Table(args.out / "finetune.csv", "batch contender", "planned peak ms"), args.out / "documents/train_000000.bin"
+    table, inputs = Table(args.out / "finetune.csv", "tokens contender", "planned activations peak ms"), documents(args, args.tokens)
     for name in wanted(args, [*TUNED, TORCH]):
-        if table.has(args.batch, name):
+        if table.has(args.tokens, name):
             continue
         if name == TORCH:
-            plan, command = "", [sys.executable, Path(__file__).resolve(), args.out, "transformers", "--batch", args.batch]
+            plans, command = ["", ""], [sys.executable, Path(__file__).resolve(), args.out, "transformers", "--tokens", args.tokens]
         else:
-            plan = planned(args, TUNED[name], "total", inputs, args.batch, LONG)
-            command = program("train_rev_llama", f"{TUNED[name]} -b {args.batch} -t {LONG} -l 1e-5 -v 0", e=model(args), i=inputs)
+            plans = [planned(args, TUNED[name], row, inputs, 1, args.tokens) for row in ("total", "activations")]
+            command = program("train_rev_llama", f"{TUNED[name]} -b 1 -t {args.tokens} -l 1e-5 -v 0", e=model(args), i=inputs)
         result = bench.Measured()
-        bench.measure([str(word) for word in command], SimpleNamespace(steps=2, seconds=0, patience=3600), result)
+        bench.measure([str(word) for word in command], SimpleNamespace(steps=2 if args.tokens == LONG[0] else 1, seconds=0, patience=3600), result)
         if result.failure:
             fail(f"{name}: {result.failure}")
-        table.add(args.batch, name, plan, result.peak, f"{min(result.ms):.0f}")
+        table.add(args.tokens, name, *plans, result.peak, f"{min(result.ms):.0f}")
+
+TUNING = f"-b 1 -t {LONG[0]} -x 16 -u 2 -l 5e-5 -v 4 -m 8 -n 4 -nk 1 -y 1"
+
+def tune(args):
+    """Of losses of both networks, trained alike, that the log has at every validation."""
+    table = Table(args.out / "tuned.csv", "network", "tokens loss")
+    for name in wanted(args, ["baseline store", "bdia reverse"]):
+        if table.has(name):
+            continue
+        out = args.out / "tuned" / folder(name)
+        out.parent.mkdir(exist_ok=True)
+        run(program("train_rev_llama", f"{TUNED[name]} {TUNING}", e=model(args), i=documents(args, LONG[0]), j=documents(args, LONG[0], "val"), o=out))
+        for row in read(out / "log.csv"):
+            if row["split"] == "val":
+                table.add(name, int(row["step"]) * LONG[0], row["loss"])
 
 # ---- pictures
 
@@ -350,9 +370,9 @@ def plot(args):
         axes.grid(alpha=0.3)
     figure.savefig(ROOT / "dev/pictures/pretrained.svg", metadata={"Date": None})
 
-PARTS = {"import": import_, "sweep": sweep, "grids": grids, "layers": layers, "choices": choices, "distill": distill, "finetune": finetune,
+PARTS = {"import": import_, "sweep": sweep, "grids": grids, "layers": layers, "choices": choices, "distill": distill, "finetune": finetune, "tune": tune,
          "plot": plot, "transformers": train_with_transformers}
-ALL = ["sweep", "grids", "layers", "choices", "distill", "finetune", "plot"]
+ALL = ["sweep", "grids", "layers", "choices", "distill", "finetune", "tune", "plot"]
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
@@ -361,7 +381,7 @@ def main():
     parser.add_argument("parts", metavar="PART", nargs="*")
     parser.add_argument("--only", metavar="WORDS", action="append", help="a piece of names")
     parser.add_argument("--tasks", default=",".join(TASKS), help="of choices (%(default)s)")
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="documents a step of finetune (1)")
+    parser.add_argument("--tokens", type=int, default=LONG[0], choices=LONG, help="of a document, for finetune (%(default)s)")
     for name, what in (("model", "GGUF file or folder"), ("valid", "text"), ("train", "text"), ("documents", ".jsonl"),
                        ("questions", "folder")):
         parser.add_argument(f"--{name}", type=Path, metavar="PATH", help=f"import: {what}")
