@@ -1706,7 +1706,7 @@ static int64_t sequences_of(const Data *d, int T, int shuffle) {
     return sum;
 }
 
-// Tokens of a shard from `position` on
+// Reads so many tokens of a shard from `position` on.
 static void read_tokens(Data *d, Shard *s, int64_t position, int *tokens, size_t count) {
     FILE *f = shard_file(d, s);
     fseeko(f, (off_t)(s->start + position * s->width), SEEK_SET);

@@ -84,7 +84,10 @@ class Table:
     """Its first columns say what a row is about; a row is written as soon as it is known."""
     def __init__(self, path, keys, values):
         self.path, self.keys, self.columns = path, keys.split(), f"{keys} {values}".split()
-        self.done = {tuple(row[key] for key in self.keys) for row in (read(path) if path.exists() else [])}
+        rows = read(path) if path.exists() else []
+        if rows and not set(self.columns) <= set(rows[0]):
+            fail(f"{path} has other columns, of an earlier version: take it away")
+        self.done = {tuple(row[key] for key in self.keys) for row in rows}
 
     def has(self, *key):
         return tuple(map(str, key)) in self.done
@@ -325,20 +328,22 @@ def finetune(args):
             fail(f"{name}: {result.failure}")
         table.add(args.tokens, name, *plans, result.peak, f"{min(result.ms):.0f}")
 
-TUNING = f"-b 1 -t {LONG[0]} -x 16 -u 2 -l 5e-5 -v 4 -m 8 -n 4 -nk 1 -y 1"
+STEPS = 16
+TUNING = f"-b 1 -t {LONG[0]} -x {STEPS} -u 2 -l 5e-5 -v 4 -m 8 -n 4 -nk 1 -y 1"
 
 def tune(args):
     """Of losses of both networks, trained alike, that the log has at every validation."""
-    table = Table(args.out / "tuned.csv", "network", "tokens loss")
+    table = Table(args.out / "tuned.csv", "network tokens", "loss")
     for name in wanted(args, ["baseline store", "bdia reverse"]):
-        if table.has(name):
+        if table.has(name, STEPS * LONG[0]):
             continue
         out = args.out / "tuned" / folder(name)
         out.parent.mkdir(exist_ok=True)
         run(program("train_rev_llama", f"{TUNED[name]} {TUNING}", e=model(args), i=documents(args, LONG[0]), j=documents(args, LONG[0], "val"), o=out))
         for row in read(out / "log.csv"):
-            if row["split"] == "val":
-                table.add(name, int(row["step"]) * LONG[0], row["loss"])
+            tokens = int(row["step"]) * LONG[0]
+            if row["split"] == "val" and not table.has(name, tokens):
+                table.add(name, tokens, row["loss"])
 
 # ---- pictures
 
