@@ -1140,6 +1140,7 @@ enum {
     EACH = (1 << (BDIA + 1)) - (1 << MIDPOINT),  // one of each mode but baseline
     MORE = (1 << NETWORKS) - (1 << MIDPOINT),    // and conversions with other numbers
     PAIR = 1 << MIDPOINT | 1 << HAMILTONIAN,     // whole blocks, and halves in turn
+    LONG = PAIR | 1 << MIDPOINT_A | 1 << BDIA,   // besides, what keeps remainders and bits of so many layers
     LAST = 1 << HAMILTONIAN | 1 << RETROFIT | 1 << BDIA,  // beside a teacher
     SOME = 1 << MIDPOINT | 1 << MIDPOINT_A | 1 << HAMILTONIAN | 1 << RETROFIT | 1 << BDIA};
 
@@ -1152,7 +1153,7 @@ typedef struct {
 static const Comparison comparisons[] = {
     // shape  in_bf16  taught_by  float32  products  card  emulated
     {  &odd,     &odd,        -1,    MORE,     EACH, EACH,     EACH},
-    { &deep,    &deep,        -1,    MORE,     EACH, EACH,     PAIR},
+    { &deep,    &deep,        -1,    MORE,     EACH, EACH,     LONG},
     { &even,   &tiles,        -1,    EACH,     NONE, EACH,     PAIR},
     {  &cut,   &cut16,        -1,    EACH,     PAIR, EACH,     PAIR},
     {  &odd,     &odd,        KL,    SOME,     NONE, SOME,     SOME},
@@ -1582,7 +1583,7 @@ static void test_budget(void) {
 #define HAS_RESIDENT_MEMORY
 // Peak resident memory minus that at start is the plan. In a process of its own, since a peak never falls.
 static int resident_matches_plan(int memory) {
-    Shape s = {3, 64, 4, 128, 256, 128, 8, 512, 0, 0};  // a plane of 8 MiB
+    Shape s = {3, 256, 4, 512, 16, 512, 2, 512, 0, 0};  // a plane of 8 MiB
     Model m;
     double drift;
     long before = (long)device_peak_bytes();

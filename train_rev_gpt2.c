@@ -1630,11 +1630,12 @@ static void check_size(FILE *f, const char *path, size_t bytes) {
 enum { GPT2_V = 50257 };  // the vocabulary of files that name none
 typedef struct {
     char *path;
+    FILE *file;            // NULL while it is closed
     int width;             // bytes a token
     int64_t start, count;  // of the tokens in the file
     int documents, eot;    // how many tokens a sequence of documents has, and end-of-text; or 0
 } Shard;
-typedef struct { glob_t files; Shard *shards, *opened; FILE *file; int V, documents; } Data;
+typedef struct { glob_t files; Shard *shards; int open_count, V, documents; } Data;
 
 // Looks into a file, a .txt of bytes or llm.c's tokens. Returns its vocabulary. Slots 4 and 5 of the header,
 // which llm.c leaves 0, are documents and eot.
@@ -1680,18 +1681,27 @@ static void data_open(Data *d, const char *pattern) {
     ranks_same_files(&d->files);
 }
 
-// A shard is opened when it is read, and stays open until another is: there may be more than a process can
-// have open at a time.
+static void shards_close(Data *d) {
+    for (size_t i = 0; i < d->files.gl_pathc; i++) {
+        if (d->shards[i].file) fclose(d->shards[i].file);
+        d->shards[i].file = NULL;
+    }
+    d->open_count = 0;
+}
+
+// A shard is opened when it is read, and stays open until a quarter of all that a process may open are: with
+// --shuffle each sequence is of another one, and a network's file system takes its time to open it.
 static FILE *shard_file(Data *d, Shard *s) {
-    if (d->opened == s) return d->file;
-    if (d->file) fclose(d->file);
-    d->opened = s;
-    return d->file = open_regular(s->path, "rb");
+    if (s->file) return s->file;
+    if (d->open_count >= sysconf(_SC_OPEN_MAX) / 4) shards_close(d);
+    d->open_count++;
+    return s->file = open_regular(s->path, "rb");
 }
 
 static void data_close(Data *d) {
-    if (d->file) fclose(d->file);
-    if (d->shards) globfree(&d->files);
+    if (!d->shards) return;
+    shards_close(d);
+    globfree(&d->files);
     free(d->shards);
 }
 
