@@ -60,7 +60,8 @@ ROOT := $(dir $(lastword $(MAKEFILE_LIST)))
 NVCC ?= nvcc
 CUDA_ARCH ?= native
 FP32 = $(if $(filter FP32,$(PRECISION)),-DPRECISION_FP32)
-ALL_NVCCFLAGS = -std=c++17 -O3 -arch=$(CUDA_ARCH) $(FP32) -Xcompiler "-fopenmp -Wall -Wextra -Wno-unknown-pragmas" $(PROFILED) $(NVCCFLAGS)
+NVCC_OPTIMIZE ?= -O3
+ALL_NVCCFLAGS = -std=c++17 $(NVCC_OPTIMIZE) -arch=$(CUDA_ARCH) $(FP32) -Xcompiler "-fopenmp -Wall -Wextra -Wno-unknown-pragmas" $(PROFILED) $(NVCCFLAGS)
 # nvcc for ranks: the programs that have them
 RANKS_NVCC = $(if $(MPI),OMPI_CXX='$(CXX)' MPICH_CXX='$(CXX)') $(NVCC) $(if $(MPI),-ccbin $(MPICXX)) $(TWIN_RANKS)
 # cuBLASLt and NCCL as pip brings them, where the toolkit has none: among this Python's packages, or from `make cublas` and

@@ -1,7 +1,7 @@
 /*
 fuzz.c: what a broken or hostile file, or any command line, must not do to train_rev_gpt2.c, sample/sample.c or
-eval/eval.c. A libFuzzer harness; run.sh builds it with -DTARGET= tokens, model, state, tokenizer, flags, sample, eval
-or choices, and runs it; those where a block has its say once more with Llama's.
+eval/eval.c. A libFuzzer harness; run.sh builds it and runs it under the name of each target: tokens, model, state,
+tokenizer, flags, sample, eval and choices; those where a block has its say once more with Llama's.
 
 It includes all three programs. The end of the program becomes a jump back, files are one file in memory whatever their
 name, and all that the trainer holds is written down. So after each input it is known whether the program would have
@@ -636,7 +636,8 @@ static void fuzz_eval(const uint8_t *bytes, size_t size) {
     check_shape(1);
     if (m.training || m.cache_tokens) fail("an evaluation trains or samples");
     plan(&m);
-    double all = 4 * (1 + m.has_teacher) * least_weights(&m.net) * m.net.L + 8 * (double)m.B * m.T * m.net.C;
+    int planes = m.net.mode == BASELINE ? 1 : 2;
+    double all = 4 * (1 + m.has_teacher) * least_weights(&m.net) * m.net.L + 4 * planes * (double)m.B * m.T * m.net.C;
     if (m.buffer_count > MAX_BUFFERS || (double)plan_bytes(&m, TOTAL) < all) fail("the plan is too small");
 }
 static void seeds_eval(void) {
@@ -693,11 +694,23 @@ static void seeds_choices(void) {
     }
 }
 
-#define JOIN2(a, b) a##b
-#define JOIN(a, b) JOIN2(a, b)
+// ---- the target, by the program's name: llama_model is that of model
+
+static const struct { const char *name; void (*fuzz)(const uint8_t *, size_t), (*seeds)(void); } targets[] = {
+    {"tokens", fuzz_tokens, seeds_tokens}, {"model", fuzz_model, seeds_model}, {"state", fuzz_state, seeds_state},
+    {"tokenizer", fuzz_tokenizer, seeds_tokenizer}, {"flags", fuzz_flags, seeds_flags}, {"sample", fuzz_sample, seeds_sample},
+    {"eval", fuzz_eval, seeds_eval}, {"choices", fuzz_choices, seeds_choices}, {NULL, NULL, NULL}}, *target = targets;
+
+static void choose_target(const char *program) {
+    const char *slash = strrchr(program, '/'), *name = slash ? slash + 1 : program;
+    if (strncmp(name, "llama_", 6) == 0) name += 6;
+    while (target->name && strcmp(target->name, name) != 0) target++;
+    if (!target->name) fail("a program that is called by no target's name");
+}
 
 int LLVMFuzzerInitialize(int *argc, char ***argv) {
-    (void)argc, (void)argv;
+    (void)argc;
+    choose_target((*argv)[0]);
     memory_file = memfd_create("fuzz", 0);
     snprintf(memory_path, sizeof memory_path, "/proc/self/fd/%d", memory_file);
     screen = fopencookie(NULL, "w", (cookie_io_functions_t){.write = show});
@@ -709,7 +722,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
         if (model_sizes[i] != 1024 + parameter_count(&m.net) * (i % 2 ? 2 : 4)) fail("a model of the wrong size");
     }
     snprintf(seed_directory, sizeof seed_directory, "%s", getenv("SEEDS") ? getenv("SEEDS") : "");
-    if (seed_directory[0]) JOIN(seeds_, TARGET)();
+    if (seed_directory[0]) target->seeds();
     while (held_count) let_go(held[0].kind, held[0].at);
     if (seed_directory[0]) _exit(0);
     return 0;
@@ -719,7 +732,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
     status = whole = 0;
     message[0] = 0;
     put_file(bytes, size);
-    if (!setjmp(ended)) JOIN(fuzz_, TARGET)(bytes, size);
+    if (!setjmp(ended)) target->fuzz(bytes, size);
     fflush(screen);
     size_t length = strlen(message);
     if (status && status != may_end_with) fail("not the status of such a failure");

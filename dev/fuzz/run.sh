@@ -13,16 +13,17 @@ runs=$1 CC=${CC:-clang}; shift
 out=$(mktemp -d) passed=0 failed=0
 trap '[ $failed -gt 0 ] || rm -rf "$out"' EXIT
 
-build() {
+build() {  # PROGRAM, which is GPT-2's or Llama's; a target is a name of it
     local block=
-    [ "${1#llama_}" = "$1" ] || block='-DREV_GPT2_BLOCK="dev/llama/block.h"'
+    [ "$1" = gpt2 ] || block='-DREV_GPT2_BLOCK="dev/llama/block.h"'
     "$CC" -std=gnu11 -g -O1 -Wall -Wextra -Wno-unused -Wno-unused-parameter -Wno-unknown-pragmas \
         -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -fprofile-instr-generate -fcoverage-mapping \
-        -DTARGET="${1#llama_}" ${block:+"$block"} fuzz.c -o "$out/$1" -lm
+        ${block:+"$block"} fuzz.c -o "$out/$1" -lm
 }
 export -f build
 export CC out
-printf '%s\n' "$@" | xargs -P 2 -I{} bash -c 'build {}' || exit 1
+printf '%s\n' gpt2 llama | xargs -P 2 -I{} bash -c 'build {}' || exit 1
+for target in "$@"; do ln "$out/$([ "${target#llama_}" = "$target" ] && echo gpt2 || echo llama)" "$out/$target"; done
 
 # What a target is about: its coverage is measured there.
 functions() {

@@ -1761,7 +1761,8 @@ static const struct { const char *test, *uses; } files[] = {
     {"interrupt", "deterministic"}, {"documents-refused", "deterministic"},
     {"foreign-files", "deterministic"},
     {"sample", "bytes"}, {"prompt-logits", "bytes"},
-    {"choices-programs", "model-files"}, {"convert", "model-files"}, {"teacher", "model-files"}, {"compare", "teacher"},
+    {"choices-programs", "model-files"}, {"convert", "model-files"}, {"grid", "model-files"},
+    {"teacher", "model-files"}, {"compare", "teacher"},
     {"refusals", "encoding"}, {"refusals", "bytes"}, {"refusals", "convert"},
     {"changed-flags", "killed"}, {"damaged-files", "killed"}};
 
