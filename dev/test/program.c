@@ -988,7 +988,7 @@ static void test_owed(void) {
     write_choices("two.bin", 2);
     check_ok(trainer("-i train0.bin -j val.bin --choices two.bin " TINY "-o paid"));
     for (int n = 1; n <= 38; n += apart(6)) {
-        char read[8];
+        char read[12];
         snprintf(read, sizeof read, "%d", n);
         shell("rm -rf owed");
         setenv("INTERRUPT_AT_READ", read, 1);
