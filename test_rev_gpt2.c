@@ -185,8 +185,8 @@ static int evaluations_of(const Config *net, int k) { return has_estimate(net, k
 
 // The first T tokens of the first sequence, as a batch of their own
 static Model one_sequence(const Model *m, int T) {
-    Model s = *m;
-    s.B = 1, s.T = T, s.kept_planes = NULL, s.low = NULL, s.cache = NULL;
+    Model s = forward_only(m);
+    s.B = 1, s.T = T, s.cache = NULL;
     return s;
 }
 
@@ -1494,6 +1494,13 @@ static void test_plan(void) {
             taught_by = -1;
             check(allocated - before == plan_bytes(&m, TOTAL), "%s, %s: planned %zu bytes, allocated %zu",
                   name_of(network), memory_names[m.memory], plan_bytes(&m, TOTAL), allocated - before);
+            // two states and their gradients; a step 0 whose p_1 has a plane of its own begins with one state;
+            // a baseline has one of each, and one of its teacher
+            int begins_in_one = memory < REVERSE || (networks[network].ordinary & 1);
+            size_t states = network == BASELINE ? 2 + (size_t)m.has_teacher : begins_in_one ? 3 : 4, plane = round256(4 * plane_size(&m));
+            size_t streams = states * plane + (m.remainders ? round256(2 * plane_size(&m)) : 0);
+            check(plan_bytes(&m, STREAMS) == streams, "%s, %s: %zu bytes of streams, not %zu", name_of(network),
+                  memory_names[m.memory], plan_bytes(&m, STREAMS), streams);
             model_free(&m);
         }
     }

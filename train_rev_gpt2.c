@@ -885,10 +885,24 @@ static stream_t *plane_of(const Model *m, int k) {
     return m->planes[k + 1];
 }
 
+// Whether p_{-1} and p_0, which are the same x, share a plane: where p_1 has its own, or goes in their place
+static int begins_in_one_plane(const Model *m) {
+    return m->net.mode == BASELINE || (m->training && keeps_plane(m, 0));
+}
+
 static void stand_at(Model *m, int k) {
     m->prev = plane_of(m, k - 1);
     m->cur = plane_of(m, k);
     m->next = k < steps(&m->net) ? plane_of(m, k + 1) : NULL;
+}
+
+// The model for a forward pass, maybe of another shape, that nothing comes back from
+static Model forward_only(const Model *m) {
+    Model own = *m;
+    own.kept_planes = NULL;
+    own.low = NULL;
+    if (m->net.mode != BASELINE && m->planes[0] == m->planes[1]) own.planes[0] = (stream_t *)m->dcur;
+    return own;
 }
 
 // ---- internals: of every chunk of the last steps, and of one chunk of the others at a time
@@ -978,7 +992,7 @@ static void plan(Model *m) {
     add_buffer(m, DATA, &m->losses, teacher ? METRICS * N : N, sizeof(real_t));
     add_buffer(m, STREAMS, &m->planes[1], N*C, sizeof(stream_t));
     add_buffer(m, STREAMS, &m->dcur, training * N*C, sizeof(real_t));
-    add_buffer(m, STREAMS, &m->planes[0], two * N*C, sizeof(stream_t));
+    add_buffer(m, STREAMS, &m->planes[0], !begins_in_one_plane(m) * N*C, sizeof(stream_t));
     add_buffer(m, STREAMS, &m->dprev, two * training * N*C, sizeof(real_t));
     if (net->mode == MIDPOINT_A && net->grid) add_buffer(m, STREAMS, &m->remainders, N*C, sizeof(uint16_t));
     if (!training || !two) add_buffer(m, STREAMS, &m->teacher_cur, teacher * N*C, sizeof(stream_t));
@@ -1059,10 +1073,8 @@ static void model_alloc(Model *m) {
             (double)there / (1 << 30), m->memory == AUTO ? "--budget, -b" : "-b");
         memcpy(m->buffers[i].at, &p, sizeof p);
     }
-    if (m->net.mode == BASELINE) {
-        m->planes[0] = m->planes[1];
-        m->dprev = m->dcur;
-    }
+    if (begins_in_one_plane(m)) m->planes[0] = m->planes[1];
+    if (m->net.mode == BASELINE) m->dprev = m->dcur;
     layers_begin(m->scratch);
 }
 
@@ -1265,12 +1277,10 @@ void distillation(real_t *out, size_t stride, act_t *logits, const act_t *teache
                   int n, int V, int Vp, int objective, double scale);
 
 static Model teacher_of(const Model *m) {
-    Model t = *m;
+    Model t = forward_only(m);
     set_mode(&t.net, BASELINE);
     t.kept_steps = 0;
-    t.kept_planes = NULL;
     t.remainders = NULL;
-    t.low = NULL;
     t.params = m->teacher;
     t.weight_copy = m->teacher_copy;
     // dprev is idle until the head is done; which of two buffers that is changes with every step back
@@ -2630,7 +2640,8 @@ static void choose_ordinary(Config *net) {
     while (*at && !wrong) {
         long first = strtol(at, &end, 10), last = first;
         if (end > at && *end == '-') last = strtol(at = end + 1, &end, 10);
-        wrong = end == at || (*end && *end != ',') || first < 0 || last < first || last >= MAX_ORDINARY;
+        wrong = end == at || (*end && *end != ',') || strcmp(end, ",") == 0 || first < 0 || last < first ||
+                last >= MAX_ORDINARY;
         if (!wrong) keep_ordinary(net, (int)first, (int)last + 1);
         at = *end ? end + 1 : end;
     }

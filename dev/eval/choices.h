@@ -181,14 +181,12 @@ static Pass fill_pass(Model *g, const Model *m, Completion **left, int count, in
         last = x;
     }
     if (p.states < LEAST_STATES) p.states = smaller_of(LEAST_STATES, m->B * m->T);
-    *g = *m;
+    *g = forward_only(m);
     g->B = row + 1;
     g->T = T;
     g->chunk = smaller_of(rows_a_chunk, g->B);
     const int n = g->chunk * T, rest = g->B % g->chunk * T;
     while (g->slice > LEAST_STATES && (few_left(n, g->slice) || few_left(rest, g->slice))) g->slice--;
-    g->kept_planes = NULL;
-    g->low = NULL;
     to_device(g->inputs, inputs, (size_t)g->B * (size_t)T * sizeof(int));
     return p;
 }

@@ -63,12 +63,10 @@ static void host_logits(const Model *m, int row, float *logits) {
 // The logits (V) of what follows T tokens, and `past` others whose keys and values are in the cache
 static const float *next_logits(Model *m, const int *tokens, int T, int past) {
     static float logits[65536];
-    Model g = *m;
+    Model g = forward_only(m);
     g.B = 1;
     g.T = T;
     g.past = past;
-    g.kept_planes = NULL;
-    g.low = NULL;
     g.group = 0;
     if (m->training) g.cache = (act_t *)m->grads;  // nothing else is there between two steps
     to_device(m->inputs, tokens, (size_t)T * sizeof(int));

@@ -1297,6 +1297,7 @@ static const Refusal trainer_refusals[] = {
     {2, "from 0 to 5, like", "-i train0.bin -e d6 --mode bdia --ordinary 3-1"},
     {2, "from 0 to 5, like", "-i train0.bin -e d6 --mode bdia --ordinary 0-"},
     {2, "from 0 to 5, like", "-i train0.bin -e d6 --mode bdia --ordinary 1,,2"},
+    {2, "from 0 to 5, like", "-i train0.bin -e d6 --mode bdia --ordinary 0,"},
     {2, "from 0 to 5, like", "-i train0.bin -e d6 --mode bdia --ordinary 4294967296"},
     {2, "--stem, --ordinary need --mode retrofit or bdia", "-i train0.bin --mode midpoint --ordinary 1"},
     {2, "one of them is meant", "-i train0.bin --mode bdia --ordinary 0-1 --stem 2"},
