@@ -2188,7 +2188,7 @@ static void check_numbers(const Model *m, int step, double loss, double drift) {
     if (m->has_teacher && !isfinite(mean_of(m, TEACHER_LOSS))) die(STATUS_NUMBERS,
         "step %d: the loss of the teacher, --distill %s, is not a finite number", step, opt.distill);
     if (!isfinite(loss))
-        die(STATUS_NUMBERS, "step %d: the loss is not a finite number; what was saved before stays", step);
+        die(STATUS_NUMBERS, "step %d: the loss is not a finite number; nothing is saved of it", step);
     if (m->net.grid && drift > 0)
         die(STATUS_NUMBERS, "step %d: the streams did not come back to where they began (off by %.2e of it); "
             "the memory or the program is faulty", step, drift);
@@ -2491,7 +2491,7 @@ static const Option options[] = {
     {"--step-size", NUMBER, &opt.step_size, "", 0, 16,
      "h, 0 switches the blocks off (midpoint 0.25, leapfrog 1/sqrt(L), others 1)"},
     {"--coefficient", NUMBER, &opt.coefficient, "", -1, 1,
-     "a, n/256: near 0 the original network, 1 and -1 keep no bits (retrofit 1/16, bdia -1/64)"},
+     "a, n/256 as -0.25 is: near 0 the original network, 1, -1 keep no bits (0.0625, bdia -0.015625)"},
     {"--fixed-point", INTEGER, &opt.fixed_point, "", 0, 16, "retrofit: iterations K, each another block (1)"},
     {"--ordinary", STRING, &opt.ordinary, "", 0, 0, "retrofit and bdia: ordinary steps, like 0-1,28-29"},
     {"--stem", INTEGER, &opt.stem, "", 0, MAX_ORDINARY, "the first so many of them (retrofit 2, bdia 1)"},
@@ -2549,8 +2549,10 @@ static double value_of(const Option *o, const char *text) {
         x = ldexp(x, 10 * (int)(unit - units + 1));
         end++;
     }
+    const char *besides = atof(o->initial) < o->least ? o->initial : "";
     if (end == text || *end || !(x >= o->least && x <= o->most)) die(STATUS_USAGE,
-        "%s %s: %s from %.10g to %.10g is meant", o->flag, text, meant[o->type], o->least, o->most);
+        "%s %s: %s from %.10g to %.10g is meant%s%s", o->flag, text, meant[o->type], o->least, o->most,
+        *besides ? ", or " : "", besides);
     return x;
 }
 
@@ -2564,7 +2566,7 @@ static void set_option(const Option *o, const char *text) {
 
 static const Option *find_option(const Option *table, int count, const char *flag) {
     static const char *of_make[] = {"-s", "-g", "--tokenizer", "--choices", NULL};
-    const char *hint = "--help lists them; ./sample_rev_" BLOCK_NAME ", ./eval_rev_" BLOCK_NAME " have more";
+    const char *hint = "--help lists them; train_, sample_ and eval_rev_" BLOCK_NAME " have each its own";
     for (const Option *o = table; o < table + count; o++)
         if (strcmp(flag, o->flag) == 0) return o;
     if (flag[0] != '-') hint = "a pattern of files needs quotes";
@@ -2646,8 +2648,9 @@ static void choose_ordinary(Config *net) {
         at = *end ? end + 1 : end;
     }
     if (wrong || !ordinary_fits(net)) die(STATUS_USAGE,
-        "--stem or --ordinary: %s of %d layers takes steps from 0 to %d%s, like 0-1,5", mode_names[net->mode],
-        net->L, smaller_of(net->L, MAX_ORDINARY) - 1, net->mode == RETROFIT ? ", with 0" : "");
+        "--ordinary %s: %s of %d layers takes steps from 0 to %d%s, as 0-2,4 names four; --stem, the first n",
+        opt.ordinary, mode_names[net->mode], net->L, smaller_of(net->L, MAX_ORDINARY) - 1,
+        net->mode == RETROFIT ? ", with 0" : "");
 }
 
 static void adjust_conversion(Config *net) {
@@ -2664,7 +2667,7 @@ static void adjust_conversion(Config *net) {
 // NULL: it is new.
 static const char *model_path(int from) {
     if (from >= 0) return checkpoint_path("model", from);
-    return opt.start[0] == BLOCK_DEFAULT[0] && !strpbrk(opt.start, "./") ? NULL : opt.start;
+    return strchr("dl", opt.start[0]) && !strpbrk(opt.start, "./") ? NULL : opt.start;
 }
 
 // That network, with what the flags change in it; V: the vocabulary of a new one, 0: as -e says.
@@ -2776,8 +2779,8 @@ static int choose_shape(Model *m) {
 // Products in --precision, or else, where it cannot be had, in the other one. Returns which.
 static int choose_precision(void) {
     const int bf16 = opt.precision, can = layers_bf16(bf16);
-    if (!can && bf16) warn("no products in bf16 in this processor or build: --precision float32");
-    if (!can && !bf16) warn("no products in float32 in this build: --precision bf16");
+    if (!can && bf16) warn("no products in bf16 in this processor or build: it will be float32");
+    if (!can && !bf16) warn("no products in float32 in this build: it will be bf16");
     if (!can || !bf16 || !layers_bf16(0)) return can ? bf16 : !bf16;
     const double float32 = device_flops();
     if (layers_bf16(1) && device_flops() < 0.8 * float32)
@@ -2850,7 +2853,7 @@ static void claim_directory(Job *j) {
 // Where a conversion has no grid yet, that becomes the finest, 20 at most, which leaves two bits above the
 // largest value that streams reach in the first batches of d, if there are any.
 static void find_grid(Model *m, Data *d) {
-    enum { COARSE = 8, FINEST = 20, TOKENS = 4096 };
+    enum { COARSE = 8, FINEST = 20, TOKENS = 4096, BATCHES = 256 };
     const int64_t sequences = sequences_of(d, m->T, 0);
     if (m->net.grid != GRID_AUTO) return;
     m->net.grid = default_grids[m->net.mode];
@@ -2860,7 +2863,7 @@ static void find_grid(Model *m, Data *d) {
     }
     m->net.grid = COARSE;
     stream_take_reach();
-    for (int i = 0; i < sequences && i * m->T < TOKENS; i += m->B) {
+    for (int i = 0; i < sequences && i * m->T < TOKENS && i / m->B < BATCHES; i += m->B) {
         data_batch(d, m, (uint64_t)i, 0, 0);
         forward(m);
     }
@@ -2888,7 +2891,7 @@ static void begin_job(Job *j) {
     int64_t epoch = sequences_of(&j->data, m->T, 0) / ((int64_t)m->B * j->run.accumulate);
     j->total = given_or(opt.steps, (int)fmin((double)epoch, MAX_STEPS));
     if (opt.steps < 0 && (epoch < 1 || opt.shuffle)) die(STATUS_USAGE,
-        "-x is missing: there is no once through the tokens with --shuffle, or if -d is more than all");
+        "-x, how many steps: there is no once through the tokens with --shuffle, or if -d is more than all");
     if (opt.out[0] && rank == 0) claim_directory(j);
     load_networks(m, j->from);
     if (m->has_teacher)  // or else it is 0

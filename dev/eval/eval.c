@@ -135,6 +135,7 @@ int eval_main(int argc, char **argv) {
     if (opt.val[0]) data_open(&d, opt.val);
     opt.T = or_else(opt.T, d.documents);
     m.net = choose_network(d.V, -1);
+    if (!model_path(-1)) warn("an untrained network: -e names no file");
     choose_teacher(&m);
     choose_shape(&m);
     choose_precision();

@@ -183,6 +183,8 @@ def main():
     e.add_argument("folder", metavar="FOLDER|FILE.gguf")
     e.add_argument("--as-baseline", action="store_true", help="the weights of retrofit or bdia as an ordinary network")
     e.add_argument("--tokenizer", metavar="FOLDER|FILE.gguf", help="copy a tokenizer from here; without it, what is known")
+    for one in (parser, i, e):  # argparse would print its usage lines too
+        one.error = lambda message: die(message + " (see --help)", 2)
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was written aside is removed
     work, target = (import_checkpoint, args.model) if args.command == "import" else (export_model, args.folder)

@@ -333,9 +333,9 @@ static const Option sample_options[] = {
      "write the logits of --prompt, or the first batch of -i, to this .npy instead"},
     {"-i", STRING, &opt.train, "", 0, 0,
      "tokens for --logits, or instead of --prompt: a .bin of llm.c, or .txt for bytes"},
-    {"-b", INTEGER, &opt.B, "4", 1, 1 << 24, "sequences of -i"},
+    {"-b", INTEGER, &opt.B, "4", 1, 1 << 24, "sequences of -i, for --logits"},
     {"-t", INTEGER, &opt.T, "0", 1, 1 << 24,
-     "tokens a sequence of -i; 0: as documents are cut, or the context, or for a prompt all"},
+     "tokens a sequence of -i; 0: as documents are cut, or the context; without --logits: to go on after, 0: all"},
 #include "../network_flags.h"
 };
 enum { SAMPLE_OPTIONS = sizeof sample_options / sizeof sample_options[0] };
@@ -431,6 +431,7 @@ int sample_main(int argc, char **argv) {
     if (opt.train[0]) data_open(&d, opt.train);
     opt.T = or_else(opt.T, d.documents);
     m.net = choose_network(d.V, -1);
+    if (!model_path(-1)) warn("an untrained network: -e names no file");
     if (sample.prompt || !sample.logits[0]) z = tokenizer_open(find_tokenizer(m.net.V), m.net.V);
     if (sample.prompt) prompt = encode_prompt(&z, &given);
     else if (!sample.logits[0]) prompt = read_prompt(&d, m.net.V, &given);
@@ -439,7 +440,6 @@ int sample_main(int argc, char **argv) {
     if (!given && sequences_of(&d, m.T, 0) < m.B)
         die(STATUS_DATA, "%s: fewer than -b %d sequences of -t %d tokens", opt.train, m.B, m.T);
     choose_precision();
-    if (!model_path(-1)) warn("an untrained network: -e names no file");
     plan(&m);
     load_networks(&m, -1);
     find_grid(&m, &no_text);
