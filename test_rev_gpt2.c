@@ -1191,7 +1191,7 @@ static void check_policy(Shape shape, int network, int memory, int threads, Refe
     char what[128];
     draws = 0;
     set_threads(threads);
-    make_model(&m, shape, network, memory, networks[network].mode == MIDPOINT_A ? 23 : 20);
+    make_model(&m, shape, network, memory, 20);
     snprintf(what, sizeof what, "%s L=%d: --memory %s, %d steps kept, with %d threads", name_of(network),
              m.net.L, memory_names[m.memory], m.kept_steps, threads);
     size_t P = parameter_count(&m.net), bytes = P * sizeof(param_t);
@@ -1497,7 +1497,8 @@ static void test_plan(void) {
             // two states and their gradients; a step 0 whose p_1 has a plane of its own begins with one state;
             // a baseline has one of each, and one of its teacher
             int begins_in_one = memory < REVERSE || (networks[network].ordinary & 1);
-            size_t states = network == BASELINE ? 2 + (size_t)m.has_teacher : begins_in_one ? 3 : 4, plane = round256(4 * plane_size(&m));
+            size_t plane = round256(4 * plane_size(&m)), states = begins_in_one ? 3 : 4;
+            if (network == BASELINE) states = 2 + (size_t)m.has_teacher;
             size_t streams = states * plane + (m.remainders ? round256(2 * plane_size(&m)) : 0);
             check(plan_bytes(&m, STREAMS) == streams, "%s, %s: %zu bytes of streams, not %zu", name_of(network),
                   memory_names[m.memory], plan_bytes(&m, STREAMS), streams);

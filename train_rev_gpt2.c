@@ -249,7 +249,7 @@ typedef struct {
     real_t *dprev, *dcur;   // (B, T, C), gradients in them
     uint16_t *remainders;   // (B, T, C), what midpoint-a's multiplications drop
     uint32_t *low;          // low bits, what the conversions' multiplications drop
-    stream_t *planes[2];    // where the streams lie: p_{-1} and p_0, and what takes their places
+    stream_t *planes[2];    // of p_{-1} and p_0, perhaps the same, and of what takes their places
     stream_t *kept_planes;  // (so many, B, T, C): of those that take no other's
     double uncancelled;     // the norm of what was left where steps with alpha = 0 were undone
 
@@ -896,7 +896,8 @@ static void stand_at(Model *m, int k) {
     m->next = k < steps(&m->net) ? plane_of(m, k + 1) : NULL;
 }
 
-// The model for a forward pass, maybe of another shape, that nothing comes back from
+// The model for a forward pass, maybe of another shape, that nothing comes back from. There p_1 takes the
+// place of p_{-1}; where that shares p_0's, it is dcur, which is idle until a backward pass begins.
 static Model forward_only(const Model *m) {
     Model own = *m;
     own.kept_planes = NULL;
@@ -1088,7 +1089,7 @@ static int converted(int mode) { return mode == RETROFIT || mode == BDIA; }
 static int has_step_size(int mode) { return mode != BASELINE && !converted(mode); }
 
 // A conversion's grid is found in its text (find_grid); where there is none it is that of SmolLM2-135M.
-static const int default_grids[MODES] = {0, 20, 23, 20, 20, 14, 14};
+static const int default_grids[MODES] = {0, 20, 20, 20, 20, 14, 14};
 enum { GRID_AUTO = 31 };
 
 static int is_ordinary(const Config *net, int k) {
@@ -2112,6 +2113,9 @@ static void load_state(Job *j) {
     ranks_spread(m->params, &m->net);
     j->owed = header[3] != 0;
     printf("resumed from %s\n", path);
+    if (!opt.grid || opt.grid == m->net.grid) return;
+    printf("--grid %d, not %d: other bits from here on\n", opt.grid, m->net.grid);
+    m->net.grid = opt.grid;
 }
 
 // What a directory holds: how many models with their state, the first and last step of these, or -1, and how
@@ -2182,7 +2186,7 @@ static void check_numbers(const Model *m, int step, double loss, double drift) {
     bits_left = smaller_of(bits_left, 31 - reach);
     if (reach > 31) die(STATUS_NUMBERS,
         "step %d: a stream is NaN or left the grid's range of +-%g; a smaller --grid has more range%s",
-        step, ldexp(1, 31 - m->net.grid), step > 1 ? ", a lower -l may not need it" : "");
+        step, ldexp(1, 31 - m->net.grid), step > 1 ? ", with -y 1 as well; a lower -l may not need it" : "");
     if (bits_left < 2 && !warned++)
         warn("of the grid's range streams have one bit left, or none; a smaller --grid has more");
     if (m->has_teacher && !isfinite(mean_of(m, TEACHER_LOSS))) die(STATUS_NUMBERS,
@@ -2491,7 +2495,7 @@ static const Option options[] = {
     {"--step-size", NUMBER, &opt.step_size, "", 0, 16,
      "h, 0 switches the blocks off (midpoint 0.25, leapfrog 1/sqrt(L), others 1)"},
     {"--coefficient", NUMBER, &opt.coefficient, "", -1, 1,
-     "a, n/256 as -0.25 is: near 0 the original network, 1, -1 keep no bits (0.0625, bdia -0.015625)"},
+     "a, n/256 like -0.25: near 0 the original network, 1 keeps no bits (retrofit 0.0625, bdia -0.015625)"},
     {"--fixed-point", INTEGER, &opt.fixed_point, "", 0, 16, "retrofit: iterations K, each another block (1)"},
     {"--ordinary", STRING, &opt.ordinary, "", 0, 0, "retrofit and bdia: ordinary steps, like 0-1,28-29"},
     {"--stem", INTEGER, &opt.stem, "", 0, MAX_ORDINARY, "the first so many of them (retrofit 2, bdia 1)"},
@@ -2504,7 +2508,7 @@ static const Option options[] = {
      "of what products multiply, all else is float32; on a CPU bf16 needs AVX512-BF16"},
     {"--stream", STREAM_NAME, &opt.stream, "", 0, 0, "fixed reverses exactly; float for baseline"},
     {"--grid", INTEGER, &opt.grid, "auto", 1, 30,
-     "fixed streams are multiples of 2^-grid; auto: 20, midpoint-a 23, conversions: as their text needs"},
+     "fixed streams are multiples of 2^-grid; auto: 20, but for conversions as their text needs"},
     {"--chunk", INTEGER, &opt.chunk, "0", 1, 1 << 24, "sequences a block takes at a time; 0: by the shape"},
     {"--head-chunk", INTEGER, &opt.head_chunk, "0", 1, 1 << 24, "tokens the head takes; 0: by the shape"},
     {"--slice", INTEGER, &opt.slice, "0", 1, 1 << 30, "tokens the MLP takes at a time; 0: by the shape"},
@@ -2549,7 +2553,7 @@ static double value_of(const Option *o, const char *text) {
         x = ldexp(x, 10 * (int)(unit - units + 1));
         end++;
     }
-    const char *besides = atof(o->initial) < o->least ? o->initial : "";
+    const char *besides = atof(o->initial) < o->least ? o->initial : "";  // such as -1, 0 or auto
     if (end == text || *end || !(x >= o->least && x <= o->most)) die(STATUS_USAGE,
         "%s %s: %s from %.10g to %.10g is meant%s%s", o->flag, text, meant[o->type], o->least, o->most,
         *besides ? ", or " : "", besides);
@@ -2566,7 +2570,7 @@ static void set_option(const Option *o, const char *text) {
 
 static const Option *find_option(const Option *table, int count, const char *flag) {
     static const char *of_make[] = {"-s", "-g", "--tokenizer", "--choices", NULL};
-    const char *hint = "--help lists them; train_, sample_ and eval_rev_" BLOCK_NAME " have each its own";
+    const char *hint = "--help lists them; train_, sample_ and eval_rev_" BLOCK_NAME " each have their own";
     for (const Option *o = table; o < table + count; o++)
         if (strcmp(flag, o->flag) == 0) return o;
     if (flag[0] != '-') hint = "a pattern of files needs quotes";
@@ -2647,9 +2651,10 @@ static void choose_ordinary(Config *net) {
         if (!wrong) keep_ordinary(net, (int)first, (int)last + 1);
         at = *end ? end + 1 : end;
     }
+    const char *flag = opt.ordinary[0] ? "--ordinary " : "--stem";
     if (wrong || !ordinary_fits(net)) die(STATUS_USAGE,
-        "--ordinary %s: %s of %d layers takes steps from 0 to %d%s, as 0-2,4 names four; --stem, the first n",
-        opt.ordinary, mode_names[net->mode], net->L, smaller_of(net->L, MAX_ORDINARY) - 1,
+        "%s%s: %s of %d layers takes steps from 0 to %d%s, as a list like 0-1,4 or the first n by --stem",
+        flag, opt.ordinary, mode_names[net->mode], net->L, smaller_of(net->L, MAX_ORDINARY) - 1,
         net->mode == RETROFIT ? ", with 0" : "");
 }
 
@@ -2667,7 +2672,8 @@ static void adjust_conversion(Config *net) {
 // NULL: it is new.
 static const char *model_path(int from) {
     if (from >= 0) return checkpoint_path("model", from);
-    return strchr("dl", opt.start[0]) && !strpbrk(opt.start, "./") ? NULL : opt.start;
+    int begins_as_sizes = strspn(opt.start, "dl") == 1 && strspn(opt.start + 1, "0123456789") > 0;
+    return begins_as_sizes && !strpbrk(opt.start, "./") ? NULL : opt.start;
 }
 
 // That network, with what the flags change in it; V: the vocabulary of a new one, 0: as -e says.
@@ -2688,7 +2694,7 @@ static Config choose_network(int V, int from) {
     if (!isnan(opt.step_size)) net.h = (float)opt.step_size;
     if (opt.stream == STREAM_FIXED && !net.grid)
         net.grid = converted(net.mode) ? GRID_AUTO : default_grids[net.mode];
-    if (opt.grid) net.grid = opt.grid;
+    if (opt.grid && (from < 0 || !net.grid)) net.grid = opt.grid;  // or else load_state takes it
     if (opt.stream == STREAM_FLOAT) net.grid = 0;
     if (from >= 0 && memcmp(&net, &was, sizeof net) != 0)
         die(STATUS_USAGE, "%s was trained with %s; resume with the same", path, network_flags(&was));
@@ -2779,8 +2785,8 @@ static int choose_shape(Model *m) {
 // Products in --precision, or else, where it cannot be had, in the other one. Returns which.
 static int choose_precision(void) {
     const int bf16 = opt.precision, can = layers_bf16(bf16);
-    if (!can && bf16) warn("no products in bf16 in this processor or build: it will be float32");
-    if (!can && !bf16) warn("no products in float32 in this build: it will be bf16");
+    if (!can && bf16) warn("no products in bf16 in this processor or build: they will be in float32");
+    if (!can && !bf16) warn("no products in float32 in this build: they will be in bf16");
     if (!can || !bf16 || !layers_bf16(0)) return can ? bf16 : !bf16;
     const double float32 = device_flops();
     if (layers_bf16(1) && device_flops() < 0.8 * float32)
@@ -2853,7 +2859,7 @@ static void claim_directory(Job *j) {
 // Where a conversion has no grid yet, that becomes the finest, 20 at most, which leaves two bits above the
 // largest value that streams reach in the first batches of d, if there are any.
 static void find_grid(Model *m, Data *d) {
-    enum { COARSE = 8, FINEST = 20, TOKENS = 4096, BATCHES = 256 };
+    enum { COARSE = 8, FINEST = 20, TOKENS = 4096, BATCHES = 256 };  // each is a pass over all weights
     const int64_t sequences = sequences_of(d, m->T, 0);
     if (m->net.grid != GRID_AUTO) return;
     m->net.grid = default_grids[m->net.mode];

@@ -12,7 +12,7 @@ import numpy as np
 from storage import die, read_json
 
 MODES = ["baseline", "midpoint", "midpoint-a", "leapfrog", "hamiltonian", "retrofit", "bdia"]  # slot 8 of the header counts these
-GRIDS = [0, 20, 23, 20, 20, 14, 14]  # of each mode's integer streams, where a config.json says none
+GRIDS = [0, 20, 20, 20, 20, 14, 14]  # of each mode's integer streams, where a config.json says none
 MODEL_MAGIC = 20240326
 MOST_ORDINARY = 256  # steps that a model file has a bit for
 

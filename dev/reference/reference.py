@@ -219,7 +219,7 @@ def write_random_model(path, name, rng, block, tied):
     header = np.zeros(256, "<i4")
     header[:9] = 20240326, 3 if mode == "baseline" and block is GPT2 else 1003, m.maxT, m.V, m.L, m.NH, m.C, m.Vp, MODES.index(mode)
     header[9:10] = np.array([h], "<f4").view("<i4")
-    header[10:13] = {"baseline": 0, "midpoint-a": 23}.get(mode, 20), K, len(ordinary)
+    header[10:13] = {"baseline": 0}.get(mode, 20), K, len(ordinary)
     if ordinary != list(range(len(ordinary))):
         header[12], header[17] = -1, sum(1 << l for l in ordinary)
     header[14], header[16] = BLOCKS.index(block), sixteenths

@@ -335,7 +335,7 @@ static const Option sample_options[] = {
      "tokens for --logits, or instead of --prompt: a .bin of llm.c, or .txt for bytes"},
     {"-b", INTEGER, &opt.B, "4", 1, 1 << 24, "sequences of -i, for --logits"},
     {"-t", INTEGER, &opt.T, "0", 1, 1 << 24,
-     "tokens a sequence of -i; 0: as documents are cut, or the context; without --logits: to go on after, 0: all"},
+     "tokens a sequence of -i; 0: as documents are cut, or the context; for a prompt: how many, 0: all"},
 #include "../network_flags.h"
 };
 enum { SAMPLE_OPTIONS = sizeof sample_options / sizeof sample_options[0] };

@@ -603,13 +603,14 @@ static double alone(Model *m, const Completion *x) {
     return sum;
 }
 
-static void test_choices(void) {
+// In training p_{-1} may have no plane of its own.
+static void check_choices(int training) {
     Model m;
-    write_choices("one.bin", 1), write_choices("two.bin", 2);
     memset(&m, 0, sizeof m);
     m.net = load_model("run0/model_00000006.bin", NULL);
-    m.B = 4, m.T = 16, m.chunk = 2, m.head_chunk = 32, m.memory = REVERSE;
+    m.B = 4, m.T = 16, m.chunk = 2, m.head_chunk = 32, m.memory = STORE, m.training = training;
     plan(&m), model_alloc(&m), load_model("run0/model_00000006.bin", &m);
+    check((m.planes[0] == m.planes[1]) == training, "planes of a model to answer questions");
     for (int version = 1; version <= 2; version++) {
         Choices c;
         double most = 0;
@@ -632,6 +633,11 @@ static void test_choices(void) {
         choices_close(&c);
     }
     model_free(&m);
+}
+static void test_choices(void) {
+    write_choices("one.bin", 1), write_choices("two.bin", 2);
+    check_choices(0);
+    check_choices(1);
 }
 
 // Neither batches nor threads change a score; a training is the same with choices and without.
@@ -1247,11 +1253,11 @@ static const Refusal trainer_refusals[] = {
     {2, "-l 1e999", "-i train0.bin -l 1e999"},
     {2, "--step-size", "-i train0.bin -e d6 --step-size x"},
     {2, "float32", "-i train0.bin --precision half"},
-    {2, "train_, sample_ and eval_rev_gpt2 have", "-e d6 --prompt a"},
-    {2, "train_, sample_ and eval_rev_gpt2 have", "-e d6 -i train0.bin --logits x.npy"},
-    {2, "train_, sample_ and eval_rev_gpt2 have", "-e d6 -i train0.bin --temperature 1"},
-    {2, "train_, sample_ and eval_rev_gpt2 have", "-e d6 -i train0.bin --top-k 3"},
-    {2, "train_, sample_ and eval_rev_gpt2 have", "-e d6 -j val.bin --eval"},
+    {2, "train_, sample_ and eval_rev_gpt2 each", "-e d6 --prompt a"},
+    {2, "train_, sample_ and eval_rev_gpt2 each", "-e d6 -i train0.bin --logits x.npy"},
+    {2, "train_, sample_ and eval_rev_gpt2 each", "-e d6 -i train0.bin --temperature 1"},
+    {2, "train_, sample_ and eval_rev_gpt2 each", "-e d6 -i train0.bin --top-k 3"},
+    {2, "train_, sample_ and eval_rev_gpt2 each", "-e d6 -j val.bin --eval"},
     {2, "-y, -n and -nk need -o", "-i train0.bin -y 1"},
     {2, "-y, -n and -nk need -o", "-i train0.bin -n 5"},
     {2, "-y, -n and -nk need -o", "-i train0.bin -nk 5"},
@@ -1290,14 +1296,14 @@ static const Refusal trainer_refusals[] = {
     {2, "--fixed-point needs --mode retrofit", "-i train0.bin --mode bdia --fixed-point 2"},
     {2, "--stem, --ordinary need --mode retrofit or bdia", "-i train0.bin --mode midpoint --stem 1"},
     {2, "--coefficient needs --mode retrofit or bdia", "-i train0.bin " BASE "--coefficient 1"},
-    {2, "of 12 layers takes steps from 0 to 11, with 0, as", "-i train0.bin --mode retrofit --stem 0"},
-    {2, "of 6 layers takes steps from 0 to 5, as", "-i train0.bin -e d6 --mode bdia --stem 7"},
+    {2, "--stem: retrofit of 12 layers takes steps from 0 to 11, with 0, as", "-i train0.bin --mode retrofit --stem 0"},
+    {2, "--stem: bdia of 6 layers takes steps from 0 to 5, as", "-i train0.bin -e d6 --mode bdia --stem 7"},
     {2, "from 0 to 11, with 0, as", "-i train0.bin --mode retrofit --ordinary 1-3,11"},
     {2, "from 0 to 5, as", "-i train0.bin -e d6 --mode bdia --ordinary 0-1,6"},
     {2, "from 0 to 5, as", "-i train0.bin -e d6 --mode bdia --ordinary 3-1"},
     {2, "from 0 to 5, as", "-i train0.bin -e d6 --mode bdia --ordinary 0-"},
     {2, "from 0 to 5, as", "-i train0.bin -e d6 --mode bdia --ordinary 1,,2"},
-    {2, "from 0 to 5, as", "-i train0.bin -e d6 --mode bdia --ordinary 0,"},
+    {2, "--ordinary 0,: bdia of 6 layers takes steps from 0 to 5, as", "-i train0.bin -e d6 --mode bdia --ordinary 0,"},
     {2, "from 0 to 5, as", "-i train0.bin -e d6 --mode bdia --ordinary 4294967296"},
     {2, "--stem, --ordinary need --mode retrofit or bdia", "-i train0.bin --mode midpoint --ordinary 1"},
     {2, "one of them is meant", "-i train0.bin --mode bdia --ordinary 0-1 --stem 2"},
@@ -1355,7 +1361,7 @@ static const Refusal sampler_refusals[] = {
     {2, "no such flag", "-e d6 --prompt a -h 1"},
     {2, "no such flag", "-e d6 --prompt a --distill base/model_00000000.bin"},
     {2, "no such flag", "-e m.bin --prompt x --memory store"},
-    {2, "train_, sample_ and eval_rev_gpt2 have", "-e d6 --prompt a --eval"},
+    {2, "train_, sample_ and eval_rev_gpt2 each", "-e d6 --prompt a --eval"},
     {2, "-g 0", "-e d6 --prompt a -g 0"},
     {2, "--temperature", "-e d6 --prompt a --temperature -1"},
     {2, "--top-k", "-e d6 --prompt a --top-k x"},
@@ -1388,7 +1394,7 @@ static const Refusal evaluator_refusals[] = {
     {2, "no such flag", "-e d6 -j val.bin -o nowhere"},
     {2, "no such flag", "-e m.bin -j val.bin --memory auto --budget 1G"},
     {2, "a trainer that has it", "-e m.bin -j val.bin --profile"},
-    {2, "train_, sample_ and eval_rev_gpt2 have", "-e d6 -j val.bin --prompt a"},
+    {2, "train_, sample_ and eval_rev_gpt2 each", "-e d6 -j val.bin --prompt a"},
     {2, "longer than the context", TRAINED "-j val.bin -t 17"},
     {2, "midpoint network", TRAINED "-j val.bin --mode bdia"},
     {2, "of a midpoint network", TRAINED "-j val.bin --distill run0/model_00000006.bin"},
@@ -1672,7 +1678,12 @@ static void test_changed_flags(void) {
     check(trainer("%s -o cut -y 1 --chunk 1", long_run) == STATUS_USAGE, "another --chunk on resuming");
     check(trainer("%s -o cut -y 1 --slice 3", long_run) == STATUS_USAGE, "another --slice on resuming");
     check(trainer("%s -o cut -y 1 --group 1", long_run) == STATUS_USAGE, "another --group on resuming");
-    check(trainer("%s -o cut -y 1 --grid 18", long_run) == STATUS_USAGE, "another --grid on resuming");
+    shell("rm %s %s", cut_model, cut_state);
+    status = trainer("%s -o cut -y 1 --grid 18", long_run);
+    check(status == 0 && !same_files(whole_model, cut_model), "another --grid on resuming: %d, %s", status, output);
+    status = trainer("%s -o cut -y 1 --stream float", long_run);
+    check(status == STATUS_USAGE && one_line("--grid 18; resume"), "floats on resuming: %d, %s", status, output);
+    shell("rm -rf cut; cp -r whole cut");
     check(trainer("%s -o cut", long_run) == STATUS_USAGE, "checkpoints would have been overwritten");
 }
 
