@@ -43,8 +43,9 @@ CFLAGS ?= -O3
 # contraction to FMA is allowed everywhere or nowhere, so that equal expressions give equal bits; no -ffast-math, it hides NaN
 instead_of_profile = $(if $(PROFILE),dev/bench/profile.h,$(if $(STREAMS),dev/tutorial/streams.h))
 PROFILED = $(if $(instead_of_profile),-DREV_GPT2_PROFILE='"$(instead_of_profile)"')
+BF16 = -DREV_GPT2_BF16='"dev/cpu/bf16.h"'
 INCLUDED = -DREV_GPT2_CHOICES='"dev/eval/choices.h"' -DREV_GPT2_SAMPLES='"dev/sample/samples.h"'
-ALL_CFLAGS = -std=gnu11 $(CFLAGS) $(ARCH) $(SIMD) -fno-math-errno -ffp-contract=fast -Wall -Wextra -Wno-unknown-pragmas -Wno-pass-failed $(PROFILED) $(STACK) $(SAN)
+ALL_CFLAGS = -std=gnu11 $(CFLAGS) $(ARCH) $(SIMD) -fno-math-errno -ffp-contract=fast -Wall -Wextra -Wno-unknown-pragmas -Wno-pass-failed $(BF16) $(PROFILED) $(STACK) $(SAN)
 
 # MPI's compiler is this one with MPI's flags; Open MPI and MPICH ask for it by these names.
 MPICC ?= mpicc
@@ -85,14 +86,14 @@ EMULATE_FLAGS = -x c++ -std=c++17 -O2 -U_FORTIFY_SOURCE -DEMULATE $(FP32) -inclu
 
 all: train_rev_gpt2 sample_rev_gpt2 eval_rev_gpt2
 
-train_rev_gpt2: train_rev_gpt2.c dev/eval/choices.h dev/sample/samples.h $(ranks_files)
+train_rev_gpt2: train_rev_gpt2.c dev/cpu/bf16.h dev/eval/choices.h dev/sample/samples.h $(ranks_files)
 	@echo 'OpenMP: $(or $(strip $(OPENMP)),none: one thread (on macOS `brew install libomp` gives more))'
 	$(compile) $(ALL_CFLAGS) $(INCLUDED) -o $@ $< $(LDFLAGS) -lm
 
-sample_rev_gpt2: dev/sample/sample.c dev/sample/samples.h dev/network_flags.h dev/output.h train_rev_gpt2.c
+sample_rev_gpt2: dev/sample/sample.c dev/sample/samples.h dev/network_flags.h dev/output.h train_rev_gpt2.c dev/cpu/bf16.h
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
-eval_rev_gpt2: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h dev/output.h train_rev_gpt2.c $(ranks_files)
+eval_rev_gpt2: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h dev/output.h train_rev_gpt2.c dev/cpu/bf16.h $(ranks_files)
 	$(compile) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
 
 # Llama's block in place of GPT-2's
@@ -100,13 +101,13 @@ LLAMA = -DREV_GPT2_BLOCK='"dev/llama/block.h"'
 llama: train_rev_llama sample_rev_llama eval_rev_llama
 llama_twin = train_rev_gpt2.cu train_rev_gpt2.c dev/llama/block.h
 
-train_rev_llama: train_rev_gpt2.c dev/llama/block.h dev/eval/choices.h dev/sample/samples.h $(ranks_files)
+train_rev_llama: train_rev_gpt2.c dev/cpu/bf16.h dev/llama/block.h dev/eval/choices.h dev/sample/samples.h $(ranks_files)
 	$(compile) $(ALL_CFLAGS) $(LLAMA) $(INCLUDED) -o $@ $< $(LDFLAGS) -lm
 
-sample_rev_llama: dev/sample/sample.c dev/sample/samples.h dev/network_flags.h dev/output.h train_rev_gpt2.c dev/llama/block.h
+sample_rev_llama: dev/sample/sample.c dev/sample/samples.h dev/network_flags.h dev/output.h train_rev_gpt2.c dev/cpu/bf16.h dev/llama/block.h
 	$(CC) $(ALL_CFLAGS) $(LLAMA) -o $@ $< $(LDFLAGS) -lm
 
-eval_rev_llama: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h dev/output.h train_rev_gpt2.c dev/llama/block.h $(ranks_files)
+eval_rev_llama: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h dev/output.h train_rev_gpt2.c dev/cpu/bf16.h dev/llama/block.h $(ranks_files)
 	$(compile) $(ALL_CFLAGS) $(LLAMA) -o $@ $< $(LDFLAGS) -lm
 
 train_rev_llamacu: $(llama_twin) dev/eval/choices.h dev/sample/samples.h $(ranks_files)
@@ -122,8 +123,8 @@ train_rev_llama_emulated: $(llama_twin) dev/eval/choices.h dev/sample/samples.h 
 	$(compile_cxx) $(EMULATE_FLAGS) $(LLAMA) $(INCLUDED) -o $@ $<
 
 # The mathematics, in float32 and in double precision; and the program
-MATHEMATICS = test_rev_gpt2.c dev/test/check.h dev/sample/sample.c dev/sample/samples.h dev/output.h train_rev_gpt2.c dev/bench/profile.h
-PROGRAM = dev/test/program.c dev/test/check.h dev/sample/sample.c dev/sample/samples.h dev/eval/eval.c dev/eval/choices.h dev/network_flags.h dev/output.h train_rev_gpt2.c dev/bench/profile.h
+MATHEMATICS = test_rev_gpt2.c dev/test/check.h dev/sample/sample.c dev/sample/samples.h dev/output.h train_rev_gpt2.c dev/cpu/bf16.h dev/bench/profile.h
+PROGRAM = dev/test/program.c dev/test/check.h dev/sample/sample.c dev/sample/samples.h dev/eval/eval.c dev/eval/choices.h dev/network_flags.h dev/output.h train_rev_gpt2.c dev/cpu/bf16.h dev/bench/profile.h
 
 test_rev_gpt2: $(MATHEMATICS)
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
@@ -248,10 +249,10 @@ cxx: train_rev_gpt2.c
 		$(CXX) -x c++ -std=c++17 -Wall -Wno-unknown-pragmas -Wno-unused-function -DREV_GPT2_OTHER_LAYERS -DACT=half -c -o /dev/null -
 
 gradients: dev/reference/gradients dev/reference/gradients_f64
-dev/reference/gradients dev/reference/gradients_f64: dev/reference/gradients.c train_rev_gpt2.c
+dev/reference/gradients dev/reference/gradients_f64: dev/reference/gradients.c train_rev_gpt2.c dev/cpu/bf16.h
 	$(CC) $(ALL_CFLAGS) $(if $(findstring f64,$@),-DREAL=double) -o $@ $< $(LDFLAGS) -lm
 gradients-llama: dev/reference/gradients_llama dev/reference/gradients_llama_f64
-dev/reference/gradients_llama dev/reference/gradients_llama_f64: dev/reference/gradients.c train_rev_gpt2.c dev/llama/block.h
+dev/reference/gradients_llama dev/reference/gradients_llama_f64: dev/reference/gradients.c train_rev_gpt2.c dev/cpu/bf16.h dev/llama/block.h
 	$(CC) $(ALL_CFLAGS) -DREV_GPT2_BLOCK='"dev/llama/block.h"' $(if $(findstring f64,$@),-DREAL=double) -o $@ $< $(LDFLAGS) -lm
 
 clean-tests:

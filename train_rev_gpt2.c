@@ -3282,9 +3282,8 @@ static inline real_t gelu_slope(real_t x) {
 // make it any orientation. Both operands are first packed into panels, MR rows of a and NR columns of b wide,
 // so that the innermost loop reads memory in order and keeps an MR x NR tile of c in registers.
 // dev/cpu/matmul.c takes the same way in steps, each with its gain. A panel consists of words: numbers, or
-// with --precision bf16 pairs of numbers, k and k + 1, rounded to bf16. There an instruction for the dot
-// product of pairs does the work of two multiply-adds; and where a processor has tiles (AMX), one instruction
-// adds the product of 16 x 16 words and 16 x 16 words to 16 x 16 sums.
+// with --precision bf16 pairs of numbers, k and k + 1, rounded to bf16, which an instruction multiplies at
+// once, or a whole tile of them (AMX).
 enum { NUMBERS, PAIRS, TILES };
 #if defined(__AVX512F__)
 enum { VECTOR_BYTES = 64, MR = 12 };
@@ -3300,124 +3299,7 @@ enum { LANES = VECTOR_BYTES / sizeof(real_t), NV = 2, NR = NV * LANES };
 // In words, a panel of b (KC, NR) and TASK rows of a (for tiles TASK_TILES) stay in L2, blocks of a (MC, KC)
 // and b (KC, NC) in L3. 96 is a multiple of SIDE and of every MR and NR, KC of a tile's 16 words.
 enum { GROUP = 96, KC = 1024, MC = 12 * GROUP, NC = 32 * GROUP, TASK = 8 * MR, TASK_TILES = 4 * GROUP };
-enum { SIDE = 32, TILE_WORDS = 16 * 16 };  // four tiles hold sums of SIDE rows and SIDE columns
-
-#ifdef REV_GPT2_TILES
-#include REV_GPT2_TILES  // dev/cpu/tiles.h: tiles on any processor, for tests
-#define HAS_TILES
-#elif defined(__AVX512BF16__)
-#define HAS_PAIRS
-#include <immintrin.h>
-typedef __m512i words_t;
-// Loads the first n of 16 numbers, at least 0 and at most all; then come zeros.
-static inline __mmask16 first(int n) { return (__mmask16)((1 << smaller_of(n > 0 ? n : 0, 16)) - 1); }
-static inline __m512 load(const void *x, int n) { return _mm512_maskz_loadu_ps(first(n), x); }
-static inline void store(real_t *out, words_t w, int n) { _mm512_mask_storeu_epi32(out, first(n), w); }
-
-// Makes 16 words of n of 32 numbers side by side: word k of x[2k] and x[2k + 1], each rounded to the nearest,
-// ties to even.
-static inline words_t pairs_along(const real_t *x, int n) {
-    return (words_t)_mm512_cvtne2ps_pbh(load(x + 16, n - 16), load(x, n));
-}
-// Makes 16 words of two rows, of which so many numbers are there: word i of low[i] and high[i].
-static inline words_t pairs_across(const real_t *low, int n_low, const real_t *high, int n_high) {
-    static const short order[32] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
-                                    8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    __m512i both = (__m512i)_mm512_cvtne2ps_pbh(load(high, n_high), load(low, n_low));
-    return _mm512_permutexvar_epi16(_mm512_loadu_si512(order), both);
-}
-// Transposes 16 x 16 words: two quarters of the square change places, then so do two of each quarter's.
-static inline void transpose_words(words_t w[16]) {
-    static const int order[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const __m512i at = _mm512_loadu_si512(order);
-    #pragma GCC unroll 4
-    for (int half = 8; half; half /= 2) {  // 16 and above are the words of the second operand
-        const __m512i size = _mm512_set1_epi32(half), to_second = _mm512_set1_epi32(16 - half);
-        const __m512i low = _mm512_mask_add_epi32(at, _mm512_test_epi32_mask(at, size), at, to_second);
-        const __m512i high = _mm512_add_epi32(low, size);
-        #pragma GCC unroll 8
-        for (int pair = 0; pair < 8; pair++) {
-            words_t *x = w + pair / half * 2*half + pair % half, *y = x + half, from = *x;
-            *x = _mm512_permutex2var_epi32(from, low, *y);
-            *y = _mm512_permutex2var_epi32(from, high, *y);
-        }
-    }
-}
-#if (defined(__AMX_BF16__) || defined(__AMXBF16__)) && defined(__linux__)  // gcc's name, older clang's
-#define HAS_TILES
-#include <sys/syscall.h>
-// Each thread says once that the processor's tiles are 16 rows of 64 bytes each.
-static inline void tiles_begin(void) {
-    static __thread int begun;
-    static const struct { uint8_t palette, unused[15]; uint16_t row_bytes[16]; uint8_t rows[16]; } tiles = {
-        1, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
-    if (!begun) _tile_loadconfig(&tiles);
-    begun = 1;
-}
-// Linux gives tiles to a process that asks; a container or an old kernel may refuse.
-static int tiles_permitted(void) {
-    enum { REQUEST = 0x1023, TILE_DATA = 18 };
-    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
-}
-#endif
-#endif
-
-#define LOAD_TILE(t, x) do { \
-        _tile_loadd(t, (x), 64); \
-        for (int line = 0; line < TILE_WORDS; line += 16) __builtin_prefetch((x) + 2*TILE_WORDS + line); \
-    } while (0)
-// Makes sums (SIDE, SIDE) = words (SIDE, K) of a times words (K, SIDE) of b, two tiles of each side by side.
-// They will go to c, whose rows are `row` apart: c is asked for meanwhile, and the words that come two steps
-// later. This makes a product up to 1.7 times as fast where others share the processor, not slower elsewhere.
-static inline void multiply_tiles(real_t *sums, int K, const real_t *a, const real_t *b, const real_t *c,
-                                  int64_t row) {
-#ifdef HAS_TILES
-    enum { ROW = SIDE * sizeof(real_t) };
-    const real_t *next_a = a + K*16, *next_b = b + K*16;
-    tiles_begin();
-    __asm__ volatile("" : : "r"(a), "r"(b) : "memory");  // gcc's loads of tiles do not say that they read
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int k = 0; k < K*16; k += TILE_WORDS) {
-        const real_t *coming = c + k / TILE_WORDS * 2 % SIDE * row;
-        LOAD_TILE(4, a + k);
-        LOAD_TILE(6, b + k);
-        _tile_dpbf16ps(0, 4, 6);
-        LOAD_TILE(7, next_b + k);
-        _tile_dpbf16ps(1, 4, 7);
-        LOAD_TILE(5, next_a + k);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-        for (int j = 0; j < 2*SIDE; j += 16) __builtin_prefetch(coming + j / SIDE * row + j % SIDE, 1);
-    }
-    _tile_stored(0, sums, ROW);
-    _tile_stored(1, (sums + 16), ROW);
-    _tile_stored(2, (sums + 16*SIDE), ROW);
-    _tile_stored(3, (sums + 16*SIDE + 16), ROW);
-#else
-    (void)sums, (void)K, (void)a, (void)b, (void)c, (void)row;
-#endif
-}
-
-static int word_kind = NUMBERS;
-static inline int words_of(int K) { return word_kind == NUMBERS ? K : (K + 31) / 32 * 16; }
-static inline int panel_rows(void) { return word_kind == TILES ? (int)SIDE : (int)MR; }
-static inline int panel_columns(void) { return word_kind == TILES ? (int)SIDE : (int)NR; }
-int layers_bf16(int on) {
-    word_kind = NUMBERS;
-    if (!on || sizeof(real_t) != sizeof(float)) return !on;
-#ifdef HAS_PAIRS
-    word_kind = PAIRS;
-#endif
-#ifdef HAS_TILES
-    static int warned;
-    if (tiles_permitted()) word_kind = TILES;
-    else if (!warned++) warn("the system keeps tiles (AMX) from this process: bf16 is slow, with other bits");
-#endif
-    return word_kind != NUMBERS;
-}
+enum { SIDE = 32 };  // four tiles hold sums of SIDE rows and SIDE columns
 
 typedef struct { const real_t *at; int64_t row, col; } Matrix;
 static Matrix matrix(const real_t *at, int64_t row, int64_t col) { return (Matrix){at, row, col}; }
@@ -3425,52 +3307,23 @@ static inline Matrix part_of(Matrix x, int i, int k) {
     return matrix(x.at + i*x.row + k*x.col, x.row, x.col);
 }
 
-#if defined(HAS_PAIRS) || defined(HAS_TILES)
-// Packs 16 words of each of n rows, of which `numbers` of 32 numbers are there. Constants spare the masks.
-INLINE void pack_square(real_t *to, int width, int part, Matrix x, int n, int numbers, int is_first) {
-    const int along = x.col == 1;
-    words_t w[16];
-    #pragma GCC unroll 16
-    for (int j = 0; j < 16; j++) {
-        const real_t *low = x.at + 2*j*x.col, *high = low + x.col;
-        if (along) w[j] = pairs_along(x.at + j*x.row, numbers * (j < n));
-        else w[j] = pairs_across(low, n * (2*j < numbers), high, n * (2*j + 1 < numbers));
-    }
-    if (along != is_first) transpose_words(w);
-    #pragma GCC unroll 16
-    for (int j = 0; j < 16; j++) store(to + j*width, w[j], part);
-}
-#endif
-
-// Packs pairs of numbers into panels of `width` rows: word k*width + i of a panel is x(i, 2k) and
-// x(i, 2k + 1), 0 beyond `rows` and K. Tiles want panels of 16 rows, those of a first operand transposed
-// 16 by 16 words; where only 16 of SIDE rows are there, what the second panel holds does not matter.
-INLINE void pack_pairs(real_t *out, Matrix x, int rows, int K, const int width, const int is_first) {
-#if defined(HAS_PAIRS) || defined(HAS_TILES)
-    const int words = words_of(K), part = smaller_of(width, 16), depth = words / 16, along = x.col == 1;
-    const int parts = (rows + width - 1) / width * (width / part);
-    for (int t = 0; t < parts * depth; t++) {  // 16 words of `part` rows, in the order of memory
-        const int i = part * (along ? t / depth : t % parts);
-        const int k = 16 * (along ? t % depth : t / parts);
-        const int numbers = smaller_of(32, K - 2*k), n = smaller_of(part, rows - i);
-        real_t *to = out + i / width * width * words + k*width + i % width;
-        if (n == 16 && numbers == 32) pack_square(to, width, 16, part_of(x, i, 2*k), 16, 32, is_first);
-        else pack_square(to, width, part, part_of(x, i, 2*k), n, numbers, is_first);
-    }
+static int word_kind = NUMBERS;
+// `make` puts dev/cpu/bf16.h here for processors that have bf16; else words are numbers.
+#if defined(REV_GPT2_BF16) && (defined(__AVX512BF16__) || defined(EMULATE_TILES))
+#include REV_GPT2_BF16
 #else
-    (void)out, (void)x, (void)rows, (void)K, (void)width, (void)is_first;
-#endif
-}
-
-// Returns sum + a b, or sum + a_0 b_0 + a_1 b_1 where a and b hold pairs.
-static inline vector_t multiply_add(vector_t sum, real_t a, vector_t b, int pairs) {
-#ifdef HAS_PAIRS
-    const __m512bh as = (__m512bh)_mm512_set1_ps((float)a);
-    if (pairs) return (vector_t)_mm512_dpbf16_ps((__m512)sum, as, (__m512bh)b);
-#endif
+int layers_bf16(int on) { return !on; }
+static inline int words_of(int K) { return K; }    // of K numbers of a row
+static inline int panel_rows(void) { return MR; }  // of a, and columns of b, in a panel
+static inline int panel_columns(void) { return NR; }
+#define pack_words(out, x, rows, K, width, is_first) ((void)(is_first))  // as pack, words that are no numbers
+#define multiply_tiles(sums, K, a, b, c, row) ((void)(sums))
+#define saturate_tiles() 0.0
+static inline vector_t multiply_add(vector_t sum, real_t a, vector_t b, int pairs) {  // sum + a b
     (void)pairs;
     return sum + a * b;
 }
+#endif
 
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
@@ -3520,9 +3373,8 @@ INLINE void pack_numbers(real_t *out, Matrix x, int rows, int K, const int width
 
 // A product's first operand and its second, whose rows are its columns
 INLINE void pack(real_t *out, Matrix x, int rows, int K, const int width, const int is_first) {
-    if (word_kind == TILES) pack_pairs(out, x, rows, K, 16, is_first);
-    else if (word_kind == PAIRS) pack_pairs(out, x, rows, K, width, 0);
-    else pack_numbers(out, x, rows, K, width);
+    if (word_kind == NUMBERS) pack_numbers(out, x, rows, K, width);
+    else pack_words(out, x, rows, K, width, is_first);
 }
 static void pack_a(real_t *out, Matrix a, int rows, int K) { pack(out, a, rows, K, MR, 1); }
 static void pack_b(real_t *out, Matrix b, int columns, int K) {
@@ -4103,16 +3955,11 @@ void add_gradients(real_t *sum, const real_t *g, size_t count) {
 // Does what a core's units can for less than a millisecond, and returns the FLOP: independent chains of
 // multiply-add, or products of tiles from the first cache.
 static double saturate(void) {
-    enum { ROUNDS = 60000, PRODUCTS = 1000, WORDS = 64 };
+    enum { ROUNDS = 60000 };
     volatile real_t half = (real_t)0.5;  // read at run time, lest compilers see through the chains
     const real_t word = half;
     vector_t x[MR * NV], factor;
-    if (word_kind == TILES) {
-        static const real_t zeros[SIDE * WORDS] = {0};
-        real_t tile[SIDE * SIDE];
-        for (int i = 0; i < PRODUCTS; i++) multiply_tiles(tile, WORDS, zeros, zeros, tile, 0);
-        return 4.0 * PRODUCTS * SIDE * SIDE * WORDS;
-    }
+    if (word_kind == TILES) return saturate_tiles();
     for (int j = 0; j < LANES; j++) factor[j] = word;
     for (int j = 0; j < MR * NV; j++) x[j] = factor * (real_t)j;
     for (int i = 0; i < ROUNDS; i++) {

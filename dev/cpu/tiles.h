@@ -1,9 +1,9 @@
 /*
 tiles.h: a processor's tiles (AMX) in plain C, so that products through them are tested where there are none:
 
-    make -B test_rev_gpt2 SAN="-DREV_GPT2_TILES='\"dev/cpu/tiles.h\"'" && ./test_rev_gpt2 layers
+    make -B test_rev_gpt2 SAN=-DEMULATE_TILES && ./test_rev_gpt2 layers
 
-The trainer includes this file in the place of the processor's instructions. Sums have the same bits, with what
+bf16.h includes this file in the place of the processor's instructions. Sums have the same bits, with what
 the manual says of each instruction: its order, what is rounded, what is flushed to zero. dev/cpu/tiles.c
 compares the two.
 */
