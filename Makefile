@@ -82,7 +82,8 @@ NCCL_LIBRARY = $(if $(NCCL),$(if $(has_nccl),-lnccl,$(if $(pip_nccl),$(call pip_
 cuda = $(shell $(NVCC) --version | sed -n 's/.*release \([0-9]*\)\..*/\1/p')
 cublas_package = 'nvidia-cublas$(if $(filter 12,$(cuda)),-cu12)==$(cuda).*'
 nccl_package = nvidia-nccl-cu$(cuda)
-EMULATE_FLAGS = -x c++ -std=c++17 -O2 -U_FORTIFY_SOURCE -DEMULATE $(FP32) -include $(ROOT)dev/cuda/emulate.h -Wall -Wextra -Wno-unknown-pragmas $(PROFILED) $(SAN)
+EMULATE_OPTIMIZE ?= -O2
+EMULATE_FLAGS = -x c++ -std=c++17 $(EMULATE_OPTIMIZE) -U_FORTIFY_SOURCE -DEMULATE $(FP32) -include $(ROOT)dev/cuda/emulate.h -Wall -Wextra -Wno-unknown-pragmas $(PROFILED) $(SAN)
 
 all: train_rev_gpt2 sample_rev_gpt2 eval_rev_gpt2
 

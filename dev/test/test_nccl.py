@@ -32,7 +32,7 @@ NETWORKS = ["baseline", "midpoint", "midpoint-a", "leapfrog", "hamiltonian", "re
 
 
 def make(*arguments):
-    quickly = " -O1" if BRIEF else ""  # compiling takes longer than running then
+    quickly = " -Og" if BRIEF else ""  # compiling takes longer than running then
     made = subprocess.run(["make", "-B", "-s", "SAN=-Werror" + quickly, *arguments], cwd="source", env=ENV, capture_output=True, text=True)
     check(made.returncode == 0 and not made.stderr, f"make {' '.join(arguments)}: {made.stderr[-800:]}")
 
