@@ -55,8 +55,8 @@ SWEEP = [*(("bdia", a, ordinary, 1) for ordinary in ("0", "0-1", "0-3") for a in
 NAMED = {"bdia -1/64": ("bdia", -1/64, "0"), "bdia -1/16": ("bdia", -1/16, "0-1"), "bdia -1/16, 0-2,28-29": ("bdia", -1/16, "0-2,28-29"),
          "bdia -1/4": ("bdia", -1/4, "0-1"), "bdia -1/4, 0-2,28-29": ("bdia", -1/4, "0-2,28-29"),
          "retrofit 1/4": ("retrofit", 1/4, "0-1"), "retrofit -1/4": ("retrofit", -1/4, "0-1"), "retrofit 1": ("retrofit", 1, "0-1")}
-RUNS = {f"{name}, rate {rate}": (NAMED[name], rate, 100_000) for name in ("bdia -1/4", "bdia -1/16", "retrofit 1/4", "retrofit 1", "retrofit -1/4")
-        for rate in ("1e-4", "1e-5")}  # of so many tokens
+RUNS = {f"{name}, rate {rate}": (NAMED[name], rate) for name in ("bdia -1/4", "bdia -1/16", "retrofit 1/4", "retrofit 1", "retrofit -1/4")
+        for rate in ("1e-4", "1e-5")}
 
 # ---- helpers
 
@@ -71,10 +71,10 @@ def run(command, may_fail=False):
         fail(f"{' '.join(map(str, command))}: {done.stderr.strip()}")
     return done.stderr if done.returncode else done.stdout
 
-def program(name, flags, **files):
+def program(args, name, flags, **files):
     """flags are words; files become -e, -i, -j, -o, --distill and the like."""
     more = [x for flag, path in files.items() for x in (f"--{flag}" if flag[1:] else f"-{flag}", path)]
-    return [ROOT / name, *flags.split(), *more]
+    return [args.programs / name, *flags.split(), *more]
 
 def read(path):
     with open(path, newline="") as f:
@@ -144,13 +144,13 @@ COMPARISON = re.compile(r"loss ([\d.]+),.*teacher ([\d.]+) \| KL ([-\d.e+]+) \| 
 
 def compare(args, flags):
     """Loss, the original's loss, KL, how often both find the same token likeliest; or what was complained of."""
-    said = run(program("eval_rev_llama", f"{COMPARED} {flags}", e=model(args), distill=model(args), j=args.out / "val.bin"), may_fail=True)
+    said = run(program(args, "eval_rev_llama", f"{COMPARED} {flags}", e=model(args), distill=model(args), j=args.out / "val.bin"), may_fail=True)
     found = COMPARISON.search(said)
     return found.groups() if found else said.strip().partition(": ")[2]
 
 def planned(args, flags, name, inputs, batch=B, tokens=T):
     """Bytes of a training step by the plan."""
-    said = run(program("train_rev_llama", f"--plan -b {batch} -t {tokens} {flags}", e=model(args), i=inputs))
+    said = run(program(args, "train_rev_llama", f"--plan -b {batch} -t {tokens} {flags}", e=model(args), i=inputs))
     return int(re.search(rf"^{name} +(\d+)", said, re.M)[1])
 
 def sweep(args):
@@ -244,7 +244,7 @@ def answers(path):
 
 def networks(args):
     """A model file and flags, by name: the original, conversions as they are, what was distilled."""
-    distilled = {name: (file, "") for name in RUNS if (file := result_of(args, name)).exists()}
+    distilled = {f"{name}, {steps_of(args) * B * T}": (file, "") for name in RUNS if (file := result_of(args, name)).exists()}
     return {"original": (model(args), ""), **{name: (model(args), flags_of(*how)) for name, how in NAMED.items()}, **distilled}
 
 def choices(args):
@@ -256,7 +256,7 @@ def choices(args):
                 continue
             scores, started = args.out / "choices" / folder(name) / f"{task}.csv", time.time()
             scores.parent.mkdir(parents=True, exist_ok=True)
-            said = run(program("eval_rev_llama", f"-t 512 {flags}", e=file, choices=args.out / f"questions/{task}.bin", csv=scores))
+            said = run(program(args, "eval_rev_llama", f"-t 512 {flags}", e=file, choices=args.out / f"questions/{task}.bin", csv=scores))
             acc, error, norm, error_norm, n = re.search(r"acc ([\d.]+) \+- ([\d.]+), acc_norm ([\d.]+) \+- ([\d.]+), (\d+)", said).groups()
             original = args.out / "choices/original" / f"{task}.csv"
             theirs, chosen = answers(original) if original.exists() else {}, answers(scores)
@@ -265,24 +265,25 @@ def choices(args):
 
 # ---- distillation
 
-def steps_of(name):
-    return RUNS[name][2] // (B * T)
+def steps_of(args):
+    return args.distill_tokens // (B * T)
 
 def result_of(args, name):
-    return args.out / "distill" / folder(name) / f"model_{steps_of(name):08d}.bin"
+    steps = steps_of(args)
+    return args.out / "distill" / f"{folder(name)}_{steps * B * T}" / f"model_{steps:08d}.bin"
 
 def distill(args):
-    table = Table(args.out / "distilled.csv", "run", "tokens loss original kl agreement seconds")
+    table = Table(args.out / "distilled.csv", "run tokens", "loss original kl agreement seconds")
     for name in wanted(args, RUNS):
-        (how, rate, _), steps, started = RUNS[name], steps_of(name), time.time()
-        if table.has(name):
+        (how, rate), steps, started = RUNS[name], steps_of(args), time.time()
+        if table.has(name, steps * B * T):
             continue
         if not result_of(args, name).exists():
             result_of(args, name).parent.parent.mkdir(exist_ok=True)
             flags = f"{flags_of(*how)} --memory store -b {B} -t {T} -x {steps} -l {rate} -u {steps // 10} -v {max(steps // 8, 1)} -m 2 -y 1 -n 20 -nk 1"
-            run(program("train_rev_llama", flags, e=model(args), distill=model(args), i=args.out / "train.bin", j=args.out / "val.bin",
+            run(program(args, "train_rev_llama", flags, e=model(args), distill=model(args), i=args.out / "train.bin", j=args.out / "val.bin",
                         o=result_of(args, name).parent))
-        said = run(program("eval_rev_llama", COMPARED, e=result_of(args, name), distill=model(args), j=args.out / "val.bin"))
+        said = run(program(args, "eval_rev_llama", COMPARED, e=result_of(args, name), distill=model(args), j=args.out / "val.bin"))
         table.add(name, steps * B * T, *COMPARISON.search(said).groups(), f"{time.time() - started:.0f}")
 
 # ---- fine-tuning on long documents
@@ -321,7 +322,7 @@ def finetune(args):
             plans, command = ["", ""], [sys.executable, Path(__file__).resolve(), args.out, "transformers", "--tokens", args.tokens]
         else:
             plans = [planned(args, TUNED[name], row, inputs, 1, args.tokens) for row in ("total", "activations")]
-            command = program("train_rev_llama", f"{TUNED[name]} -b 1 -t {args.tokens} -l 1e-5 -v 0", e=model(args), i=inputs)
+            command = program(args, "train_rev_llama", f"{TUNED[name]} -b 1 -t {args.tokens} -l 1e-5 -v 0", e=model(args), i=inputs)
         result = bench.Measured()
         bench.measure([str(word) for word in command], SimpleNamespace(steps=2 if args.tokens == LONG[0] else 1, seconds=0, patience=3600), result)
         if result.failure:
@@ -339,7 +340,7 @@ def tune(args):
             continue
         out = args.out / "tuned" / folder(name)
         out.parent.mkdir(exist_ok=True)
-        run(program("train_rev_llama", f"{TUNED[name]} {TUNING}", e=model(args), i=documents(args, LONG[0]), j=documents(args, LONG[0], "val"), o=out))
+        run(program(args, "train_rev_llama", f"{TUNED[name]} {TUNING}", e=model(args), i=documents(args, LONG[0]), j=documents(args, LONG[0], "val"), o=out))
         for row in read(out / "log.csv"):
             tokens = int(row["step"]) * LONG[0]
             if row["split"] == "val" and not table.has(name, tokens):
@@ -387,6 +388,8 @@ def main():
     parser.add_argument("--only", metavar="WORDS", action="append", help="a piece of names")
     parser.add_argument("--tasks", default=",".join(TASKS), help="of choices (%(default)s)")
     parser.add_argument("--tokens", type=int, default=LONG[0], choices=LONG, help="of a document, for finetune (%(default)s)")
+    parser.add_argument("--distill-tokens", type=int, default=100_000, metavar="N", help="of a distillation (%(default)s)")
+    parser.add_argument("--programs", type=Path, metavar="DIR", help="of train_rev_llama and eval_rev_llama, such as a card's (what make builds)")
     for name, what in (("model", "GGUF file or folder"), ("valid", "text"), ("train", "text"), ("documents", ".jsonl"),
                        ("questions", "folder")):
         parser.add_argument(f"--{name}", type=Path, metavar="PATH", help=f"import: {what}")
@@ -399,7 +402,10 @@ def main():
         args.out.mkdir(parents=True, exist_ok=True)
     elif not model(args).exists():
         fail(f"{model(args)}: no such file; import makes it")
-    if args.parts != ["transformers"]:
+    if args.distill_tokens < B * T:
+        parser.error(f"--distill-tokens {args.distill_tokens}: a step has {B * T}")
+    if args.parts != ["transformers"] and not args.programs:
+        args.programs = ROOT
         subprocess.run(["make", "-s", "-C", ROOT, "train_rev_llama", "eval_rev_llama"], check=True, stdout=subprocess.DEVNULL)
     for part in args.parts or ALL:
         PARTS[part](args)
