@@ -20,7 +20,8 @@ of every sum, not the number of threads nor what is kept. What is left is alpha*
 -1, a sign undoes it; where it is a fraction, the bits that the product drops are kept; where it is 0, in
 some steps of conversions, nothing could, and prev is kept. That way back is exact at any depth.
 
-The file has six parts; the first declares what it calls of the others.
+The file has six parts; the first declares what it calls of the others. It compiles alone, by
+cc -O3 -march=native -fopenmp train_rev_gpt2.c -lm; `make` adds from dev/ bf16, samples and questions.
 
     I    Reversal       the whole method: networks, streams, forward, step_back, GPT-2's block, the head
     II   Memory         what each policy keeps, and the plan of every byte
@@ -30,8 +31,7 @@ The file has six parts; the first declares what it calls of the others.
     VI   Layers         for the CPU; train_rev_gpt2.cu has them for the GPU
 
 Shapes are in comments: B sequences of T tokens, N = B*T, C channels, NH heads, L layers, V vocabulary,
-Vp = V padded to a multiple of 128. A plane is one state of the whole batch, (B, T, C). Whatever fails
-ends the program with one line and a status.
+Vp = V padded to a multiple of 128. A plane is one state of the whole batch, (B, T, C).
 */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
