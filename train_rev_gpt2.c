@@ -2505,7 +2505,7 @@ static const Option options[] = {
     {"--memory", MEMORY_NAME, &opt.memory, "", 0, 0, "kept for the backward pass (reverse; baseline: store)"},
     {"--budget", BYTES, &opt.budget, "0", 1, 1e18, "bytes --memory auto may use, like 8G; 0: 3/4 of all"},
     {"--precision", TYPE_NAME, &opt.precision, DEFAULT_PRECISION, 0, 0,
-     "of what products multiply, all else is float32; on a CPU bf16 needs AVX512-BF16"},
+     "of what products multiply, all else is float32; a CPU's bf16 needs AVX512-BF16, and `make`"},
     {"--stream", STREAM_NAME, &opt.stream, "", 0, 0, "fixed reverses exactly; float for baseline"},
     {"--grid", INTEGER, &opt.grid, "auto", 1, 30,
      "fixed streams are multiples of 2^-grid; auto: 20, but for conversions as their text needs"},
@@ -2785,7 +2785,8 @@ static int choose_shape(Model *m) {
 // Products in --precision, or else, where it cannot be had, in the other one. Returns which.
 static int choose_precision(void) {
     const int bf16 = opt.precision, can = layers_bf16(bf16);
-    if (!can && bf16) warn("no products in bf16 in this processor or build: they will be in float32");
+    if (!can && bf16)
+        warn("no products in bf16 in this processor or build (`make` adds a CPU's): they will be in float32");
     if (!can && !bf16) warn("no products in float32 in this build: they will be in bf16");
     if (!can || !bf16 || !layers_bf16(0)) return can ? bf16 : !bf16;
     const double float32 = device_flops();
@@ -3282,8 +3283,8 @@ static inline real_t gelu_slope(real_t x) {
 // make it any orientation. Both operands are first packed into panels, MR rows of a and NR columns of b wide,
 // so that the innermost loop reads memory in order and keeps an MR x NR tile of c in registers.
 // dev/cpu/matmul.c takes the same way in steps, each with its gain. A panel consists of words: numbers, or
-// with --precision bf16 pairs of numbers, k and k + 1, rounded to bf16, which an instruction multiplies at
-// once, or a whole tile of them (AMX).
+// with --precision bf16 pairs of them, k and k + 1, rounded to bf16: an instruction multiplies a vector of
+// pairs, or a whole tile (AMX).
 enum { NUMBERS, PAIRS, TILES };
 #if defined(__AVX512F__)
 enum { VECTOR_BYTES = 64, MR = 12 };
@@ -3308,21 +3309,20 @@ static inline Matrix part_of(Matrix x, int i, int k) {
 }
 
 static int word_kind = NUMBERS;
-// `make` puts dev/cpu/bf16.h here for processors that have bf16; else words are numbers.
 #if defined(REV_GPT2_BF16) && (defined(__AVX512BF16__) || defined(EMULATE_TILES))
-#include REV_GPT2_BF16
+#include REV_GPT2_BF16  // `make` puts dev/cpu/bf16.h here; where a processor has no bf16, words are numbers:
 #else
 int layers_bf16(int on) { return !on; }
-static inline int words_of(int K) { return K; }    // of K numbers of a row
-static inline int panel_rows(void) { return MR; }  // of a, and columns of b, in a panel
+// how many words K numbers make; the rows of a, and the columns of b, in a panel
+static inline int words_of(int K) { return K; }
+static inline int panel_rows(void) { return MR; }
 static inline int panel_columns(void) { return NR; }
-#define pack_words(out, x, rows, K, width, is_first) ((void)(is_first))  // as pack, words that are no numbers
+#define pack_words(out, x, rows, K, width, is_first) ((void)(is_first))  // packs what is not numbers
+#define multiply_pairs(sum, a, b) (sum)
+#endif
+#ifndef HAS_TILES
 #define multiply_tiles(sums, K, a, b, c, row) ((void)(sums))
 #define saturate_tiles() 0.0
-static inline vector_t multiply_add(vector_t sum, real_t a, vector_t b, int pairs) {  // sum + a b
-    (void)pairs;
-    return sum + a * b;
-}
 #endif
 
 #if defined(__has_builtin)
@@ -3388,6 +3388,12 @@ typedef struct {
     real_t *gelu;          // (M, N), GELU(c) goes there as well
     const real_t *slope;   // (M, N), it is multiplied with GELU' of this
 } Epilogue;
+
+// Returns sum + a b, of pairs if the panels hold these.
+static inline vector_t multiply_add(vector_t sum, real_t a, vector_t b, int pairs) {
+    if (pairs) return multiply_pairs(sum, a, b);
+    return sum + a * b;
+}
 
 // Makes tile (mr, NR) = panel a (K, MR) times panel b (K, NR); mr is constant, so that sums lie in registers.
 INLINE void multiply_panels(vector_t (*tile)[NV], int mr, int K, const real_t *a, const real_t *b, int two) {
@@ -3953,7 +3959,7 @@ void add_gradients(real_t *sum, const real_t *g, size_t count) {
 }
 
 // Does what a core's units can for less than a millisecond, and returns the FLOP: independent chains of
-// multiply-add, or products of tiles from the first cache.
+// multiply-add, or products of tiles.
 static double saturate(void) {
     enum { ROUNDS = 60000 };
     volatile real_t half = (real_t)0.5;  // read at run time, lest compilers see through the chains
@@ -3965,7 +3971,7 @@ static double saturate(void) {
     for (int i = 0; i < ROUNDS; i++) {
         #pragma GCC unroll 24
         for (int j = 0; j < MR * NV; j++)
-            if (word_kind == PAIRS) x[j] = multiply_add(x[j], word, factor, 1);
+            if (word_kind == PAIRS) x[j] = multiply_pairs(x[j], word, factor);
             else x[j] = x[j] * factor + factor;
     }
     for (int j = 1; j < MR * NV; j++) x[0] += x[j];

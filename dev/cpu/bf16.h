@@ -1,24 +1,23 @@
 /*
-bf16.h: products of numbers rounded to bf16, by a processor's instructions: the dot product of pairs (AVX512-BF16),
-or of whole tiles of them (AMX). `make` has the trainer include this file among its layers for the CPU; where a
-processor has neither, it is left out. dev/cpu/matmul.c and dev/cpu/README.md say what each is worth.
+bf16.h: products of numbers rounded to bf16, by a processor's instructions: the dot product of pairs
+(AVX512-BF16), or of whole tiles of them (AMX). `make` has the trainer include this file among its layers for
+the CPU; where a processor has neither, it is left out. dev/cpu/README.md says what each is worth.
 
-Words of a panel are pairs of numbers, k and k + 1. An instruction for the dot product of pairs does the work of two
-multiply-adds; one for tiles adds the product of 16 x 16 words and 16 x 16 words to 16 x 16 sums. With -DEMULATE_TILES
-tiles.h has these in plain C, for tests on any processor.
+Words of a panel are pairs of numbers, k and k + 1. An instruction for the dot product of pairs does the work
+of two multiply-adds; one for tiles adds the product of 16 x 16 words and 16 x 16 words to 16 x 16 sums. With
+-DEMULATE_TILES tiles.h has these in plain C, for tests on any processor. The trainer calls layers_bf16,
+words_of, panel_rows, panel_columns, pack_words, multiply_pairs, multiply_tiles, saturate_tiles.
 */
-enum { TILE_WORDS = 16 * 16 };
 static inline int words_of(int K) { return word_kind == NUMBERS ? K : (K + 31) / 32 * 16; }
 static inline int panel_rows(void) { return word_kind == TILES ? (int)SIDE : (int)MR; }
 static inline int panel_columns(void) { return word_kind == TILES ? (int)SIDE : (int)NR; }
 
+// ---- instructions
+
 #ifdef EMULATE_TILES
 #define HAS_TILES
 #include "tiles.h"
-static inline vector_t multiply_add(vector_t sum, real_t a, vector_t b, int pairs) {
-    (void)pairs;
-    return sum + a * b;
-}
+#define multiply_pairs(sum, a, b) (sum)
 #else
 #include <immintrin.h>
 typedef __m512i words_t;
@@ -56,11 +55,9 @@ static inline void transpose_words(words_t w[16]) {
         }
     }
 }
-// Returns sum + a b, or sum + a_0 b_0 + a_1 b_1 where a and b hold pairs.
-static inline vector_t multiply_add(vector_t sum, real_t a, vector_t b, int pairs) {
-    const __m512bh as = (__m512bh)_mm512_set1_ps((float)a);
-    if (pairs) return (vector_t)_mm512_dpbf16_ps((__m512)sum, as, (__m512bh)b);
-    return sum + a * b;
+// Returns sum + a_0 b_0 + a_1 b_1, where a and b hold pairs.
+static inline vector_t multiply_pairs(vector_t sum, real_t a, vector_t b) {
+    return (vector_t)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps((float)a), (__m512bh)b);
 }
 
 #if (defined(__AMX_BF16__) || defined(__AMXBF16__)) && defined(__linux__)  // gcc's name, older clang's
@@ -115,6 +112,7 @@ INLINE void pack_pairs(real_t *out, Matrix x, int rows, int K, const int width, 
     }
 }
 
+// Packs words of the kind that is set.
 INLINE void pack_words(real_t *out, Matrix x, int rows, int K, const int width, const int is_first) {
     if (word_kind == TILES) pack_pairs(out, x, rows, K, 16, is_first);
     else pack_pairs(out, x, rows, K, width, 0);
@@ -123,6 +121,7 @@ INLINE void pack_words(real_t *out, Matrix x, int rows, int K, const int width, 
 // ---- tiles
 
 #ifdef HAS_TILES
+enum { TILE_WORDS = 16 * 16 };
 #define LOAD_TILE(t, x) do { \
         _tile_loadd(t, (x), 64); \
         for (int line = 0; line < TILE_WORDS; line += 16) __builtin_prefetch((x) + 2*TILE_WORDS + line); \
@@ -164,10 +163,9 @@ static double saturate_tiles(void) {  // products of tiles from the first cache
     for (int i = 0; i < PRODUCTS; i++) multiply_tiles(sums, WORDS, zeros, zeros, sums, 0);
     return 4.0 * PRODUCTS * SIDE * SIDE * WORDS;
 }
-#else
-#define multiply_tiles(sums, K, a, b, c, row) ((void)(sums))
-#define saturate_tiles() 0.0
 #endif
+
+// ---- which of them
 
 int layers_bf16(int on) {
     word_kind = NUMBERS;

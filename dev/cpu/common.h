@@ -131,7 +131,7 @@ static double rates[MOST_EXPERIMENTS][MOST_VERSIONS][MOST_SHAPES];  // flops or 
 static int set_bf16(int bf16) {  // whether it can
     int can = layers_bf16(bf16 > 0);
 #ifndef TWIN
-    if (bf16 == PAIRS) word_kind = PAIRS;
+    if (can && bf16 == PAIRS) word_kind = PAIRS;
     can = can && word_kind == bf16;
 #endif
     return can;
@@ -186,7 +186,12 @@ static void run_experiment(const Experiment *e, double rate[MOST_VERSIONS][MOST_
             double slowest = 0;  // known so far, of another shape
             for (int j = 0; j < c; j++) slowest = r[j] > 0 && (slowest == 0 || r[j] < slowest) ? r[j] : slowest;
             if (mode != CHECK && slowest > 0 && work / slowest > 3) continue;
-            if (!set_bf16(v->bf16)) continue;  // not on this processor
+            if (!set_bf16(v->bf16)) {  // not on this processor
+#ifndef TWIN
+                failed += v->bf16 == NUMBERS;  // which all have
+#endif
+                continue;
+            }
             // what is last was checked at small shapes; a reference of the large ones takes longer than they are timed
             int unchecked = only == LAST && mode == LINES && !small_shapes;
             if ((unchecked || is_right(e, v, &shapes[c])) && mode != CHECK) {

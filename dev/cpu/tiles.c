@@ -36,7 +36,7 @@ static int has_tiles(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
 #endif
 
 #define REV_GPT2_NO_MAIN
-#define EMULATE_TILES
+#define EMULATE_TILES 1
 #include "../../train_rev_gpt2.c"
 
 enum { WORDS = 256, ROUNDS = 20000 };
