@@ -404,8 +404,12 @@ def main():
         fail(f"{model(args)}: no such file; import makes it")
     if args.distill_tokens < B * T:
         parser.error(f"--distill-tokens {args.distill_tokens}: a step has {B * T}")
-    if args.parts != ["transformers"] and not args.programs:
-        args.programs = ROOT
+    args.programs = (args.programs or ROOT).resolve()
+    if args.programs != ROOT:
+        for name in ("train_rev_llama", "eval_rev_llama"):
+            if not (args.programs / name).is_file():
+                fail(f"{args.programs / name}: no such program")
+    elif args.parts != ["transformers"]:
         subprocess.run(["make", "-s", "-C", ROOT, "train_rev_llama", "eval_rev_llama"], check=True, stdout=subprocess.DEVNULL)
     for part in args.parts or ALL:
         PARTS[part](args)
