@@ -43,9 +43,9 @@ CFLAGS ?= -O3
 # contraction to FMA is allowed everywhere or nowhere, so that equal expressions give equal bits; no -ffast-math, it hides NaN
 instead_of_profile = $(if $(PROFILE),dev/bench/profile.h,$(if $(STREAMS),dev/tutorial/streams.h))
 PROFILED = $(if $(instead_of_profile),-DREV_GPT2_PROFILE='"$(instead_of_profile)"')
-BF16 = -DREV_GPT2_BF16='"dev/cpu/bf16.h"'
+BF16_FILE = -DREV_GPT2_BF16='"dev/cpu/bf16.h"'
 INCLUDED = -DREV_GPT2_CHOICES='"dev/eval/choices.h"' -DREV_GPT2_SAMPLES='"dev/sample/samples.h"'
-ALL_CFLAGS = -std=gnu11 $(CFLAGS) $(ARCH) $(SIMD) -fno-math-errno -ffp-contract=fast -Wall -Wextra -Wno-unknown-pragmas -Wno-pass-failed $(BF16) $(PROFILED) $(STACK) $(SAN)
+ALL_CFLAGS = -std=gnu11 $(CFLAGS) $(ARCH) $(SIMD) -fno-math-errno -ffp-contract=fast -Wall -Wextra -Wno-unknown-pragmas -Wno-pass-failed $(BF16_FILE) $(PROFILED) $(STACK) $(SAN)
 
 # MPI's compiler is this one with MPI's flags; Open MPI and MPICH ask for it by these names.
 MPICC ?= mpicc

@@ -2505,7 +2505,7 @@ static const Option options[] = {
     {"--memory", MEMORY_NAME, &opt.memory, "", 0, 0, "kept for the backward pass (reverse; baseline: store)"},
     {"--budget", BYTES, &opt.budget, "0", 1, 1e18, "bytes --memory auto may use, like 8G; 0: 3/4 of all"},
     {"--precision", TYPE_NAME, &opt.precision, DEFAULT_PRECISION, 0, 0,
-     "of what products multiply, all else is float32; a CPU's bf16 needs AVX512-BF16, and `make`"},
+     "of what products multiply, all else is float32; a CPU's bf16 needs AVX512-BF16 and `make`"},
     {"--stream", STREAM_NAME, &opt.stream, "", 0, 0, "fixed reverses exactly; float for baseline"},
     {"--grid", INTEGER, &opt.grid, "auto", 1, 30,
      "fixed streams are multiples of 2^-grid; auto: 20, but for conversions as their text needs"},
@@ -2786,7 +2786,7 @@ static int choose_shape(Model *m) {
 static int choose_precision(void) {
     const int bf16 = opt.precision, can = layers_bf16(bf16);
     if (!can && bf16)
-        warn("no products in bf16 in this processor or build (`make` adds a CPU's): they will be in float32");
+        warn("no products in bf16 here: a CPU's need AVX512-BF16 and a build by `make`; they are in float32");
     if (!can && !bf16) warn("no products in float32 in this build: they will be in bf16");
     if (!can || !bf16 || !layers_bf16(0)) return can ? bf16 : !bf16;
     const double float32 = device_flops();
@@ -3309,7 +3309,7 @@ static inline Matrix part_of(Matrix x, int i, int k) {
 }
 
 static int word_kind = NUMBERS;
-#if defined(REV_GPT2_BF16) && (defined(__AVX512BF16__) || defined(EMULATE_TILES))
+#if (defined(REV_GPT2_BF16) && defined(__AVX512BF16__)) || defined(EMULATE_TILES)
 #include REV_GPT2_BF16  // `make` puts dev/cpu/bf16.h here; where a processor has no bf16, words are numbers:
 #else
 int layers_bf16(int on) { return !on; }

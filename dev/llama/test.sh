@@ -39,7 +39,7 @@ every() {
 
 policies() {
     local precision mode precisions="float32 bf16"
-    ! "$train" $shape --plan --precision bf16 2>&1 | grep -q 'no products in bf16' || precisions=float32  # it would be that again
+    ! "$train" $shape --plan --precision bf16 2>&1 | grep -q 'no products in bf16' || precisions=float32  # which it would be again
     for precision in $precisions; do
         sum teacher $shape --mode baseline --precision $precision >/dev/null
         for mode in baseline midpoint midpoint-a leapfrog hamiltonian; do every --mode $mode --precision $precision; done

@@ -13,7 +13,7 @@ Each part adds rows to a table in OUT, and what is there already is not done aga
     grids     integer streams on coarser and finer grids: OUT/grids.csv
     layers    force and state, what one converted step misses, how far a whole pass is off: OUT/layers.csv (PyTorch)
     choices   zero-shot accuracy of the original, of conversions and of what was distilled: OUT/choices.csv
-    distill   KL(ours, the original's) (4.6) made small: OUT/distilled.csv, OUT/distill/NAME/log.csv
+    distill   KL(ours, the original's) (4.6) made small: OUT/distilled.csv, OUT/distill/NAME_TOKENS/log.csv
     finetune  memory and time of a step on long documents, beside PyTorch: OUT/finetune.csv
     tune      losses of fine-tuning on them, the original's and a conversion's: OUT/tuned.csv
     plot      dev/pictures/pretrained.svg from these
@@ -21,7 +21,7 @@ Each part adds rows to a table in OUT, and what is there already is not done aga
 steps, K) of sweep. Losses are in nats a token, of 8 sequences of 512 tokens.
 It needs what dev/hf/hf.py needs; torch and transformers for layers and finetune, matplotlib for plot.
 """
-import argparse, csv, re, subprocess, sys, time
+import argparse, csv, os, re, subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -284,7 +284,8 @@ def distill(args):
             run(program(args, "train_rev_llama", flags, e=model(args), distill=model(args), i=args.out / "train.bin", j=args.out / "val.bin",
                         o=result_of(args, name).parent))
         said = run(program(args, "eval_rev_llama", COMPARED, e=result_of(args, name), distill=model(args), j=args.out / "val.bin"))
-        table.add(name, steps * B * T, *COMPARISON.search(said).groups(), f"{time.time() - started:.0f}")
+        found = COMPARISON.search(said) or fail(f"eval_rev_llama says no KL, but: {said.strip()[-200:]}")
+        table.add(name, steps * B * T, *found.groups(), f"{time.time() - started:.0f}")
 
 # ---- fine-tuning on long documents
 
@@ -388,7 +389,7 @@ def main():
     parser.add_argument("--only", metavar="WORDS", action="append", help="a piece of names")
     parser.add_argument("--tasks", default=",".join(TASKS), help="of choices (%(default)s)")
     parser.add_argument("--tokens", type=int, default=LONG[0], choices=LONG, help="of a document, for finetune (%(default)s)")
-    parser.add_argument("--distill-tokens", type=int, default=100_000, metavar="N", help="of a distillation (%(default)s)")
+    parser.add_argument("--distill-tokens", type=int, default=100_000, metavar="N", help="of a distillation, in whole steps of %d (%%(default)s)" % (B * T))
     parser.add_argument("--programs", type=Path, metavar="DIR", help="of train_rev_llama and eval_rev_llama, such as a card's (what make builds)")
     for name, what in (("model", "GGUF file or folder"), ("valid", "text"), ("train", "text"), ("documents", ".jsonl"),
                        ("questions", "folder")):
@@ -403,11 +404,11 @@ def main():
     elif not model(args).exists():
         fail(f"{model(args)}: no such file; import makes it")
     if args.distill_tokens < B * T:
-        parser.error(f"--distill-tokens {args.distill_tokens}: a step has {B * T}")
+        parser.error(f"--distill-tokens {args.distill_tokens}: at least {B * T} are meant, a step's")
     args.programs = (args.programs or ROOT).resolve()
     if args.programs != ROOT:
         for name in ("train_rev_llama", "eval_rev_llama"):
-            if not (args.programs / name).is_file():
+            if not (args.programs / name).is_file() or not os.access(args.programs / name, os.X_OK):
                 fail(f"{args.programs / name}: no such program")
     elif args.parts != ["transformers"]:
         subprocess.run(["make", "-s", "-C", ROOT, "train_rev_llama", "eval_rev_llama"], check=True, stdout=subprocess.DEVNULL)
