@@ -322,20 +322,20 @@ static void estimate_back(Model *m, int k, Chunk c);        // takes it off agai
 
 // ---- forward
 
-static size_t plane_size(const Model *m) { return (size_t)m->B * (size_t)m->T * (size_t)m->net.C; }
+static size_t plane_size(const Model *m) { return (size_t)m->B * m->T * m->net.C; }
 
 // Step k's chunk from token i of the batch on; beyond the batch it has no tokens.
 static Chunk chunk_at(const Model *m, int k, int i) {
     int full = m->chunk * m->T;
-    size_t C = (size_t)m->net.C;
+    size_t C = m->net.C;
     Chunk c;
     memset(&c, 0, sizeof c);
     c.b = i / full * m->chunk;
     c.sequences = smaller_of(m->chunk, m->B - c.b);
     c.from = i % full;
     c.tokens = smaller_of(slice_of(m, full), c.sequences * m->T - c.from);
-    c.at = (size_t)i * C;
-    c.count = (size_t)c.tokens * C;
+    c.at = i * C;
+    c.count = c.tokens * C;
     if (c.tokens > 0) place_internals(m, k, &c);
     return c;
 }
@@ -345,13 +345,13 @@ static Chunk chunk_after(const Model *m, int k, Chunk c) {
 
 // All slices of the chunk's sequences as one
 static Chunk all_slices(const Model *m, Chunk c) {
-    size_t before = (size_t)c.from * (size_t)m->net.C;
+    size_t before = (size_t)c.from * m->net.C;
     int tokens = c.sequences * m->T;
     c.fresh = c.fresh && !c.mlp && c.tokens == tokens;  // else m->normed is the MLP's, or a slice's
     c.from = 0;
     c.tokens = tokens;
     c.at -= before;
-    c.count = (size_t)tokens * (size_t)m->net.C;
+    c.count = (size_t)tokens * m->net.C;
     if (c.attn) c.attn -= before;
     return c;
 }
@@ -395,7 +395,7 @@ static void forward(Model *m) {
 // when its MLP goes back: its gradient takes its place, until all slices' are there.
 static void force_backward(Model *m, int k, const stream_t *p, real_t *dp, Chunk c) {
     int l = layer_of(&m->net, k);
-    size_t before = (size_t)c.from * (size_t)m->net.C;
+    size_t before = (size_t)c.from * m->net.C;
     Chunk all = all_slices(m, c);
     if (c.mlp) mlp_half_backward(m, l, p, dp, c);
     if (!c.attn) return;
@@ -492,11 +492,11 @@ static const struct { const char *name; int kind, stacked; } tensor_kinds[TENSOR
 
 // The elements of each tensor in one layer, and in all that it is stacked over. Returns their sum.
 static size_t tensor_sizes(const Config *net, size_t one[TENSORS], size_t all[TENSORS]) {
-    size_t C = (size_t)net->C, Vp = (size_t)net->Vp, maxT = (size_t)net->maxT, total = 0;
+    size_t C = net->C, Vp = net->Vp, maxT = net->maxT, total = 0;
     const size_t size[TENSORS] = {Vp*C, maxT*C, C, C, 3*C*C, 3*C, C*C, C, C, C, 4*C*C, 4*C, 4*C*C, C, C, C};
     for (int i = 0; i < TENSORS; i++) {
         one[i] = all[i] = size[i];
-        if (tensor_kinds[i].stacked) all[i] *= (size_t)net->L;
+        if (tensor_kinds[i].stacked) all[i] *= net->L;
         total += all[i];
     }
     return total;
@@ -516,7 +516,7 @@ static Tensors tensors_at(const Config *net, param_t *buffer, int l) {
     tensor_sizes(net, one, all);
     for (int i = 0; i < TENSORS; i++) {
         *at[i] = buffer;
-        if (tensor_kinds[i].stacked) *at[i] += (size_t)l * one[i];
+        if (tensor_kinds[i].stacked) *at[i] += l * one[i];
         buffer += all[i];
     }
     return t;
@@ -538,19 +538,19 @@ static size_t internals_bytes(const Model *m, int halves, size_t n, int kept, si
 static size_t cache_width(const Config *net);  // qkv of a token
 
 static Internals internals_of(const Model *m, Chunk c) {
-    size_t bytes[INTERNALS], before = c.kept ? (size_t)c.from * 4 * (size_t)m->net.C : 0;
+    size_t bytes[INTERNALS], before = c.kept ? (size_t)c.from * 4 * m->net.C : 0;
     char *at = c.internals;
     int halves = 0;
     Internals a;
     if (c.attn) halves |= ATTN;
     if (c.mlp) halves |= MLP;
-    internals_bytes(m, halves, (size_t)c.sequences * (size_t)m->T, c.kept, bytes);
+    internals_bytes(m, halves, (size_t)c.sequences * m->T, c.kept, bytes);
     a.qkv = (act_t *)at;
     a.atty = (act_t *)(at += bytes[0]);
     a.lse = (real_t *)(at += bytes[1]);
     a.fch = (act_t *)(at += bytes[2]) + before;
     a.fch_gelu = (act_t *)(at += bytes[3]) + before;
-    if (c.cache) a.qkv = c.cache + (size_t)m->past * cache_width(&m->net);
+    if (c.cache) a.qkv = c.cache + m->past * cache_width(&m->net);
     return a;
 }
 
@@ -573,7 +573,7 @@ static void attention_half_forward(Model *m, int l, const stream_t *p, Chunk c) 
     int C = m->net.C, NH = m->net.NH, T = m->T;
     for (int h = 0; h < NH; h += group_of(m)) {
         const Group g = group_at(m, c, h);
-        real_t *lse = a.lse + (size_t)h * (size_t)T;
+        real_t *lse = a.lse + (size_t)h * T;
         qkv_forward(m, l, p, c, g);
         if (m->past) attention_query(a.atty, c.cache, m->past, C, NH, NH);
         else attention_forward(a.atty + g.channel, lse, g.qkv, c.sequences, T, C, NH, NH, g.heads);
@@ -589,7 +589,7 @@ static void attention_half_backward(Model *m, int l, const stream_t *p, real_t *
     for (int h = last; h >= 0; h -= group_of(m)) {  // the last group's qkv is still there
         const Group g = group_at(m, c, h);
         const act_t *dout = datty + g.channel, *out = a.atty + g.channel;
-        const real_t *lse = a.lse + (size_t)h * (size_t)T;
+        const real_t *lse = a.lse + (size_t)h * T;
         if (h < last && !c.kept) qkv_forward(m, l, p, c, g);
         attention_backward(dqkv, dout, g.qkv, out, lse, c.sequences, T, C, NH, NH, g.heads);
         qkv_backward(m, l, p, dp, c, g);
@@ -624,7 +624,7 @@ static void mlp_half_backward(Model *m, int l, const stream_t *p, real_t *dp, Ch
 static void embed(const Model *m, stream_t *prev, stream_t *cur) {
     const Tensors w = tensors_at(&m->net, m->params, 0);
     int C = m->net.C, N = m->B * m->T;
-    stream_embed(prev, cur, m->inputs, w.wte, w.wpe + (size_t)m->past * (size_t)C, N, m->T, C, m->net.grid);
+    stream_embed(prev, cur, m->inputs, w.wte, w.wpe + (size_t)m->past * C, N, m->T, C, m->net.grid);
 }
 
 static void embed_adjoint(const Model *m) {
@@ -637,7 +637,7 @@ static void embed_adjoint(const Model *m) {
 static void head_logits(Model *m, int i, int n) {
     const Config *net = &m->net;
     const Tensors w = tensors_at(net, m->params, 0);
-    const stream_t *p = m->cur + (size_t)i * (size_t)net->C;
+    const stream_t *p = m->cur + (size_t)i * net->C;
     layernorm_forward(m->head_normed, p, NULL, w.lnfw, w.lnfb, n, net->C, net->grid);
     matmul_forward(m->logits, m->head_normed, w.wte, NULL, n, net->C, net->Vp, net->Vp);
 }
@@ -646,7 +646,7 @@ static void head_logits(Model *m, int i, int n) {
 static void head_backward(Model *m, int i, int n) {
     const Config *net = &m->net;
     const Tensors w = tensors_at(net, m->params, 0), d = tensors_at(net, m->grads, 0);
-    size_t at = (size_t)i * (size_t)net->C;
+    size_t at = (size_t)i * net->C;
     matmul_backward(m->head_dnormed, d.wte, NULL, m->logits, m->head_normed, w.wte, NULL, n, net->C, net->Vp,
                     net->Vp);
     layernorm_backward(m->dcur + at, NULL, d.lnfw, d.lnfb, m->head_dnormed, m->cur + at, NULL, w.lnfw,
@@ -740,11 +740,11 @@ static int undoes_steps(const Model *m) { return m->memory >= REVERSE; }
 // Internals' bytes one by one, for n tokens and the halves that a step has; of a slice and a group of heads,
 // unless all are kept. Returns the sum; bytes may be NULL.
 static size_t internals_bytes(const Model *m, int halves, size_t n, int kept, size_t bytes[INTERNALS]) {
-    size_t NH = (size_t)m->net.NH, row = (size_t)m->net.C * sizeof(act_t), total = 0;
+    size_t NH = m->net.NH, row = (size_t)m->net.C * sizeof(act_t), total = 0;
     size_t attn = (halves & ATTN) != 0, mlp = (halves & MLP) != 0, slice = n, heads = NH;
     if (!kept) {
-        slice = (size_t)slice_of(m, (int)n);
-        heads = (size_t)group_of(m);
+        slice = slice_of(m, (int)n);
+        heads = group_of(m);
     }
     const size_t inside = mlp * 4*slice*row;
     if (m->cache) heads = 0;  // its qkv are there
@@ -763,7 +763,7 @@ static size_t cache_width(const Config *net) { return 3 * (size_t)net->C; }
 static Group group_at(const Model *m, Chunk c, int h) {
     int hs = m->net.C / m->net.NH, heads = smaller_of(group_of(m), m->net.NH - h);
     Group g = {heads, h * hs, 3 * heads * hs, internals_of(m, c).qkv};
-    if (c.kept) g.qkv += (size_t)c.tokens * 3 * (size_t)g.channel;
+    if (c.kept) g.qkv += (size_t)c.tokens * 3 * g.channel;
     return g;
 }
 static int stretches_of(const Model *m, Group g) { return g.heads == m->net.NH ? 1 : 3; }
@@ -771,13 +771,13 @@ static int stretches_of(const Model *m, Group g) { return g.heads == m->net.NH ?
 static void qkv_forward(Model *m, int l, const stream_t *p, Chunk c, Group g) {
     const Tensors w = tensors_at(&m->net, m->params, l);
     int n = c.tokens, slice = slice_of(m, n), stretches = stretches_of(m, g), rows = g.width / stretches;
-    size_t C = (size_t)m->net.C;
+    size_t C = m->net.C;
     for (int i = 0; i < n; i += slice) {
         int tokens = smaller_of(slice, n - i);
-        act_t *qkv = g.qkv + (size_t)i * (size_t)g.width;
-        layernorm_forward(m->normed, p + (size_t)i * C, NULL, w.ln1w, w.ln1b, tokens, m->net.C, m->net.grid);
+        act_t *qkv = g.qkv + (size_t)i * g.width;
+        layernorm_forward(m->normed, p + i * C, NULL, w.ln1w, w.ln1b, tokens, m->net.C, m->net.grid);
         for (int j = 0; j < stretches; j++) {
-            size_t row = (size_t)j * C + (size_t)g.channel;
+            size_t row = j * C + g.channel;
             matmul_forward(qkv + j*rows, m->normed, w.qkvw + row * C, w.qkvb + row, tokens, m->net.C, rows,
                            g.width);
         }
@@ -789,15 +789,15 @@ static void qkv_backward(Model *m, int l, const stream_t *p, real_t *dp, Chunk c
     const Config *net = &m->net;
     const Tensors w = tensors_at(net, m->params, l), d = tensors_at(net, m->grads, l);
     int n = c.tokens, slice = slice_of(m, n), stretches = stretches_of(m, g), rows = g.width / stretches;
-    size_t C = (size_t)net->C;
+    size_t C = net->C;
     for (int i = 0; i < n; i += slice) {
         int tokens = smaller_of(slice, n - i);
-        const act_t *dqkv = m->wide + (size_t)i * (size_t)g.width;
-        const stream_t *from = p + (size_t)i * C;
-        real_t *to = dp + (size_t)i * C;
+        const act_t *dqkv = m->wide + (size_t)i * g.width;
+        const stream_t *from = p + i * C;
+        real_t *to = dp + i * C;
         if (!c.fresh) layernorm_forward(m->normed, from, NULL, w.ln1w, w.ln1b, tokens, net->C, net->grid);
         for (int j = 0; j < stretches; j++) {
-            size_t row = (size_t)j * C + (size_t)g.channel;
+            size_t row = j * C + g.channel;
             matmul_backward(m->out, d.qkvw + row * C, d.qkvb + row, dqkv + j*rows, m->normed,
                             w.qkvw + row * C, NULL, tokens, net->C, rows, g.width);
             layernorm_backward(to, NULL, d.ln1w, d.ln1b, m->out, from, NULL, w.ln1w, tokens, net->C,
@@ -813,7 +813,7 @@ static act_t *atty_backward(Model *m, int l, Chunk c) {
     int C = m->net.C, n = c.tokens, slice = slice_of(m, n);
     for (int i = 0; i < n; i += slice) {
         int tokens = smaller_of(slice, n - i);
-        size_t at = (size_t)i * (size_t)C, bytes = (size_t)tokens * (size_t)C * sizeof(act_t);
+        size_t at = (size_t)i * C, bytes = (size_t)tokens * C * sizeof(act_t);
         const act_t *dattn = slice < n ? c.attn + at : m->dforce;
         act_t *to = slice < n ? m->out : c.attn;
         matmul_backward(to, d.attprojw, d.attprojb, dattn, atty + at, w.attprojw, NULL, tokens, C, C, C);
@@ -824,8 +824,8 @@ static act_t *atty_backward(Model *m, int l, Chunk c) {
 
 // What a gradient inside the block is at its widest: the MLP's of a slice, or attention's of a group of heads
 static size_t wide_size(const Model *m, size_t n) {
-    size_t C = (size_t)m->net.C, hs = C / (size_t)m->net.NH, mlp = 4*C * (size_t)slice_of(m, (int)n);
-    return (size_t)m->training * larger_of(mlp, 3*hs * (size_t)group_of(m) * n);
+    size_t C = m->net.C, hs = C / m->net.NH, mlp = 4*C * slice_of(m, (int)n);
+    return m->training * larger_of(mlp, 3*hs * group_of(m) * n);
 }
 static size_t block_scratch_bytes(const Config *net, int n) {
     return layers_scratch_bytes(n, net->C, 4 * net->C, net->NH);
@@ -873,7 +873,7 @@ static int keeps_plane(const Model *m, int k) {
 
 static size_t planes_before(const Model *m, int k) {  // how many of the first k steps keep theirs
     size_t count = 0;
-    for (int j = 0; j < k; j++) count += (size_t)keeps_plane(m, j);
+    for (int j = 0; j < k; j++) count += keeps_plane(m, j);
     return count;
 }
 
@@ -921,18 +921,18 @@ static int outputs_of(const Model *m, int halves, int kept) {
     return halves == BLOCK ? ATTN : 0;
 }
 static size_t output_bytes(const Model *m, size_t n) {
-    return round256(n * (size_t)m->net.C * sizeof(act_t));
+    return round256(n * m->net.C * sizeof(act_t));
 }
 
 static size_t evaluation_bytes(const Model *m, int halves, size_t n, int kept) {
     int outputs = outputs_of(m, halves, kept);
-    size_t rows = (size_t)((outputs & ATTN) != 0) + (size_t)((outputs & MLP) != 0);
+    size_t rows = ((outputs & ATTN) != 0) + ((outputs & MLP) != 0);
     return internals_bytes(m, halves, n, kept, NULL) + rows * output_bytes(m, n);
 }
 
 // Lets the chunk's evaluation, of these halves, begin at `at`.
 static void place_evaluation(const Model *m, Chunk *c, char *at, int halves, int kept) {
-    size_t n = (size_t)c->sequences * (size_t)m->T, before = (size_t)c->from * (size_t)m->net.C;
+    size_t n = (size_t)c->sequences * m->T, before = (size_t)c->from * m->net.C;
     int outputs = outputs_of(m, halves, kept);
     char *attn = at + internals_bytes(m, halves, n, kept, NULL), *mlp = attn;
     if (outputs & ATTN) mlp += output_bytes(m, n);
@@ -943,15 +943,15 @@ static void place_evaluation(const Model *m, Chunk *c, char *at, int halves, int
     if (halves & MLP) c->mlp = outputs & MLP ? (act_t *)mlp + before : m->out;
 }
 
-static size_t cache_size(const Model *m) { return (size_t)m->cache_tokens * cache_width(&m->net); }
+static size_t cache_size(const Model *m) { return m->cache_tokens * cache_width(&m->net); }
 
 static size_t step_bytes(const Model *m, int k, size_t n, int kept) {
     return evaluation_bytes(m, halves_of(&m->net, k), n, kept) + estimate_bytes(m, k, n, kept);
 }
 
 static size_t kept_bytes(const Model *m, int k, int sequences) {  // internals of step k, of the first ones
-    size_t whole = (size_t)(sequences / m->chunk), rest = (size_t)(sequences % m->chunk), T = (size_t)m->T;
-    return whole * step_bytes(m, k, (size_t)m->chunk * T, 1) + step_bytes(m, k, rest * T, 1);
+    size_t whole = sequences / m->chunk, rest = sequences % m->chunk, T = m->T;
+    return whole * step_bytes(m, k, m->chunk * T, 1) + step_bytes(m, k, rest * T, 1);
 }
 
 static void place_internals(const Model *m, int k, Chunk *c) {
@@ -961,7 +961,7 @@ static void place_internals(const Model *m, int k, Chunk *c) {
     for (int j = steps(net) - m->kept_steps; j < k; j++) at += kept_bytes(m, j, m->B);
     if (kept) at += kept_bytes(m, k, c->b);
     place_evaluation(m, c, at, halves_of(net, k), kept);
-    if (m->cache) c->cache = m->cache + (size_t)evaluations(net, k) * cache_size(m);
+    if (m->cache) c->cache = m->cache + evaluations(net, k) * cache_size(m);
 }
 
 // ---- the plan
@@ -973,9 +973,9 @@ static void add_buffer(Model *m, int row, void *at, size_t count, size_t size) {
 
 static void plan(Model *m) {
     const Config *net = &m->net;
-    size_t C = (size_t)net->C, N = (size_t)m->B * (size_t)m->T, P = parameter_count(net);
-    size_t n = (size_t)m->chunk * (size_t)m->T, H = (size_t)m->head_chunk, two = net->mode != BASELINE;
-    size_t slice = (size_t)slice_of(m, (int)n);
+    size_t C = net->C, N = (size_t)m->B * m->T, P = parameter_count(net);
+    size_t n = (size_t)m->chunk * m->T, H = m->head_chunk, two = net->mode != BASELINE;
+    size_t slice = slice_of(m, (int)n);
     size_t training = m->training != 0, teacher = m->has_teacher != 0, back = training && undoes_steps(m);
     if (m->memory != AUTO || !training) m->kept_steps = training && m->memory == STORE ? steps(net) : 0;
     m->buffer_count = 0;
@@ -1014,14 +1014,14 @@ static void plan(Model *m) {
     add_buffer(m, WORKSPACE, &m->dforce, training * slice*C, sizeof(act_t));
     add_buffer(m, WORKSPACE, &m->wide, wide_size(m, n), sizeof(act_t));
     if (net->mode == RETROFIT) add_buffer(m, WORKSPACE, &m->destimate, training * n*C, sizeof(real_t));
-    size_t cached = (size_t)evaluations(net, steps(net)) * cache_size(m);
+    size_t cached = evaluations(net, steps(net)) * cache_size(m);
     if (!training) add_buffer(m, WORKSPACE, &m->cache, cached, sizeof(act_t));
     size_t scratch = layers_scratch_bytes(m->head_chunk, net->C, net->Vp, 0);
     add_buffer(m, WORKSPACE, &m->scratch, larger_of(scratch, block_scratch_bytes(net, (int)n)), 1);
     add_buffer(m, HEAD, &m->head_normed, H*C, sizeof(act_t));
     add_buffer(m, HEAD, &m->head_dnormed, training * H*C, sizeof(act_t));
-    add_buffer(m, HEAD, &m->logits, H*(size_t)net->Vp, sizeof(act_t));
-    add_buffer(m, HEAD, &m->teacher_logits, teacher * H*(size_t)net->Vp, sizeof(act_t));
+    add_buffer(m, HEAD, &m->logits, H * net->Vp, sizeof(act_t));
+    add_buffer(m, HEAD, &m->teacher_logits, teacher * H * net->Vp, sizeof(act_t));
 }
 
 static size_t plan_bytes(const Model *m, int row) {
@@ -1066,7 +1066,7 @@ static void model_free(Model *m) {
 }
 
 static void model_alloc(Model *m) {
-    size_t needed = plan_bytes(m, TOTAL), there = device_memory_bytes() / (size_t)ranks_here;
+    size_t needed = plan_bytes(m, TOTAL), there = device_memory_bytes() / ranks_here;
     for (int i = 0; i < m->buffer_count; i++) {
         void *p = needed <= there ? device_alloc(m->buffers[i].bytes) : NULL;
         if (!p) die(STATUS_NUMBERS, "out of memory: %.3f GiB are needed, the machine has %.3f; --plan shows "
@@ -1144,7 +1144,7 @@ static int evaluations(const Config *net, int k) {
 static int estimates_share(const Model *m, int kept) { return !kept && m->slice > 0; }
 
 static size_t estimate_bytes(const Model *m, int k, size_t n, int kept) {
-    size_t K = (size_t)m->net.K, plane = round256(n * (size_t)m->net.C * sizeof(stream_t));
+    size_t K = m->net.K, plane = round256(n * m->net.C * sizeof(stream_t));
     if (!has_estimate(&m->net, k)) return 0;
     return (estimates_share(m, kept) ? 1 : K + 1) * evaluation_bytes(m, BLOCK, n, kept) + K * plane;
 }
@@ -1158,17 +1158,17 @@ typedef struct { Chunk c; stream_t *p, *to; Coefficients step; } Estimate;
 static Estimate estimate_of(const Model *m, int k, int e, Chunk c) {
     const Coefficients step = coefficients(&m->net, k), next = {0, 1, 0, -1};
     int kept = keeps_internals(m, k), before = estimates_share(m, kept) ? 0 : e - 1;
-    size_t C = (size_t)m->net.C, n = (size_t)c.sequences * (size_t)m->T, K = (size_t)m->net.K;
+    size_t C = m->net.C, n = (size_t)c.sequences * m->T, K = m->net.K;
     size_t bytes = evaluation_bytes(m, BLOCK, n, kept), plane = round256(n * C * sizeof(stream_t));
-    char *planes = c.internals + (size_t)kept * bytes, *at = planes + K * plane + (size_t)before * bytes;
+    char *planes = c.internals + kept * bytes, *at = planes + K * plane + before * bytes;
     Estimate x = {c, m->cur + c.at, m->next + c.at, {1, 0, 0, ldexp(step.alpha, -step.shift)}};
-    if (e > 1) x.p = (stream_t *)(planes + (size_t)(e - 2) * plane) + (size_t)c.from * C;
+    if (e > 1) x.p = (stream_t *)(planes + (e - 2) * plane) + c.from * C;
     if (e <= m->net.K) {
-        x.to = (stream_t *)(planes + (size_t)(e - 1) * plane) + (size_t)c.from * C;
+        x.to = (stream_t *)(planes + (e - 1) * plane) + c.from * C;
         x.step = next;
     }
     place_evaluation(m, &x.c, at, BLOCK, kept);
-    if (c.cache) x.c.cache += (size_t)e * cache_size(m);
+    if (c.cache) x.c.cache += e * cache_size(m);
     return x;
 }
 
@@ -1201,7 +1201,7 @@ static void estimate_back(Model *m, int k, Chunk c) {
     for (int e = last; e >= 1; e--) {
         for (Chunk s = chunk_at(m, k, c.b * m->T); s.tokens > 0 && s.b == c.b; s = chunk_after(m, k, s)) {
             Estimate x = estimate_of(m, k, e, s);
-            real_t *v = m->destimate + (size_t)s.from * (size_t)m->net.C;
+            real_t *v = m->destimate + (size_t)s.from * m->net.C;
             const real_t *dto = e == last ? m->dprev + s.at : v;
             if (again && (e == last || share)) force_forward(m, k - 1, x.p, x.c);
             if (e == last && undoes_steps(m)) estimate_move(m, x, -1);
@@ -1251,16 +1251,16 @@ DEVICE static inline int64_t unmultiply(int64_t t, int n, int shift, uint32_t lo
 }
 
 static size_t words_of_step(const Model *m, size_t tokens) {  // for one step of so many, a slice at a time
-    size_t C = (size_t)m->net.C, slice = (size_t)slice_of(m, m->chunk * m->T), shift = (size_t)m->net.shift;
+    size_t C = m->net.C, slice = slice_of(m, m->chunk * m->T), shift = m->net.shift;
     return tokens / slice * ((slice * C + 31) / 32 * shift) + (tokens % slice * C + 31) / 32 * shift;
 }
 
 // How many words there are before step k's, for the chunk from token `from` of sequence b on
 static size_t words_before(const Model *m, int k, int b, int from) {
-    size_t T = (size_t)m->T, whole = words_of_step(m, (size_t)m->chunk * T);
-    size_t step = (size_t)(m->B / m->chunk) * whole + words_of_step(m, (size_t)(m->B % m->chunk) * T);
-    size_t before = (size_t)converted_before(&m->net, k) * step;
-    return before + (size_t)(b / m->chunk) * whole + words_of_step(m, (size_t)from);
+    size_t T = m->T, whole = words_of_step(m, m->chunk * T);
+    size_t step = m->B / m->chunk * whole + words_of_step(m, m->B % m->chunk * T);
+    size_t before = converted_before(&m->net, k) * step;
+    return before + b / m->chunk * whole + words_of_step(m, from);
 }
 static size_t low_words(const Model *m) {
     return converted(m->net.mode) && m->net.grid ? words_before(m, steps(&m->net), 0, 0) : 0;
@@ -1301,7 +1301,7 @@ static void distill(Model *m, int i, int n, double scale) {
     double of_divergence = m->objective == CROSS_ENTROPY ? 0 : scale;
     head_logits(&teacher, i, n);  // before ours, which is to be left in head_normed
     head_logits(m, i, n);
-    distillation(m->losses + i, (size_t)m->B * (size_t)m->T, m->logits, m->teacher_logits, m->targets + i, n,
+    distillation(m->losses + i, (size_t)m->B * m->T, m->logits, m->teacher_logits, m->targets + i, n,
                  m->net.V, m->net.Vp, m->objective, of_divergence);
     if (m->objective == CROSS_ENTROPY)
         classifier(m->losses + i, m->logits, m->targets + i, n, m->net.V, m->net.Vp, scale);
@@ -1381,7 +1381,7 @@ static size_t shard_begin(const Config *net, int r) {
     size_t one[TENSORS], all[TENSORS], at = 0, pieces = 0;
     tensor_sizes(net, one, all);
     for (int i = 0; i < TENSORS; i++) pieces += pieces_in(all[i]);
-    size_t before = pieces * (size_t)r / (size_t)ranks;
+    size_t before = pieces * r / ranks;
     for (int i = 0; i < TENSORS; at += all[i++]) {
         if (before < pieces_in(all[i])) return at + before * PIECE;
         before -= pieces_in(all[i]);
@@ -1444,16 +1444,16 @@ static double *doubles(size_t count) { return (double *)host_alloc(count, sizeof
 
 // A metric of each of the batch's tokens, to values. It waits for all that was asked for before.
 static void read_metric(double *values, const Model *m, enum Metric metric) {
-    size_t N = (size_t)m->B * (size_t)m->T;
+    size_t N = (size_t)m->B * m->T;
     real_t *of_batch = (real_t *)host_alloc(N, sizeof(real_t), "losses");
-    to_host(of_batch, m->losses + (size_t)metric * N, N * sizeof(real_t));
+    to_host(of_batch, m->losses + metric * N, N * sizeof(real_t));
     for (size_t i = 0; i < N; i++) values[i] = (double)of_batch[i];
     free(of_batch);
 }
 
 // Over all tokens of the batch, of which those that do not count have 0
 static double mean_of(const Model *m, enum Metric metric) {
-    size_t N = (size_t)m->B * (size_t)m->T;
+    size_t N = (size_t)m->B * m->T;
     double *values = doubles(N), sum = 0;
     read_metric(values, m, metric);
     for (size_t i = 0; i < N; i++) sum += values[i];
@@ -1578,7 +1578,7 @@ static void init_parameters(Model *m, uint64_t seed) {
     tensor_sizes(net, one, all);
     for (int t = 0; t < TENSORS; offset += all[t++]) {
         int kind = tensor_kinds[t].kind;
-        size_t drawn = kind == VOCABULARY ? (size_t)net->V * (size_t)net->C : all[t];
+        size_t drawn = kind == VOCABULARY ? (size_t)net->V * net->C : all[t];
         for (size_t i = 0; i < all[t]; i += STAGE) {
             size_t n = piece_of(all[t] - i);
             #pragma omp parallel for
@@ -1744,8 +1744,8 @@ static void read_tokens(Data *d, Shard *s, int64_t position, int *tokens, size_t
 // A batch (B, T) from host memory to where forward, head and backward look for it
 static void set_batch(Model *m, const int *inputs, const int *targets) {
     int N = m->B * m->T;
-    to_device(m->inputs, inputs, (size_t)N * sizeof(int));
-    to_device(m->targets, targets, (size_t)N * sizeof(int));
+    to_device(m->inputs, inputs, N * sizeof(int));
+    to_device(m->targets, targets, N * sizeof(int));
     if (m->order) layers_order(m->order, inputs, N);
 }
 
@@ -1754,7 +1754,7 @@ static void set_batch(Model *m, const int *inputs, const int *targets) {
 static int data_batch(Data *d, Model *m, uint64_t first, int shuffle, uint64_t seed) {
     int counted = 0;
     uint64_t room = (uint64_t)sequences_of(d, m->T, shuffle), B = (uint64_t)m->B;
-    size_t T = (size_t)m->T, N = (size_t)m->B * T;
+    size_t T = m->T, N = m->B * T;
     int *inputs = (int *)host_alloc(2 * N + T + 1, sizeof(int), "numbers of a batch"), *targets = inputs + N;
     int *tokens = targets + N;  // of a sequence, and the one after it
     for (size_t b = 0; b < B; b++) {
@@ -1986,7 +1986,7 @@ static Config network_of(const int32_t header[256], const char *path) {
     if (net.mode == MIDPOINT_A) {
         checked(path, "shift", header[13], 0, 0);  // which means 4
         net.shift = 4;
-        memcpy(net.a, &header[16], (size_t)net.L * sizeof *header);
+        memcpy(net.a, &header[16], net.L * sizeof *header);
         if (!remainders_fit(&net)) die(STATUS_DATA, "%s: remainders of its a_k do not fit 16 bits", path);
     }
     if (!converted(net.mode)) return net;
@@ -2212,7 +2212,7 @@ static int metrics_of(const Model *m) { return m->has_teacher ? METRICS : LOSS +
 // The means over -m validation batches, or all, whose last may be shorter. Returns the sequences in them.
 static int64_t validate(const Model *m, Data *d, double means[METRICS]) {
     Model own = *m;
-    const size_t N = (size_t)m->B * (size_t)m->T, all = N * (size_t)ranks;
+    const size_t N = (size_t)m->B * m->T, all = N * ranks;
     double *values = doubles(all), counted = 0;
     int64_t count = sequences_of(d, m->T, 0), wanted = (int64_t)opt.val_batches * m->B;
     if (wanted && wanted < count) count = wanted;
@@ -2229,7 +2229,7 @@ static int64_t validate(const Model *m, Data *d, double means[METRICS]) {
         // token after token: sums do not depend on how they are cut into batches, nor on who has these
         for (int k = LOSS; k < metrics_of(m); k++) {
             memset(values, 0, all * sizeof *values);
-            if (own.B > 0) read_metric(values + N * (size_t)rank, &own, (enum Metric)k);
+            if (own.B > 0) read_metric(values + N * rank, &own, (enum Metric)k);
             ranks_combine(values, all);
             for (size_t j = 0; j < all; j++) means[k] += values[j];
         }
@@ -2320,7 +2320,7 @@ static double counted_batches(Job *j) {
 static double step_gradients(Job *j, double *drift) {
     const Run *run = &j->run;
     const int count = run->accumulate, longest = (count - 1) / run->lanes + 1;
-    double *losses = doubles(2 * (size_t)count), *drifts = losses + count, batches = counted_batches(j);
+    double *losses = doubles(2 * count), *drifts = losses + count, batches = counted_batches(j);
     double loss = 0;
     *drift = NAN;
     for (int lane = rank; lane - rank < run->lanes; lane += ranks) {
@@ -2336,7 +2336,7 @@ static double step_gradients(Job *j, double *drift) {
         profile("(exchange)", 0, 0);
         ranks_exchange(&j->m, lane - rank);
     }
-    ranks_combine(losses, 2 * (size_t)count);
+    ranks_combine(losses, 2 * count);
     for (int i = 0; i < count; i++) {
         loss += losses[i] / batches;
         *drift = fmax(*drift, drifts[i]);  // either may be NAN
@@ -3074,7 +3074,7 @@ static size_t container_limit(const char *self, const char *mount) {
 }
 
 size_t device_memory_bytes(void) {
-    size_t bytes = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+    size_t bytes = (size_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
     size_t container = container_limit("/proc/self/cgroup", "/sys/fs/cgroup");
     struct rlimit space;
     if (getrlimit(RLIMIT_AS, &space) == 0) bytes = smaller_size((size_t)space.rlim_cur, bytes);
@@ -3095,7 +3095,7 @@ int stream_take_reach(void) {
 void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe,
                   int n, int T, int C, int grid) {
     profile("stream_embed", 0, (double)n * C * (sizeof(param_t) + 2 * sizeof(stream_t)));
-    const size_t width = (size_t)C;
+    const size_t width = C;
     real_t unit = grid ? (real_t)ldexp(1, grid) : 0;
     int reach = 0;
     #pragma omp parallel for reduction(|:reach)
@@ -3180,7 +3180,7 @@ static void step_bits(stream_t *to, const stream_t *s, const stream_t *cur, cons
     int reach = 0;
     #pragma omp parallel for reduction(|:reach)
     for (size_t g = 0; g < count; g += 32) {
-        uint32_t bits[32] = {0}, *words = low ? low + g / 32 * (size_t)k.shift : NULL;
+        uint32_t bits[32] = {0}, *words = low ? low + g / 32 * k.shift : NULL;
         int width = (int)smaller_size(32, count - g);
         if (direction < 0) recall_bits(bits, words, k.shift);
         for (int j = 0; j < width && direction > 0; j++) bits[j] = (uint32_t)s[g + j].fixed;
@@ -3236,7 +3236,7 @@ void embed_backward(real_t *dwte, real_t *dwpe, const real_t *d1, const real_t *
                     const void *order, int n, int T, int C) {
     profile("embed_backward", 0, (double)n * C * ((d2 ? 2 : 1) + 4) * sizeof(real_t));
     (void)order;  // a thread's columns meet the tokens as they come
-    const size_t width = (size_t)C;
+    const size_t width = C;
     enum { COLUMNS = 16 };  // a thread owns columns, not tokens: no two threads meet in a row
     #pragma omp parallel for
     for (int c0 = 0; c0 < C; c0 += COLUMNS)
@@ -3358,12 +3358,12 @@ static inline void transpose(real_t *out, int width, const real_t *x, int64_t ro
 // Packs panels of `width` rows one by one: word k*width + i of a panel is x(i, k), 0 beyond `rows`.
 INLINE void pack_numbers(real_t *out, Matrix x, int rows, int K, const int width) {
     const int whole = rows / width * width, rest = rows - whole;
-    if (rest) memset(out + whole*K, 0, sizeof(real_t) * (size_t)(K * width));
+    if (rest) memset(out + whole*K, 0, sizeof(real_t) * K * width);
     if (x.row == 1)  // all panels at once, since they share rows of memory
         for (int k = 0; k < K; k++, x.at += x.col) {
             real_t *to = out + k*width;
             for (int i = 0; i < whole; i += width, to += K*width)
-                memcpy(to, x.at + i, sizeof(real_t) * (size_t)width);
+                memcpy(to, x.at + i, sizeof(real_t) * width);
             for (int i = 0; i < rest; i++) to[i] = x.at[whole + i];
         }
     else
@@ -3449,7 +3449,7 @@ static size_t block_words(int M, int N, int K) {  // words for the blocks of a p
 size_t layers_scratch_bytes(int n, int C, int OC, int NH) {
     size_t products = larger_of(block_words(n, OC, C), block_words(n, C, OC));
     size_t of_weights = larger_of(block_words(OC, C, n), block_words(C, OC, n));
-    size_t rest = larger_of((size_t)SLICES * 3 * (size_t)C, (size_t)n * (size_t)NH);  // layernorm, attention
+    size_t rest = larger_of((size_t)SLICES * 3 * C, (size_t)n * NH);  // layernorm, attention
     return larger_of(larger_of(products, of_weights), rest) * sizeof(real_t);
 }
 
@@ -3459,7 +3459,7 @@ static void gemm(real_t *c, int row, int M, int N, int K, Matrix a, Matrix b, Ep
     const int all = words_of(K), passes = (all + KC - 1) / KC, mr = panel_rows(), nr = panel_columns();
     const int pass = (all + passes - 1) / passes, task = word_kind == TILES ? TASK_TILES : TASK;
     const int stretch = word_kind == NUMBERS ? pass : (pass + 15) / 16 * 32;  // numbers a pass takes of K
-    const size_t width = (size_t)row;
+    const size_t width = row;
     real_t *packed_b = scratch;
     real_t *packed_a = packed_b + smaller_of(NC, (N + nr - 1) / nr * nr) * smaller_of(KC, all);
     const double start = seconds(), multiplied = (double)M * N * K;
@@ -3526,7 +3526,7 @@ static void gemm_tile(real_t *c, int64_t row, int M, int N, int K, Panel *a, Pan
 enum { FEW = 2 };
 static void matvec(act_t *out, const act_t *x, const param_t *w, const param_t *bias, int n, int C, int OC,
                    int row) {
-    const size_t width = (size_t)C;
+    const size_t width = C;
     #pragma omp parallel for if ((int64_t)n * C * OC > 200000)
     for (int o = 0; o < OC; o++)
         for (int i = 0; i < n; i++) {
@@ -3559,7 +3559,7 @@ void matmul_backward(act_t *dinp, real_t *dweight, real_t *dbias, const act_t *d
                      const param_t *weight, const act_t *pre, int n, int C, int OC, int width) {
     profile("matmul_backward", 4.0 * n * C * OC, ((double)n * (2 * C + OC) + 3.0 * C * OC) * sizeof(act_t));
     Epilogue add = {1, NULL, NULL, NULL}, set = {0, NULL, NULL, pre};
-    const size_t row = (size_t)width;
+    const size_t row = width;
     gemm(dweight, C, OC, C, n, matrix(dout, 1, width), matrix(inp, C, 1), add);
     enum { COLUMNS = 64 };  // a thread owns columns
     #pragma omp parallel for
@@ -3592,7 +3592,7 @@ INLINE real_t layer_row(real_t *x, real_t *rstd, const stream_t *s, const act_t 
 void layernorm_forward(act_t *out, const stream_t *s, const act_t *add, const param_t *weight,
                        const param_t *bias, int n, int C, int grid) {
     profile("layernorm_forward", 0, (double)n * C * (sizeof(stream_t) + (add ? 2 : 1) * sizeof(act_t)));
-    const size_t width = (size_t)C, tokens = (size_t)n;
+    const size_t width = C, tokens = n;
     const real_t unit = grid_unit(grid);
     #pragma omp parallel for
     for (size_t p = 0; p < SLICES; p++) {
@@ -3610,7 +3610,7 @@ void layernorm_backward(real_t *ds, act_t *dadd, real_t *dweight, real_t *dbias,
                         const stream_t *s, const act_t *add, const param_t *weight, int n, int C, int grid) {
     profile("layernorm_backward", 0, (double)n * C *
             (sizeof(stream_t) + 2 * sizeof(real_t) + (1 + !!add + 2 * !!dadd) * sizeof(act_t)));
-    const size_t width = (size_t)C, tokens = (size_t)n;
+    const size_t width = C, tokens = n;
     const real_t unit = grid_unit(grid);
     #pragma omp parallel for
     for (size_t p = 0; p < SLICES; p++) {
@@ -3681,14 +3681,14 @@ INLINE void softmax_tile(real_t *score, Softmax *x, int keys, const int queries,
 void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, int C, int NH, int NKV,
                        int heads) {
     const int hs = C / NH, group = NH / NKV, Q = heads * hs;
-    const size_t KV = (size_t)(Q / group), width = (size_t)C, S = Q + 2*KV;
+    const size_t KV = Q / group, width = C, S = Q + 2*KV;
     const real_t scale = (real_t)(1 / sqrt((double)hs));
     profile("attention_forward", 2.0 * B * T * T * Q, (double)B * T * (S + Q) * sizeof(act_t));
     #pragma omp parallel for collapse(3) schedule(dynamic)
     for (int b = 0; b < B; b++)
         for (int h = 0; h < heads; h++)
             for (int s0 = 0; s0 < T; s0 += STRIP) {
-                const size_t sequence = (size_t)(b * T);
+                const size_t sequence = b * T;
                 const act_t *q = qkv + sequence*S + h*hs, *k = qkv + sequence*S + Q + h / group * hs;
                 const int end = smaller_of(s0 + STRIP, T);
                 act_t *o = out + sequence*width + h*hs;
@@ -3725,7 +3725,7 @@ void attention_forward(act_t *out, real_t *lse, const act_t *qkv, int B, int T, 
 
 void attention_query(act_t *out, const act_t *qkv, int t, int C, int NH, int NKV) {
     const int hs = C / NH, group = NH / NKV;
-    const size_t KV = (size_t)(NKV * hs), S = (size_t)C + 2*KV;
+    const size_t KV = NKV * hs, S = C + 2*KV;
     const real_t scale = (real_t)(1 / sqrt((double)hs));
     profile("attention_query", 4.0 * t * C, 2.0 * t * (double)KV * sizeof(act_t));
     #pragma omp parallel for
@@ -3763,11 +3763,11 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
     const int hs = C / NH, group = NH / NKV, Q = heads * hs;
     const int tiles = (T + TILE - 1) / TILE, strips = (T + STRIP_BACKWARD - 1) / STRIP_BACKWARD;
     const int64_t chains = (int64_t)B * heads / group, tasks = chains * group * strips;
-    const size_t KV = (size_t)(Q / group), width = (size_t)C, S = Q + 2*KV;
+    const size_t KV = Q / group, width = C, S = Q + 2*KV;
     const real_t scale = (real_t)(1 / sqrt((double)hs));
     int *turns = (int *)scratch;
     profile("attention_backward", 5.0 * B * T * T * Q, 2.0 * B * T * (S + Q) * sizeof(act_t));
-    memset(turns, 0, (size_t)chains * (size_t)tiles * sizeof(int));
+    memset(turns, 0, (size_t)chains * tiles * sizeof(int));
     #pragma omp parallel for schedule(monotonic: dynamic)
     for (int64_t task = 0; task < tasks; task++) {
         const int64_t chain = task % chains;
@@ -3775,7 +3775,7 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
         const int b = (int)(chain * group / heads), g = (int)(chain % (heads / group));
         const int h = g * group + member / strips;
         const int s0 = s * STRIP_BACKWARD, end = smaller_of(s0 + STRIP_BACKWARD, T);
-        const size_t sequence = (size_t)(b * T);
+        const size_t sequence = b * T;
         const act_t *q = qkv + sequence*S + h*hs, *k = qkv + sequence*S + Q + g*hs;
         const act_t *o = out + sequence*width + h*hs, *d = dout + (o - out);
         act_t *dq = dqkv + (q - qkv), *dk = dqkv + (k - qkv), *dv = dk + KV;
@@ -3799,7 +3799,7 @@ void attention_backward(act_t *dqkv, const act_t *dout, const act_t *qkv, const 
             const int keys = smaller_of(TILE, T - t0), first = t0 > s0 ? t0 : s0;
             const int not_yet = t0 / STRIP_BACKWARD;  // strips of a head that do not see this tile
             const int turn = member / strips * (strips - not_yet) + s - not_yet;
-            int *turn_now = turns + (size_t)chain * (size_t)tiles + t0 / TILE;
+            int *turn_now = turns + (size_t)chain * tiles + t0 / TILE;
             while (__atomic_load_n(turn_now, __ATOMIC_ACQUIRE) != turn) sched_yield();
             set_panel(&k_panel, k + t0*S, 1, S);
             set_panel(&v_panel, k + KV + t0*S, 1, S);
@@ -3862,7 +3862,7 @@ static inline real_t largest(const real_t *x, int count) {
 
 void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V, int Vp, double scale) {
     profile("classifier", 0, 2.0 * n * V * sizeof(act_t));
-    const size_t width = (size_t)Vp;
+    const size_t width = Vp;
     #pragma omp parallel for
     for (int i = 0; i < n; i++) {
         act_t *x = logits + i*width;
@@ -3888,13 +3888,13 @@ void classifier(real_t *losses, act_t *logits, const int *targets, int n, int V,
 void distillation(real_t *out, size_t stride, act_t *logits, const act_t *teacher, const int *targets, int n,
                   int V, int Vp, int objective, double scale) {
     profile("distillation", 0, 3.0 * n * V * sizeof(act_t));
-    const size_t width = (size_t)Vp;
+    const size_t width = Vp;
     const int of_teacher = objective == KL_TEACHER;
     #pragma omp parallel for
     for (int i = 0; i < n; i++) {
         act_t *x = logits + i*width;
         const act_t *y = teacher + i*width;
-        for (size_t metric = LOSS; metric < METRICS; metric++) out[stride * metric + (size_t)i] = 0;
+        for (size_t metric = LOSS; metric < METRICS; metric++) out[stride * metric + i] = 0;
         if (targets[i] < 0 && scale != 0) memset(x, 0, width * sizeof(act_t));
         if (targets[i] < 0) continue;
         real_t top = largest(x, V), top_y = largest(y, V), apart = top - top_y, sum = 0, sum_y = 0, cross = 0;

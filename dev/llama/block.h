@@ -88,11 +88,11 @@ static const struct { const char *name; int kind, stacked; } tensor_kinds[TENSOR
 // The elements of each tensor in one layer, and in all that it is stacked over. Returns their sum.
 static size_t tensor_sizes(const Config *net, size_t one[TENSORS], size_t all[TENSORS]) {
     const Sizes s = sizes_of(net);
-    size_t C = (size_t)s.C, F = (size_t)s.F, S = (size_t)s.S, words = (size_t)net->Vp * C, total = 0;
+    size_t C = s.C, F = s.F, S = s.S, words = (size_t)net->Vp * C, total = 0;
     const size_t size[TENSORS] = {words, C, S*C, C*C, C, 2*F*C, C*F, C, net->block[TIED] ? 0 : words};
     for (int i = 0; i < TENSORS; i++) {
         one[i] = all[i] = size[i];
-        if (tensor_kinds[i].stacked) all[i] *= (size_t)net->L;
+        if (tensor_kinds[i].stacked) all[i] *= net->L;
         total += all[i];
     }
     return total;
@@ -112,7 +112,7 @@ static Tensors tensors_at(const Config *net, param_t *buffer, int l) {
     tensor_sizes(net, one, all);
     for (int i = 0; i < TENSORS; i++) {
         *at[i] = buffer;
-        if (tensor_kinds[i].stacked) *at[i] += (size_t)l * one[i];
+        if (tensor_kinds[i].stacked) *at[i] += l * one[i];
         buffer += all[i];
     }
     if (net->block[TIED]) t.headw = t.wte;
@@ -121,7 +121,7 @@ static Tensors tensors_at(const Config *net, param_t *buffer, int l) {
 
 // ---- internals
 
-static size_t cache_width(const Config *net) { return (size_t)sizes_of(net).S; }
+static size_t cache_width(const Config *net) { return sizes_of(net).S; }
 
 // How many heads attention takes at a time: key heads with all their queries
 static int heads_taken(const Model *m) {
@@ -133,7 +133,7 @@ static int heads_taken(const Model *m) {
 // The width of qkv of so many heads of queries and their keys and values
 static size_t qkv_width(const Config *net, int heads) {
     const Sizes s = sizes_of(net);
-    return (size_t)(heads + 2*heads / (s.NH / s.KH)) * (size_t)s.HS;
+    return (size_t)(heads + 2*heads / (s.NH / s.KH)) * s.HS;
 }
 
 typedef struct {
@@ -150,11 +150,11 @@ static size_t internals_bytes(const Model *m, int halves, size_t n, int kept, si
     const Sizes s = sizes_of(&m->net);
     size_t attn = (halves & ATTN) != 0, mlp = (halves & MLP) != 0, slice = n, total = 0;
     size_t width = qkv_width(&m->net, kept ? s.NH : heads_taken(m));
-    if (!kept) slice = (size_t)slice_of(m, (int)n);
+    if (!kept) slice = slice_of(m, (int)n);
     if (m->cache) width = 0;  // its qkv are there
     const size_t unpadded[INTERNALS] = {
-        attn * n * width * sizeof(act_t), attn * n * (size_t)s.C * sizeof(act_t),
-        attn * n * (size_t)s.NH * sizeof(real_t), mlp * slice * 2 * (size_t)s.F * sizeof(act_t)};
+        attn * n * width * sizeof(act_t), attn * n * s.C * sizeof(act_t),
+        attn * n * s.NH * sizeof(real_t), mlp * slice * 2 * s.F * sizeof(act_t)};
     for (int i = 0; i < INTERNALS; i++) {
         if (bytes) bytes[i] = round256(unpadded[i]);
         total += round256(unpadded[i]);
@@ -163,33 +163,33 @@ static size_t internals_bytes(const Model *m, int halves, size_t n, int kept, si
 }
 
 static Internals internals_of(const Model *m, Chunk c) {
-    size_t bytes[INTERNALS], before = c.kept ? (size_t)c.from * 2 * (size_t)m->net.block[FFN] : 0;
+    size_t bytes[INTERNALS], before = c.kept ? (size_t)c.from * 2 * m->net.block[FFN] : 0;
     char *at = c.internals;
     int halves = 0;
     Internals a;
     if (c.attn) halves |= ATTN;
     if (c.mlp) halves |= MLP;
-    internals_bytes(m, halves, (size_t)c.sequences * (size_t)m->T, c.kept, bytes);
+    internals_bytes(m, halves, (size_t)c.sequences * m->T, c.kept, bytes);
     a.qkv = (act_t *)at;
     a.atty = (act_t *)(at += bytes[0]);
     a.lse = (real_t *)(at += bytes[1]);
     a.gateup = (act_t *)(at += bytes[2]) + before;
-    if (c.cache) a.qkv = c.cache + (size_t)m->past * cache_width(&m->net);
+    if (c.cache) a.qkv = c.cache + m->past * cache_width(&m->net);
     return a;
 }
 
 // ---- m->wide: the angles of a chunk's tokens, then what is as large as a slice or a group of heads
 
 static size_t angles_size(const Config *net, size_t n) {
-    return round256(n * (size_t)net->block[HEAD_SIZE] * sizeof(real_t)) / sizeof(act_t);
+    return round256(n * net->block[HEAD_SIZE] * sizeof(real_t)) / sizeof(act_t);
 }
 static real_t *angles_of(const Model *m) { return (real_t *)(void *)m->wide; }
 static act_t *wide_of(const Model *m) {
-    return m->wide + angles_size(&m->net, (size_t)smaller_of(m->chunk, m->B) * (size_t)m->T);
+    return m->wide + angles_size(&m->net, (size_t)smaller_of(m->chunk, m->B) * m->T);
 }
 static size_t wide_size(const Model *m, size_t n) {
-    size_t back = m->training != 0, slice = (size_t)slice_of(m, (int)n);
-    size_t mlp = (1 + back) * slice * (size_t)m->net.block[FFN];
+    size_t back = m->training != 0, slice = slice_of(m, (int)n);
+    size_t mlp = (1 + back) * slice * m->net.block[FFN];
     return angles_size(&m->net, n) + larger_of(mlp, back * n * qkv_width(&m->net, heads_taken(m)));
 }
 
@@ -212,7 +212,7 @@ static Group group_at(const Model *m, Chunk c, int h) {
     const Sizes s = sizes_of(&m->net);
     int heads = smaller_of(heads_taken(m), s.NH - h);
     Group g = {heads, heads / (s.NH / s.KH), h, (int)qkv_width(&m->net, heads), internals_of(m, c).qkv};
-    if (c.kept) g.qkv += (size_t)c.tokens * qkv_width(&m->net, h);
+    if (c.kept) g.qkv += c.tokens * qkv_width(&m->net, h);
     return g;
 }
 
@@ -235,11 +235,11 @@ static void qkv_forward(Model *m, int l, const stream_t *p, Chunk c, Group g) {
     const Config *net = &m->net;
     const Tensors w = tensors_at(net, m->params, l);
     int n = c.tokens, slice = slice_of(m, n);
-    size_t C = (size_t)net->C;
+    size_t C = net->C;
     for (int i = 0; i < n; i += slice) {
         int tokens = smaller_of(slice, n - i);
-        act_t *qkv = g.qkv + (size_t)i * (size_t)g.width;
-        rmsnorm_forward(m->normed, p + (size_t)i * C, NULL, w.ln1w, tokens, net->C, epsilon_of(net),
+        act_t *qkv = g.qkv + (size_t)i * g.width;
+        rmsnorm_forward(m->normed, p + i * C, NULL, w.ln1w, tokens, net->C, epsilon_of(net),
                         net->grid);
         for (int j = 0; j < stretches_of(m, g); j++) {
             const Stretch s = stretch_at(m, g, j);
@@ -256,14 +256,14 @@ static void qkv_backward(Model *m, int l, const stream_t *p, real_t *dp, Chunk c
     const Config *net = &m->net;
     const Tensors w = tensors_at(net, m->params, l), d = tensors_at(net, m->grads, l);
     int n = c.tokens, slice = slice_of(m, n);
-    size_t C = (size_t)net->C;
+    size_t C = net->C;
     double epsilon = epsilon_of(net);
     rotary_turn(wide_of(m), angles_of(m), n, m->T, g.heads + g.keys, net->block[HEAD_SIZE], g.width, -1);
     for (int i = 0; i < n; i += slice) {
         int tokens = smaller_of(slice, n - i);
-        const act_t *dqkv = wide_of(m) + (size_t)i * (size_t)g.width;
-        const stream_t *from = p + (size_t)i * C;
-        real_t *to = dp + (size_t)i * C;
+        const act_t *dqkv = wide_of(m) + (size_t)i * g.width;
+        const stream_t *from = p + i * C;
+        real_t *to = dp + i * C;
         if (!c.fresh) rmsnorm_forward(m->normed, from, NULL, w.ln1w, tokens, net->C, epsilon, net->grid);
         for (int j = 0; j < stretches_of(m, g); j++) {
             const Stretch s = stretch_at(m, g, j);
@@ -283,7 +283,7 @@ static act_t *atty_backward(Model *m, int l, Chunk c) {
     int C = m->net.C, n = c.tokens, slice = slice_of(m, n);
     for (int i = 0; i < n; i += slice) {
         int tokens = smaller_of(slice, n - i);
-        size_t at = (size_t)i * (size_t)C, bytes = (size_t)tokens * (size_t)C * sizeof(act_t);
+        size_t at = (size_t)i * C, bytes = (size_t)tokens * C * sizeof(act_t);
         const act_t *dattn = slice < n ? c.attn + at : m->dforce;
         act_t *to = slice < n ? m->out : c.attn;
         matmul_backward(to, d.attprojw, NULL, dattn, atty + at, w.attprojw, NULL, tokens, C, C, C);
@@ -299,7 +299,7 @@ static void attention_half_forward(Model *m, int l, const stream_t *p, Chunk c) 
     for (int h = 0; h < s.NH; h += heads_taken(m)) {
         const Group g = group_at(m, c, h);
         act_t *out = a.atty + h * s.HS;
-        real_t *lse = a.lse + (size_t)h * (size_t)m->T;
+        real_t *lse = a.lse + (size_t)h * m->T;
         qkv_forward(m, l, p, c, g);
         if (m->past) attention_query(a.atty, c.cache, m->past, s.C, s.NH, s.KH);
         else attention_forward(out, lse, g.qkv, c.sequences, m->T, s.C, s.NH, s.KH, g.heads);
@@ -315,7 +315,7 @@ static void attention_half_backward(Model *m, int l, const stream_t *p, real_t *
     for (int h = last; h >= 0; h -= heads_taken(m)) {  // the last group's qkv is still there
         const Group g = group_at(m, c, h);
         const act_t *dout = datty + h * s.HS, *out = a.atty + h * s.HS;
-        const real_t *lse = a.lse + (size_t)h * (size_t)m->T;
+        const real_t *lse = a.lse + (size_t)h * m->T;
         if (h < last && !c.kept) qkv_forward(m, l, p, c, g);
         attention_backward(wide_of(m), dout, g.qkv, out, lse, c.sequences, m->T, s.C, s.NH, s.KH, g.heads);
         qkv_backward(m, l, p, dp, c, g);
@@ -343,7 +343,7 @@ static void mlp_half_backward(Model *m, int l, const stream_t *p, real_t *dp, Ch
     const Internals a = internals_of(m, c);
     int C = net->C, F = net->block[FFN], n = c.tokens;
     double epsilon = epsilon_of(net);
-    act_t *act = wide_of(m), *dact = act + (size_t)n * (size_t)F;
+    act_t *act = wide_of(m), *dact = act + (size_t)n * F;
     act_t *dgateup = a.gateup, *dnormed = m->out, *dattn = c.attn ? m->dforce : NULL;
     if (!c.fresh) swiglu_forward(act, a.gateup, n, F);
     matmul_backward(dact, d.downw, NULL, m->dforce, act, w.downw, NULL, n, F, C, C);
@@ -373,7 +373,7 @@ static void embed_adjoint(const Model *m) {
 static void head_logits(Model *m, int i, int n) {
     const Config *net = &m->net;
     const Tensors w = tensors_at(net, m->params, 0);
-    const stream_t *p = m->cur + (size_t)i * (size_t)net->C;
+    const stream_t *p = m->cur + (size_t)i * net->C;
     rmsnorm_forward(m->head_normed, p, NULL, w.lnfw, n, net->C, epsilon_of(net), net->grid);
     matmul_forward(m->logits, m->head_normed, w.headw, NULL, n, net->C, net->Vp, net->Vp);
 }
@@ -382,7 +382,7 @@ static void head_logits(Model *m, int i, int n) {
 static void head_backward(Model *m, int i, int n) {
     const Config *net = &m->net;
     const Tensors w = tensors_at(net, m->params, 0), d = tensors_at(net, m->grads, 0);
-    size_t at = (size_t)i * (size_t)net->C;
+    size_t at = (size_t)i * net->C;
     matmul_backward(m->head_dnormed, d.headw, NULL, m->logits, m->head_normed, w.headw, NULL, n, net->C,
                     net->Vp, net->Vp);
     rmsnorm_backward(m->dcur + at, NULL, d.lnfw, m->head_dnormed, m->cur + at, NULL, w.lnfw, n, net->C,
@@ -434,8 +434,8 @@ static struct { int key_heads, ffn; } block_opt;
 // Sets what flags say, where --heads or --channels may have made `was` a network of another shape.
 static void block_flags(Config *net, const Config *was) {
     int *keys = &net->block[KEY_HEADS], *ffn = &net->block[FFN];
-    *keys = (int)larger_of(1, (size_t)*keys * (size_t)net->NH / (size_t)was->NH);
-    *ffn = (int)larger_of(1, (size_t)*ffn * (size_t)net->C / (size_t)was->C);
+    *keys = (int)larger_of(1, (size_t)*keys * net->NH / was->NH);
+    *ffn = (int)larger_of(1, (size_t)*ffn * net->C / was->C);
     while (net->NH % *keys != 0) --*keys;
     if (block_opt.key_heads) *keys = block_opt.key_heads;
     if (block_opt.ffn) *ffn = block_opt.ffn;
@@ -654,7 +654,7 @@ rotary_kernel(act_t *x, const float *table, size_t pairs, int T, int heads, int 
     if (i >= pairs) return;
     const size_t head = i / half % (size_t)heads, token = i / half / (size_t)heads;
     act_t *a = x + token * (size_t)width + head * (size_t)HS + c;
-    const float *angle = table + token % (size_t)T * (size_t)HS + c;
+    const float *angle = table + token % (size_t)T * HS + c;
     Few<act_t, N> u = load<N>(a), v = load<N>(a + half), to = u, to_half = v;
     Few<float, N> cosine = load<N>(angle), sine = load<N>(angle + half);
     for (int j = 0; j < N; j++) {
@@ -667,7 +667,7 @@ rotary_kernel(act_t *x, const float *table, size_t pairs, int T, int heads, int 
 }
 void rotary_turn(act_t *x, const real_t *table, int n, int T, int heads, int HS, int width, int direction) {
     profile("rotary_turn", 0, 2.0 * n * heads * HS * sizeof(act_t));
-    const size_t pairs = (size_t)n * (size_t)heads * (size_t)(HS / 2);
+    const size_t pairs = (size_t)n * heads * (size_t)(HS / 2);
     const float sign = (float)direction;
     if (HS % 16 == 0 && in_eights(x, width) && in_eights(table, HS))
         LAUNCH(rotary_kernel<8>, blocks_for(pairs, 8 * THREADS), THREADS, 0, x, table, pairs, T, heads, HS,
@@ -679,7 +679,7 @@ void rotary_turn(act_t *x, const real_t *table, int n, int T, int heads, int HS,
 
 // A thread for N of all `count` numbers of act
 template <int N> static __global__ void swiglu_kernel(act_t *act, const act_t *gateup, size_t count, int F) {
-    const size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N, row = (size_t)F;
+    const size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N, row = F;
     if (i >= count) return;
     const act_t *at = gateup + i / row * 2*row + i % row;
     Few<act_t, N> gate = load<N>(at), up = load<N>(at + row), to;
@@ -691,7 +691,7 @@ template <int N> static __global__ void swiglu_kernel(act_t *act, const act_t *g
 }
 template <int N> static __global__ void swiglu_backward_kernel(act_t *gateup, const act_t *dact, size_t count,
                                                                int F) {
-    const size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N, row = (size_t)F;
+    const size_t i = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) * N, row = F;
     if (i >= count) return;
     act_t *at = gateup + i / row * 2*row + i % row;
     Few<act_t, N> gate = load<N>(at), up = load<N>(at + row), d = load<N>(dact + i), dgate, dup;
@@ -705,14 +705,14 @@ template <int N> static __global__ void swiglu_backward_kernel(act_t *gateup, co
 }
 void swiglu_forward(act_t *act, const act_t *gateup, int n, int F) {
     profile("swiglu_forward", 0, 3.0 * n * F * sizeof(act_t));
-    const size_t count = (size_t)n * (size_t)F;
+    const size_t count = (size_t)n * F;
     if (in_eights(act, F) && in_eights(gateup, F))
         LAUNCH(swiglu_kernel<8>, blocks_for(count, 8 * THREADS), THREADS, 0, act, gateup, count, F);
     else LAUNCH(swiglu_kernel<1>, blocks_for(count, THREADS), THREADS, 0, act, gateup, count, F);
 }
 void swiglu_backward(act_t *gateup, const act_t *dact, int n, int F) {
     profile("swiglu_backward", 0, 5.0 * n * F * sizeof(act_t));
-    const size_t count = (size_t)n * (size_t)F;
+    const size_t count = (size_t)n * F;
     if (in_eights(gateup, F) && in_eights(dact, F))
         LAUNCH(swiglu_backward_kernel<8>, blocks_for(count, 8 * THREADS), THREADS, 0, gateup, dact, count, F);
     else LAUNCH(swiglu_backward_kernel<1>, blocks_for(count, THREADS), THREADS, 0, gateup, dact, count, F);
@@ -735,7 +735,7 @@ INLINE real_t rms_row(real_t *x, const stream_t *s, const act_t *add, int C, dou
 void rmsnorm_forward(act_t *out, const stream_t *s, const act_t *add, const param_t *weight, int n, int C,
                      double epsilon, int grid) {
     profile("rmsnorm_forward", 0, (double)n * C * (sizeof(stream_t) + (add ? 2 : 1) * sizeof(act_t)));
-    const size_t width = (size_t)C, tokens = (size_t)n;
+    const size_t width = C, tokens = n;
     const real_t unit = grid_unit(grid);
     #pragma omp parallel for
     for (size_t p = 0; p < SLICES; p++) {
@@ -753,7 +753,7 @@ void rmsnorm_backward(real_t *ds, act_t *dadd, real_t *dweight, const act_t *dou
                       const act_t *add, const param_t *weight, int n, int C, double epsilon, int grid) {
     profile("rmsnorm_backward", 0, (double)n * C *
             (sizeof(stream_t) + 2 * sizeof(real_t) + (1 + !!add + 2 * !!dadd) * sizeof(act_t)));
-    const size_t width = (size_t)C, tokens = (size_t)n;
+    const size_t width = C, tokens = n;
     const real_t unit = grid_unit(grid);
     #pragma omp parallel for
     for (size_t p = 0; p < SLICES; p++) {
@@ -804,7 +804,7 @@ void rotary_table(real_t *table, int first, int n, int HS, double base) {
 void rotary_turn(act_t *x, const real_t *table, int n, int T, int heads, int HS, int width, int direction) {
     profile("rotary_turn", 0, 2.0 * n * heads * HS * sizeof(act_t));
     const int half = HS / 2;
-    const size_t row = (size_t)width, sizes = (size_t)HS;
+    const size_t row = width, sizes = HS;
     const real_t sign = (real_t)direction;
     #pragma omp parallel for
     for (int i = 0; i < n; i++) {
@@ -824,7 +824,7 @@ void rotary_turn(act_t *x, const real_t *table, int n, int T, int heads, int HS,
 
 void swiglu_forward(act_t *act, const act_t *gateup, int n, int F) {
     profile("swiglu_forward", 0, 3.0 * n * F * sizeof(act_t));
-    const size_t width = (size_t)F;
+    const size_t width = F;
     #pragma omp parallel for
     for (int i = 0; i < n; i++) {
         const act_t *gate = gateup + i*2*width, *up = gate + F;
@@ -836,7 +836,7 @@ void swiglu_forward(act_t *act, const act_t *gateup, int n, int F) {
 
 void swiglu_backward(act_t *gateup, const act_t *dact, int n, int F) {
     profile("swiglu_backward", 0, 5.0 * n * F * sizeof(act_t));
-    const size_t width = (size_t)F;
+    const size_t width = F;
     #pragma omp parallel for
     for (int i = 0; i < n; i++) {
         const act_t *d = dact + i*width;
