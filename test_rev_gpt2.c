@@ -207,8 +207,8 @@ static void make_model(Model *m, Shape s, int network, int memory, int grid) {
     m->kept_steps = memory == AUTO ? 1 : memory == AUTO + 1 ? steps(&m->net) / 2 : steps(&m->net);
     plan(m);
     model_alloc(m);
-    size_t one[TENSORS], all[TENSORS], at = 0, words = (size_t)s.V * (size_t)s.C;
-    tensor_sizes(&m->net, one, all);
+    size_t all[TENSORS], at = 0, words = (size_t)s.V * (size_t)s.C;
+    tensor_sizes(&m->net, all);
     for (int t = 0; t < TENSORS; at += all[t++])
         for (size_t i = 0; i < all[t]; i += STAGE) {
             size_t n = piece_of(all[t] - i);
@@ -275,12 +275,12 @@ static double model_loss(void *context) {
 // For every tensor of a network
 static void check_network_gradients(Shape shape, int network, int objective) {
     Model m;
-    size_t one[TENSORS], all[TENSORS], at = 0;
+    size_t all[TENSORS], at = 0;
     double drift;
     taught_by = objective == CROSS_ENTROPY ? -1 : objective;
     make_model(&m, shape, network, network == BASELINE ? STORE : REVERSE, 0);
     taught_by = -1;
-    tensor_sizes(&m.net, one, all);
+    tensor_sizes(&m.net, all);
     forward_backward(&m, 1, &drift);
     for (int t = 0; t < TENSORS; t++) {
         char what[128];
@@ -1025,18 +1025,19 @@ static void test_functions(void) {
 // same block in every layer.
 static double kl_of_conversion(int mode, int shift, int K, int ordinary, double projections, int equal) {
     Model m;
-    size_t one[TENSORS], all[TENSORS], at = 0;
+    size_t all[TENSORS], at = 0;
     networks[NETWORKS].mode = mode, networks[NETWORKS].a = 1, networks[NETWORKS].shift = shift;
     networks[NETWORKS].K = K, networks[NETWORKS].ordinary = (uint32_t)ordinary;
     taught_by = KL;
     make_model(&m, odd, NETWORKS, STORE, grid_of(NETWORKS));
     taught_by = -1;
-    real_t *w = from_device(m.params, tensor_sizes(&m.net, one, all));
+    real_t *w = from_device(m.params, tensor_sizes(&m.net, all));
     for (int t = 0; t < TENSORS; at += all[t++]) {
         int writes = tensor_kinds[t].kind == PROJECTION || strstr(tensor_kinds[t].name, "projb");
+        size_t one = tensor_kinds[t].stacked ? all[t] / (size_t)m.net.L : all[t];
         for (size_t i = 0; i < all[t]; i++) {
-            if (equal && tensor_kinds[t].stacked) w[at + i] = w[at + i % one[t]];
-            if (writes && (i < one[t] || !equal)) w[at + i] *= (real_t)projections;
+            if (equal && tensor_kinds[t].stacked) w[at + i] = w[at + i % one];
+            if (writes && (i < one || !equal)) w[at + i] *= (real_t)projections;
         }
     }
     to_device(m.params, w, at * sizeof(param_t));
@@ -1653,9 +1654,9 @@ static void test_optimizer(void) {
 // update: clips at norm 1, decays matrices and embeddings and nothing else, touches every tensor.
 static void test_update(void) {
     Model m;
-    size_t one[TENSORS], all[TENSORS], at = 0;
+    size_t all[TENSORS], at = 0;
     make_model(&m, odd, MIDPOINT, REVERSE, 20);
-    size_t P = tensor_sizes(&m.net, one, all);
+    size_t P = tensor_sizes(&m.net, all);
     real_t *before = from_device(m.params, P), *after, first, last;
     device_zero(m.grads, P * sizeof(real_t));
     update(&m, 0.01, 0.9, 0.95, 0.5, 1);

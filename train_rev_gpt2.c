@@ -490,12 +490,12 @@ static const struct { const char *name; int kind, stacked; } tensor_kinds[TENSOR
     {"ln2b", BIAS, 1}, {"fcw", MATRIX, 1}, {"fcb", BIAS, 1}, {"fcprojw", PROJECTION, 1}, {"fcprojb", BIAS, 1},
     {"lnfw", GAIN, 0}, {"lnfb", BIAS, 0}};
 
-// The elements of each tensor in one layer, and in all that it is stacked over. Returns their sum.
-static size_t tensor_sizes(const Config *net, size_t one[TENSORS], size_t all[TENSORS]) {
+// The elements of each tensor, in all layers. Returns their sum.
+static size_t tensor_sizes(const Config *net, size_t all[TENSORS]) {
     size_t C = net->C, Vp = net->Vp, maxT = net->maxT, total = 0;
-    const size_t size[TENSORS] = {Vp*C, maxT*C, C, C, 3*C*C, 3*C, C*C, C, C, C, 4*C*C, 4*C, 4*C*C, C, C, C};
+    const size_t one[TENSORS] = {Vp*C, maxT*C, C, C, 3*C*C, 3*C, C*C, C, C, C, 4*C*C, 4*C, 4*C*C, C, C, C};
     for (int i = 0; i < TENSORS; i++) {
-        one[i] = all[i] = size[i];
+        all[i] = one[i];
         if (tensor_kinds[i].stacked) all[i] *= net->L;
         total += all[i];
     }
@@ -503,20 +503,20 @@ static size_t tensor_sizes(const Config *net, size_t one[TENSORS], size_t all[TE
 }
 
 static size_t parameter_count(const Config *net) {
-    size_t one[TENSORS], all[TENSORS];
-    return tensor_sizes(net, one, all);
+    size_t all[TENSORS];
+    return tensor_sizes(net, all);
 }
 
 // Where the tensors of layer l begin in a buffer of all.
 static Tensors tensors_at(const Config *net, param_t *buffer, int l) {
-    size_t one[TENSORS], all[TENSORS];
+    size_t all[TENSORS];
     Tensors t;
     param_t **at[TENSORS] = {&t.wte, &t.wpe, &t.ln1w, &t.ln1b, &t.qkvw, &t.qkvb, &t.attprojw, &t.attprojb,
                              &t.ln2w, &t.ln2b, &t.fcw, &t.fcb, &t.fcprojw, &t.fcprojb, &t.lnfw, &t.lnfb};
-    tensor_sizes(net, one, all);
+    tensor_sizes(net, all);
     for (int i = 0; i < TENSORS; i++) {
         *at[i] = buffer;
-        if (tensor_kinds[i].stacked) *at[i] += l * one[i];
+        if (tensor_kinds[i].stacked) *at[i] += all[i] / net->L * l;
         buffer += all[i];
     }
     return t;
@@ -1378,8 +1378,8 @@ static size_t pieces_in(size_t count) { return (count + PIECE - 1) / PIECE; }
 
 // Where the shard of rank r begins: every rank has as many pieces, or one more.
 static size_t shard_begin(const Config *net, int r) {
-    size_t one[TENSORS], all[TENSORS], at = 0, pieces = 0;
-    tensor_sizes(net, one, all);
+    size_t all[TENSORS], at = 0, pieces = 0;
+    tensor_sizes(net, all);
     for (int i = 0; i < TENSORS; i++) pieces += pieces_in(all[i]);
     size_t before = pieces * r / ranks;
     for (int i = 0; i < TENSORS; at += all[i++]) {
@@ -1477,10 +1477,10 @@ static size_t own_part(const Config *net, size_t at, size_t count, size_t *from)
 
 // The norm of the gradient: sums over pieces, added in their order
 static double norm_of(const Model *m) {
-    size_t one[TENSORS], all[TENSORS], at = 0, pieces = 0, from;
+    size_t all[TENSORS], at = 0, pieces = 0, from;
     double total = 0;
     const real_t *sum = sum_of(m);
-    tensor_sizes(&m->net, one, all);
+    tensor_sizes(&m->net, all);
     for (int i = 0; i < TENSORS; i++) pieces += pieces_in(all[i]);
     double *sums = doubles(pieces), *next = sums;
     for (int i = 0; i < TENSORS; next += pieces_in(all[i]), at += all[i++]) {
@@ -1497,10 +1497,10 @@ static double norm_of(const Model *m) {
 // Clips the gradient at norm 1 and takes one step of AdamW; matrices and embeddings decay, gains and biases
 // do not. Returns the norm before clipping; if that is not finite, nothing has been changed.
 static double update(Model *m, double rate, double beta1, double beta2, double decay, int t) {
-    size_t one[TENSORS], all[TENSORS], at = 0, done = 0, from;
+    size_t all[TENSORS], at = 0, done = 0, from;
     double norm = norm_of(m), scale = norm > 1 ? 1 / norm : 1;
     if (!isfinite(norm)) return norm;
-    tensor_sizes(&m->net, one, all);
+    tensor_sizes(&m->net, all);
     for (int i = 0; i < TENSORS; at += all[i++]) {
         size_t n = own_part(&m->net, at, all[i], &from);
         if (n) adamw(m->params + from, sum_of(m) + done, m->m + done, m->v + done, n, rate, beta1, beta2,
@@ -1574,8 +1574,8 @@ static size_t piece_of(size_t left) { return left < STAGE ? left : (size_t)STAGE
 static void init_parameters(Model *m, uint64_t seed) {
     const Config *net = &m->net;
     const double stds[] = {0, 0, 0.02, 0.02 / sqrt(2.0 * net->L), 0.02};  // of GAIN to VOCABULARY
-    size_t one[TENSORS], all[TENSORS], offset = 0;
-    tensor_sizes(net, one, all);
+    size_t all[TENSORS], offset = 0;
+    tensor_sizes(net, all);
     for (int t = 0; t < TENSORS; offset += all[t++]) {
         int kind = tensor_kinds[t].kind;
         size_t drawn = kind == VOCABULARY ? (size_t)net->V * net->C : all[t];

@@ -85,13 +85,13 @@ static const struct { const char *name; int kind, stacked; } tensor_kinds[TENSOR
     {"ln2w", GAIN, 1}, {"gateupw", MATRIX, 1}, {"downw", PROJECTION, 1}, {"lnfw", GAIN, 0},
     {"headw", VOCABULARY, 0}};
 
-// The elements of each tensor in one layer, and in all that it is stacked over. Returns their sum.
-static size_t tensor_sizes(const Config *net, size_t one[TENSORS], size_t all[TENSORS]) {
+// The elements of each tensor, in all layers. Returns their sum.
+static size_t tensor_sizes(const Config *net, size_t all[TENSORS]) {
     const Sizes s = sizes_of(net);
     size_t C = s.C, F = s.F, S = s.S, words = (size_t)net->Vp * C, total = 0;
-    const size_t size[TENSORS] = {words, C, S*C, C*C, C, 2*F*C, C*F, C, net->block[TIED] ? 0 : words};
+    const size_t one[TENSORS] = {words, C, S*C, C*C, C, 2*F*C, C*F, C, net->block[TIED] ? 0 : words};
     for (int i = 0; i < TENSORS; i++) {
-        one[i] = all[i] = size[i];
+        all[i] = one[i];
         if (tensor_kinds[i].stacked) all[i] *= net->L;
         total += all[i];
     }
@@ -99,20 +99,20 @@ static size_t tensor_sizes(const Config *net, size_t one[TENSORS], size_t all[TE
 }
 
 static size_t parameter_count(const Config *net) {
-    size_t one[TENSORS], all[TENSORS];
-    return tensor_sizes(net, one, all);
+    size_t all[TENSORS];
+    return tensor_sizes(net, all);
 }
 
 // Where the tensors of layer l begin in a buffer of all.
 static Tensors tensors_at(const Config *net, param_t *buffer, int l) {
-    size_t one[TENSORS], all[TENSORS];
+    size_t all[TENSORS];
     Tensors t;
     param_t **at[TENSORS] = {&t.wte, &t.ln1w, &t.qkvw, &t.attprojw, &t.ln2w, &t.gateupw, &t.downw, &t.lnfw,
                              &t.headw};
-    tensor_sizes(net, one, all);
+    tensor_sizes(net, all);
     for (int i = 0; i < TENSORS; i++) {
         *at[i] = buffer;
-        if (tensor_kinds[i].stacked) *at[i] += l * one[i];
+        if (tensor_kinds[i].stacked) *at[i] += all[i] / net->L * l;
         buffer += all[i];
     }
     if (net->block[TIED]) t.headw = t.wte;
