@@ -31,7 +31,13 @@ cc -O3 -march=native -fopenmp train_rev_gpt2.c -lm; `make` adds from dev/ bf16, 
     VI   Layers         for the CPU; train_rev_gpt2.cu has them for the GPU
 
 Shapes are in comments: B sequences of T tokens, N = B*T, C channels, NH heads, L layers, V vocabulary,
-Vp = V padded to a multiple of 128. A plane is one state of the whole batch, (B, T, C).
+Vp = V padded to a multiple of 128. A plane is one state of the whole batch, (B, T, C). Internals are what
+the backward pass of a force needs besides p. A block takes a chunk, some sequences, at a time; if they are
+long, its MLP takes slices of their tokens, and attention groups of heads.
+
+On a first reading go from increment to forward, and take midpoint, --memory reverse, short sequences: then
+has_estimate, keeps_plane, keeps_internals, has_teacher and past are 0, remainders and low_bits NULL, a chunk
+is one slice, a group all heads, and forward and step_back are the formula above and its inverse.
 */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -62,21 +68,8 @@ typedef union { int32_t fixed; real_t real; } stream_t;  // an element of p: in 
 
 enum { STATUS_OK = 0, STATUS_DATA = 1, STATUS_USAGE = 2, STATUS_NUMBERS = 3, STATUS_INTERRUPTED = 130 };
 
-static const char *program = "train_rev_gpt2";  // its name, and maybe more after a space
-static void (*last_words)(const char *line, int status);  // those of one of several ranks, which end all
-// One clear line, then the end.
-__attribute__((format(printf, 2, 3), noreturn)) static void die(int status, const char *format, ...) {
-    char line[2 * 4096];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(line, sizeof line, format, args);
-    va_end(args);
-    for (char *c = line; *c; c++)
-        if ((unsigned char)*c < 32 || *c == 127) *c = '?';  // a file's name may hold anything
-    if (last_words) last_words(line, status);
-    fprintf(stderr, "%.*s: %s\n", (int)strcspn(program, " "), program, line);
-    exit(status);
-}
+// One clear line, then the end (Part IV)
+__attribute__((format(printf, 2, 3), noreturn)) static void die(int status, const char *format, ...);
 
 static int smaller_of(int a, int b) { return a < b ? a : b; }
 static size_t larger_of(size_t a, size_t b) { return a > b ? a : b; }
@@ -92,7 +85,7 @@ enum Mode { BASELINE, MIDPOINT, MIDPOINT_A, LEAPFROG, HAMILTONIAN, RETROFIT, BDI
 enum { MAX_A = 240, MAX_ORDINARY = 256 };
 
 typedef struct {
-    int maxT, V, L, NH, C, Vp;
+    int maxT, V, L, NH, C, Vp;  // from here to grid: slots 2 to 10 of a model file, in this order
     int mode;             // enum Mode
     float h;              // step size
     int grid;             // streams are integers on a grid 2^-grid; 0: floating point
@@ -136,7 +129,7 @@ static int halves_of(const Config *net, int k) {
 
 // ---- integer streams: what the layer functions of both twins do to one element
 
-// x * scale as a whole number. *reach, the bits of what is written, is negative if this has no place there.
+// x * scale, rounded to a whole number; *reach becomes negative if 32 bits have no place for it.
 DEVICE static inline int64_t to_grid(real_t x, real_t scale, int *reach) {
     real_t v = (real_t)(sizeof x == 8 ? rint(x * scale) : rintf((float)(x * scale)));
     int inside = (v > (real_t)-0x1p31) & (v < (real_t)0x1p31);  // no branch, so that loops become vectors
@@ -150,11 +143,11 @@ DEVICE static inline int64_t multiply(int64_t s, int n, int shift) {
 }
 
 // beta*cur + gamma*F in units of the grid, a function of cur alone; the argument gamma has the factor 2^grid.
-// With this as `add`, a step is s = alpha*s + add. Where alpha is 1 or -1, s = alpha*(s - add) takes it back;
-// where it is 0, s - add must be 0. Where it is n/2^shift, the product drops low bits of s. Conversions keep
-// them, `shift` bits an element a step: s - add less their part of the product is n times the high bits.
-// midpoint-a pushes them on one 16-bit number an element, r = (16 r + low bits) / n, while s takes the rest
-// of that division; popped in reverse order, r ends at the 0 it began with (both in Part III).
+// With this as `add`, a step is s = alpha*s + add. It is undone, where alpha is
+//     1 or -1, by s = alpha*(s - add);
+//     0, not at all: s - add must be 0 then, and the old s lies elsewhere;
+//     n/2^shift, with the low bits of s that the product drops. Conversions keep them, `shift` an element a
+//     step; midpoint-a pushes them on a stack of 16 bits an element, empty at both ends (Part III).
 DEVICE static inline int64_t increment(int32_t cur, real_t f, Coefficients step, real_t gamma, int *reach) {
     return multiply(cur, step.beta, step.shift) + to_grid(f, gamma, reach);
 }
@@ -171,11 +164,12 @@ size_t layers_scratch_bytes(int n, int C, int OC, int NH);  // for products C to
 // both streams = wte[token] + wpe[t] (2.1); prev and cur (n, C), tokens (n); wpe may be NULL
 void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe,
                   int n, int T, int C, int grid);
-// direction 1: from (count) is prev, and `to`, perhaps the same place, becomes next; -1: next becomes prev.
+// direction 1: from (count) is prev, and `to` becomes next; -1: from is next, and `to` becomes prev. Both may
+// be one place.
 // The force is f, or f + f2 if f2 is given. What a fraction alpha drops goes to r (count), midpoint-a's
 // stack, or to low, a step's own, NULL if it will not be undone; else both are NULL.
 void stream_step(stream_t *to, const stream_t *from, const stream_t *cur, const act_t *f, const act_t *f2,
-                 uint16_t *r, uint32_t *low, size_t count, Coefficients k, int grid, int direction);
+                 uint16_t *r, uint32_t *low, size_t count, Coefficients step, int grid, int direction);
 // the norm of x - y (count), or of x if y is NULL; and of r, if given: 0 exactly if not a bit is set
 double stream_distance(const stream_t *x, const stream_t *y, const uint16_t *r, size_t count, int grid);
 // dwte (Vp, C), dwpe (maxT, C) += dx = d1 + d2 (n, C); d2 and dwpe may be NULL; order: layers_order's
@@ -234,13 +228,13 @@ typedef struct {
     int B, T;               // sequences of a batch, and tokens of each
     int chunk, head_chunk;  // sequences that a force, and tokens that the head is evaluated for at a time
     int slice, group;       // tokens of a chunk the MLP, and heads that attention takes at a time; 0: all
-    int training, lanes;    // whether there will be a backward pass, and of how many sums its gradient is one
+    int training, lanes;    // whether there will be a backward pass; how many sums make a step's gradient
     int memory, objective;  // enum Memory, enum Objective
     int kept_steps;         // the last steps, whose internals are kept
     int has_teacher;        // whether there is a baseline of the same shape to come near (Part III)
     param_t *params;        // all tensors, one after the other
     void *weight_copy;      // what layers_weights makes of them
-    real_t *grads, *sum, *m, *v;  // like params; of a rank's share the sum of these, the optimizer's moments
+    real_t *grads, *sum, *m, *v;  // like params; of a rank's share: their sum, the optimizer's moments
     int *inputs, *targets;  // (B, T); a target below 0 does not count: no loss, no gradient
     void *order;            // what layers_order makes of the inputs
     real_t *losses;         // (B, T), or with a teacher (METRICS, B, T)
@@ -287,7 +281,7 @@ typedef struct {
     int from, tokens;   // the first of their tokens, and how many
     size_t at, count;   // its first element in a plane, and how many elements
     act_t *attn, *mlp;  // (tokens, C), the halves, whose sum the force is; NULL where the step has none
-    int fresh;          // whether just evaluated: m->normed still is the layernorm of the last half
+    int fresh;          // whether m->normed still is the layernorm of the half that was just evaluated
 } Chunk;
 
 // ---- what the recurrence asks of other parts
@@ -305,10 +299,10 @@ static void mlp_half_forward(Model *m, int l, const stream_t *p, Chunk c);
 static void mlp_half_backward(Model *m, int l, const stream_t *p, real_t *dp, Chunk c);
 
 // Memory, Part II
-static int undoes_steps(const Model *m);             // REVERSE and AUTO: or else every plane is kept
-static int keeps_plane(const Model *m, int k);       // or else step k's p_{k+1} takes the place of p_{k-1}
+static int undoes_steps(const Model *m);             // REVERSE and AUTO; otherwise every plane is kept
+static int keeps_plane(const Model *m, int k);       // p_{k-1}; otherwise p_{k+1} takes its place
 static void stand_at(Model *m, int k);               // sets prev, cur and next to the planes of step k
-static int keeps_internals(const Model *m, int k);   // or else step k's force is evaluated again, going back
+static int keeps_internals(const Model *m, int k);   // otherwise F_k is evaluated again, going back
 static int slice_of(const Model *m, int n);          // how many of n tokens the MLP takes at a time
 static int group_of(const Model *m);                 // how many heads attention takes at a time
 static void place_internals(const Model *m, int k, Chunk *c);  // sets attn, mlp, internals, kept and cache
@@ -391,8 +385,8 @@ static void forward(Model *m) {
 
 // ---- reverse and adjoint
 
-// dp += J_F(p)^T m->dforce, and the gradients of the weights. A slice's attn has been used for the last time
-// when its MLP goes back: its gradient takes its place, until all slices' are there.
+// dp += J_F(p)^T m->dforce, and the gradients of the weights. Once a slice's MLP has gone back, its attn is
+// read no more, and makes room for its gradient; attention goes back when all slices' are there.
 static void force_backward(Model *m, int k, const stream_t *p, real_t *dp, Chunk c) {
     int l = layer_of(&m->net, k);
     size_t before = (size_t)c.from * m->net.C;
@@ -436,7 +430,7 @@ static void step_back(Model *m, int k) {
         if (undoes_steps(m)) undo_step(m, k, c);                  // p_{k-1}; then gradients may overwrite F
         scale_cast(m->dforce, dnext + c.at, step.gamma, c.count);
         force_backward(m, k, p, dp + c.at, c);                    // dp += J_F(p)^T (gamma dnext)
-        if (dp == dnext) continue;                                // baseline: one plane, and beta = 1
+        if (dp == dnext) continue;                                // baseline: dp has beta dnext in it
         adjoint_update(dp + c.at, dnext + c.at, alpha, beta, c.count);  // dp += beta dnext; dnext *= alpha
     }
 }
@@ -562,7 +556,8 @@ typedef struct {
     act_t *qkv;   // (n, width), their queries, keys and values
 } Group;
 static Group group_at(const Model *m, Chunk c, int h);
-// g.qkv = LN1(p) qkvw^T + qkvb, of the group's rows of these; and from dqkv in m->wide, through LN1, to dp
+// g.qkv = LN1(p) qkvw^T + qkvb, of the group's rows of these: one layernorm, one product, if it has all heads
+// and tokens; and from dqkv in m->wide, through LN1, to dp
 static void qkv_forward(Model *m, int l, const stream_t *p, Chunk c, Group g);
 static void qkv_backward(Model *m, int l, const stream_t *p, real_t *dp, Chunk c, Group g);
 static act_t *atty_backward(Model *m, int l, Chunk c);  // dattn attprojw, the gradient in atty
@@ -680,8 +675,8 @@ static void head(Model *m, double scale) {
 
 // ---- back-propagation
 
-// From the last pair of streams to the gradients of all weights; scale is 1 / (micro-batches a step, as far
-// as they count). *drift is NAN if no step is undone. Returns the objective's mean.
+// From the last pair of streams to the gradients of all weights. scale: B*T / (the targets that count in the
+// optimizer's step). *drift is NAN if no step is undone. Returns the objective's mean.
 static double backward(Model *m, double scale, double *drift) {
     size_t bytes = plane_size(m) * sizeof(real_t);
     device_zero(m->dcur, bytes);
@@ -742,10 +737,8 @@ static int undoes_steps(const Model *m) { return m->memory >= REVERSE; }
 static size_t internals_bytes(const Model *m, int halves, size_t n, int kept, size_t bytes[INTERNALS]) {
     size_t NH = m->net.NH, row = (size_t)m->net.C * sizeof(act_t), total = 0;
     size_t attn = (halves & ATTN) != 0, mlp = (halves & MLP) != 0, slice = n, heads = NH;
-    if (!kept) {
-        slice = slice_of(m, (int)n);
-        heads = group_of(m);
-    }
+    if (!kept) slice = slice_of(m, (int)n);
+    if (!kept) heads = group_of(m);
     const size_t inside = mlp * 4*slice*row;
     if (m->cache) heads = 0;  // its qkv are there
     const size_t unpadded[INTERNALS] = {
@@ -920,9 +913,7 @@ static int outputs_of(const Model *m, int halves, int kept) {
     if (undoes_steps(m)) return halves;
     return halves == BLOCK ? ATTN : 0;
 }
-static size_t output_bytes(const Model *m, size_t n) {
-    return round256(n * m->net.C * sizeof(act_t));
-}
+static size_t output_bytes(const Model *m, size_t n) { return round256(n * m->net.C * sizeof(act_t)); }
 
 static size_t evaluation_bytes(const Model *m, int halves, size_t n, int kept) {
     int outputs = outputs_of(m, halves, kept);
@@ -973,9 +964,8 @@ static void add_buffer(Model *m, int row, void *at, size_t count, size_t size) {
 
 static void plan(Model *m) {
     const Config *net = &m->net;
-    size_t C = net->C, N = (size_t)m->B * m->T, P = parameter_count(net);
-    size_t n = (size_t)m->chunk * m->T, H = m->head_chunk, two = net->mode != BASELINE;
-    size_t slice = slice_of(m, (int)n);
+    size_t C = net->C, N = (size_t)m->B * m->T, P = parameter_count(net), two = net->mode != BASELINE;
+    size_t n = (size_t)m->chunk * m->T, slice = slice_of(m, (int)n), H = m->head_chunk;
     size_t training = m->training != 0, teacher = m->has_teacher != 0, back = training && undoes_steps(m);
     if (m->memory != AUTO || !training) m->kept_steps = training && m->memory == STORE ? steps(net) : 0;
     m->buffer_count = 0;
@@ -1352,6 +1342,21 @@ void add_gradients(real_t *sum, const real_t *g, size_t count);  // sum += g
 // one step of AdamW (t = 1, 2, ...) with the gradient times scale
 void adamw(param_t *p, const real_t *g, real_t *m, real_t *v, size_t count, double rate, double beta1,
            double beta2, double decay, double scale, int t);
+
+static const char *program = "train_rev_gpt2";  // its name, and maybe more after a space
+static void (*last_words)(const char *line, int status);  // those of one of several ranks, which end all
+static void die(int status, const char *format, ...) {
+    char line[2 * 4096];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(line, sizeof line, format, args);
+    va_end(args);
+    for (char *c = line; *c; c++)
+        if ((unsigned char)*c < 32 || *c == 127) *c = '?';  // a file's name may hold anything
+    if (last_words) last_words(line, status);
+    fprintf(stderr, "%.*s: %s\n", (int)strcspn(program, " "), program, line);
+    exit(status);
+}
 
 static double seconds(void) {
     struct timespec t;
@@ -2072,9 +2077,7 @@ static void check_run(const Run *was, const Run *run, const char *path) {
     for (int i = 0; i < FIELDS; i++)
         if (then[i] != now[i] && !(cut && fields[i].cuts)) die(STATUS_USAGE,
             "%s was saved with %s %d, not %d; resume with the same", path, fields[i].name, then[i], now[i]);
-    if (cut)
-        printf("-b %d, not %d: the same sequences, but other bits, and other batches for -m\n",
-               run->B, was->B);
+    if (cut) printf("-b %d, not %d: the same sequences, other bits, other batches for -m\n", run->B, was->B);
 }
 
 // Opens a state that suits the run, at its moments.
@@ -2104,9 +2107,8 @@ static void load_state(Job *j) {
     if (rank == 0) {
         if (j->run.bf16) sum = read_parameters(f, path, m->params, count, 0, sum);
         else sum = write_parameters(NULL, m->params, count, 0, sum);
-        if (fread(&saved, sizeof saved, 1, f) != 1 || saved != sum)
-            die(STATUS_DATA, "%s: it or its model is corrupt, the checksum does not match; "
-                "remove both to resume from an earlier pair", path);
+        if (fread(&saved, sizeof saved, 1, f) != 1 || saved != sum) die(STATUS_DATA, "%s: it or its model is "
+            "corrupt, the checksum does not match; remove both to resume from an earlier pair", path);
         fclose(f);
     }
     ranks_broadcast(header, sizeof header);
@@ -2193,9 +2195,8 @@ static void check_numbers(const Model *m, int step, double loss, double drift) {
         "step %d: the loss of the teacher, --distill %s, is not a finite number", step, opt.distill);
     if (!isfinite(loss))
         die(STATUS_NUMBERS, "step %d: the loss is not a finite number; nothing is saved of it", step);
-    if (m->net.grid && drift > 0)
-        die(STATUS_NUMBERS, "step %d: the streams did not come back to where they began (off by %.2e of it); "
-            "the memory or the program is faulty", step, drift);
+    if (m->net.grid && drift > 0) die(STATUS_NUMBERS, "step %d: the streams did not come back to where they "
+        "began (off by %.2e of it); the memory or the program is faulty", step, drift);
 }
 
 // A signal sets the first. What takes long looks at it after every batch, so that all ranks end at one place.
@@ -2241,9 +2242,8 @@ static int64_t validate(const Model *m, Data *d, double means[METRICS]) {
 }
 
 static void print_comparison(const Model *m, const double means[METRICS]) {
-    if (m->has_teacher)
-        printf(" | teacher %.4f | KL %.3e | same top token %.2f%%",
-               means[TEACHER_LOSS], means[DIVERGENCE], 100 * means[AGREEMENT]);
+    if (m->has_teacher) printf(" | teacher %.4f | KL %.3e | same top token %.2f%%", means[TEACHER_LOSS],
+                               means[DIVERGENCE], 100 * means[AGREEMENT]);
     printf("\n");
 }
 
@@ -2818,9 +2818,8 @@ static void choose_job(Job *j) {
                      m->net.mode, opt.seed, precision, m->objective, 0, m->lanes, m->slice, m->group};
     j->run = run;
     double budget = opt.budget > 0 ? opt.budget : 0.75 * (double)device_memory_bytes() / ranks_here;
-    if (!plan_within(m, budget) && opt.budget > 0)
-        die(STATUS_USAGE, "--budget %.0f: at least %.0f bytes are needed; a smaller -b or -t needs less",
-            budget, plan_keeping(m, 0));
+    if (!plan_within(m, budget) && opt.budget > 0) die(STATUS_USAGE, "--budget %.0f: at least %.0f bytes are "
+        "needed; a smaller -b or -t needs less", budget, plan_keeping(m, 0));
 }
 
 static void print_job(const Job *j) {
@@ -3109,19 +3108,19 @@ void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_
 }
 
 // Each way to multiply by alpha has a function of its own, so that a loop holds only what it needs and
-// becomes vector code; f and f2 in one struct would keep it from that. k.gamma comes in units of the grid.
+// becomes vector code; f and f2 in one struct would keep it from that. step.gamma comes in units of the grid.
 static inline real_t force_at(const act_t *f, const act_t *f2, size_t i) { return f2 ? f[i] + f2[i] : f[i]; }
 
 // The paper's networks have alpha = 1, 0 or -1, which loses nothing, so nothing has to be kept. With alpha =
 // 0 a step back multiplies s by 1, lest what a flipped bit has changed there disappear.
 static void step_unit(stream_t *to, const stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2,
-                      size_t count, Coefficients k, int direction) {
-    real_t gamma = (real_t)k.gamma;
-    int64_t factor = direction < 0 && k.alpha == 0 ? 1 : k.alpha;
+                      size_t count, Coefficients step, int direction) {
+    real_t gamma = (real_t)step.gamma;
+    int64_t factor = direction < 0 && step.alpha == 0 ? 1 : step.alpha;
     int add_factor = direction > 0 ? 1 : -(int)factor, reach = 0;
     #pragma omp parallel for simd reduction(|:reach)
     for (size_t i = 0; i < count; i++) {
-        int64_t add = increment(cur[i].fixed, force_at(f, f2, i), k, gamma, &reach);
+        int64_t add = increment(cur[i].fixed, force_at(f, f2, i), step, gamma, &reach);
         to[i].fixed = narrowed(factor * s[i].fixed + add_factor * add, &reach);
     }
     reached |= reach;
@@ -3130,9 +3129,9 @@ static void step_unit(stream_t *to, const stream_t *s, const stream_t *cur, cons
 // In floating point a step back is rounded: next = alpha prev + add, and prev = next / alpha - add / alpha. A
 // step with alpha = 0 takes nothing from s, which may hold a NaN.
 static void step_float(stream_t *to, const stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2,
-                       size_t count, Coefficients k, int direction) {
-    double alpha = ldexp(k.alpha, -k.shift), inverse = alpha == 0 ? 1 : 1 / alpha;
-    real_t beta = (real_t)ldexp(k.beta, -k.shift), gamma = (real_t)k.gamma;
+                       size_t count, Coefficients step, int direction) {
+    double alpha = ldexp(step.alpha, -step.shift), inverse = alpha == 0 ? 1 : 1 / alpha;
+    real_t beta = (real_t)ldexp(step.beta, -step.shift), gamma = (real_t)step.gamma;
     real_t scale = (real_t)(direction > 0 ? alpha : inverse);
     real_t with = direction > 0 ? 1 : -scale;
     #pragma omp parallel for schedule(static, PIECE)
@@ -3145,12 +3144,12 @@ static void step_float(stream_t *to, const stream_t *s, const stream_t *cur, con
 // midpoint-a multiplies by sixteenths. A step puts the remainders on the stack r and a step back takes them
 // off, for without them the division would not be exact.
 static void step_remainders(stream_t *to, const stream_t *s, const stream_t *cur, const act_t *f,
-                            const act_t *f2, uint16_t *r, size_t count, Coefficients k, int direction) {
-    real_t gamma = (real_t)k.gamma;
-    int reach = 0, sign = k.alpha < 0 ? -1 : 1, n = abs(k.alpha);
+                            const act_t *f2, uint16_t *r, size_t count, Coefficients step, int direction) {
+    real_t gamma = (real_t)step.gamma;
+    int reach = 0, sign = step.alpha < 0 ? -1 : 1, n = abs(step.alpha);
     #pragma omp parallel for reduction(|:reach)
     for (size_t i = 0; i < count; i++) {
-        int64_t add = increment(cur[i].fixed, force_at(f, f2, i), k, gamma, &reach), t;
+        int64_t add = increment(cur[i].fixed, force_at(f, f2, i), step, gamma, &reach), t;
         if (direction > 0) t = sign * multiply_sixteenths(s[i].fixed, n, r + i) + add;
         else t = unmultiply_sixteenths(sign * (s[i].fixed - add), n, r + i);
         to[i].fixed = narrowed(t, &reach);
@@ -3175,22 +3174,22 @@ static inline void recall_bits(uint32_t bits[32], const uint32_t *words, int shi
 // Conversions multiply by alpha = n/2^shift, which drops the low bits of s: low keeps them, unless it is NULL
 // because nothing will step back.
 static void step_bits(stream_t *to, const stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2,
-                      uint32_t *low, size_t count, Coefficients k, int direction) {
-    real_t gamma = (real_t)k.gamma;
+                      uint32_t *low, size_t count, Coefficients step, int direction) {
+    real_t gamma = (real_t)step.gamma;
     int reach = 0;
     #pragma omp parallel for reduction(|:reach)
     for (size_t g = 0; g < count; g += 32) {
-        uint32_t bits[32] = {0}, *words = low ? low + g / 32 * k.shift : NULL;
+        uint32_t bits[32] = {0}, *words = low ? low + g / 32 * step.shift : NULL;
         int width = (int)smaller_size(32, count - g);
-        if (direction < 0) recall_bits(bits, words, k.shift);
+        if (direction < 0) recall_bits(bits, words, step.shift);
         for (int j = 0; j < width && direction > 0; j++) bits[j] = (uint32_t)s[g + j].fixed;
-        if (direction > 0 && words) keep_bits(words, bits, k.shift);
+        if (direction > 0 && words) keep_bits(words, bits, step.shift);
         #pragma omp simd reduction(|:reach)
         for (int j = 0; j < width; j++) {
-            int64_t add = increment(cur[g + j].fixed, force_at(f, f2, g + j), k, gamma, &reach);
+            int64_t add = increment(cur[g + j].fixed, force_at(f, f2, g + j), step, gamma, &reach);
             int64_t t = s[g + j].fixed;
-            if (direction > 0) t = multiply(t, k.alpha, k.shift) + add;
-            else t = unmultiply(t - add, k.alpha, k.shift, bits[j]);
+            if (direction > 0) t = multiply(t, step.alpha, step.shift) + add;
+            else t = unmultiply(t - add, step.alpha, step.shift, bits[j]);
             to[g + j].fixed = narrowed(t, &reach);
         }
     }
@@ -3198,15 +3197,15 @@ static void step_bits(stream_t *to, const stream_t *s, const stream_t *cur, cons
 }
 
 void stream_step(stream_t *to, const stream_t *from, const stream_t *cur, const act_t *f, const act_t *f2,
-                 uint16_t *r, uint32_t *low, size_t count, Coefficients k, int grid, int direction) {
+                 uint16_t *r, uint32_t *low, size_t count, Coefficients step, int grid, int direction) {
     double bytes = 3 * sizeof(stream_t) + (f2 ? 2 : 1) * sizeof(act_t);
-    if (low) bytes += k.shift / 8.0;
+    if (low) bytes += step.shift / 8.0;
     profile("stream_step", 0, (double)count * (r ? bytes + 4 : bytes));
-    k.gamma = ldexp(k.gamma, grid);
-    if (!grid) step_float(to, from, cur, f, f2, count, k, direction);
-    else if (r) step_remainders(to, from, cur, f, f2, r, count, k, direction);
-    else if (k.shift == 0) step_unit(to, from, cur, f, f2, count, k, direction);
-    else step_bits(to, from, cur, f, f2, low, count, k, direction);
+    step.gamma = ldexp(step.gamma, grid);
+    if (!grid) step_float(to, from, cur, f, f2, count, step, direction);
+    else if (r) step_remainders(to, from, cur, f, f2, r, count, step, direction);
+    else if (step.shift == 0) step_unit(to, from, cur, f, f2, count, step, direction);
+    else step_bits(to, from, cur, f, f2, low, count, step, direction);
 }
 
 // Sums over n things are cut at the same places for any number of threads: slice p of SLICES.
