@@ -2817,7 +2817,8 @@ static void choose_job(Job *j) {
     const Run run = {m->B, m->T, m->chunk, m->head_chunk, accumulate, opt.shuffle, opt.overfit, opt.save,
                      m->net.mode, opt.seed, precision, m->objective, 0, m->lanes, m->slice, m->group};
     j->run = run;
-    double budget = opt.budget > 0 ? opt.budget : 0.75 * (double)device_memory_bytes() / ranks_here;
+    double budget = opt.budget;  // only AUTO asks the device, which a plan can do without
+    if (m->memory == AUTO && budget == 0) budget = 0.75 * (double)device_memory_bytes() / ranks_here;
     if (!plan_within(m, budget) && opt.budget > 0) die(STATUS_USAGE, "--budget %.0f: at least %.0f bytes are "
         "needed; a smaller -b or -t needs less", budget, plan_keeping(m, 0));
 }
