@@ -255,6 +255,8 @@ static void save_logits(Model *m, const char *path) {
     for (int i = 0; i < N; i++) {
         if (i % m->head_chunk == 0) head_logits(m, i, smaller_of(m->head_chunk, N - i));
         host_logits(m, i % m->head_chunk, logits);
+        if (signalled) unlink(o.aside);
+        if (signalled) die(STATUS_INTERRUPTED, "interrupted; %s is as it was", path);
         for (int v = 0; v < V; v++) {
             if (isfinite(logits[v])) continue;
             unlink(o.aside);
@@ -299,7 +301,7 @@ static int generate(Model *m, const Tokenizer *z, const int *prompt, int given, 
     Character u = {{0}, 0, 0};
     const float *logits = next_logits(m, prompt, given, 0);
     int drawn = 0;
-    for (; drawn < length; drawn++) {
+    for (; drawn < length && !signalled; drawn++) {
         double draw = random_uniform(s.seed, RANDOM_SAMPLES, s.series << 32 | (uint64_t)drawn);
         int token = draw_among(logits, m->net.V, s.temperature, s.top_k, draw);
         if (token == z->eot) break;
@@ -357,6 +359,8 @@ static int *encode_prompt(const Tokenizer *z, int *given) {
     Index x = index_open(z);
     *given = encode(&x, sample.prompt, !sample.plain, tokens);
     free(x.slots);
+    if (!*given && z->eot < 0 && z->V > 256) die(STATUS_USAGE, "--prompt is empty, and nothing says which of the "
+        "model's %d tokens ends a text: a --tokenizer may, or -i gives tokens to go on after", z->V);
     if (!*given) tokens[(*given)++] = first_token(z);
     return tokens;
 }
@@ -408,6 +412,7 @@ static void continue_prompt(Model *m, const Tokenizer *z, const int *prompt, int
     print_byte(&u, -1);
     int drawn = generate(m, z, prompt, given, m->cache_tokens + 1 - given, s);
     printf("\n");
+    if (signalled) die(STATUS_INTERRUPTED, "interrupted after %d tokens", drawn);
     check_numbers(m, 0, 0, NAN);
     double spent = seconds() - start;
     fprintf(stderr, "%d tokens after %d in %.2f s, %.1f tokens/s", drawn, given, spent, drawn / spent);
@@ -443,6 +448,8 @@ int sample_main(int argc, char **argv) {
     plan(&m);
     load_networks(&m, -1);
     find_grid(&m, &no_text);
+    signal(SIGINT, on_interrupt);
+    signal(SIGTERM, on_interrupt);
     if (sample.logits[0]) write_logits(&m, &d, prompt, given);
     else continue_prompt(&m, &z, prompt, given);
     model_free(&m);

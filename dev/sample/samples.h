@@ -36,7 +36,7 @@ static Tokenizer tokenizer_open(const char *path, int V) {
     return z;
 }
 
-// The token that a text without a prompt begins after: an end of text, or a new line if there are so many
+// The token that a text without a prompt begins after: an end of text, or for bytes a new line
 static int first_token(const Tokenizer *z) { return z->eot >= 0 ? z->eot : '\n' * (z->V > '\n'); }
 
 // Prints a token, a number if it has no text. Of control characters, which from U+80 on are C2 80 to C2 9F,
@@ -120,7 +120,10 @@ static void samples_begin(Model *m) {
 }
 
 static void samples_step(Job *j) {
+    if (sampled.eot < 0 && j->data.documents) sampled.eot = j->data.shards->eot;
     int token = first_token(&sampled);
+    if (sampled.eot < 0 && sampled.V > 256)  // a new line is another token there: it begins as the text does
+        read_tokens(&j->data, j->data.shards, 0, &token, 1);
     uint64_t seed = (uint64_t)j->run.seed, series = (uint64_t)j->step << 32;
     printf("--- sample after step %d\n", j->step);
     for (int i = 0; i < j->m.cache_tokens && !signalled; i++) {

@@ -1078,6 +1078,18 @@ static void show_byte(char *text, int byte) {
     snprintf(text, 16, end, byte);
 }
 
+// A program that uses a model ends on a signal with one line, and leaves no file behind.
+static void test_interrupted_use(void) {
+    setenv("INTERRUPT_AT_READ", "2", 1);
+    int status = evaluator(TRAINED "-j val.bin -b 1 -t 16 -m 3");
+    check(status == STATUS_INTERRUPTED && one_line("interrupted"), "evaluating: %d, %s", status, output);
+    setenv("INTERRUPT_AT_READ", "1", 1);
+    status = sampler(TRAINED "-i train0.bin -b 2 -t 16 --logits cut.npy");
+    check(status == STATUS_INTERRUPTED && one_line("interrupted"), "writing logits: %d, %s", status, output);
+    check(access("cut.npy", F_OK) != 0 && access("cut.npy.tmp", F_OK) != 0, "an interrupt leaves logits");
+    unsetenv("INTERRUPT_AT_READ");
+}
+
 // A prompt's logits are rows of its tokens, and the last one decides what a greedy text begins with.
 static void test_prompt_logits(void) {
     char *x;
@@ -1745,6 +1757,7 @@ static const Test tests[] = {
     {"the use of a model", "choices", test_choices, SHORT},
     {"the use of a model", "choices-programs", test_choices_programs, SHORT},
     {"the use of a model", "logits", test_logits, SHORT},
+    {"the use of a model", "interrupted-use", test_interrupted_use, SHORT},
     {"the use of a model", "prompt-logits", test_prompt_logits, SHORT},
     {"conversions", "convert", test_convert, SHORT},
     {"conversions", "grid", test_grid, SHORT},
@@ -1771,6 +1784,7 @@ static const struct { const char *test, *uses; } files[] = {
     {"bytes", "deterministic"}, {"evaluate", "deterministic"}, {"logits", "deterministic"},
     {"evaluate-all", "deterministic"}, {"choices", "deterministic"}, {"choices-programs", "choices"},
     {"interrupt", "deterministic"}, {"documents-refused", "deterministic"},
+    {"interrupted-use", "deterministic"},
     {"foreign-files", "deterministic"},
     {"sample", "bytes"}, {"prompt-logits", "bytes"},
     {"choices-programs", "model-files"}, {"convert", "model-files"}, {"grid", "model-files"},
