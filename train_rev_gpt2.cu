@@ -619,11 +619,15 @@ static void choose_fastest(Known *p, const act_t *bias, const void *aux) {
     const size_t m = (size_t)s.m, n = (size_t)s.n, k = (size_t)s.k, line = s.transpose_b ? k : n;
     const size_t of_a = m * k, of_b = line * (size_t)s.ld_b, all = of_a + of_b + (aux ? m * n : 0);
     const size_t of_d = n * (size_t)s.ld_d * (s.accumulate ? sizeof(float) : sizeof(act_t));
+    const size_t bytes = 256 + of_d + all * sizeof(act_t), spare = (size_t)128 << 20;  // for kernels' code
     unsigned long long *digest, first = 0, same;
+    size_t now, total;
     double best = INFINITY;
     int fastest = 0;
     if (p->ways < 2 || m * n < LEAST) return;
-    if (cudaMalloc((void **)&digest, 256 + of_d + all * sizeof(act_t)) != cudaSuccess) {
+    CUDA(cudaMemGetInfo(&now, &total));
+    if (now < bytes + spare) return;
+    if (cudaMalloc((void **)&digest, bytes) != cudaSuccess) {
         cudaGetLastError();  // forgets it
         return;
     }
