@@ -292,11 +292,19 @@ static void exchange_overlapped(Model *m, int lane) {
     m->grads = first;
 }
 
+// Measuring waits for all of the card, and hears nobody meanwhile: not while something is on its way from ranks that
+// may be dying.
+static void arrive_before_measuring(void) {
+    if (overlap.round && measures()) wait_for_event(arrived[0]);
+}
+
 static void ranks_exchange(Model *m, int lane) {
+    arrive_before_measuring();
     measure_begin(1);
     if (!communicator) add_lanes(m, &m->grads, 1, 0, parameter_count(&m->net), lane == 0);
     else if (overlap.wanted && m->sum) exchange_overlapped(m, lane);
     else exchange_round(m, lane);
+    arrive_before_measuring();
     measure_round();
 }
 
@@ -325,6 +333,11 @@ static void try_engine(void) {
     group_ends(arrived[0]);
     wait_for_event(arrived[0]);
     cuda_ok(cudaMemcpy(x, on_card, 3 * bytes, cudaMemcpyDeviceToHost), "cudaMemcpy");
+    cuda_ok(cudaMemset(on_card, 0, ON_CARD * sizeof *on_card), "cudaMemset");
+    group_begins();  // many numbers may go another way, which has memory of its own
+    nccl_ok(ncclAllReduce(on_card, on_card, ON_CARD, ncclFloat64, ncclSum, communicator, moving), "ncclAllReduce");
+    group_ends(arrived[0]);
+    wait_for_event(arrived[0]);
     for (int r = 0; r < ranks; r++) {
         wrong += x[r] != r + 1 || x[2 * ranks + r] != ranks * (ranks + 1) / 2;
         wrong += r != rank && x[ranks + r] != r + 1;
@@ -386,6 +399,7 @@ static void begin_together(int argc, char **argv, int *wanted, int plan) {
     *wanted = 0;  // these are here now
 #else
     (void)wanted;
+    if (plan) ranks_here = 1;  // as choose_card has it
 #endif
     if (ranks > 1) compare_all(argc, argv);
     if (several && !plan) begin_engine(forked);
