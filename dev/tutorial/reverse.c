@@ -18,7 +18,7 @@ static const struct Network { const char *name; int alpha, beta; double gamma; }
     {"midpoint",     1, 0, 2 * 0.25},   // (2.4)         p_{k+1} = p_{k-1} + 2h F_k(p_k)
     {"leapfrog",    -1, 2, 0.3 * 0.3},  // (2.6)         p_{k+1} = 2 p_k - p_{k-1} + h^2 F_k(p_k)
     {"hamiltonian",  1, 0, 0.25},       // (2.8), (2.9)  q += h F(r), then r += h F(q): they take turns as p_k
-}, *net;
+}, *net;  // the one that runs
 
 // What is learnt: two matrices a step, and the first state, x. The loss is half the square of the last state.
 enum { L = 48, C = 4, H = 8, COUNT = L * 2 * H * C + C };  // steps; numbers in a state, in a hidden layer
