@@ -106,7 +106,10 @@ def wanted(args, names):
     def text(name):
         return name if isinstance(name, str) else " ".join(map(str, name))
     whole = [name for name in names if text(name) in (args.only or [])]
-    return whole or [name for name in names if not args.only or any(word in text(name) for word in args.only)]
+    found = whole or [name for name in names if not args.only or any(word in text(name) for word in args.only)]
+    args.names += map(text, names)
+    args.found |= bool(found)
+    return found
 
 def model(args):
     return args.out / "model.bin"
@@ -394,7 +397,8 @@ def main():
     for name, what in (("model", "GGUF file or folder"), ("valid", "text"), ("train", "text"), ("documents", ".jsonl"),
                        ("questions", "folder")):
         parser.add_argument(f"--{name}", type=Path, metavar="PATH", help=f"import: {what}")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()  # parts may stand behind flags
+    args.names, args.found = [], False
     if not set(args.parts) <= set(PARTS) or not set(args.tasks.split(",")) <= set(TASKS):
         parser.error(f"parts are {' '.join(['import', *ALL])}, tasks {','.join(TASKS)}")
     if "import" in args.parts and not args.model:
@@ -414,6 +418,8 @@ def main():
         subprocess.run(["make", "-s", "-C", ROOT, "train_rev_llama", "eval_rev_llama"], check=True, stdout=subprocess.DEVNULL)
     for part in args.parts or ALL:
         PARTS[part](args)
+    if args.names and not args.found:
+        fail(f"--only {' '.join(args.only)}: none is called so, of: {', '.join(dict.fromkeys(args.names))}", 2)
 
 if __name__ == "__main__":
     try:
