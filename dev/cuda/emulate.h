@@ -471,7 +471,11 @@ static inline const char *cudaGetErrorString(cudaError_t e) {
 static inline const char *cudaGetErrorName(cudaError_t e) { return cudaGetErrorString(e); }
 static inline cudaError_t cudaGetLastError(void) { return cudaSuccess; }
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-static inline cudaError_t cudaDeviceSynchronize(void) { return cudaSuccess; }
+namespace emulate { static bool (*travels)(void); }  // whether something is on its way from another rank
+static inline cudaError_t cudaDeviceSynchronize(void) {
+    if (emulate::travels && emulate::travels()) emulate::fail("waits for all of the card, and for a rank that may be dying, with no ear for it");
+    return cudaSuccess;
+}
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     const char *name = getenv("EMULATED_CARD");
     *p = {"", emulate::device_bytes, 4, 9, 0};

@@ -4,7 +4,8 @@ are files in a folder of its memory.
 
 It is meant to be unkind. Nothing moves before the host asks how things are, then one message in a turn, what is sent as late
 as the rest allows; but what the host has not waited for yet may be there at once. A group is taken only when that has been
-asked for. One that does not wait for the kernels before it, or an event before its group is taken, ends the program.
+asked for. One that does not wait for the kernels before it, an event before its group is taken, or waiting for all of the card while
+one is on its way ends the program.
 EMULATED_NCCL="WHAT RANK GROUP" makes something go wrong on a rank from some group on: abort, refused, card, hang, silence.
 */
 #include <dirent.h>
@@ -181,6 +182,7 @@ static inline ncclResult_t ncclCommInitRankConfig(ncclComm_t *c, int ranks, nccl
     char path[256];
     if (config->blocking || ranks > MOST_RANKS || rank >= ranks) return ncclInvalidArgument;
     nccl.rank = rank, nccl.ranks = ranks;
+    travels = [] { return groups_done < group_count; };
     snprintf(nccl.folder, sizeof nccl.folder, "%s", id.internal);
     snprintf(path, sizeof path, "%s/here_%d", nccl.folder, rank);
     *c = (ncclComm_t)&nccl;
