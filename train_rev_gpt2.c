@@ -35,9 +35,10 @@ Vp = V padded to a multiple of 128. A plane is one state of the whole batch, (B,
 the backward pass of a force needs besides p. A block takes a chunk, some sequences, at a time; if they are
 long, its MLP takes slices of their tokens, and attention groups of heads.
 
-On a first reading go from increment to forward, and take midpoint, --memory reverse, short sequences: then
-has_estimate, keeps_plane, keeps_internals, has_teacher and past are 0, remainders and low_bits NULL, a chunk
-is one slice, a group all heads, and forward and step_back are the formula above and its inverse.
+On a first reading skip the layer functions, look up Model and Chunk as forward needs them, and take midpoint,
+--memory reverse, short sequences: then has_estimate, keeps_plane, keeps_internals, has_teacher and past are
+0, remainders and low_bits NULL, a chunk is one slice, a group all heads, and forward and step_back are the
+formula above and its inverse.
 */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -147,7 +148,7 @@ DEVICE static inline int64_t multiply(int64_t s, int n, int shift) {
 //     1 or -1, by s = alpha*(s - add);
 //     0, not at all: s - add must be 0 then, and the old s lies elsewhere;
 //     n/2^shift, with the low bits of s that the product drops. Conversions keep them, `shift` an element a
-//     step; midpoint-a pushes them on a stack of 16 bits an element, empty at both ends (Part III).
+//     step; midpoint-a pushes them on a stack of 16 bits an element, which is empty in the end (Part III).
 DEVICE static inline int64_t increment(int32_t cur, real_t f, Coefficients step, real_t gamma, int *reach) {
     return multiply(cur, step.beta, step.shift) + to_grid(f, gamma, reach);
 }
@@ -164,10 +165,9 @@ size_t layers_scratch_bytes(int n, int C, int OC, int NH);  // for products C to
 // both streams = wte[token] + wpe[t] (2.1); prev and cur (n, C), tokens (n); wpe may be NULL
 void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_t *wte, const param_t *wpe,
                   int n, int T, int C, int grid);
-// direction 1: from (count) is prev, and `to` becomes next; -1: from is next, and `to` becomes prev. Both may
-// be one place.
-// The force is f, or f + f2 if f2 is given. What a fraction alpha drops goes to r (count), midpoint-a's
-// stack, or to low, a step's own, NULL if it will not be undone; else both are NULL.
+// direction 1: from (count) is prev, and `to` becomes next; -1: from is next, and `to` becomes prev; they may
+// be one place. The force is f, or f + f2 if f2 is given. What a fraction alpha drops goes to r (count), the
+// stack of midpoint-a, or to low, a step's own, NULL if it will not be undone; else both are NULL.
 void stream_step(stream_t *to, const stream_t *from, const stream_t *cur, const act_t *f, const act_t *f2,
                  uint16_t *r, uint32_t *low, size_t count, Coefficients step, int grid, int direction);
 // the norm of x - y (count), or of x if y is NULL; and of r, if given: 0 exactly if not a bit is set
@@ -2320,7 +2320,7 @@ static double counted_batches(Job *j) {
 static double step_gradients(Job *j, double *drift) {
     const Run *run = &j->run;
     const int count = run->accumulate, longest = (count - 1) / run->lanes + 1;
-    double *losses = doubles(2 * count), *drifts = losses + count, batches = counted_batches(j);
+    double *losses = doubles(2 * (size_t)count), *drifts = losses + count, batches = counted_batches(j);
     double loss = 0;
     *drift = NAN;
     for (int lane = rank; lane - rank < run->lanes; lane += ranks) {
@@ -2336,7 +2336,7 @@ static double step_gradients(Job *j, double *drift) {
         profile("(exchange)", 0, 0);
         ranks_exchange(&j->m, lane - rank);
     }
-    ranks_combine(losses, 2 * count);
+    ranks_combine(losses, 2 * (size_t)count);
     for (int i = 0; i < count; i++) {
         loss += losses[i] / batches;
         *drift = fmax(*drift, drifts[i]);  // either may be NAN
@@ -2817,7 +2817,7 @@ static void choose_job(Job *j) {
     const Run run = {m->B, m->T, m->chunk, m->head_chunk, accumulate, opt.shuffle, opt.overfit, opt.save,
                      m->net.mode, opt.seed, precision, m->objective, 0, m->lanes, m->slice, m->group};
     j->run = run;
-    double budget = opt.budget;  // only AUTO asks the device, which a plan can do without
+    double budget = opt.budget;  // only AUTO asks the device: other plans need none
     if (m->memory == AUTO && budget == 0) budget = 0.75 * (double)device_memory_bytes() / ranks_here;
     if (!plan_within(m, budget) && opt.budget > 0) die(STATUS_USAGE, "--budget %.0f: at least %.0f bytes are "
         "needed; a smaller -b or -t needs less", budget, plan_keeping(m, 0));

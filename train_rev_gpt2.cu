@@ -28,6 +28,7 @@ again gives the same bits, and streams step back exactly.
 #endif
 #define REV_GPT2_OTHER_LAYERS
 #define DEVICE __host__ __device__
+static void (*before_waiting)(void);  // for all of the card, while ranks exchange (dev/ranks/nccl.cuh); or NULL
 #include "train_rev_gpt2.c"
 
 // ---- errors, launches
@@ -627,6 +628,7 @@ static void choose_fastest(Known *p, const act_t *bias, const void *aux) {
     if (p->ways < 2 || m * n < LEAST) return;
     CUDA(cudaMemGetInfo(&now, &total));
     if (now < bytes + spare) return;
+    if (before_waiting) before_waiting();
     if (cudaMalloc((void **)&digest, bytes) != cudaSuccess) {
         cudaGetLastError();  // forgets it
         return;

@@ -1,7 +1,20 @@
-// A file that a program writes for its user: it goes over nothing but a file of its kind, which begins so.
+// What programs that use a model have in common: how they end on a signal; and a file that one writes for its user,
+// which goes over nothing but a file of its kind, which begins so.
 
 #ifndef REV_GPT2_OUTPUT
 #define REV_GPT2_OUTPUT
+// A signal ends the program where it next looks, and a second one at once.
+static void end_soon(int signal_number) {
+    (void)signal_number;
+    signalled = 1;
+    signal(SIGINT, SIG_DFL);
+    signal(SIGTERM, SIG_DFL);
+}
+static void heed_signals(void) {
+    signal(SIGINT, end_soon);
+    signal(SIGTERM, end_soon);
+}
+
 static void output_create(Output *o, const char *path, const char *begins) {
     char old[32] = "", aside[PATH + 64];
     FILE *f = access(path, F_OK) == 0 ? open_regular(path, "rb") : NULL;

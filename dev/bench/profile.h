@@ -11,6 +11,7 @@ typedef struct { const char *name; int calls; double seconds, flops, bytes; } Pr
 enum { MAX_PROFILES = 64 };
 static Profile profiles[MAX_PROFILES], *profiled;  // profiled: the one running, or NULL
 static double profiled_since;
+#define PROFILE_WAITS  // for all of a card
 static int profile_wanted, profile_steps, profiling;  // the flag; steps begun; whether calls count now
 
 #define PROFILE_OPTION {"--profile", SWITCH, &profile_wanted, "0", 0, 0, \

@@ -145,8 +145,7 @@ int eval_main(int argc, char **argv) {
     plan(&m);
     load_networks(&m, -1);
     find_grid(&m, &d);
-    signal(SIGINT, on_interrupt);
-    signal(SIGTERM, on_interrupt);
+    heed_signals();
     if (opt.val[0]) evaluate(&m, &d);
     if (asked.count) evaluate_choices(&m);
     model_free(&m);

@@ -108,7 +108,7 @@ def wanted(args, names):
     whole = [name for name in names if text(name) in (args.only or [])]
     found = whole or [name for name in names if not args.only or any(word in text(name) for word in args.only)]
     args.names += map(text, names)
-    args.found |= bool(found)
+    args.met |= {word for word in args.only or [] if any(word in text(name) for name in names)}
     return found
 
 def model(args):
@@ -398,7 +398,7 @@ def main():
                        ("questions", "folder")):
         parser.add_argument(f"--{name}", type=Path, metavar="PATH", help=f"import: {what}")
     args = parser.parse_intermixed_args()  # parts may stand behind flags
-    args.names, args.found = [], False
+    args.names, args.met = [], set()
     if not set(args.parts) <= set(PARTS) or not set(args.tasks.split(",")) <= set(TASKS):
         parser.error(f"parts are {' '.join(['import', *ALL])}, tasks {','.join(TASKS)}")
     if "import" in args.parts and not args.model:
@@ -418,8 +418,9 @@ def main():
         subprocess.run(["make", "-s", "-C", ROOT, "train_rev_llama", "eval_rev_llama"], check=True, stdout=subprocess.DEVNULL)
     for part in args.parts or ALL:
         PARTS[part](args)
-    if args.names and not args.found:
-        fail(f"--only {' '.join(args.only)}: none is called so, of: {', '.join(dict.fromkeys(args.names))}", 2)
+    for word in args.only or []:
+        if args.names and word not in args.met:
+            fail(f"--only {word}: nothing is called so, of: {'; '.join(dict.fromkeys(args.names))}", 2)
 
 if __name__ == "__main__":
     try:

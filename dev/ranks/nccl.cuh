@@ -292,19 +292,18 @@ static void exchange_overlapped(Model *m, int lane) {
     m->grads = first;
 }
 
-// Measuring waits for all of the card, and hears nobody meanwhile: not while something is on its way from ranks that
-// may be dying.
-static void arrive_before_measuring(void) {
-    if (overlap.round && measures()) wait_for_event(arrived[0]);
+// Who waits for all of the card hears nobody meanwhile: not while something is on its way from ranks that may be dying.
+static void hear_first(void) {
+    if (overlap.round) wait_for_event(arrived[0]);
 }
 
 static void ranks_exchange(Model *m, int lane) {
-    arrive_before_measuring();
+    if (measures()) hear_first();
     measure_begin(1);
     if (!communicator) add_lanes(m, &m->grads, 1, 0, parameter_count(&m->net), lane == 0);
     else if (overlap.wanted && m->sum) exchange_overlapped(m, lane);
     else exchange_round(m, lane);
-    arrive_before_measuring();
+    if (measures()) hear_first();
     measure_round();
 }
 
@@ -368,6 +367,7 @@ static void begin_engine(int forked) {
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
     choose_card(forked);
+    before_waiting = hear_first;
     cuda_ok(cudaStreamCreateWithFlags(&moving, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
     cudaEvent_t *events[] = {&computed, &arrived[0], &arrived[1]};
     for (int i = 0; i < 3; i++) cuda_ok(cudaEventCreateWithFlags(events[i], cudaEventDisableTiming), "cudaEventCreateWithFlags");
@@ -399,9 +399,13 @@ static void begin_together(int argc, char **argv, int *wanted, int plan) {
     *wanted = 0;  // these are here now
 #else
     (void)wanted;
-    if (plan) ranks_here = 1;  // as choose_card has it
 #endif
     if (ranks > 1) compare_all(argc, argv);
+    if (plan) ranks_here = 1;  // as choose_card has it
+#ifdef PROFILE_WAITS
+    if (several && profile_wanted) die(STATUS_USAGE, "--profile waits for all of the card at each layer function, and "
+        "would not hear a rank die: it is for one process");
+#endif
     if (several && !plan) begin_engine(forked);
 }
 #undef ranks_compare

@@ -255,8 +255,10 @@ static void save_logits(Model *m, const char *path) {
     for (int i = 0; i < N; i++) {
         if (i % m->head_chunk == 0) head_logits(m, i, smaller_of(m->head_chunk, N - i));
         host_logits(m, i % m->head_chunk, logits);
-        if (signalled) unlink(o.aside);
-        if (signalled) die(STATUS_INTERRUPTED, "interrupted; %s is as it was", path);
+        if (signalled) {
+            unlink(o.aside);
+            die(STATUS_INTERRUPTED, "interrupted; %s is as it was", path);
+        }
         for (int v = 0; v < V; v++) {
             if (isfinite(logits[v])) continue;
             unlink(o.aside);
@@ -448,8 +450,7 @@ int sample_main(int argc, char **argv) {
     plan(&m);
     load_networks(&m, -1);
     find_grid(&m, &no_text);
-    signal(SIGINT, on_interrupt);
-    signal(SIGTERM, on_interrupt);
+    heed_signals();
     if (sample.logits[0]) write_logits(&m, &d, prompt, given);
     else continue_prompt(&m, &z, prompt, given);
     model_free(&m);

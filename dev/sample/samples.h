@@ -36,7 +36,8 @@ static Tokenizer tokenizer_open(const char *path, int V) {
     return z;
 }
 
-// The token that a text without a prompt begins after: an end of text, or for bytes a new line
+// The token that a text without a prompt begins after: an end of text, or of up to 256 the tenth, of bytes the new
+// line. Of more that are not known it may be any.
 static int first_token(const Tokenizer *z) { return z->eot >= 0 ? z->eot : '\n' * (z->V > '\n'); }
 
 // Prints a token, a number if it has no text. Of control characters, which from U+80 on are C2 80 to C2 9F,
@@ -119,11 +120,19 @@ static void samples_begin(Model *m) {
     m->cache_tokens = smaller_of(opt.sample_length, (int)(room < context ? room : context));
 }
 
+// What a sample begins after: if no tokenizer knows an end of text documents may, or it begins as the training text does.
+static int sample_begin(Job *j) {
+    Shard *s = j->data.shards;
+    int token;
+    if (sampled.eot < 0 && j->data.documents) sampled.eot = s->eot;
+    if (sampled.eot >= 0 || sampled.V <= 256) return first_token(&sampled);
+    while (!s->count) s++;
+    read_tokens(&j->data, s, 0, &token, 1);
+    return token;
+}
+
 static void samples_step(Job *j) {
-    if (sampled.eot < 0 && j->data.documents) sampled.eot = j->data.shards->eot;
-    int token = first_token(&sampled);
-    if (sampled.eot < 0 && sampled.V > 256)  // a new line is another token there: it begins as the text does
-        read_tokens(&j->data, j->data.shards, 0, &token, 1);
+    int token = sample_begin(j);
     uint64_t seed = (uint64_t)j->run.seed, series = (uint64_t)j->step << 32;
     printf("--- sample after step %d\n", j->step);
     for (int i = 0; i < j->m.cache_tokens && !signalled; i++) {

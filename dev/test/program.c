@@ -1090,6 +1090,28 @@ static void test_interrupted_use(void) {
     unsetenv("INTERRUPT_AT_READ");
 }
 
+// Of tokens that nobody knows a sample begins as the training text does, or after what ends a document; and an empty
+// prompt is refused.
+static void test_sample_begin(void) {
+    Job j;
+    int32_t header[256];
+    uint16_t first;
+    memset(&j, 0, sizeof j);
+    write_tokens("none.bin", 0, 300, 0), write_tokens("some.bin", 400, 300, 400);
+    FILE *f = fopen("some.bin", "rb");
+    check(f && fread(header, sizeof header, 1, f) == 1 && fread(&first, 2, 1, f) == 1, "some.bin is not there");
+    fclose(f);
+    sampled = tokenizer_open(NULL, 300);
+    data_open(&j.data, "[ns]o[nm]e.bin");
+    check(j.data.files.gl_pathc == 2 && sample_begin(&j) == first, "a sample begins after %d", sample_begin(&j));
+    j.data.documents = 20, j.data.shards->eot = 7;
+    check(sample_begin(&j) == 7 && sampled.eot == 7, "a sample of documents begins after %d", sample_begin(&j));
+    data_close(&j.data);
+    free(sampled.texts);
+    check_ok(trainer("-i some.bin " SMALL "-b 1 -x 0 -o some"));
+    shell("%s --sampler -e some/model_00000000.bin --prompt '' 2>said; test $? = 2 && grep -q 'nothing says' said", self);
+}
+
 // A prompt's logits are rows of its tokens, and the last one decides what a greedy text begins with.
 static void test_prompt_logits(void) {
     char *x;
@@ -1758,6 +1780,7 @@ static const Test tests[] = {
     {"the use of a model", "choices-programs", test_choices_programs, SHORT},
     {"the use of a model", "logits", test_logits, SHORT},
     {"the use of a model", "interrupted-use", test_interrupted_use, SHORT},
+    {"the use of a model", "sample-begin", test_sample_begin, SHORT},
     {"the use of a model", "prompt-logits", test_prompt_logits, SHORT},
     {"conversions", "convert", test_convert, SHORT},
     {"conversions", "grid", test_grid, SHORT},

@@ -11,7 +11,7 @@ FILE:LINE: RULE: what.
 import collections, re, statistics, sys
 
 # A limit that is no goal is what the part has now, with the goal behind it: who raises one says why in the commit.
-PARTS = {"I": ("reversal", 695), "II": ("memory", 375),  # 180
+PARTS = {"I": ("reversal", 700), "II": ("memory", 375),  # 180
          "III": ("conversions", 228), "IV": ("training", 1148),  # 800
          "V": ("the command line", 531), "VI": ("layers for the CPU", 1026)}  # 420, 960
 LINES = 4004  # 3400
