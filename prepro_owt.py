@@ -273,19 +273,39 @@ def writing(path):
     return trying("write", path, "--out needs a folder with room that you may write to")
 
 
+def open_aside(path):
+    """Opens PATH.tmp, empty and for this program alone until it is closed. One that was killed may have left it."""
+    while True:
+        fd = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fail(f"another program is writing {path}; let it end, or choose another name")
+        except OSError:
+            pass  # the file system has no locks
+        with contextlib.suppress(FileNotFoundError):  # who had it a moment ago may have renamed or removed it
+            if os.path.samestat(os.fstat(fd), os.stat(path + ".tmp")):
+                os.truncate(fd, 0)
+                return fd
+        os.close(fd)
+
+
 def write_files(out, files):
     """Writes {name: function that fills the file} to the folder: all aside, then all renamed. What can fail for want
     of space or rights does so before the first rename, so that no new file is left beside an old one."""
-    paths = {os.path.join(out, name): fill for name, fill in files.items()}
+    paths, opened = {os.path.join(out, name): fill for name, fill in files.items()}, {}
     try:
         for path, fill in paths.items():
-            with writing(path), open(path + ".tmp", "wb", buffering=2**20) as f:
-                fill(f)
-                f.flush()
-                os.fsync(f.fileno())
+            with writing(path):
+                opened[path] = open_aside(path)
+                with open(opened[path], "wb", buffering=2**20, closefd=False) as f:
+                    fill(f)
+                    f.flush()
+                    os.fsync(f.fileno())
         for path in paths:
             with writing(path):
                 os.replace(path + ".tmp", path)
+            os.close(opened.pop(path))
         with writing(out):
             folder = os.open(out, os.O_RDONLY)
             try:
@@ -295,9 +315,10 @@ def write_files(out, files):
                     raise
             os.close(folder)
     finally:
-        for path in paths:  # after a success there is none left
+        for path, fd in opened.items():  # after a success there is none left
             with contextlib.suppress(OSError):
                 os.remove(path + ".tmp")
+            os.close(fd)
 
 
 def save(out, record, files={}):

@@ -161,6 +161,32 @@ def test_on_the_disk(tmp):
                          "fsync out"], "what was done")
 
 
+def test_two_writers(tmp):
+    """Of two programs that write the same file one is refused, and the other's becomes whole. What a killed one left is no hindrance."""
+    code = """if True:
+        import sys, prepro_owt
+        def fill(f):
+            f.write(b"first"), f.flush(), print("begun", flush=True), sys.stdin.read(), f.write(b"second")
+        prepro_owt.write_files(sys.argv[1], {"file": fill})"""
+
+    def begin():
+        p = subprocess.Popen([sys.executable, "-B", "-c", code, tmp], cwd=os.path.dirname(PROGRAM), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True)
+        return p, p.stdout.readline()
+    killed, _ = begin()
+    killed.kill()
+    killed.communicate()
+    write(os.path.join(tmp, "file.tmp"), b"what a killed program left, and more of it than there will be")
+    one, said = begin()
+    check_equal((said, os.listdir(tmp)), ("begun\n", ["file.tmp"]), "what the first says, and has written")
+    other, said = begin()
+    stderr = other.communicate()[1]
+    check_equal((other.returncode, said, stderr.count("\n")), (1, "", 1), f"exit status of the other, what it says, lines of {stderr!r}")
+    check(f"another program is writing {tmp}/file;" in stderr, stderr)
+    check_equal((one.communicate()[1], one.returncode), ("", 0), "stderr and exit status of the first")
+    check_equal((read(tmp, "file"), os.listdir(tmp)), (b"firstsecond", ["file"]), "the file, and what there is")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # bad input
 
