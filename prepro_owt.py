@@ -487,6 +487,14 @@ def read_row(dataset, i):
     return dataset[i]["text"]
 
 
+def cannot_load(name, e, hint):
+    if "scripts are no longer supported" in str(e):
+        hint = ("this one is made by a script, which the package datasets runs before its version 4 only: pip install 'datasets<4' "
+                "and set HF_DATASETS_TRUST_REMOTE_CODE=1, or download its .parquet files, which the hub has on the branch "
+                "refs/convert/parquet")
+    fail(f"cannot load {name} ({type(e).__name__}: {' '.join(str(e).split())[:300]}); {hint}")
+
+
 def open_dataset(names, split):
     if not sys.stderr.isatty():
         os.environ.update(HF_DATASETS_DISABLE_PROGRESS_BARS="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
@@ -508,8 +516,8 @@ def open_dataset(names, split):
         e = e.__cause__ or e
         if "corresponds to no data" in str(e):
             fail(f"no documents in {name}; give something to train on")
-        fail(f"cannot load {name} ({type(e).__name__}: {' '.join(str(e).split())[:300]}); --dataset takes the name of "
-             "a hub dataset, which has to be downloaded at first, or a folder or glob of .parquet files")
+        cannot_load(name, e, "--dataset takes the name of a hub dataset, which has to be downloaded at first, or a folder or "
+                    "glob of .parquet files")
     if getattr(dataset.features.get("text"), "dtype", None) not in ("string", "large_string"):
         fail(f'{name} has no column "text" of strings; its columns are {", ".join(dataset.column_names)}')
     nulls = dataset.data.column("text").null_count

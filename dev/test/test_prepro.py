@@ -943,6 +943,16 @@ def test_bad_dataset(tmp):
     check_files(made(out), byte_files(["a"], ["b"], 100), "an empty file and another")
 
 
+def test_dataset_script(tmp):
+    """A data set of the hub that is a script is not for version 4 of datasets: what is to be done is said."""
+    folder = os.path.join(tmp, "fake")
+    os.mkdir(folder)
+    write(os.path.join(folder, "datasets.py"), b"def load_dataset(*a, **k): raise RuntimeError('Dataset scripts are no longer supported, but found x.py')")
+    need("tqdm")
+    bad(1, ["cannot load a/x", "found x.py", "datasets<4", "refs/convert/parquet"], "--dataset", "a/x", "--tokenizer", "byte",
+        "--out", os.path.join(tmp, "out"), modules=folder)
+
+
 def test_missing_packages(tmp):
     a = write_jsonl(os.path.join(tmp, "a"), ["a", "b"])
     out = os.path.join(tmp, "out")
