@@ -106,8 +106,11 @@ def tokenizer_files(folder):
     found = [path for path in paths if os.path.isfile(path)]
     if not found:
         fail(f"{folder} has neither tokenizer.json nor tokenizer.model; --tokenizer takes gpt2, byte or a folder with one")
-    return found[:1] + [path for path in (os.path.join(folder, name) for name in ("tokenizer_config.json", "config.json"))
-                        if os.path.isfile(path)]
+    return [found[0], *beside(folder)]
+
+
+def beside(folder):
+    return [path for path in (os.path.join(folder, name) for name in ("tokenizer_config.json", "config.json")) if os.path.isfile(path)]
 
 
 def read_object(path):
@@ -141,7 +144,7 @@ def open_json(path):
     def encode(text, special=False):
         t.encode_special_tokens = not special  # "</s>" in a text is text, as GPT-2's encode_ordinary has it
         return t.encode(whole(text), add_special_tokens=False).ids
-    return types.SimpleNamespace(V=max(t.get_vocab().values()) + 1, encode=encode, before=before, id_of=t.token_to_id,
+    return types.SimpleNamespace(V=max(t.get_vocab().values(), default=-1) + 1, encode=encode, before=before, id_of=t.token_to_id,
                                  decode=lambda ids: t.decode(ids, skip_special_tokens=False), name_of=t.id_to_token)
 
 
@@ -164,13 +167,17 @@ def open_sentencepiece(path):
 
 @functools.cache
 def load_folder(folder):
-    """V, encode, decode; begin, the token before each document, or None; before, what goes before plain text, too."""
+    return load_tokenizer(*tokenizer_files(folder))
+
+
+def load_tokenizer(path, *more):
+    """V; known, how many of these are tokens and not padding; encode, decode; begin, the token before each document, or None;
+    before, what goes before plain text, too; bos and eos, those that begin and end a text, or None."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are what is parallel
-    path, *more = tokenizer_files(folder)
-    t = (open_json if path.endswith(".json") else open_sentencepiece)(path)
-    said = {}
-    for other in reversed(more):  # what tokenizer_config.json says counts
-        said.update(read_object(other))
+    t = (open_sentencepiece if path.endswith(".model") else open_json)(path)
+    files = {os.path.basename(other): read_object(other) for other in more}
+    model = files.get("config.json", {})
+    said = {**model, **files.get("tokenizer_config.json", {})}  # which counts, but for the size of the model's vocabulary
 
     def special(key):
         token = said.get(key)
@@ -181,15 +188,14 @@ def load_folder(folder):
     if isinstance(said.get("add_bos_token"), bool):
         t.before = [special("bos_token")] if said["add_bos_token"] else []
     if len(t.before) > 1 or None in t.before:
-        fail(f"{folder} puts {t.before} before a text; one begin-of-text token, or none, is meant")
-    known = [i for i in (*t.before, special("eos_token"), special("bos_token")) if i is not None]
-    t.begin = known[0] if known else None
-    V = said.get("vocab_size", t.V)
-    if not isinstance(V, int) or V < t.V:
-        fail(f"{folder}: config.json says vocab_size {V}, but its tokenizer has {t.V} tokens")
-    if V > 65536:
-        fail(f"{folder} has a vocabulary of {V}; tokens are 16 bits in these files, so that 65536 is the most")
-    t.V = V
+        fail(f"{path} puts {t.before} before a text; one begin-of-text token, or none, is meant")
+    t.bos, t.eos = special("bos_token"), special("eos_token")
+    t.begin = next((i for i in (*t.before, t.eos, t.bos) if i is not None), None)
+    t.known, t.V = t.V, model.get("vocab_size", t.V)
+    if not isinstance(t.V, int) or t.V < t.known:
+        fail(f"{path}: config.json says vocab_size {t.V}, but its tokenizer has {t.known} tokens")
+    if t.V > 65536:
+        fail(f"{path} has a vocabulary of {t.V}; tokens are 16 bits in these files, so that 65536 is the most")
     return t
 
 

@@ -16,9 +16,9 @@ is the other way round: the rest of the sentence is scored after each option. A 
     mmlu                    subject, question, choices [four], answer 0 to 3
 
 In a .csv, choices and endings are JSON. MMLU's --shots come from --examples, the first of the same subject; a data set of
-the hub has them in its split dev. Tokens are GPT-2's, bytes, or those of a file of the package tokenizers. Before an empty
-context stands the token that begins a text: <|endoftext|>, a newline for bytes, what the tokenizer_config.json beside a
-tokenizer's file says.
+the hub has them in its split dev. Tokens are GPT-2's, bytes, or those of a tokenizer.json or tokenizer.model, beside which
+tokenizer_config.json and config.json count as for prepro_owt.py. Before an empty context stands the token that begins a
+text: <|endoftext|>, a newline for bytes, what these files say.
 
 A file, little endian: 256 int32 header: 20240522, version 2, number of questions, words of the longest one, vocabulary
 size (0: 50257), then zeros; then each question, in words of uint16: 65535, the number of its words with these, as its low
@@ -26,7 +26,8 @@ and its high 16 bits, the number of the right completion, from 0, and of complet
 of its tokens, how many of the first are context, the characters of the choice, which acc_norm divides by, and the tokens.
 For WinoGrande the choice is the sentence up to the option's end; the harness knows no acc_norm for it.
 
-Needs the packages tiktoken for GPT-2's tokens, tokenizers for a file's, pyarrow for .parquet, datasets for the hub.
+Needs the packages tiktoken for GPT-2's tokens, tokenizers or sentencepiece for a file's, pyarrow for .parquet, datasets for
+the hub.
 Exit status: 0 done, 1 data and files, 2 usage, 3 out of memory, 130 Ctrl-C or SIGTERM.
 """
 import argparse
@@ -40,7 +41,8 @@ import sys
 from array import array
 
 sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, os.pardir))
-from prepro_owt import fail, header, load_gpt2, need, say, trying, uint16, whole_number, write_files, writing
+from prepro_owt import beside, cannot_load, fail, header, load_gpt2, load_tokenizer, need, say, trying, uint16, whole_number, \
+    write_files, writing
 
 NESTED = "choices", "endings"  # what is JSON in a .csv
 MOST = 2**16 - 1
@@ -194,8 +196,8 @@ def read_hub(name, config, split):
     except MemoryError:
         raise
     except Exception as e:  # network, names, splits, a full disk: all sorts of types
-        fail(f"cannot load {name} ({type(e).__name__}: {str(e)[:300]}); a .jsonl, .csv or .parquet file is meant, or "
-             "the name of a data set of the hub, which has to be downloaded at first")
+        cannot_load(name, e, "a .jsonl, .csv or .parquet file is meant, or the name of a data set of the hub, which has to be "
+                    "downloaded at first")
     return ((f"{name}, {split}, question {i}", doc) for i, doc in enumerate(docs, 1))
 
 
@@ -235,31 +237,15 @@ def read_shots(name, config, count):
 # tokens: of a tokenizer the function that encodes, the size of its vocabulary, and the token that begins a text
 
 def load_file(path):
-    """A tokenizer's own special tokens, such as one that begins every text, come as it adds them."""
-    tokenizers = need("tokenizers", "--tokenizer FILE")
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(path)
-    except Exception as e:  # the package raises no other type
-        fail(f"{path} is not a tokenizer ({str(e)[:200]}); --tokenizer takes gpt2, byte or a file such as tokenizer.json")
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    V = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-    if V > MOST + 1:
-        fail(f"{path} has a vocabulary of {V}; tokens are 16 bits here, {MOST + 1} at most")
-    beside, first = os.path.join(os.path.dirname(path), "tokenizer_config.json"), "<|endoftext|>"
-    if os.path.exists(beside):
-        try:
-            with open(beside, encoding="utf-8") as f:
-                config = json.load(f)
-            first = config.get("bos_token") or config.get("eos_token")
-        except (OSError, ValueError, RecursionError, AttributeError) as e:
-            fail(f"cannot read {beside} ({e}), which says what token begins a text")
-    first = first.get("content") if isinstance(first, dict) else first
-    return (lambda text, special=True: tokenizer.encode(text, add_special_tokens=special).ids), V, \
-        tokenizer.token_to_id(first) if first else None
+    """As prepro_owt.py has it: with the token that begins each text, if there is one, and the model's size of the vocabulary."""
+    if not os.path.isfile(path):
+        fail(f"{path} is not a tokenizer: --tokenizer takes gpt2, byte or a file such as tokenizer.json")
+    t = load_tokenizer(path, *beside(os.path.dirname(path)))
+    first = next((i for i in (*t.before, t.bos, t.eos) if i is not None), t.id_of("<|endoftext|>"))
+    return (lambda text, special=True: (t.before if special else []) + t.encode(text, special=True)), t.V, first
 
 
-def load_tokenizer(name):
+def load_tokens(name):
     if name == "byte":
         return lambda text, special=True: list(text.encode()), 256, ord("\n")
     if name != "gpt2":
@@ -319,7 +305,7 @@ def fill(questions, V, f):
 
 def prepare(args):
     make, config, split = TASKS[args.task]
-    encode, V, first = load_tokenizer(args.tokenizer)
+    encode, V, first = load_tokens(args.tokenizer)
     encode = functools.lru_cache(encode)  # completions share their context
     if args.task == "mmlu":
         shots = read_shots(args.examples or args.questions, config, args.shots) if args.shots else {}

@@ -218,12 +218,18 @@ def test_tokenizer_file(tmp):
         context = [1] * first + [2, 5, 0, 3, 0, 0, 5]  # Question : What melts ? Answer :
         check_equal(read(tmp, "arc_easy.bin"), (6, [(0, [(context + [last], 7 + first, n) for last, n in ((4, 3), (0, 4), (0, 4))])]), "arc")
     empty = jsonl(tmp, [{"question_stem": "", "choices": {"text": ["ice", "<s> ice"], "label": ["A", "B"]}, "answerKey": "A"}])
-    args = "openbookqa", empty, "--tokenizer", make_tokenizer(tmp, first=True), "--out", tmp
+    args = "openbookqa", empty, "--tokenizer", make_tokenizer(tmp), "--out", tmp
     bad(1, ["line 1", "empty context", "tokenizer_config.json"], *args)
     for config in {"bos_token": "<s>"}, {"bos_token": None, "eos_token": {"content": "<s>"}}:
         write(os.path.join(tmp, "tokenizer_config.json"), json.dumps(config))
         good(*args)
         check_equal(read(tmp, "openbookqa.bin"), (6, [(0, [([1, 4], 1, 3), ([1, 4], 1, 7)])]), "an empty context")
+    write(os.path.join(tmp, "tokenizer_config.json"), json.dumps({"bos_token": "<s>", "add_bos_token": True}))
+    write(os.path.join(tmp, "config.json"), json.dumps({"vocab_size": 32}))  # padding, which the model has rows for
+    good("arc_easy", jsonl(tmp, [ARC]), *args[2:])
+    check_equal(read(tmp, "arc_easy.bin"), (32, [(0, [([1, 2, 5, 0, 3, 0, 0, 5, last], 8, n) for last, n in ((4, 3), (0, 4), (0, 4))])]), "as for prepro_owt.py")
+    write(os.path.join(tmp, "config.json"), json.dumps({"vocab_size": 5}))
+    bad(1, ["vocab_size 5", "6 tokens"], "arc_easy", jsonl(tmp, [ARC]), *args[2:])
 
 
 def test_shots(tmp):
@@ -366,7 +372,7 @@ def test_vocabulary(tmp):
     path = jsonl(tmp, [ARC])
     good("arc_easy", path, "--tokenizer", make_tokenizer(tmp, extra=65530), "--out", tmp)
     check_equal(read(tmp, "arc_easy.bin")[0], 65536, "vocabulary")
-    bad(1, ["65537", "65536 at most"], "arc_easy", path, "--tokenizer", make_tokenizer(tmp, extra=65531), "--out", tmp)
+    bad(1, ["65537", "65536 is the most"], "arc_easy", path, "--tokenizer", make_tokenizer(tmp, extra=65531), "--out", tmp)
 
 
 def test_on_the_disk(tmp):

@@ -1086,6 +1086,7 @@ def test_folder_text(tmp):
     cases = [("template", "<s>", None, None, [1], 300), ("other template", "<pad>", None, None, [0], 300),
              ("none", None, names, {"vocab_size": 65536}, [], 65536),
              ("said", None, {**names, "add_bos_token": True}, {"vocab_size": 400}, [1], 400),
+             ("not the model's size", None, {**names, "vocab_size": 310}, None, [], 300),
              ("taken back", "<s>", {**names, "add_bos_token": False}, None, [], 300)]
     for what, before, config, model, begin, V in cases:
         folder, out = os.path.join(tmp, what), os.path.join(tmp, what + " out")
