@@ -18,7 +18,7 @@ conversions and choices may be asked for later; other text, flags or choices of 
 Losses are nats a token, of the first -m batches of -b sequences. Accuracies are acc, the likeliest completion, or with
 --norm acc_norm, the likeliest by its length; ± is one standard error, chance the share that guessing gets. The tables go
 to standard output as Markdown, progress to standard error. Exit status: 0 done, 1 data and files, 2 usage, 130 Ctrl-C or
-SIGTERM; of a training or an evaluation that fails, its own.
+SIGTERM; of a training or an evaluation that fails, its own, or 3 if it was killed.
 """
 import argparse
 import csv
@@ -192,9 +192,13 @@ def run(args, does, flags):
         process.terminate()
         process.wait()
         raise
+    if process.returncode == -signal.SIGKILL:
+        fail(f"{command[0]} was killed, perhaps for want of memory; the same command goes on ({' '.join(command)})", 3)
+    if process.returncode < 0:
+        fail(f"{command[0]} was ended by signal {-process.returncode}, {signal.strsignal(-process.returncode)} ({' '.join(command)})")
     if process.returncode:
         why = (complaints.strip().splitlines() or [f"ended with status {process.returncode}"])[-1]
-        fail(f"{why} ({' '.join(command)})", max(process.returncode, 1))
+        fail(f"{why} ({' '.join(command)})", process.returncode)
     return printed
 
 
