@@ -17,13 +17,17 @@ begin and end a text. A vocabulary of 50257 to 50304 is GPT-2's 50257 tokens and
 
 What is refused, by its name: biases, scaled rotary embeddings, sliding windows, other activations, experts, other architectures,
 and vocabularies beyond 65536. Nothing is overwritten but with --force, and nothing is left half-written; one tensor at a time is
-in memory. Exit status: 0 done, 1 data and files, 2 usage.
+in memory. Exit status: 0 done, 1 data and files, 2 usage, 3 out of memory, 130 Ctrl-C or SIGTERM.
 """
-import argparse, json, os, shutil, signal, sys
+import argparse, errno, json, os, shutil, signal, sys
 from math import prod
 from pathlib import Path
-import numpy as np
-from safetensors import SafetensorError
+try:
+    import numpy as np
+    from safetensors import SafetensorError
+except ImportError as e:
+    print(f"hf.py: it needs the packages numpy and safetensors ({e}): pip install numpy safetensors", file=sys.stderr)
+    sys.exit(1)
 
 from blocks import read_config, read_header
 from storage import (bf16, checkpoint_files, checkpoint_tensors, die, finite, fits_bf16, float32, read_json, warn, write_safetensors,
@@ -186,17 +190,20 @@ def main():
     for one in (parser, i, e):  # argparse would print its usage lines too
         one.error = lambda message: die(message + " (see --help)", 2)
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was written aside is removed
     work, target = (import_checkpoint, args.model) if args.command == "import" else (export_model, args.folder)
     try:
         m = work(args)
     except OSError as e:
-        die(f"{e.filename or target}: {e.strerror or e}")
+        die(f"{e.filename or target}: {e.strerror or e}", 3 if e.errno == errno.ENOMEM else 1)
     except SafetensorError as e:
         die(f"{target}: {e}")
-    except KeyboardInterrupt:
-        sys.exit(130)
     print(f"{target}: {m.mode}, L {m.L}, C {m.C}, NH {m.NH}, V {m.V}, context {m.maxT}{m.vocabulary}")
 
 if __name__ == "__main__":
-    main()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was written aside is removed
+    try:
+        main()
+    except MemoryError:
+        die("out of memory: one tensor at a time is held, as float32, the embedding being the largest", 3)
+    except KeyboardInterrupt:
+        die("interrupted; no file was left half-written", 130)

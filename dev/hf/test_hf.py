@@ -910,6 +910,16 @@ def test_bad_input():
     refused("a disk too small", "File too large", "import", good, out / "model.bin", limit=8192)
     refused("a disk too small", "File too large", "export", files["midpoint"], out / "folder", limit=16384)
 
+    for package in ("numpy", "safetensors"):
+        (ROOM / f"no {package}").mkdir()
+        (ROOM / f"no {package}" / f"{package}.py").write_text(f"raise ImportError('no module {package}')")
+        refused(f"without {package}", f"(no module {package}): pip install numpy safetensors", "import", good, out / "model.bin", PYTHONPATH=str(ROOM / f"no {package}"))
+    code = "import runpy, sys, numpy; numpy.fromfile = lambda *a, **k: bytearray(1 << 62); del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    for args in (["import", good, out / "model.bin"], ["export", files["midpoint"], out / "folder"]):
+        done = subprocess.run([sys.executable, "-c", code, HERE / "hf.py", *args], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(HERE)})
+        check(done.returncode == 3 and done.stderr.startswith("hf.py: out of memory") and done.stderr.count("\n") == 1 and not list(out.iterdir()),
+              f"{args[0]} without memory: status {done.returncode}, {done.stderr!r}, {list(out.iterdir())}")
+
     (out / "folder").mkdir()
     shutil.copyfile(files["tiny"], out / "model.bin")
     refused("import onto a file", "exists already; --force", "import", good, out / "model.bin")
@@ -926,7 +936,7 @@ def test_interrupted():
     random_gpt2(n_layer=12, n_embd=768, n_head=12).save_pretrained(ROOM / "large")
     convert("import", ROOM / "large", ROOM / "large.bin")
     (ROOM / "stopped").mkdir()
-    for sig, status in [(signal.SIGTERM, 143), (signal.SIGINT, 130)]:
+    for sig in signal.SIGTERM, signal.SIGINT:
         for args in (["import", ROOM / "large", ROOM / "stopped" / "model.bin"], ["export", ROOM / "large.bin", ROOM / "stopped" / "folder"]):
             process = subprocess.Popen([sys.executable, HERE / "hf.py", *args], stderr=subprocess.PIPE, text=True,
                                        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))  # ignored in the background
@@ -935,7 +945,7 @@ def test_interrupted():
                 time.sleep(0.005)
             process.send_signal(sig)
             error = process.communicate()[1]
-            check(process.returncode == status and not error and not list((ROOM / "stopped").iterdir()),
+            check(process.returncode == 130 and error == "hf.py: interrupted; no file was left half-written\n" and not list((ROOM / "stopped").iterdir()),
                   f"{args[0]} stopped by {sig.name}: status {process.returncode}, {error!r}, {list((ROOM / 'stopped').rglob('*'))}")
 
 def main():
