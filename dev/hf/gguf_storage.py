@@ -4,6 +4,7 @@ GGUF files for hf.py, by the package gguf: llama.cpp's names and its order of ro
 Of each head llama.cpp has the elements that rotary embeddings turn together side by side in q and k, where checkpoints and
 model files have them half a head apart.
 """
+import functools
 from types import SimpleNamespace
 import numpy as np
 
@@ -48,8 +49,32 @@ def reordered(x, heads, back):
 
 # ----------------------------------------------------------------------------------------------------------------
 
-def read_fields(path, reader):
-    field = lambda key: reader.fields[key].contents() if key in reader.fields else None
+def open_gguf(path):
+    """Its reader, and a function from a key to what the file says."""
+    if not path.is_file():
+        die(f"{path}: no such file")
+    try:
+        reader = gguf.GGUFReader(path)
+    except (MemoryError, OSError):
+        raise
+    except Exception as e:  # of all sorts, where a file is none or is cut short
+        why = " ".join(str(e).split())
+        if "GGMLQuantizationType" in why:
+            die(f"{path}: holds a tensor of a type that the package gguf does not know ({why}): llama.cpp has given that up, or it is newer than "
+                "the package; another quantization of the model is meant")
+        die(f"{path}: no whole GGUF file: {why}")
+    return reader, lambda key: reader.fields[key].contents() if key in reader.fields else None
+
+@functools.cache
+def known_quantization(kind):
+    """Can the package make numbers of this type? Of some it knows the size alone."""
+    try:
+        gguf.dequantize(np.zeros(gguf.GGML_QUANT_SIZES[kind][1], np.uint8), kind)
+        return True
+    except NotImplementedError:
+        return False
+
+def read_fields(path, field):
     name = field("general.architecture")
     if name != "llama":
         die(f"{path}: its architecture is {name!r}; only 'llama' can be imported")
@@ -59,21 +84,17 @@ def read_fields(path, reader):
         value = field(f"llama.{key}")
         if value not in (None, 0, 1.0, "none"):
             die(f"{path}: llama.{key} is {value!r}; a network with such a thing cannot be imported")
-    return field
 
 def read_gguf(path):
     """The network, and its tensors by a checkpoint's names."""
-    if not path.is_file():
-        die(f"{path}: no such file")
-    try:
-        reader = gguf.GGUFReader(path)
-    except Exception as e:  # of all sorts, where a file is none or is cut short
-        die(f"{path}: no whole GGUF file: {' '.join(str(e).split())}")
-    field = read_fields(path, reader)
+    reader, field = open_gguf(path)
+    read_fields(path, field)
     m = SimpleNamespace(block=Llama, mode="baseline", tied=True)
     tensors = {}
     for t in reader.tensors:
         name, shape = checkpoint_name(t.name), tuple(map(int, reversed(t.shape)))
+        if not known_quantization(t.tensor_type):
+            die(f"{path}: {t.name} is {t.tensor_type.name}, of which the package gguf makes no numbers; another quantization of the model is meant")
         tensors[name] = SimpleNamespace(path=path, dtype=t.tensor_type.name, shape=shape, data=t, read=read_tensor)
     m.tied = "lm_head.weight" not in tensors
     embedding = tensors.get("embed_tokens.weight")
@@ -135,14 +156,10 @@ def write_gguf(path, m, tokenizer, numbers):
 
 def tokenizer_fields(path, V):
     """Those of another GGUF file, whose tokens there may not be more of than V."""
-    try:
-        reader = gguf.GGUFReader(path)
-    except Exception as e:
-        die(f"{path}: no whole GGUF file: {' '.join(str(e).split())}")
-    fields = [field for key, field in reader.fields.items() if key.startswith("tokenizer.")]
-    tokens = reader.fields.get("tokenizer.ggml.tokens")
+    reader, field = open_gguf(path)
+    tokens = field("tokenizer.ggml.tokens")
     if not tokens:
         die(f"{path}: no tokenizer in this file")
-    if len(tokens.contents()) != V:
-        die(f"{path}: a tokenizer of {len(tokens.contents())} tokens, but the model has {V}")
-    return fields
+    if len(tokens) != V:
+        die(f"{path}: a tokenizer of {len(tokens)} tokens, but the model has {V}")
+    return [field for key, field in reader.fields.items() if key.startswith("tokenizer.")]

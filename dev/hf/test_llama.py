@@ -183,6 +183,11 @@ def bad_gguf(gguf, reader):
     for what, change in [("cut short", lambda b: b[:-100]), ("empty", lambda b: b""), ("no GGUF", lambda b: b"GGUF" + b"\xff" * 99)]:
         (ROOM / "bad.gguf").write_bytes(change((ROOM / "untied torch.float32.gguf").read_bytes()))
         refused(f"GGUF, {what}", "no whole GGUF file", "import", ROOM / "bad.gguf", out / "model.bin")
+    good, name = (ROOM / "untied torch.float32.gguf").read_bytes(), b"blk.1.attn_q.weight"
+    at = good.index(name) + len(name) + 4 + 2 * 8  # behind the name two sizes with their number, then the type
+    for kind, words in ((9, "blk.1.attn_q.weight is Q8_1, of which"), (26, "blk.1.attn_q.weight is I32, of which"), (4, "a type that the package gguf does not know")):
+        (ROOM / "bad.gguf").write_bytes(good[:at] + struct.pack("<I", kind) + good[at + 4:])
+        refused(f"GGUF, type {kind}", words, "import", ROOM / "bad.gguf", out / "model.bin")
     refused("GGUF from nowhere", "no such file", "import", ROOM / "nowhere.gguf", out / "model.bin")
     refused("GGUF, no tokenizer", "no tokenizer in this file", "export", ROOM / "tied torch.float32.bin", out / "x.gguf",
             "--tokenizer", ROOM / "untied torch.float32.gguf")
