@@ -8,16 +8,17 @@ Texts to tokens and back, for models whose tokens only Hugging Face's packages k
     python3 dev/hf/tokens.py decode FOLDER < NUMBERS            the text of tokens: numbers with anything else between them
 
 FOLDER has tokenizer.json or tokenizer.model, as for prepro_owt.py --tokenizer. A text begins as the model wants it, but for
---bare; "<s>" and the like is the token of that name, but for --plain. Exit status: 0 done, 1 data and files, 2 usage.
+--bare; "<s>" and the like is the token of that name, but for --plain. Exit status: 0 done, 1 data and files, 2 usage, 3 out of memory, 130 Ctrl-C or SIGTERM.
 """
-import argparse, re, sys
+import argparse, re, signal, sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from prepro_owt import fail, load_folder, token_file, write_files
 
 
-def encode(args, tokenizer):
+def encode(args):
+    tokenizer = load_folder(args.folder)
     try:
         text = sys.stdin.buffer.read().decode() if args.text == "-" else args.text
     except UnicodeDecodeError as e:
@@ -30,12 +31,13 @@ def encode(args, tokenizer):
         write_files(str(path.parent), {path.name: token_file(ids, tokenizer.V)})
 
 
-def decode(args, tokenizer):
-    ids = [int(number) for number in re.findall("[0-9]+", sys.stdin.read())]
-    beyond = [i for i in ids if i >= tokenizer.V]
+def decode(args):
+    tokenizer = load_folder(args.folder)
+    numbers = [number.lstrip(b"0") or b"0" for number in re.findall(b"[0-9]+", sys.stdin.buffer.read())]
+    beyond = [number for number in numbers if len(number) > 9 or int(number) >= tokenizer.known]  # padding has no text
     if beyond:
-        fail(f"{args.folder} has no token {beyond[0]}; {tokenizer.V} are known")
-    sys.stdout.buffer.write(tokenizer.decode(ids).encode() + b"\n")
+        fail(f"{args.folder} has no token {beyond[0].decode():.20}; {tokenizer.known} are known")
+    sys.stdout.buffer.write(tokenizer.decode([int(number) for number in numbers]).encode() + b"\n")
 
 
 def main():
@@ -49,9 +51,17 @@ def main():
     e.add_argument("--plain", action="store_true", help="names of special tokens in it are text")
     d = commands.add_parser("decode", help="numbers of tokens, from standard input, to their text")
     d.add_argument("folder", metavar="FOLDER")
+    for one in (parser, e, d):  # argparse would print its usage lines too
+        one.error = lambda message: fail(message + " (see --help)", 2)
     args = parser.parse_args()
-    {"encode": encode, "decode": decode}[args.command](args, load_folder(args.folder))
+    {"encode": encode, "decode": decode}[args.command](args)
 
 
 if __name__ == "__main__":
-    main()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    try:
+        main()
+    except MemoryError:
+        fail("out of memory: a text is held whole; give less of it", 3)
+    except KeyboardInterrupt:
+        fail("interrupted; no file was left half-written", 130)
