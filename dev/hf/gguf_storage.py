@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from blocks import Llama, make_header, shared_channels
-from storage import bf16, die, float32
+from storage import bf16, die, float32, warn, written_aside
 
 try:
     import gguf
@@ -163,3 +163,28 @@ def tokenizer_fields(path, V):
     if len(tokens) != V:
         die(f"{path}: a tokenizer of {len(tokens)} tokens, but the model has {V}")
     return [field for key, field in reader.fields.items() if key.startswith("tokenizer.")]
+
+def write_tokenizer(path, folder):
+    """A folder with the tokenizer of a GGUF file, as transformers makes it but for what the file says of how a text is cut into
+    pieces, of which tokens are made: that transformers does not know of all models, and then cuts as for GPT-2's."""
+    import tokenizers.pre_tokenizers as cut
+    import transformers
+    _, field = open_gguf(path)
+    kind, pre = field("tokenizer.ggml.model"), field("tokenizer.ggml.pre")
+    if not field("tokenizer.ggml.tokens"):
+        die(f"{path}: no tokenizer in this file")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    except MemoryError:
+        raise
+    except Exception as e:  # of all sorts
+        die(f"{path}: transformers makes no tokenizer of it ({type(e).__name__}: {' '.join(str(e).split())[:300]})")
+    if kind == "gpt2" and isinstance(tokenizer.backend_tokenizer.pre_tokenizer, cut.ByteLevel):  # as for GPT-2's
+        if pre == "smollm":
+            tokenizer.backend_tokenizer.pre_tokenizer = cut.Sequence([cut.Digits(individual_digits=True), cut.ByteLevel(add_prefix_space=False)])
+        elif pre != "gpt-2":
+            warn(f"{path}: cut into pieces as for GPT-2's tokens, where tokenizer.ggml.pre is {pre!r}, a text may have other tokens than the model "
+                 "knows it by; better take tokenizer.json from the original model's repository")
+    with written_aside(folder) as aside:
+        tokenizer.save_pretrained(aside)
+    print(f"{folder}: {kind}, {pre or 'nothing'} said of how a text is cut, {len(tokenizer)} tokens")

@@ -10,12 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+PROGRAM = os.path.basename(sys.argv[0])  # hf.py, or tokens.py
+
 def die(message, status=1):
-    print(f"hf.py: {message}", file=sys.stderr)
+    print(f"{PROGRAM}: {message}", file=sys.stderr)
     sys.exit(status)
 
 def warn(message):
-    print(f"hf.py: warning: {message}", file=sys.stderr)
+    print(f"{PROGRAM}: warning: {message}", file=sys.stderr)
 
 def float32(x):
     return (x.astype("<u4") << 16).view("<f4") if x.dtype == "<u2" else x.astype("<f4", copy=False)

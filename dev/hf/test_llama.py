@@ -6,7 +6,7 @@ Tests what test_hf.py tests, with Llama's block: hf.py, modeling_rev_llama.py an
 Model files are read by dev/reference/reference.py in float64, which shares nothing with hf.py, and by the trainer's own network.
 Needs what test_hf.py needs, and gguf. The last line is `N passed, N failed`.
 """
-import argparse, json, shutil, struct, subprocess, sys, time, traceback
+import argparse, contextlib, io, json, shutil, struct, subprocess, sys, time, traceback
 from pathlib import Path
 
 import test_hf as t
@@ -193,6 +193,68 @@ def bad_gguf(gguf, reader):
             "--tokenizer", ROOM / "untied torch.float32.gguf")
     shutil.rmtree(out)
 
+def gguf_tokenizer(path, kind, pre, vocabulary, merges=()):
+    import gguf
+    texts = sorted(vocabulary, key=vocabulary.get)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model(kind)
+    if pre:
+        writer.add_tokenizer_pre(pre)
+    writer.add_token_list(texts)
+    writer.add_token_scores([-float(i) for i in range(len(texts))])
+    writer.add_token_types([3 if text.startswith("<") and text.endswith(">") and len(text) > 2 else 1 for text in texts])
+    if merges:
+        writer.add_token_merges([" ".join(pair) for pair in merges])
+    writer.add_bos_token_id(vocabulary["<s>"])
+    writer.add_eos_token_id(vocabulary["</s>"])
+    finish(writer)
+
+def test_gguf_tokenizer():
+    """tokens.py gguf: as transformers makes it, but digits stand alone where the file says smollm, and what it does not know of has a warning."""
+    import tokenizers
+    text, path, folder = "In 2024 and 2024, 2024 of 12345.", ROOM / "tokenizer.gguf", ROOM / "of gguf"
+    cut, made = tokenizers.pre_tokenizers, tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = cut.ByteLevel(add_prefix_space=False)
+    made.train_from_iterator([text] * 9, tokenizers.trainers.BpeTrainer(special_tokens=["<s>", "</s>"], show_progress=False, initial_alphabet=cut.ByteLevel.alphabet()))
+    model = json.loads(made.to_str())["model"]
+    plain, digits = made.encode(text).tokens, cut.Sequence([cut.Digits(individual_digits=True), made.pre_tokenizer])
+    made.pre_tokenizer = digits
+    apart = made.encode(text).tokens
+    check("\u01202024" in plain and apart[2:6] == list("2024"), f"digits together, and apart: {plain}, {apart}")
+    sys.path.append(str(t.HERE))
+    from gguf_storage import write_tokenizer
+    def made_of(path, folder):
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            try:
+                write_tokenizer(path, folder)
+            except SystemExit as e:
+                return e.code, said.getvalue()
+        return 0, said.getvalue()
+    for pre, want, words in (("gpt-2", plain, ""), ("command-r", plain, "tokenizer.ggml.pre is 'command-r'"), (None, plain, "is None"), ("smollm", apart, "")):
+        gguf_tokenizer(path, "gpt2", pre, model["vocab"], model["merges"])
+        shutil.rmtree(folder, ignore_errors=True)
+        status, said = made_of(path, folder)
+        check(status == 0 and words in said and said.count("\n") == bool(words), f"{pre}: status {status}, {said!r}")
+        got = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text, add_special_tokens=False).tokens
+        check(got == want and AutoTokenizer.from_pretrained(folder).tokenize(text) == want, f"{pre}: {got}, {want} is meant")
+    def tokens_py(*args):
+        return subprocess.run([sys.executable, t.HERE / "tokens.py", "gguf", *args], capture_output=True, text=True)
+    done = tokens_py(path, ROOM / "by tokens.py")
+    same = all((ROOM / "by tokens.py" / file.name).read_bytes() == file.read_bytes() for file in folder.iterdir())
+    check(done.returncode == 0 and not done.stderr and same, f"by tokens.py: status {done.returncode}, {done.stderr!r}")
+    done = tokens_py(path, folder)
+    check(done.returncode == 1 and "exists already" in done.stderr, f"by tokens.py again: {done.stderr!r}")
+    for what, words, *args in [("no file", "no such file", ROOM / "nowhere.gguf", ROOM / "none"), ("no tokenizer", "no tokenizer in", ROOM / "tied torch.float32.gguf", ROOM / "none"),
+                               ("no folder", "no such folder", path, ROOM / "no" / "folder")]:
+        status, said = made_of(*args)
+        check(status == 1 and words in said and said.count("\n") == 1 and not (ROOM / "none").exists(), f"{what}: status {status}, {said!r}")
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *"\u2581abcn0123456789", "an", "\u2581an", "20", "2024", "24"]
+    gguf_tokenizer(path, "llama", "default", {text: i for i, text in enumerate(pieces)})
+    status, said = made_of(path, ROOM / "of pieces")
+    tokens = AutoTokenizer.from_pretrained(ROOM / "of pieces").tokenize("an 2024")
+    check(status == 0 and not said and tokens[-1] == "2024", f"sentencepiece: status {status}, {said!r}, {tokens}")
+
 # ------------------------------------------------------------------------------------------------------------------------
 # The reversible networks
 
@@ -362,7 +424,7 @@ def test_bad_input():
     refused("a midpoint network to GGUF", "a GGUF file can hold a baseline with Llama's", "export", ROOM / "bad.bin", out / "x.gguf", status=2)
 
 def main():
-    every = [test_shapes, test_checkpoints, test_gguf, test_tokenizer, test_networks, test_bad_input]
+    every = [test_shapes, test_checkpoints, test_gguf, test_gguf_tokenizer, test_tokenizer, test_networks, test_bad_input]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sampler", metavar="PATH", help="the program that writes logits; without it, what make builds")
     parser.add_argument("tests", nargs="*", metavar="TEST", help=f"{', '.join(test.__name__ for test in every)}; some need test_checkpoints before")

@@ -6,15 +6,17 @@ Texts to tokens and back, for models whose tokens only Hugging Face's packages k
     python3 dev/hf/tokens.py encode FOLDER TEXT -o prompt.bin   the same as a token file
     python3 dev/hf/tokens.py encode FOLDER - < TEXT             from standard input
     python3 dev/hf/tokens.py decode FOLDER < NUMBERS            the text of tokens: numbers with anything else between them
+    python3 dev/hf/tokens.py gguf FILE.gguf FOLDER              the tokenizer that a file of llama.cpp's has, as such a folder
 
 FOLDER has tokenizer.json or tokenizer.model, as for prepro_owt.py --tokenizer. A text begins as the model wants it, but for
---bare; "<s>" and the like is the token of that name, but for --plain. Exit status: 0 done, 1 data and files, 2 usage, 3 out of memory, 130 Ctrl-C or SIGTERM.
+--bare; "<s>" and the like is the token of that name, but for --plain. gguf needs the packages gguf and transformers. Exit status:
+0 done, 1 data and files, 2 usage, 3 out of memory, 130 Ctrl-C or SIGTERM.
 """
-import argparse, re, signal, sys
+import argparse, os, re, signal, sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from prepro_owt import fail, load_folder, token_file, write_files
+from prepro_owt import fail, load_folder, need, token_file, write_files
 
 
 def encode(args):
@@ -40,6 +42,18 @@ def decode(args):
     sys.stdout.buffer.write(tokenizer.decode([int(number) for number in numbers]).encode() + b"\n")
 
 
+def from_gguf(args):
+    if Path(args.folder).exists():
+        fail(f"{args.folder}: exists already; another folder is meant")
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    need("transformers", "the tokenizer of a GGUF file")
+    from gguf_storage import write_tokenizer
+    try:
+        write_tokenizer(Path(args.file), Path(args.folder))
+    except OSError as e:
+        fail(f"{e.filename or args.folder}: {e.strerror or e}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -51,10 +65,13 @@ def main():
     e.add_argument("--plain", action="store_true", help="names of special tokens in it are text")
     d = commands.add_parser("decode", help="numbers of tokens, from standard input, to their text")
     d.add_argument("folder", metavar="FOLDER")
-    for one in (parser, e, d):  # argparse would print its usage lines too
+    g = commands.add_parser("gguf", help="a folder with the tokenizer of a GGUF file")
+    g.add_argument("file", metavar="FILE.gguf")
+    g.add_argument("folder", metavar="FOLDER")
+    for one in (parser, e, d, g):  # argparse would print its usage lines too
         one.error = lambda message: fail(message + " (see --help)", 2)
     args = parser.parse_args()
-    {"encode": encode, "decode": decode}[args.command](args)
+    {"encode": encode, "decode": decode, "gguf": from_gguf}[args.command](args)
 
 
 if __name__ == "__main__":

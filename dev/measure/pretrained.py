@@ -124,10 +124,12 @@ def import_(args):
     gguf, tokens = args.model.suffix == ".gguf", [sys.executable, ROOT / "dev/hf/tokens.py", "encode", out / "tokenizer", "-", "-o"]
     if not made.exists():
         print(run([sys.executable, ROOT / "dev/hf/hf.py", "import", args.model, made]), end="")
-    if not (out / "tokenizer").exists():
+    if not (out / "tokenizer").exists() and gguf:
+        if subprocess.run([sys.executable, ROOT / "dev/hf/tokens.py", "gguf", args.model, out / "tokenizer"]).returncode:
+            sys.exit(1)  # it has said why
+    elif not (out / "tokenizer").exists():
         from transformers import AutoTokenizer
-        source, more = (args.model.parent, {"gguf_file": args.model.name}) if gguf else (args.model, {})
-        AutoTokenizer.from_pretrained(source, **more).save_pretrained(out / "tokenizer")
+        AutoTokenizer.from_pretrained(args.model).save_pretrained(out / "tokenizer")
     if not (out / "hf").exists():
         run([sys.executable, ROOT / "dev/hf/hf.py", "export", made, out / "hf", "--tokenizer", out / "tokenizer"])
     for name, path, characters in (("val.bin", args.valid, CHARACTERS), ("train.bin", args.train, None)):
