@@ -13,7 +13,8 @@ retrofit or bdia. Exported, a baseline is GPT2LMHeadModel or LlamaForCausalLM an
 brings its code along, modeling_rev.py and the block's, which works with transformers 4.48 and newer. retrofit and bdia have the
 weights of an ordinary network: --as-baseline exports them as one. A tokenizer goes along where it is known: that of bytes
 (V = 256), GPT-2's (by tiktoken, from its cache or the network), or what --tokenizer gives, with the numbers of the tokens that
-begin and end a text. A vocabulary of 50257 to 50304 is GPT-2's 50257 tokens and some more, an added one or padding.
+begin and end a text. A vocabulary of 50257 to 50304 is taken for GPT-2's 50257 tokens and some more, an added one or padding; where
+a tokenizer beside a checkpoint has others, import says so; with Llama's block, which may have any, export warns.
 
 What is refused, by its name: biases, scaled rotary embeddings, sliding windows, other activations, experts, other architectures,
 and vocabularies beyond 65536. Nothing is overwritten but with --force, and nothing is left half-written; one tensor at a time is

@@ -206,6 +206,13 @@ def test_vocabularies():
         check(done.stdout.strip().endswith("context 16") if not found else found in done.stdout, f"V {V}: {done.stdout!r}")
     done = hf("export", ROOM / "50257.bin", ROOM / "offline", **nowhere)
     check(done.returncode == 0 and done.stderr.count("\n") == 1 and "neither in tiktoken's cache nor on the network" in done.stderr, f"no network: {done.stderr!r}")
+    tokenizer_of(ROOM / "V 50257", [f"t{i}" for i in range(50257)])
+    done = convert("import", ROOM / "V 50257", ROOM / "other.bin")
+    check("its tokens are not GPT-2's" in done.stdout, f"50257 others: {done.stdout!r}")
+    (ROOM / "half a tokenizer").mkdir()
+    for name in ("tokenizer_config.json", "merges.txt", "special_tokens_map.json"):
+        (ROOM / "half a tokenizer" / name).write_text("{}")
+    refused("no vocabulary", "no tokenizer, that is none of", "export", ROOM / "plain.bin", ROOM / "out" / "folder", "--tokenizer", ROOM / "half a tokenizer")
     refused("a tokenizer too large", "a tokenizer of 301 tokens, but the model has 300", "export", ROOM / "plain.bin", ROOM / "out" / "folder",
             "--tokenizer", tokenizer_of(ROOM / "of 301", [f"t{i}" for i in range(301)]))
     try:

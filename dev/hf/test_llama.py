@@ -363,6 +363,18 @@ def test_tokenizer():
         said = json.loads((ROOM / "with tokenizer" / name).read_text())
         check((said["bos_token_id"], said["eos_token_id"]) == (2, [1, 2]), f"{name}: {said}")
     check((ROOM / "with tokenizer" / "tokenizer.json").read_text() == files["tokenizer.json"], "its files are copied")
+    (folder / "tokenizer.json").rename(folder / "spiece.model")
+    convert("export", ROOM / "tied torch.float32.bin", ROOM / "with pieces", "--tokenizer", folder)
+    check((ROOM / "with pieces" / "spiece.model").read_text() == files["tokenizer.json"], "another vocabulary's file, too")
+    small = dict(TINY, vocab_size=50257, hidden_size=16, num_hidden_layers=1, num_key_value_heads=4, intermediate_size=16)
+    random_llama(**small).save_pretrained(ROOM / "V 50257")
+    convert("import", ROOM / "V 50257", ROOM / "V 50257.bin")
+    done = convert("export", ROOM / "V 50257.bin", ROOM / "V 50257 back")
+    check("nothing says that these are its tokens" in done.stderr or "without a tokenizer" in done.stderr, f"as many tokens as GPT-2 has: {done.stderr!r}")
+    gguf_tokenizer(ROOM / "others.gguf", "gpt2", "gpt-2", {text: i for i, text in enumerate(["<s>", "</s>", *(f"t{i}" for i in range(50255))])})
+    convert("export", ROOM / "V 50257.bin", ROOM / "V 50257.gguf", "--tokenizer", ROOM / "others.gguf")
+    done = convert("import", ROOM / "V 50257.gguf", ROOM / "V 50257 again.bin")
+    check("its tokens are not GPT-2's" in done.stdout, f"as many tokens as GPT-2 has, but others: {done.stdout!r}")
 
 # ------------------------------------------------------------------------------------------------------------------------
 # Bad input

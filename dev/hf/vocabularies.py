@@ -1,11 +1,11 @@
 """Tokenizers for hf.py: which one a vocabulary has, and the files that go with an exported model."""
 import hashlib, json
 
-from storage import die, read_json
+from storage import die, read_json, warn
 
 GPT2_TOKENS, ENDOFTEXT = 50257, 50256
-TOKENIZER_FILES = ["vocab.json", "merges.txt", "added_tokens.json", "tokenizer.json", "tokenizer_config.json",
-                   "special_tokens_map.json", "tokenizer.model", "chat_template.jinja"]
+VOCABULARY_FILES = ["tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt"]  # one is enough
+TOKENIZER_FILES = [*VOCABULARY_FILES, "merges.txt", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"]
 
 def gpt2_vocabulary(V):
     """Are these GPT-2's tokens, and a few more: added ones, or padding to 50304, as nanoGPT has it?"""
@@ -19,9 +19,12 @@ GPT2_FILES = [  # the name here, and OpenAI's address and SHA-256 of it
      "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5")]
 
 def tokenizer_texts(folder):
-    """The texts of a tokenizer's tokens by number, or None where there is no tokenizer that can be read here."""
+    """The texts of a tokenizer's tokens by number, or none where there is no tokenizer that can be read here."""
     texts = {}
     try:
+        if folder.suffix == ".gguf":
+            from gguf_storage import open_gguf
+            return open_gguf(folder)[1]("tokenizer.ggml.tokens")
         if (folder / "tokenizer.json").is_file():
             t = read_json(folder / "tokenizer.json")
             texts = {i: text for text, i in t["model"]["vocab"].items()} | {a["id"]: a["content"] for a in t.get("added_tokens", [])}
@@ -33,14 +36,17 @@ def tokenizer_texts(folder):
         return None
 
 def describe_vocabulary(folder, V):
-    """What a vocabulary that is not GPT-2's or bytes' by its size turns out to be."""
-    texts, more = tokenizer_texts(folder), V - GPT2_TOKENS
-    if more <= 0 or not gpt2_vocabulary(V) and not texts:
+    """What a vocabulary that could be GPT-2's by its size turns out to be; nothing where it is just that."""
+    more = V - GPT2_TOKENS
+    texts = tokenizer_texts(folder) if more >= 0 else None
+    if more < 0 or not texts and (more == 0 or not gpt2_vocabulary(V)):
         return ""
     if not texts:
         return f"; taken for GPT-2's {GPT2_TOKENS} tokens and {more} of padding, as {folder} has no tokenizer"
     if hashlib.sha256("\n".join(texts[:GPT2_TOKENS]).encode()).hexdigest() != GPT2_TEXTS:
-        return f"; its tokens are not GPT-2's, by the tokenizer in {folder}"
+        return f"; its tokens are not GPT-2's, by the tokenizer in {folder}: export with --tokenizer"
+    if more == 0:
+        return ""
     added = [repr(text) for text in texts[GPT2_TOKENS:V] if text]
     names = f", {', '.join(added[:3])}{', ...' if len(added) > 3 else ''}" if added else ""
     return f"; GPT-2's {GPT2_TOKENS} tokens, whose tokenizer suits it, and {more} more{names}"
@@ -66,6 +72,9 @@ def known_tokenizer(m):
         try:
             from tiktoken.load import read_file_cached
             files = {name: read_file_cached(address, sha256) for name, address, sha256 in GPT2_FILES}
+            if m.block.title != "GPT-2":  # whose checkpoints of this size have GPT-2's tokens; others may have any
+                warn(f"GPT-2's tokenizer goes along, by the size of the vocabulary, {m.V}; nothing says that these are its tokens, and "
+                     "--tokenizer FOLDER gives another")
             return files | {"tokenizer_config.json": json.dumps(config, indent=2).encode()}, None
         except ImportError:
             problem = "GPT-2's needs the package tiktoken"
@@ -75,8 +84,8 @@ def known_tokenizer(m):
 
 def given_tokenizer(folder, V):
     files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
-    if not files:
-        die(f"{folder}: no tokenizer, that is none of {', '.join(TOKENIZER_FILES)}")
+    if not files.keys() & set(VOCABULARY_FILES):
+        die(f"{folder}: no tokenizer, that is none of {', '.join(VOCABULARY_FILES)}")
     texts = tokenizer_texts(folder)
     if texts and len(texts) > V:
         die(f"{folder}: a tokenizer of {len(texts)} tokens, but the model has {V}")
