@@ -212,7 +212,8 @@ def test_vocabularies():
     (ROOM / "half a tokenizer").mkdir()
     for name in ("tokenizer_config.json", "merges.txt", "special_tokens_map.json"):
         (ROOM / "half a tokenizer" / name).write_text("{}")
-    refused("no vocabulary", "no tokenizer, that is none of", "export", ROOM / "plain.bin", ROOM / "out" / "folder", "--tokenizer", ROOM / "half a tokenizer")
+    refused("no vocabulary", "no tokenizer, that is none of", "export", ROOM / "plain.bin", ROOM / "out" / "folder",
+            "--tokenizer", ROOM / "half a tokenizer")
     refused("a tokenizer too large", "a tokenizer of 301 tokens, but the model has 300", "export", ROOM / "plain.bin", ROOM / "out" / "folder",
             "--tokenizer", tokenizer_of(ROOM / "of 301", [f"t{i}" for i in range(301)]))
     try:
@@ -920,10 +921,13 @@ def test_bad_input():
     for package in ("numpy", "safetensors"):
         (ROOM / f"no {package}").mkdir()
         (ROOM / f"no {package}" / f"{package}.py").write_text(f"raise ImportError('no module {package}')")
-        refused(f"without {package}", f"(no module {package}): pip install numpy safetensors", "import", good, out / "model.bin", PYTHONPATH=str(ROOM / f"no {package}"))
-    code = "import runpy, sys, numpy; numpy.fromfile = lambda *a, **k: bytearray(1 << 62); del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+        refused(f"without {package}", f"(no module {package}): pip install numpy safetensors", "import", good, out / "model.bin",
+                PYTHONPATH=str(ROOM / f"no {package}"))
+    code = "import runpy, sys, numpy; numpy.fromfile = lambda *a, **k: bytearray(1 << 62); del sys.argv[0]; " \
+           "runpy.run_path(sys.argv[0], run_name='__main__')"
     for args in (["import", good, out / "model.bin"], ["export", files["midpoint"], out / "folder"]):
-        done = subprocess.run([sys.executable, "-c", code, HERE / "hf.py", *args], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(HERE)})
+        done = subprocess.run([sys.executable, "-c", code, HERE / "hf.py", *args], capture_output=True, text=True,
+                              env=os.environ | {"PYTHONPATH": str(HERE)})
         check(done.returncode == 3 and done.stderr.startswith("hf.py: out of memory") and done.stderr.count("\n") == 1 and not list(out.iterdir()),
               f"{args[0]} without memory: status {done.returncode}, {done.stderr!r}, {list(out.iterdir())}")
 

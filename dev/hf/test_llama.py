@@ -185,7 +185,8 @@ def bad_gguf(gguf, reader):
         refused(f"GGUF, {what}", "no whole GGUF file", "import", ROOM / "bad.gguf", out / "model.bin")
     good, name = (ROOM / "untied torch.float32.gguf").read_bytes(), b"blk.1.attn_q.weight"
     at = good.index(name) + len(name) + 4 + 2 * 8  # behind the name two sizes with their number, then the type
-    for kind, words in ((9, "blk.1.attn_q.weight is Q8_1, of which"), (26, "blk.1.attn_q.weight is I32, of which"), (4, "a type that the package gguf does not know")):
+    for kind, words in ((9, "blk.1.attn_q.weight is Q8_1, of which"), (26, "blk.1.attn_q.weight is I32, of which"),
+                        (4, "a type that the package gguf does not know")):
         (ROOM / "bad.gguf").write_bytes(good[:at] + struct.pack("<I", kind) + good[at + 4:])
         refused(f"GGUF, type {kind}", words, "import", ROOM / "bad.gguf", out / "model.bin")
     refused("GGUF from nowhere", "no such file", "import", ROOM / "nowhere.gguf", out / "model.bin")
@@ -215,7 +216,8 @@ def test_gguf_tokenizer():
     text, path, folder = "In 2024 and 2024, 2024 of 12345.", ROOM / "tokenizer.gguf", ROOM / "of gguf"
     cut, made = tokenizers.pre_tokenizers, tokenizers.Tokenizer(tokenizers.models.BPE())
     made.pre_tokenizer = cut.ByteLevel(add_prefix_space=False)
-    made.train_from_iterator([text] * 9, tokenizers.trainers.BpeTrainer(special_tokens=["<s>", "</s>"], show_progress=False, initial_alphabet=cut.ByteLevel.alphabet()))
+    made.train_from_iterator([text] * 9, tokenizers.trainers.BpeTrainer(special_tokens=["<s>", "</s>"], show_progress=False,
+                                                                             initial_alphabet=cut.ByteLevel.alphabet()))
     model = json.loads(made.to_str())["model"]
     plain, digits = made.encode(text).tokens, cut.Sequence([cut.Digits(individual_digits=True), made.pre_tokenizer])
     made.pre_tokenizer = digits
@@ -231,7 +233,8 @@ def test_gguf_tokenizer():
             except SystemExit as e:
                 return e.code, said.getvalue()
         return 0, said.getvalue()
-    for pre, want, words in (("gpt-2", plain, ""), ("command-r", plain, "tokenizer.ggml.pre is 'command-r'"), (None, plain, "is None"), ("smollm", apart, "")):
+    for pre, want, words in (("gpt-2", plain, ""), ("command-r", plain, "tokenizer.ggml.pre is 'command-r'"), (None, plain, "is None"),
+                             ("smollm", apart, "")):
         gguf_tokenizer(path, "gpt2", pre, model["vocab"], model["merges"])
         shutil.rmtree(folder, ignore_errors=True)
         status, said = made_of(path, folder)
@@ -245,7 +248,8 @@ def test_gguf_tokenizer():
     check(done.returncode == 0 and not done.stderr and same, f"by tokens.py: status {done.returncode}, {done.stderr!r}")
     done = tokens_py(path, folder)
     check(done.returncode == 1 and "exists already" in done.stderr, f"by tokens.py again: {done.stderr!r}")
-    for what, words, *args in [("no file", "no such file", ROOM / "nowhere.gguf", ROOM / "none"), ("no tokenizer", "no tokenizer in", ROOM / "tied torch.float32.gguf", ROOM / "none"),
+    for what, words, *args in [("no file", "no such file", ROOM / "nowhere.gguf", ROOM / "none"),
+                               ("no tokenizer", "no tokenizer in", ROOM / "tied torch.float32.gguf", ROOM / "none"),
                                ("no folder", "no such folder", path, ROOM / "no" / "folder")]:
         status, said = made_of(*args)
         check(status == 1 and words in said and said.count("\n") == 1 and not (ROOM / "none").exists(), f"{what}: status {status}, {said!r}")
