@@ -58,6 +58,7 @@ import math
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import stat
 import struct
@@ -137,8 +138,11 @@ def open_json(path):
         fail(f"{path} is no tokenizer that can be read ({e})")
     t.no_truncation()
     t.no_padding()
-    text = t.encode("a", add_special_tokens=False).ids
-    framed = t.encode("a").ids
+    try:
+        probe = next((x for x in ("a", *t.get_vocab()) if t.encode(x, add_special_tokens=False).ids), "a")  # any text with a token
+        text, framed = t.encode(probe, add_special_tokens=False).ids, t.encode(probe).ids
+    except Exception as e:
+        fail(f"{path} makes no tokens of a text ({e})")
     before = next((framed[:i] for i in range(len(framed)) if framed[i:i + len(text)] == text), [])
 
     def encode(text, special=False):
@@ -175,6 +179,8 @@ def load_tokenizer(path, *more):
     before, what goes before plain text, too; bos and eos, those that begin and end a text, or None."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are what is parallel
     t = (open_sentencepiece if path.endswith(".model") else open_json)(path)
+    if not t.V:
+        fail(f"{path} has no tokens")
     files = {os.path.basename(other): read_object(other) for other in more}
     model = files.get("config.json", {})
     said = {**model, **files.get("tokenizer_config.json", {})}  # which counts, but for the size of the model's vocabulary
@@ -281,7 +287,7 @@ def writing(path):
 
 def open_aside(path):
     """Opens PATH.tmp, empty and for this program alone until it is closed. One that was killed may have left it."""
-    while True:
+    for _ in range(100):
         fd = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT, 0o666)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -294,12 +300,16 @@ def open_aside(path):
                 os.truncate(fd, 0)
                 return fd
         os.close(fd)
+    fail(f"{path}.tmp is another file each time it is opened")
 
 
 def write_files(out, files):
     """Writes {name: function that fills the file} to the folder: all aside, then all renamed. What can fail for want
     of space or rights does so before the first rename, so that no new file is left beside an old one."""
     paths, opened = {os.path.join(out, name): fill for name, fill in files.items()}, {}
+    with contextlib.suppress(OSError, ValueError):  # all are open at once
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         for path, fill in paths.items():
             with writing(path):
@@ -323,7 +333,8 @@ def write_files(out, files):
     finally:
         for path, fd in opened.items():  # after a success there is none left
             with contextlib.suppress(OSError):
-                os.remove(path + ".tmp")
+                if os.path.samestat(os.fstat(fd), os.stat(path + ".tmp")):  # or it is another program's by now
+                    os.remove(path + ".tmp")
             os.close(fd)
 
 
@@ -496,8 +507,8 @@ def read_row(dataset, i):
 def cannot_load(name, e, hint):
     if "scripts are no longer supported" in str(e):
         hint = ("this one is made by a script, which the package datasets runs before its version 4 only: pip install 'datasets<4' "
-                "and set HF_DATASETS_TRUST_REMOTE_CODE=1, or download its .parquet files, which the hub has on the branch "
-                "refs/convert/parquet")
+                "and set HF_DATASETS_TRUST_REMOTE_CODE=1, or download its .parquet files, which the hub has of many on the branch "
+                "refs/convert/parquet, of large ones a part")
     fail(f"cannot load {name} ({type(e).__name__}: {' '.join(str(e).split())[:300]}); {hint}")
 
 

@@ -342,7 +342,7 @@ def main():
     parser.add_argument("--shots", type=int, choices=range(6), metavar="N", help="examples before a question of MMLU, "
                         "0 to 5, default 0")
     parser.add_argument("--examples", metavar="FILE_OR_NAME", help="where they are")
-    parser.add_argument("--tokenizer", default="gpt2", metavar="gpt2|byte|FILE.json", help="default gpt2")
+    parser.add_argument("--tokenizer", default="gpt2", metavar="gpt2|byte|FILE", help="a tokenizer.json or tokenizer.model; default gpt2")
     parser.add_argument("--limit", type=whole_number, metavar="N", help="the first N questions, of each subject")
     parser.add_argument("--out", default=".", metavar="DIR", help="folder for the files, made if missing, default .")
     args = parser.parse_args()

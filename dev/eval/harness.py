@@ -285,7 +285,7 @@ def main():
     parser.add_argument("--limit", type=choices.whole_number, metavar="N", help="the first N questions, of each subject")
     parser.add_argument("--shots", type=int, choices=range(6), default=0, metavar="N", help="as for dev/eval/choices.py")
     parser.add_argument("--examples", metavar="FILE", help="as for dev/eval/choices.py")
-    parser.add_argument("--tokenizer", default="gpt2", metavar="gpt2|byte|FILE.json", help="as for dev/eval/choices.py; for "
+    parser.add_argument("--tokenizer", default="gpt2", metavar="gpt2|byte|FILE", help="as for dev/eval/choices.py; for "
                         "gpt2 the harness has the one in FOLDER, if there is one")
     parser.add_argument("--batch", type=choices.whole_number, default=8, help="sequences the harness evaluates at once")
     parser.add_argument("--device", default="cpu", help="the harness', default cpu")

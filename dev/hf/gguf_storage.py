@@ -4,7 +4,8 @@ GGUF files for hf.py, by the package gguf: llama.cpp's names and its order of ro
 Of each head llama.cpp has the elements that rotary embeddings turn together side by side in q and k, where checkpoints and
 model files have them half a head apart.
 """
-import functools
+import functools, tempfile
+from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
 
@@ -52,7 +53,7 @@ def reordered(x, heads, back):
 def open_gguf(path):
     """Its reader, and a function from a key to what the file says."""
     if not path.is_file():
-        die(f"{path}: no such file")
+        die(f"{path}: no such file; one of llama.cpp's is meant")
     try:
         reader = gguf.GGUFReader(path)
     except (MemoryError, OSError):
@@ -155,7 +156,7 @@ def write_gguf(path, m, tokenizer, numbers):
     writer.close()
 
 def tokenizer_fields(path, V):
-    """Those of another GGUF file, whose tokens there may not be more of than V."""
+    """Those of another GGUF file, of whose tokens there must be V."""
     reader, field = open_gguf(path)
     tokens = field("tokenizer.ggml.tokens")
     if not tokens:
@@ -174,7 +175,9 @@ def write_tokenizer(path, folder):
     if not field("tokenizer.ggml.tokens"):
         die(f"{path}: no tokenizer in this file")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+        with tempfile.TemporaryDirectory() as alone:  # what lies beside the file would win over what is in it
+            (Path(alone) / path.name).symlink_to(path.resolve())
+            tokenizer = transformers.AutoTokenizer.from_pretrained(alone, gguf_file=path.name)
     except MemoryError:
         raise
     except Exception as e:  # of all sorts

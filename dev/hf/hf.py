@@ -89,6 +89,7 @@ def import_checkpoint(args):
     as_saved, size = float32, 4
     if m.block.keeps_bf16 and all_bf16(m, tensors):
         m.header[1], as_saved, size = 1005, bf16, 2
+    m.vocabulary = describe_vocabulary(source, m.V)
     with written_aside(target) as aside, open(aside, "wb") as out:
         out.write(m.header.tobytes())
         for name, shape in m.block.layout(m):
@@ -96,7 +97,6 @@ def import_checkpoint(args):
             out.write(np.ascontiguousarray(as_saved(x.T if m.block.transposed(name, shape) else x)))
             if name in (m.block.embedding, "lm_head.weight"):
                 out.write(bytes(size * (m.Vp - m.V) * m.C))
-    m.vocabulary = describe_vocabulary(source, m.V)
     return m
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -248,6 +248,11 @@ def test_gguf_tokenizer():
     check(done.returncode == 0 and not done.stderr and same, f"by tokens.py: status {done.returncode}, {done.stderr!r}")
     done = tokens_py(path, folder)
     check(done.returncode == 1 and "exists already" in done.stderr, f"by tokens.py again: {done.stderr!r}")
+    other = path.parent / "tokenizer.json"
+    other.write_text('{"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"x": 0}, "unk_token": "x"}}')
+    status, said = made_of(path, ROOM / "beside another")
+    check(status == 0 and (ROOM / "beside another/tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes(), f"another beside it: {said!r}")
+    other.unlink()
     for what, words, *args in [("no file", "no such file", ROOM / "nowhere.gguf", ROOM / "none"),
                                ("no tokenizer", "no tokenizer in", ROOM / "tied torch.float32.gguf", ROOM / "none"),
                                ("no folder", "no such folder", path, ROOM / "no" / "folder")]:

@@ -9,14 +9,14 @@ Texts to tokens and back, for models whose tokens only Hugging Face's packages k
     python3 dev/hf/tokens.py gguf FILE.gguf FOLDER              the tokenizer that a file of llama.cpp's has, as such a folder
 
 FOLDER has tokenizer.json or tokenizer.model, as for prepro_owt.py --tokenizer. A text begins as the model wants it, but for
---bare; "<s>" and the like is the token of that name, but for --plain. gguf needs the packages gguf and transformers. Exit status:
-0 done, 1 data and files, 2 usage, 3 out of memory, 130 Ctrl-C or SIGTERM.
+--bare; "<s>" and the like is the token of that name, but for --plain. gguf needs the packages gguf, transformers and torch. Exit
+status: 0 done, 1 data and files, 2 usage, 3 out of memory, 130 Ctrl-C or SIGTERM.
 """
 import argparse, os, re, signal, sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from prepro_owt import fail, load_folder, need, token_file, write_files
+from prepro_owt import fail, load_folder, need, token_file, trying, write_files
 
 
 def encode(args):
@@ -27,7 +27,8 @@ def encode(args):
         fail(f"standard input is not UTF-8 ({e.reason} at byte {e.start})")
     ids = ([] if args.bare else tokenizer.before) + tokenizer.encode(text, special=not args.plain)
     if not args.output:
-        print(*ids)
+        with trying("write", "standard output", "give it room"):
+            print(*ids, flush=True)
     else:
         path = Path(args.output)
         write_files(str(path.parent), {path.name: token_file(ids, tokenizer.V)})
@@ -36,14 +37,15 @@ def encode(args):
 def decode(args):
     tokenizer = load_folder(args.folder)
     numbers = [number.lstrip(b"0") or b"0" for number in re.findall(b"[0-9]+", sys.stdin.buffer.read())]
-    beyond = [number for number in numbers if len(number) > 9 or int(number) >= tokenizer.known]  # padding has no text
+    beyond = [number for number in numbers if len(number) > 9 or int(number) >= tokenizer.V]
     if beyond:
-        fail(f"{args.folder} has no token {beyond[0].decode():.20}; {tokenizer.known} are known")
-    sys.stdout.buffer.write(tokenizer.decode([int(number) for number in numbers]).encode() + b"\n")
+        fail(f"{args.folder} has no token {beyond[0].decode():.20}, but {tokenizer.V}")
+    known = [int(number) for number in numbers if int(number) < tokenizer.known]  # padding has no text
+    sys.stdout.buffer.write(tokenizer.decode(known).encode() + b"\n")
 
 
 def from_gguf(args):
-    if Path(args.folder).exists():
+    if os.path.exists(args.folder):
         fail(f"{args.folder}: exists already; another folder is meant")
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     need("transformers", "the tokenizer of a GGUF file")
@@ -79,6 +81,6 @@ if __name__ == "__main__":
     try:
         main()
     except MemoryError:
-        fail("out of memory: a text is held whole; give less of it", 3)
+        fail("out of memory: a text, or a tokenizer, is held whole", 3)
     except KeyboardInterrupt:
         fail("interrupted; no file was left half-written", 130)

@@ -4,7 +4,7 @@ import hashlib, json
 from storage import die, read_json, warn
 
 GPT2_TOKENS, ENDOFTEXT = 50257, 50256
-VOCABULARY_FILES = ["tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt"]  # one is enough
+VOCABULARY_FILES = ["tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt"]  # those that hold tokens
 TOKENIZER_FILES = [*VOCABULARY_FILES, "merges.txt", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"]
 
 def gpt2_vocabulary(V):
@@ -32,7 +32,7 @@ def tokenizer_texts(folder):
             more = folder / "added_tokens.json"
             texts = {i: text for path in [folder / "vocab.json", *([more] if more.is_file() else [])] for text, i in read_json(path).items()}
         return [texts.get(i, "") for i in range(max(texts, default=-1) + 1)]
-    except (AttributeError, KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
 
 def describe_vocabulary(folder, V):
@@ -43,7 +43,7 @@ def describe_vocabulary(folder, V):
         return ""
     if not texts:
         return f"; taken for GPT-2's {GPT2_TOKENS} tokens and {more} of padding, as {folder} has no tokenizer"
-    if hashlib.sha256("\n".join(texts[:GPT2_TOKENS]).encode()).hexdigest() != GPT2_TEXTS:
+    if hashlib.sha256("\n".join(map(str, texts[:GPT2_TOKENS])).encode("utf-8", "replace")).hexdigest() != GPT2_TEXTS:
         return f"; its tokens are not GPT-2's, by the tokenizer in {folder}: export with --tokenizer"
     if more == 0:
         return ""
@@ -72,7 +72,7 @@ def known_tokenizer(m):
         try:
             from tiktoken.load import read_file_cached
             files = {name: read_file_cached(address, sha256) for name, address, sha256 in GPT2_FILES}
-            if m.block.title != "GPT-2":  # whose checkpoints of this size have GPT-2's tokens; others may have any
+            if m.block.title != "GPT-2":  # of these import has said whose tokens are others
                 warn(f"GPT-2's tokenizer goes along, by the size of the vocabulary, {m.V}; nothing says that these are its tokens, and "
                      "--tokenizer FOLDER gives another")
             return files | {"tokenizer_config.json": json.dumps(config, indent=2).encode()}, None
@@ -84,8 +84,8 @@ def known_tokenizer(m):
 
 def given_tokenizer(folder, V):
     files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
-    if not files.keys() & set(VOCABULARY_FILES):
-        die(f"{folder}: no tokenizer, that is none of {', '.join(VOCABULARY_FILES)}")
+    if not files.keys() & set(VOCABULARY_FILES) or {"vocab.json"} == files.keys() & {*VOCABULARY_FILES, "merges.txt"}:
+        die(f"{folder}: no tokenizer, that is none of {', '.join(VOCABULARY_FILES)}, the second with merges.txt")
     texts = tokenizer_texts(folder)
     if texts and len(texts) > V:
         die(f"{folder}: a tokenizer of {len(texts)} tokens, but the model has {V}")

@@ -19,7 +19,7 @@ Each part adds rows to a table in OUT, and what is there already is not done aga
     plot      dev/pictures/pretrained.svg from these
 --only, which may be repeated, takes a piece of the names of what a part does, such as "bdia -0.0625 0-1 1" (mode, coefficient, ordinary
 steps, K) of sweep. Losses are in nats a token, of 8 sequences of 512 tokens.
-It needs what dev/hf/hf.py needs; torch and transformers for layers and finetune, matplotlib for plot.
+It needs what dev/hf/hf.py needs; torch and transformers for import, layers and finetune, matplotlib for plot.
 """
 import argparse, csv, os, re, subprocess, sys, time
 from pathlib import Path
@@ -124,9 +124,10 @@ def import_(args):
     gguf, tokens = args.model.suffix == ".gguf", [sys.executable, ROOT / "dev/hf/tokens.py", "encode", out / "tokenizer", "-", "-o"]
     if not made.exists():
         print(run([sys.executable, ROOT / "dev/hf/hf.py", "import", args.model, made]), end="")
-    if not (out / "tokenizer").exists() and gguf:
-        if subprocess.run([sys.executable, ROOT / "dev/hf/tokens.py", "gguf", args.model, out / "tokenizer"]).returncode:
-            sys.exit(1)  # it has said why
+    if gguf and not (out / "tokenizer").exists():
+        status = subprocess.run([sys.executable, ROOT / "dev/hf/tokens.py", "gguf", args.model, out / "tokenizer"]).returncode
+        if status:
+            sys.exit(status if status > 0 else 3)  # it has said why, but if it was killed
     elif not (out / "tokenizer").exists():
         from transformers import AutoTokenizer
         AutoTokenizer.from_pretrained(args.model).save_pretrained(out / "tokenizer")

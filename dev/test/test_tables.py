@@ -202,11 +202,12 @@ def test_refused(tmp):
     bad(1, "not a file of dev/eval/choices.py", "networks", out, *args[:4], "--choices", args[1])
     bad(1, "make builds it", "networks", out, *args, "--programs", tmp, "--", *SHAPE)
     bad(2, "--frob", "networks", out, *args, "--", *SHAPE, "--frob")
-    fake = write(os.path.join(tmp, "train_rev_gpt2"), "#!/bin/sh\nkill -$SIGNAL $$\n")
+    fake = write(os.path.join(tmp, "train_rev_gpt2"), "#!/bin/sh\nulimit -c 0\nkill -$SIGNAL $$\n")
     os.chmod(fake, 0o755)
     for name, status, says in ("KILL", 3, "was killed, perhaps for want of memory"), ("SEGV", 1, "was ended by signal 11"):
         QUIET["SIGNAL"] = name
         bad(status, says, "networks", os.path.join(tmp, name), *args, "--programs", tmp, "--", *SHAPE)
+    del QUIET["SIGNAL"]
     one = ["networks", out, *args, "--networks", "midpoint", "--", *SHAPE]
     good(*one)
     bad(2, "another training", *one, "-u", "1")
