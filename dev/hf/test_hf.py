@@ -216,6 +216,8 @@ def test_vocabularies():
             "--tokenizer", ROOM / "half a tokenizer")
     refused("a tokenizer too large", "a tokenizer of 301 tokens, but the model has 300", "export", ROOM / "plain.bin", ROOM / "out" / "folder",
             "--tokenizer", tokenizer_of(ROOM / "of 301", [f"t{i}" for i in range(301)]))
+    (ROOM / "of 301" / "merges.txt").unlink()
+    refused("no merges", "the second with merges.txt", "export", ROOM / "plain.bin", ROOM / "out" / "folder", "--tokenizer", ROOM / "of 301")
     try:
         import tiktoken
         enc = tiktoken.get_encoding("gpt2")
@@ -247,6 +249,7 @@ def tokenizer_of(folder, texts):
     folder.mkdir(exist_ok=True)
     (folder / "tokenizer.json").unlink(missing_ok=True)
     (folder / "vocab.json").write_text(json.dumps({text: i for i, text in enumerate(texts)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
     return folder
 
 def test_versions():
