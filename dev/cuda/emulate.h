@@ -473,7 +473,7 @@ static inline cudaError_t cudaGetLastError(void) { return cudaSuccess; }
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 namespace emulate { static bool (*travels)(void); }  // whether something is on its way from another rank
 static inline cudaError_t cudaDeviceSynchronize(void) {
-    if (emulate::travels && emulate::travels()) emulate::fail("waits for all of the card, and for a rank that may be dying, with no ear for it");
+    if (emulate::travels && emulate::travels()) emulate::fail("waits for all of the card while ranks exchange, and would not hear one of them die");
     return cudaSuccess;
 }
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {

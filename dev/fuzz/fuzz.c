@@ -446,7 +446,7 @@ static void fuzz_tokenizer(const uint8_t *bytes, size_t size) {
     for (int i = 0; i < V; i++) print_token(&z, i);
     fflush(screen);
     sampling = 0;
-    if (first_token(&z) < 0 || first_token(&z) >= V) fail("no first token");
+    if (first_token(&z) < (V > 256 ? -1 : 0) || first_token(&z) >= V) fail("no first token");
     memcpy(prompt, bytes + 16, 200);
     check_encode(&z, prompt);
     may_end_with = STATUS_OK;

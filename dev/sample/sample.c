@@ -361,7 +361,7 @@ static int *encode_prompt(const Tokenizer *z, int *given) {
     Index x = index_open(z);
     *given = encode(&x, sample.prompt, !sample.plain, tokens);
     free(x.slots);
-    if (!*given && z->eot < 0 && z->V > 256) die(STATUS_USAGE, "--prompt is empty, and nothing says which of the "
+    if (!*given && first_token(z) < 0) die(STATUS_USAGE, "--prompt is empty, and nothing says which of the "
         "model's %d tokens ends a text: a --tokenizer may, or -i gives tokens to go on after", z->V);
     if (!*given) tokens[(*given)++] = first_token(z);
     return tokens;

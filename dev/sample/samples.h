@@ -36,9 +36,12 @@ static Tokenizer tokenizer_open(const char *path, int V) {
     return z;
 }
 
-// The token that a text without a prompt begins after: an end of text, or of up to 256 the tenth, of bytes the new
-// line. Of more that are not known it may be any.
-static int first_token(const Tokenizer *z) { return z->eot >= 0 ? z->eot : '\n' * (z->V > '\n'); }
+// The token that a text without a prompt begins after: an end of text, or of bytes a new line, which fewer tokens
+// share as far as they go. Of more whose end of text is not known there is none: -1.
+static int first_token(const Tokenizer *z) {
+    if (z->eot >= 0 || z->V > 256) return z->eot;
+    return '\n' * (z->V > '\n');
+}
 
 // Prints a token, a number if it has no text. Of control characters, which from U+80 on are C2 80 to C2 9F,
 // a terminal gets newlines and tabs alone.
@@ -123,11 +126,10 @@ static void samples_begin(Model *m) {
 // What a sample begins after: if no tokenizer knows an end of text documents may, or it begins as the training text does.
 static int sample_begin(Job *j) {
     Shard *s = j->data.shards;
-    int token;
     if (sampled.eot < 0 && j->data.documents) sampled.eot = s->eot;
-    if (sampled.eot >= 0 || sampled.V <= 256) return first_token(&sampled);
-    while (!s->count) s++;
-    read_tokens(&j->data, s, 0, &token, 1);
+    int token = first_token(&sampled);
+    while (token < 0 && !s->count) s++;
+    if (token < 0) read_tokens(&j->data, s, 0, &token, 1);
     return token;
 }
 
