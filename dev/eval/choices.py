@@ -41,7 +41,7 @@ import sys
 from array import array
 
 sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, os.pardir))
-from prepro_owt import beside, cannot_load, fail, header, load_gpt2, load_tokenizer, need, say, trying, uint16, whole_number, \
+from prepro_owt import beside, cannot_load, fail, header, load_folder, load_gpt2, load_tokenizer, need, say, trying, uint16, whole_number, \
     write_files, writing
 
 NESTED = "choices", "endings"  # what is JSON in a .csv
@@ -238,9 +238,9 @@ def read_shots(name, config, count):
 
 def load_file(path):
     """As prepro_owt.py has it: with the token that begins each text, if there is one, and the model's size of the vocabulary."""
-    if not os.path.isfile(path):
-        fail(f"{path} is not a tokenizer: --tokenizer takes gpt2, byte or a file such as tokenizer.json")
-    t = load_tokenizer(path, *beside(os.path.dirname(path)))
+    if not os.path.exists(path):
+        fail(f"{path} is not a tokenizer: --tokenizer takes gpt2, byte or a file such as tokenizer.json, or its folder")
+    t = load_folder(path) if os.path.isdir(path) else load_tokenizer(path, *beside(os.path.dirname(path)))
     first = next((i for i in (*t.before, t.bos, t.eos) if i is not None), t.id_of("<|endoftext|>"))
     return (lambda text, special=True: (t.before if special else []) + t.encode(text, special=True)), t.V, first
 
@@ -342,7 +342,8 @@ def main():
     parser.add_argument("--shots", type=int, choices=range(6), metavar="N", help="examples before a question of MMLU, "
                         "0 to 5, default 0")
     parser.add_argument("--examples", metavar="FILE_OR_NAME", help="where they are")
-    parser.add_argument("--tokenizer", default="gpt2", metavar="gpt2|byte|FILE", help="a tokenizer.json or tokenizer.model; default gpt2")
+    parser.add_argument("--tokenizer", default="gpt2", metavar="gpt2|byte|FILE", help="a tokenizer.json or tokenizer.model, or its folder; "
+                        "default gpt2")
     parser.add_argument("--limit", type=whole_number, metavar="N", help="the first N questions, of each subject")
     parser.add_argument("--out", default=".", metavar="DIR", help="folder for the files, made if missing, default .")
     args = parser.parse_args()

@@ -39,7 +39,7 @@ def decode(args):
     numbers = [number.lstrip(b"0") or b"0" for number in re.findall(b"[0-9]+", sys.stdin.buffer.read())]
     beyond = [number for number in numbers if len(number) > 9 or int(number) >= tokenizer.V]
     if beyond:
-        fail(f"{args.folder} has no token {beyond[0].decode():.20}, but {tokenizer.V}")
+        fail(f"{args.folder} has {tokenizer.V} tokens, none of the number {beyond[0].decode():.20}")
     known = [int(number) for number in numbers if int(number) < tokenizer.known]  # padding has no text
     sys.stdout.buffer.write(tokenizer.decode(known).encode() + b"\n")
 

@@ -406,6 +406,8 @@ def main():
         parser.error(f"parts are {' '.join(['import', *ALL])}, tasks {','.join(TASKS)}")
     if "import" in args.parts and not args.model:
         parser.error("import needs --model")
+    if "import" in args.parts and not args.model.exists():
+        fail(f"{args.model}: no such file or folder")
     if "import" in args.parts:
         args.out.mkdir(parents=True, exist_ok=True)
     elif not model(args).exists():

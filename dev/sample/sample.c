@@ -414,6 +414,7 @@ static void continue_prompt(Model *m, const Tokenizer *z, const int *prompt, int
     print_byte(&u, -1);
     int drawn = generate(m, z, prompt, given, m->cache_tokens + 1 - given, s);
     printf("\n");
+    fflush(stdout);  // before what goes to stderr
     if (signalled) die(STATUS_INTERRUPTED, "interrupted after %d tokens", drawn);
     check_numbers(m, 0, 0, NAN);
     double spent = seconds() - start;

@@ -229,6 +229,8 @@ def test_tokenizer_file(tmp):
     good("arc_easy", jsonl(tmp, [ARC]), *args[2:])
     wanted = [([1, 2, 5, 0, 3, 0, 0, 5, last], 8, n) for last, n in ((4, 3), (0, 4), (0, 4))]
     check_equal(read(tmp, "arc_easy.bin"), (32, [(0, wanted)]), "as for prepro_owt.py")
+    good("arc_easy", jsonl(tmp, [ARC]), "--tokenizer", os.path.dirname(args[3]), "--out", tmp)
+    check_equal(read(tmp, "arc_easy.bin"), (32, [(0, wanted)]), "its folder")
     write(os.path.join(tmp, "config.json"), json.dumps({"vocab_size": 5}))
     bad(1, ["vocab_size 5", "6 tokens"], "arc_easy", jsonl(tmp, [ARC]), *args[2:])
 

@@ -1187,13 +1187,13 @@ def test_prompts(tmp):
     check_equal(tokens("encode", folder, text, "-o", out).returncode, 0, "exit status")
     check_equal(read(out), token_bytes(numbers, 300), "a token file")
     p = tokens("decode", folder, input=b"1 2 300")
-    check_equal((p.returncode, p.stderr), (1, f"tokens.py: {folder} has no token 300, but 300\n".encode()), "a number too large")
+    check_equal((p.returncode, p.stderr), (1, f"tokens.py: {folder} has 300 tokens, none of the number 300\n".encode()), "a number too large")
     check_equal(tokens("encode", folder, "-", input=b"\xff").returncode, 1, "not UTF-8")
     p = tokens("encode", folder)
     check_equal((p.returncode, p.stderr.count(b"\n")), (2, 1), f"no text: {p.stderr!r}")
     check_equal(tokens("decode", folder, input=b"\xff 001 \xe2\x82").stdout, b"<s>\n", "numbers between what is not UTF-8")
     p = tokens("decode", folder, input=b"9" * 5000)
-    check_equal((p.returncode, p.stderr), (1, f"tokens.py: {folder} has no token {'9' * 20}, but 300\n".encode()), "a long number")
+    check_equal((p.returncode, p.stderr), (1, f"tokens.py: {folder} has 300 tokens, none of the number {'9' * 20}\n".encode()), "a long number")
     for number in signal.SIGINT, signal.SIGTERM:
         p = subprocess.Popen([sys.executable, program, "decode", folder], stdin=subprocess.PIPE, stderr=subprocess.PIPE,
                              preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
@@ -1215,7 +1215,7 @@ def test_prompts_padded(tmp):
     write(os.path.join(folder, "config.json"), b'{"vocab_size": 128}')
     for number, status in (V - 1, 0), (V, 0), (127, 0), (128, 1):
         p = subprocess.run([sys.executable, program, "decode", folder], input=b"%d" % number, capture_output=True)
-        check_equal((p.returncode, p.stderr), (status, f"tokens.py: {folder} has no token {number}, but 128\n".encode() * status), f"token {number}")
+        check_equal((p.returncode, p.stderr), (status, f"tokens.py: {folder} has 128 tokens, none of the number {number}\n".encode() * status), f"token {number}")
 
 
 def main():
