@@ -3395,21 +3395,20 @@ static inline vector_t multiply_add(vector_t sum, real_t a, vector_t b, int pair
     return sum + a * b;
 }
 
-// Makes tile (mr, NR) = panel a (K, MR) times panel b (K, NR); mr is constant, so that sums lie in registers.
-INLINE void multiply_panels(vector_t (*tile)[NV], int mr, int K, const real_t *a, const real_t *b, int two) {
-    vector_t sum[MR][NV] = {{{0}}};
+// Makes tile (mr, NR) = panel a (K, MR) times panel b (K, NR). Sums lie in registers, since every loop over
+// them has a constant end, before this is inlined too, and mr is a constant where it is.
+INLINE void multiply_panels(vector_t *tile, int mr, int K, const real_t *a, const real_t *b, int two) {
+    vector_t sum[MR * NV] = {{0}};
     for (int k = 0; k < K; k++, a += MR, b += NR) {
         for (int j = 0; j < NR; j += 64 / (int)sizeof(real_t)) __builtin_prefetch(b + 8*NR + j);
         __builtin_prefetch(a + 8*MR);
-        #pragma GCC unroll 12
-        for (int i = 0; i < mr; i++)
-            #pragma GCC unroll 2
-            for (int v = 0; v < NV; v++)
-                sum[i][v] = multiply_add(sum[i][v], a[i], ((const vector_t *)b)[v], two);
+        #pragma GCC unroll 24
+        for (int i = 0; i < MR * NV; i++)
+            if (i < mr * NV)
+                sum[i] = multiply_add(sum[i], a[i / NV], ((const vector_t *)b)[i % NV], two);
     }
-    #pragma GCC unroll 12
-    for (int i = 0; i < mr; i++)
-        for (int v = 0; v < NV; v++) tile[i][v] = sum[i][v];
+    #pragma GCC unroll 24
+    for (int i = 0; i < MR * NV; i++) tile[i] = sum[i];
 }
 
 INLINE void finish_row(real_t *c, real_t *t, int columns, Epilogue e) {
@@ -3424,7 +3423,7 @@ INLINE void finish_row(real_t *c, real_t *t, int columns, Epilogue e) {
 static inline void multiply_tile(real_t *c, int64_t row, int rows, int columns, int K, const real_t *a,
                                  const real_t *b, Epilogue e) {
     real_t tile[SIDE * SIDE] __attribute__((aligned(64)));
-    vector_t (*sums)[NV] = (vector_t (*)[NV])tile;
+    vector_t *sums = (vector_t *)tile;
     for (int i = 0; i < rows && word_kind != TILES; i++)  // c is needed only at the end: it comes meanwhile
         for (int j = 0; j < columns; j += 64 / (int)sizeof(real_t)) __builtin_prefetch(c + i*row + j, 1);
     if (word_kind == TILES) multiply_tiles(tile, K, a, b, c, row);
