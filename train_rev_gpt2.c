@@ -134,7 +134,7 @@ static int halves_of(const Config *net, int k) {
 DEVICE static inline int64_t to_grid(real_t x, real_t scale, int *reach) {
     real_t v = (real_t)(sizeof x == 8 ? rint(x * scale) : rintf((float)(x * scale)));
     int inside = (v > (real_t)-0x1p31) & (v < (real_t)0x1p31);  // no branch, so that loops become vectors
-    *reach |= -!inside;
+    *reach |= !inside * INT32_MIN;
     return (int32_t)(inside ? v : 0);
 }
 
@@ -3108,23 +3108,24 @@ void stream_embed(stream_t *prev, stream_t *cur, const int *tokens, const param_
     reached |= reach;
 }
 
-// Each way to multiply by alpha has a function of its own, so that a loop holds only what it needs and
-// becomes vector code; f and f2 in one struct would keep it from that. step.gamma comes in units of the grid.
+// Each way to multiply by alpha has a function of its own, for a piece, which returns what it reaches: so a
+// loop holds only what it needs and becomes vector code; f and f2 in one struct, or threads in the loop,
+// would keep compilers from that. step.gamma comes in units of the grid.
 static inline real_t force_at(const act_t *f, const act_t *f2, size_t i) { return f2 ? f[i] + f2[i] : f[i]; }
 
 // The paper's networks have alpha = 1, 0 or -1, which loses nothing, so nothing has to be kept. With alpha =
 // 0 a step back multiplies s by 1, lest what a flipped bit has changed there disappear.
-static void step_unit(stream_t *to, const stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2,
-                      size_t count, Coefficients step, int direction) {
+static int step_unit(stream_t *to, const stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2,
+                     size_t count, Coefficients step, int direction) {
     real_t gamma = (real_t)step.gamma;
     int64_t factor = direction < 0 && step.alpha == 0 ? 1 : step.alpha;
     int add_factor = direction > 0 ? 1 : -(int)factor, reach = 0;
-    #pragma omp parallel for simd reduction(|:reach)
+    #pragma omp simd reduction(|:reach)
     for (size_t i = 0; i < count; i++) {
         int64_t add = increment(cur[i].fixed, force_at(f, f2, i), step, gamma, &reach);
         to[i].fixed = narrowed(factor * s[i].fixed + add_factor * add, &reach);
     }
-    reached |= reach;
+    return reach;
 }
 
 // In floating point a step back is rounded: next = alpha prev + add, and prev = next / alpha - add / alpha. A
@@ -3135,7 +3136,6 @@ static void step_float(stream_t *to, const stream_t *s, const stream_t *cur, con
     real_t beta = (real_t)ldexp(step.beta, -step.shift), gamma = (real_t)step.gamma;
     real_t scale = (real_t)(direction > 0 ? alpha : inverse);
     real_t with = direction > 0 ? 1 : -scale;
-    #pragma omp parallel for schedule(static, PIECE)
     for (size_t i = 0; i < count; i++) {
         real_t add = with * (beta * cur[i].real + gamma * force_at(f, f2, i));
         to[i].real = scale != 0 ? scale * s[i].real + add : add;
@@ -3144,18 +3144,17 @@ static void step_float(stream_t *to, const stream_t *s, const stream_t *cur, con
 
 // midpoint-a multiplies by sixteenths. A step puts the remainders on the stack r and a step back takes them
 // off, for without them the division would not be exact.
-static void step_remainders(stream_t *to, const stream_t *s, const stream_t *cur, const act_t *f,
-                            const act_t *f2, uint16_t *r, size_t count, Coefficients step, int direction) {
+static int step_remainders(stream_t *to, const stream_t *s, const stream_t *cur, const act_t *f,
+                           const act_t *f2, uint16_t *r, size_t count, Coefficients step, int direction) {
     real_t gamma = (real_t)step.gamma;
     int reach = 0, sign = step.alpha < 0 ? -1 : 1, n = abs(step.alpha);
-    #pragma omp parallel for reduction(|:reach)
     for (size_t i = 0; i < count; i++) {
         int64_t add = increment(cur[i].fixed, force_at(f, f2, i), step, gamma, &reach), t;
         if (direction > 0) t = sign * multiply_sixteenths(s[i].fixed, n, r + i) + add;
         else t = unmultiply_sixteenths(sign * (s[i].fixed - add), n, r + i);
         to[i].fixed = narrowed(t, &reach);
     }
-    reached |= reach;
+    return reach;
 }
 
 // Word b of a group of 32 elements holds bit b of each.
@@ -3174,11 +3173,10 @@ static inline void recall_bits(uint32_t bits[32], const uint32_t *words, int shi
 
 // Conversions multiply by alpha = n/2^shift, which drops the low bits of s: low keeps them, unless it is NULL
 // because nothing will step back.
-static void step_bits(stream_t *to, const stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2,
-                      uint32_t *low, size_t count, Coefficients step, int direction) {
+static int step_bits(stream_t *to, const stream_t *s, const stream_t *cur, const act_t *f, const act_t *f2,
+                     uint32_t *low, size_t count, Coefficients step, int direction) {
     real_t gamma = (real_t)step.gamma;
     int reach = 0;
-    #pragma omp parallel for reduction(|:reach)
     for (size_t g = 0; g < count; g += 32) {
         uint32_t bits[32] = {0}, *words = low ? low + g / 32 * step.shift : NULL;
         int width = (int)smaller_size(32, count - g);
@@ -3194,7 +3192,7 @@ static void step_bits(stream_t *to, const stream_t *s, const stream_t *cur, cons
             to[g + j].fixed = narrowed(t, &reach);
         }
     }
-    reached |= reach;
+    return reach;
 }
 
 void stream_step(stream_t *to, const stream_t *from, const stream_t *cur, const act_t *f, const act_t *f2,
@@ -3203,10 +3201,18 @@ void stream_step(stream_t *to, const stream_t *from, const stream_t *cur, const 
     if (low) bytes += step.shift / 8.0;
     profile("stream_step", 0, (double)count * (r ? bytes + 4 : bytes));
     step.gamma = ldexp(step.gamma, grid);
-    if (!grid) step_float(to, from, cur, f, f2, count, step, direction);
-    else if (r) step_remainders(to, from, cur, f, f2, r, count, step, direction);
-    else if (step.shift == 0) step_unit(to, from, cur, f, f2, count, step, direction);
-    else step_bits(to, from, cur, f, f2, low, count, step, direction);
+    int reach = 0;
+    #pragma omp parallel for reduction(|:reach)
+    for (size_t i = 0; i < count; i += PIECE) {
+        const size_t n = smaller_size(PIECE, count - i);
+        const stream_t *s = from + i, *p = cur + i;
+        const act_t *g = f + i, *g2 = f2 ? f2 + i : NULL;
+        if (!grid) step_float(to + i, s, p, g, g2, n, step, direction);
+        else if (r) reach |= step_remainders(to + i, s, p, g, g2, r + i, n, step, direction);
+        else if (step.shift == 0) reach |= step_unit(to + i, s, p, g, g2, n, step, direction);
+        else reach |= step_bits(to + i, s, p, g, g2, low ? low + i/32*step.shift : NULL, n, step, direction);
+    }
+    reached |= reach;
 }
 
 // Sums over n things are cut at the same places for any number of threads: slice p of SLICES.
