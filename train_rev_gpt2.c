@@ -2378,7 +2378,7 @@ static void on_interrupt(int signal_number) {
     static const char notice[] = "\nfinishing this batch; once more ends at once\n";
     (void)signal_number;
     signalled = 1;
-    signal(SIGINT, SIG_DFL);  // a second one of either kind ends at once
+    signal(SIGINT, SIG_DFL);  // a second one ends at once; a terminal that closes may say so twice
     signal(SIGTERM, SIG_DFL);
     (void)!write(1, notice, sizeof notice - 1);
 }
@@ -2410,6 +2410,7 @@ static void train(Job *j) {
     if (opt.out[0]) j->csv = log_open(j);
     signal(SIGINT, on_interrupt);  // a read or write that it comes in goes on
     signal(SIGTERM, on_interrupt);
+    if (signal(SIGHUP, on_interrupt) == SIG_IGN) signal(SIGHUP, SIG_IGN);  // nohup wants that
     signal(SIGPIPE, SIG_IGN);  // who reads the output may end first: fflush notices, and nothing is lost
     j->limit = device_flops();
     ranks_combine(&j->limit, 1);

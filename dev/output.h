@@ -13,6 +13,7 @@ static void end_soon(int signal_number) {
 static void heed_signals(void) {
     signal(SIGINT, end_soon);
     signal(SIGTERM, end_soon);
+    if (signal(SIGHUP, end_soon) == SIG_IGN) signal(SIGHUP, SIG_IGN);
 }
 
 static void output_create(Output *o, const char *path, const char *begins) {

@@ -66,11 +66,13 @@ static int fatal_rename(const char *from, const char *to) {
 }
 
 #define fwrite fatal_fwrite
-// The environment says at which read of tokens a signal comes.
+// The environment says at which read of tokens a signal comes, or from which on a terminal closes.
 static int interrupting_fseeko(FILE *f, off_t at, int whence) {
     static int reads;
-    const char *when = getenv("INTERRUPT_AT_READ");
-    if (when && ++reads == atoi(when)) raise(SIGINT);
+    const char *when = getenv("INTERRUPT_AT_READ"), *closing = getenv("CLOSE_AT_READ");
+    reads++;
+    if (when && reads == atoi(when)) raise(SIGINT);
+    if (closing && reads >= atoi(closing)) raise(SIGHUP);
     return fseeko(f, at, whence);
 }
 
@@ -1007,6 +1009,22 @@ static void test_owed(void) {
     }
 }
 
+// A terminal that closes interrupts a run, however often it says so; under nohup it does not.
+static void test_closing(void) {
+    static const char flags[] = "-i train0.bin -j val.bin " TINY;
+    check_ok(trainer("%s -o open", flags));
+    setenv("CLOSE_AT_READ", "3", 1);
+    int status = trainer("%s -o closed", flags);
+    check(status == STATUS_INTERRUPTED && one_line("interrupted after step"), "closed: %d, %s", status, output);
+    signal(SIGHUP, SIG_IGN);
+    check_ok(trainer("%s -o nohup", flags));
+    signal(SIGHUP, SIG_DFL);
+    unsetenv("CLOSE_AT_READ");
+    check_ok(trainer("%s -o closed -y 1", flags));
+    check(same_logs("open/log.csv", "closed/log.csv") && same_logs("open/log.csv", "nohup/log.csv"),
+          "a terminal that closes changes the log");
+}
+
 // A run goes on with fewer sequences at a time: the same sequences a step, nearly the same losses.
 static void test_smaller_batch(void) {
     check_ok(trainer("-i train*.bin " SMALL "-n 4 -d 64 -b 4 -x 8 -o four"));
@@ -1771,6 +1789,7 @@ static const Test tests[] = {
     {"training", "documents-trained", test_documents_trained, SHORT},
     {"training", "interrupt", test_interrupt, SHORT},
     {"training", "owed", test_owed, SHORT},
+    {"training", "closing", test_closing, SHORT},
     {"what is missing", "file-systems", test_file_systems, SHORT},
     {"what is missing", "many-shards", test_many_shards, SHORT},
     {"the use of a model", "sample", test_sample, SHORT},
