@@ -75,7 +75,7 @@ pip_folder = $(abspath $(patsubst %/include/$(1),%,$(firstword $(wildcard $(NVID
 pip_flags = -I$(1)/include -L$(1)/lib -Xlinker -rpath=$(1)/lib -l:$(notdir $(firstword $(wildcard $(1)/lib/$(2).so*)))
 has_cublas = $(call has,cublasLt.h)
 pip_cublas = $(call pip_folder,cublasLt.h)
-CUBLAS = $(if $(has_cublas),-lcublasLt,$(if $(pip_cublas),$(call pip_flags,$(pip_cublas),libcublasLt),-lcublasLt))
+CUBLAS = $(if $(has_cublas),-lcublasLt,$(if $(pip_cublas),$(call pip_flags,$(pip_cublas),libcublasLt),$(if $(cuda),$(error no cuBLASLt in the toolkit or among $(PYTHON)'s packages: `make cublas` brings it),-lcublasLt)))
 has_nccl = $(call has,nccl.h)
 pip_nccl = $(call pip_folder,nccl.h)
 NCCL_LIBRARY = $(if $(NCCL),$(if $(has_nccl),-lnccl,$(if $(pip_nccl),$(call pip_flags,$(pip_nccl),libnccl),-lnccl)))
@@ -212,6 +212,7 @@ help:
 
 debug:
 	$(MAKE) -B all CFLAGS="-O0 -g" OPENMP=
+	@touch -t 200001010000 train_rev_gpt2 sample_rev_gpt2 eval_rev_gpt2  # so that `make` makes fast ones again
 
 format:
 	git clang-format --style=file:dev/clang-format; [ $$? -le 1 ]  # 1: it changed something
