@@ -143,14 +143,14 @@ DEVICE static inline int64_t multiply(int64_t s, int n, int shift) {
     return (n * s + (1 << shift >> 1)) >> shift;
 }
 
-// beta*cur + gamma*F in units of the grid, a function of cur alone; the argument gamma has the factor 2^grid.
+// beta*cur + gamma*F in units of the grid, a function of cur alone; scale is gamma 2^grid.
 // With this as `add`, a step is s = alpha*s + add. It is undone, where alpha is
 //     1 or -1, by s = alpha*(s - add);
 //     0, not at all: s - add must be 0 then, and the old s lies elsewhere;
 //     n/2^shift, with the low bits of s that the product drops. Conversions keep them, `shift` an element a
 //     step; midpoint-a pushes them on a stack of 16 bits an element, which is empty in the end (Part III).
-DEVICE static inline int64_t increment(int32_t cur, real_t f, Coefficients step, real_t gamma, int *reach) {
-    return multiply(cur, step.beta, step.shift) + to_grid(f, gamma, reach);
+DEVICE static inline int64_t increment(int32_t cur, real_t f, Coefficients step, real_t scale, int *reach) {
+    return multiply(cur, step.beta, step.shift) + to_grid(f, scale, reach);
 }
 
 // ---- the layer functions of this part, which alone touch device memory: a CPU's (Part VI), or in the twin a
@@ -376,7 +376,7 @@ static void forward(Model *m) {
     for (int k = 0; k < steps(&m->net); k++) {
         for (Chunk c = chunk_at(m, k, 0); c.tokens > 0; c = chunk_after(m, k, c)) {
             force_forward(m, k, m->cur + c.at, c);                // F_k(p_k)
-            move_stream(m, k, c, m->next, m->prev, +1);           // p_{k+1}
+            move_stream(m, k, c, m->next, m->prev, +1);           // p_{k+1}, in p_{k-1}'s place or its own
             if (has_estimate(&m->net, k)) estimate_forward(m, k, c);
         }
         stand_at(m, k + 1);
@@ -418,7 +418,7 @@ static void undo_step(Model *m, int k, Chunk c) {
 static void step_back(Model *m, int k) {
     Coefficients step = coefficients(&m->net, k);
     double alpha = ldexp(step.alpha, -step.shift), beta = ldexp(step.beta, -step.shift);
-    real_t *dp = m->dprev, *dnext = m->dcur;
+    real_t *dp = m->dprev, *dnext = m->dcur;  // of p_k and p_{k+1}: gradients are a step ahead of states
     m->dcur = dp;
     m->dprev = dnext;
     stand_at(m, k);
@@ -1606,7 +1606,8 @@ static int given_or(int flag, int otherwise) { return flag < 0 ? otherwise : fla
 // A value that a file has, which is possible
 static int checked(const char *path, const char *what, int value, int least, int most) {
     if (!within(value, least, most))
-        die(STATUS_DATA, "%s: its %s is %d; %d to %d is possible", path, what, value, least, most);
+        die(STATUS_DATA, least == most ? "%s: its %s is %d, not %d"
+            : "%s: its %s is %d; %d to %d is possible", path, what, value, least, most);
     return value;
 }
 static void cannot(const char *what, const char *path) {
@@ -1686,6 +1687,8 @@ static void data_open(Data *d, const char *pattern) {
     for (size_t i = 0; i < d->files.gl_pathc; i++) {
         Shard *s = &d->shards[i];
         s->path = d->files.gl_pathv[i];
+        if (strpbrk(s->path, "*?[") && strcmp(s->path, pattern) == 0 && access(s->path, F_OK) != 0)
+            die(STATUS_DATA, "%s: no file's name is of this pattern", pattern);
         int V = shard_check(s);
         if (i > 0 && d->V != V)
             die(STATUS_DATA, "%s: vocabulary %d, but %s has %d", s->path, V, d->shards[0].path, d->V);
@@ -1788,7 +1791,8 @@ static int vocabulary_suits(int of_tokens, int V) {
 
 static void check_vocabulary(const char *path, int of_tokens, int V) {
     if (!vocabulary_suits(of_tokens, V))
-        die(STATUS_DATA, "%s: its vocabulary has %d tokens, the model's %d", path, of_tokens, V);
+        die(STATUS_DATA, "%s: its vocabulary has %d tokens%s, the model's %d",
+            path, of_tokens, of_tokens == GPT2_V ? ", as where a header names none" : "", V);
 }
 
 static void data_check(const Data *d, const char *pattern, int V, int T) {
@@ -2012,6 +2016,8 @@ static Config network_of(const int32_t header[256], const char *path) {
 // Reads the header of a model file, checked; and its parameters, if m is given.
 static Config read_model(const char *path, Model *m) {
     int32_t header[256];
+    if (path == opt.start && access(path, F_OK) != 0)
+        die(STATUS_DATA, "%s: No such file; a new network is one of " BLOCK_SIZES, path);
     FILE *f = open_input(path, header, MODEL_MAGIC, "model file");
     int version = header[1] % 1000, bf16 = version == 5;
     if ((version != 3 && !bf16) || !within(header[1], 0, 1999))
@@ -2120,20 +2126,22 @@ static void load_state(Job *j) {
     m->net.grid = opt.grid;
 }
 
-// What a directory holds: how many models with their state, the first and last step of these, or -1, and how
-// many models in all
-typedef struct { int count, first, last, models; } Checkpoints;
+// What a directory holds: how many models with their state, the first and last step of these, or -1, how many
+// models in all, and the last step of which there is only one of both, or -1
+typedef struct { int count, first, last, models, half; } Checkpoints;
 static Checkpoints find_checkpoints(const char *directory) {
-    Checkpoints c = {0, -1, -1, 0};
+    Checkpoints c = {0, -1, -1, 0, -1};
     DIR *d = opendir(directory);
     for (struct dirent *e; d && (e = readdir(d)) != NULL;) {
-        char state[32];
-        int step = -1, end = 0;  // end stays 0 where the name ends otherwise
-        sscanf(e->d_name, "model_%8d.bin%n", &step, &end);
+        char other[32];
+        int step = -1, end = 0, is_model = e->d_name[0] == 'm';  // end stays 0 where the name ends otherwise
+        sscanf(e->d_name, is_model ? "model_%8d.bin%n" : "state_%8d.bin%n", &step, &end);
         if (step < 0 || end != 18 || e->d_name[end]) continue;
-        c.models++;
-        snprintf(state, sizeof state, "state_%08d.bin", step);
-        if (faccessat(dirfd(d), state, F_OK, 0) != 0) continue;
+        snprintf(other, sizeof other, is_model ? "state_%08d.bin" : "model_%08d.bin", step);
+        c.models += is_model;
+        int whole = faccessat(dirfd(d), other, F_OK, 0) == 0;
+        if (!whole && step > c.half) c.half = step;
+        if (!whole || !is_model) continue;
         if (!c.count++ || step < c.first) c.first = step;
         if (step > c.last) c.last = step;
     }
@@ -2153,7 +2161,8 @@ static FILE *log_open(const Job *j) {
     FILE *csv = open_regular(path, "a+");
     rewind(csv);  // some systems begin to read at the end
     int begun = fgets(line, sizeof line, csv) != NULL, kept = 1;
-    if (begun && strcmp(line, log_header) != 0) die(STATUS_DATA, "%s is not a log of this program", path);
+    if (begun && strcmp(line, log_header) != 0) die(STATUS_DATA,
+        "%s is not a log of this program, which begins with other names: move it away", path);
     for (long at = ftell(csv); kept && fgets(line, sizeof line, csv); at = ftell(csv)) {
         long row = strtol(line, &end, 10);
         int whole = end != line && *end == ',' && strchr(line, '\n');
@@ -2194,7 +2203,8 @@ static void check_numbers(const Model *m, int step, double loss, double drift) {
     if (m->has_teacher && !isfinite(mean_of(m, TEACHER_LOSS))) die(STATUS_NUMBERS,
         "step %d: the loss of the teacher, --distill %s, is not a finite number", step, opt.distill);
     if (!isfinite(loss))
-        die(STATUS_NUMBERS, "step %d: the loss is not a finite number; nothing is saved of it", step);
+        die(STATUS_NUMBERS, step ? "step %d: the loss is not a finite number; what was saved before stays"
+                                 : "the loss is not a finite number: is the model whole?", step);
     if (m->net.grid && drift > 0) die(STATUS_NUMBERS, "step %d: the streams did not come back to where they "
         "began (off by %.2e of it); the memory or the program is faulty", step, drift);
 }
@@ -2418,8 +2428,8 @@ static void train(Job *j) {
     if (again > 0) printf(", computing blocks again makes it %.3f times that: at most %.3f of the speed of "
         "store", 1 + again / cost, cost / (cost + again));
     printf("\n");
-    if (began > j->total)
-        printf("-x %d: the checkpoint is further than that already, at step %d\n", j->total, began);
+    if (j->from >= 0 && began >= j->total)
+        printf("-x %d: the checkpoint is of step %d, nothing is left to train\n", j->total, began);
     if (began < j->total && opt.warmup >= j->total)
         printf("-u %d: the warm-up takes all %d steps, and never reaches -l\n", opt.warmup, j->total);
     for (;;) {
@@ -2575,6 +2585,7 @@ static const Option *find_option(const Option *table, int count, const char *fla
     for (const Option *o = table; o < table + count; o++)
         if (strcmp(flag, o->flag) == 0) return o;
     if (flag[0] != '-') hint = "a pattern of files needs quotes";
+    else if (strchr(flag, '=')) hint = "a flag and its value are two words";
     if (strcmp(flag, "--profile") == 0) hint = "make -B PROFILE=1 builds a trainer that has it";
     for (const char **o = of_make; *o; o++)
         if (strcmp(flag, *o) == 0) hint = "`make` builds a trainer that has it";
@@ -2654,9 +2665,9 @@ static void choose_ordinary(Config *net) {
     }
     const char *flag = opt.ordinary[0] ? "--ordinary " : "--stem";
     if (wrong || !ordinary_fits(net)) die(STATUS_USAGE,
-        "%s%s: %s of %d layers takes steps from 0 to %d%s, as a list like 0-1,4 or the first n by --stem",
+        "%s%s: %s of %d layers takes steps from 0 to %d%s, as a list like 0,4-5 or the first n by --stem",
         flag, opt.ordinary, mode_names[net->mode], net->L, smaller_of(net->L, MAX_ORDINARY) - 1,
-        net->mode == RETROFIT ? ", with 0" : "");
+        net->mode == RETROFIT ? ", 0 among them" : "");
 }
 
 static void adjust_conversion(Config *net) {
@@ -2851,9 +2862,11 @@ static void claim_directory(Job *j) {
     if (!claimed) warn("-o: its file system has no locks, so nothing keeps a second run out of it");
     Checkpoints c = find_checkpoints(opt.out);
     if (!opt.resume && (c.models || access(out_path("log.csv"), F_OK) == 0))
-        die(STATUS_USAGE, "%s already holds a run: -y 1 resumes it, or choose another -o", opt.out);
+        die(STATUS_USAGE, "%s already holds %s choose another -o", opt.out,
+            c.models && !c.count ? "models:" : "a run: -y 1 resumes it, or");
     if (c.last != j->from) die(STATUS_DATA, "%s was written to by another run just now", opt.out);
     if (c.last < 0 && c.models) die(STATUS_DATA, "%s holds models, but no state to resume from", opt.out);
+    if (c.half > c.last) printf("%s: of step %d there is a model or a state alone\n", opt.out, c.half);
     if (c.last < 0 && opt.resume) printf("%s has no checkpoint: starting anew\n", opt.out);
     unlink(out_path(unfinished));  // what a killed run left
 }

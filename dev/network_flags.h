@@ -7,7 +7,7 @@
     {"--ordinary", STRING, &opt.ordinary, "", 0, 0, "retrofit and bdia: ordinary steps, like 0-1,28-29"},
     {"--stem", INTEGER, &opt.stem, "", 0, MAX_ORDINARY, "the first so many of them"},
     {"--stream", STREAM_NAME, &opt.stream, "", 0, 0, "another than the model's"},
-    {"--grid", INTEGER, &opt.grid, "auto", 1, 30, "fixed streams are multiples of 2^-grid; auto: the model's; a new conversion's: as -j needs, or 14"},
+    {"--grid", INTEGER, &opt.grid, "auto", 1, 30, "fixed streams are multiples of 2^-grid; auto: the model's; a new conversion's: as its text needs, or 14"},
     {"--precision", TYPE_NAME, &opt.precision, DEFAULT_PRECISION, 0, 0, "of what matrix products multiply"},
     {"--chunk", INTEGER, &opt.chunk, "0", 1, 1 << 24,
      "sequences a block is evaluated for at a time; 0: by the shape"},

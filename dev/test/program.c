@@ -1292,6 +1292,7 @@ static const Refusal trainer_refusals[] = {
     {2, "-i", "-e d12"},
     {2, "no such flag", "-i train0.bin --frobnicate"},
     {2, "no such flag", "-i train0.bin -r 1"},
+    {2, "a flag and its value are two words", "-i train0.bin --mode=leapfrog"},
     {2, "--help lists them", "-i train0.bin -pn 2"},
     {2, "--help", "-i train0.bin -h 1"},
     {2, "twice", "-i train0.bin -b 2 -b 4"},
@@ -1348,9 +1349,9 @@ static const Refusal trainer_refusals[] = {
     {2, "--fixed-point needs --mode retrofit", "-i train0.bin --mode bdia --fixed-point 2"},
     {2, "--stem, --ordinary need --mode retrofit or bdia", "-i train0.bin --mode midpoint --stem 1"},
     {2, "--coefficient needs --mode retrofit or bdia", "-i train0.bin " BASE "--coefficient 1"},
-    {2, "--stem: retrofit of 12 layers takes steps from 0 to 11, with 0, as", "-i train0.bin --mode retrofit --stem 0"},
+    {2, "--stem: retrofit of 12 layers takes steps from 0 to 11, 0 among them, as", "-i train0.bin --mode retrofit --stem 0"},
     {2, "--stem: bdia of 6 layers takes steps from 0 to 5, as", "-i train0.bin -e d6 --mode bdia --stem 7"},
-    {2, "from 0 to 11, with 0, as", "-i train0.bin --mode retrofit --ordinary 1-3,11"},
+    {2, "from 0 to 11, 0 among them, as", "-i train0.bin --mode retrofit --ordinary 1-3,11"},
     {2, "from 0 to 5, as", "-i train0.bin -e d6 --mode bdia --ordinary 0-1,6"},
     {2, "from 0 to 5, as", "-i train0.bin -e d6 --mode bdia --ordinary 3-1"},
     {2, "from 0 to 5, as", "-i train0.bin -e d6 --mode bdia --ordinary 0-"},
@@ -1373,6 +1374,7 @@ static const Refusal trainer_refusals[] = {
      "-e bytes0.bin -i thirty.txt -b 1 -t 16 -x 2 --mode bdia --distill bytes_nan.bin"},
     // tokens
     {1, "No such file", "-i nothing.bin"},
+    {1, "no file's name is of this pattern", "-i nothing*.bin"},
     {1, "?name", "-i a\nname.bin"},
     {1, "not a regular file", "-i ."},
     {1, "not a token file", "-i empty.bin"},
@@ -1391,6 +1393,7 @@ static const Refusal trainer_refusals[] = {
     {1, "end of text", "-e d6 --layers 1 -i v300.bin -x 0 -s 1 --tokenizer end.bin"},
     // models and folders
     {1, "No such file", "-i train0.bin -e nothing.bin"},
+    {1, "gpt2-large: No such file; a new network is one of d6", "-i train0.bin -e gpt2-large"},
     {1, "not a regular file", "-i train0.bin -e ./"},
     {1, "not a model file", "-i train0.bin -e empty.bin"},
     {1, "not a model file", "-i train0.bin -e train0.bin"},
@@ -1730,6 +1733,9 @@ static void test_changed_flags(void) {
     check(trainer("%s -o cut -y 1 --chunk 1", long_run) == STATUS_USAGE, "another --chunk on resuming");
     check(trainer("%s -o cut -y 1 --slice 3", long_run) == STATUS_USAGE, "another --slice on resuming");
     check(trainer("%s -o cut -y 1 --group 1", long_run) == STATUS_USAGE, "another --group on resuming");
+    shell("rm %s", cut_model);  // half of a pair is named, and not taken
+    check_ok(trainer("%s -o cut -y 1", long_run));
+    shell("grep -q 'a model or a state alone' stdout");
     shell("rm %s %s", cut_model, cut_state);
     status = trainer("%s -o cut -y 1 --grid 18", long_run);
     check(status == 0 && !same_files(whole_model, cut_model), "another --grid on resuming: %d, %s", status, output);
