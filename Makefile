@@ -73,13 +73,14 @@ NVIDIA ?= $(ROOT).nvidia/nvidia $(site_packages)/nvidia
 has = $(shell $(NVCC) $(NVCCFLAGS) -x cu -E -include $(1) -o /dev/null /dev/null 2>/dev/null && echo yes)
 pip_folder = $(abspath $(patsubst %/include/$(1),%,$(firstword $(wildcard $(NVIDIA:%=%/*/include/$(1))))))
 pip_flags = -I$(1)/include -L$(1)/lib -Xlinker -rpath=$(1)/lib -l:$(notdir $(firstword $(wildcard $(1)/lib/$(2).so*)))
+no = $(if $(call has,cuda_runtime.h),$(error no $(1) in the toolkit or among the packages of $(PYTHON): `make -C $(ROOT) $(2)` brings it))
 has_cublas = $(call has,cublasLt.h)
 pip_cublas = $(call pip_folder,cublasLt.h)
-CUBLAS = $(if $(has_cublas),-lcublasLt,$(if $(pip_cublas),$(call pip_flags,$(pip_cublas),libcublasLt),$(if $(cuda),$(error no cuBLASLt in the toolkit or among $(PYTHON)'s packages: `make cublas` brings it),-lcublasLt)))
+CUBLAS = $(or $(if $(has_cublas),-lcublasLt),$(if $(pip_cublas),$(call pip_flags,$(pip_cublas),libcublasLt)),$(call no,cuBLASLt,cublas)-lcublasLt)
 has_nccl = $(call has,nccl.h)
 pip_nccl = $(call pip_folder,nccl.h)
-NCCL_LIBRARY = $(if $(NCCL),$(if $(has_nccl),-lnccl,$(if $(pip_nccl),$(call pip_flags,$(pip_nccl),libnccl),-lnccl)))
-cuda = $(shell $(NVCC) --version | sed -n 's/.*release \([0-9]*\)\..*/\1/p')
+NCCL_LIBRARY = $(if $(NCCL),$(or $(if $(has_nccl),-lnccl),$(if $(pip_nccl),$(call pip_flags,$(pip_nccl),libnccl)),$(call no,NCCL,nccl)-lnccl))
+cuda = $(shell $(NVCC) --version 2>/dev/null | sed -n 's/.*release \([0-9]*\)\..*/\1/p')
 cublas_package = 'nvidia-cublas$(if $(filter 12,$(cuda)),-cu12)==$(cuda).*'
 nccl_package = nvidia-nccl-cu$(cuda)
 EMULATE_OPTIMIZE ?= -O2
@@ -96,6 +97,8 @@ sample_rev_gpt2: dev/sample/sample.c dev/sample/samples.h dev/network_flags.h de
 
 eval_rev_gpt2: dev/eval/eval.c dev/eval/choices.h dev/network_flags.h dev/output.h train_rev_gpt2.c dev/cpu/bf16.h $(ranks_files)
 	$(compile) $(ALL_CFLAGS) -o $@ $< $(LDFLAGS) -lm
+
+train_rev_gpt2 sample_rev_gpt2 eval_rev_gpt2: $(wildcard .debug)  # `make` makes fast ones again after `make debug`
 
 # Llama's block in place of GPT-2's
 LLAMA = -DREV_GPT2_BLOCK='"dev/llama/block.h"'
@@ -212,7 +215,7 @@ help:
 
 debug:
 	$(MAKE) -B all CFLAGS="-O0 -g" OPENMP=
-	@touch -t 200001010000 train_rev_gpt2 sample_rev_gpt2 eval_rev_gpt2  # so that `make` makes fast ones again
+	@touch .debug
 
 format:
 	git clang-format --style=file:dev/clang-format; [ $$? -le 1 ]  # 1: it changed something
@@ -266,6 +269,6 @@ clean: clean-tests
 	rm -f $(foreach p,train sample eval,$(p)_rev_gpt2 $(p)_rev_gpt2cu $(p)_rev_gpt2_emulated)
 	rm -f $(foreach p,train sample eval,$(p)_rev_llama $(p)_rev_llamacu $(p)_rev_llama_emulated)
 	rm -f $(foreach p,gradients gradients_llama,dev/reference/$(p) dev/reference/$(p)_f64) dev/tutorial/reverse dev/tutorial/reverse_floats
-	rm -rf demo
+	rm -rf demo .debug
 
 .PHONY: all llama test-llama test-llama-emulated demo tutorial help debug format test test-asan test-emulated cublas pip_cublas nccl cxx gradients gradients-llama clean-tests clean

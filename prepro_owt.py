@@ -391,7 +391,8 @@ def open_record(args, source):
             before = record["run"] if record else run
             differ = [key for key in {**run, **before} if before.get(key) != run.get(key)]
             fail(f"{out} holds {others[0]} of another run{' with another ' + ', '.join(differ) if differ else ''}; "
-                 "repeat that command, with files of the same paths, sizes and times, remove its files or choose another --out")
+                 f"repeat that command{' (files count by path, size and time)' if 'source' in differ else ''}, remove its files "
+                 "or choose another --out")
         return new
     for name, count in record["files"]:
         if name not in others or os.path.getsize(os.path.join(out, name)) != 1024 + 2 * count:
@@ -416,7 +417,7 @@ def read_text(paths, as_str):
     for path in paths:
         with trying("read", path, "--text takes readable text files"), open(path, "rb") as f:
             data = f.read()
-        if data[:2] == b"\x1f\x8b" or data[:4] in (b"\x28\xb5\x2f\xfd", b"\xfd7zX", b"PK\x03\x04"):
+        if data.startswith((b"\x1f\x8b", b"BZh", b"\x28\xb5\x2f\xfd", b"\xfd7zX", b"PK\x03\x04")):  # gzip, bzip2, zstd, xz, zip
             fail(f"{path} is compressed; give the text in it")
         try:
             parts.append(data.decode("utf-8") if as_str else data)

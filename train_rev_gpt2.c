@@ -134,7 +134,7 @@ static int halves_of(const Config *net, int k) {
 DEVICE static inline int64_t to_grid(real_t x, real_t scale, int *reach) {
     real_t v = (real_t)(sizeof x == 8 ? rint(x * scale) : rintf((float)(x * scale)));
     int inside = (v > (real_t)-0x1p31) & (v < (real_t)0x1p31);  // no branch, so that loops become vectors
-    *reach |= !inside * INT32_MIN;
+    *reach |= !inside * INT32_MIN;  // clang 14 makes vectors of a product, not of -!inside
     return (int32_t)(inside ? v : 0);
 }
 
@@ -418,7 +418,7 @@ static void undo_step(Model *m, int k, Chunk c) {
 static void step_back(Model *m, int k) {
     Coefficients step = coefficients(&m->net, k);
     double alpha = ldexp(step.alpha, -step.shift), beta = ldexp(step.beta, -step.shift);
-    real_t *dp = m->dprev, *dnext = m->dcur;  // of p_k and p_{k+1}: gradients are a step ahead of states
+    real_t *dp = m->dprev, *dnext = m->dcur;  // of p_k and p_{k+1}
     m->dcur = dp;
     m->dprev = dnext;
     stand_at(m, k);
@@ -1683,12 +1683,12 @@ static void data_open(Data *d, const char *pattern) {
     memset(d, 0, sizeof *d);
     if (glob(pattern, GLOB_NOCHECK, NULL, &d->files) != 0)
         die(STATUS_DATA, "%s: cannot be searched for", pattern);
+    if (strpbrk(pattern, "*?[") && strcmp(d->files.gl_pathv[0], pattern) == 0 && access(pattern, F_OK) != 0 &&
+        errno == ENOENT) die(STATUS_DATA, "%s: no file's name is of this pattern", pattern);
     d->shards = (Shard *)host_alloc(d->files.gl_pathc, sizeof(Shard), "files of tokens");
     for (size_t i = 0; i < d->files.gl_pathc; i++) {
         Shard *s = &d->shards[i];
         s->path = d->files.gl_pathv[i];
-        if (strpbrk(s->path, "*?[") && strcmp(s->path, pattern) == 0 && access(s->path, F_OK) != 0)
-            die(STATUS_DATA, "%s: no file's name is of this pattern", pattern);
         int V = shard_check(s);
         if (i > 0 && d->V != V)
             die(STATUS_DATA, "%s: vocabulary %d, but %s has %d", s->path, V, d->shards[0].path, d->V);
@@ -1791,12 +1791,12 @@ static int vocabulary_suits(int of_tokens, int V) {
 
 static void check_vocabulary(const char *path, int of_tokens, int V) {
     if (!vocabulary_suits(of_tokens, V))
-        die(STATUS_DATA, "%s: its vocabulary has %d tokens%s, the model's %d",
-            path, of_tokens, of_tokens == GPT2_V ? ", as where a header names none" : "", V);
+        die(STATUS_DATA, "%s: its vocabulary has %d tokens, the model's %d", path, of_tokens, V);
 }
 
 static void data_check(const Data *d, const char *pattern, int V, int T) {
-    check_vocabulary(pattern, d->V, V);
+    if (!vocabulary_suits(d->V, V)) die(STATUS_DATA, "%s: its vocabulary has %d tokens (%d if a header names "
+        "none), the model's %d", pattern, d->V, GPT2_V, V);
     if (d->documents && d->documents != T) die(STATUS_DATA, "%s: its documents are cut to sequences of %d "
         "tokens, so -t %d is meant, not %d", pattern, d->documents, d->documents, T);
     if (sequences_of(d, T, 0) == 0)
@@ -2016,7 +2016,7 @@ static Config network_of(const int32_t header[256], const char *path) {
 // Reads the header of a model file, checked; and its parameters, if m is given.
 static Config read_model(const char *path, Model *m) {
     int32_t header[256];
-    if (path == opt.start && access(path, F_OK) != 0)
+    if (path == opt.start && access(path, F_OK) != 0 && errno == ENOENT)
         die(STATUS_DATA, "%s: No such file; a new network is one of " BLOCK_SIZES, path);
     FILE *f = open_input(path, header, MODEL_MAGIC, "model file");
     int version = header[1] % 1000, bf16 = version == 5;
@@ -2162,7 +2162,7 @@ static FILE *log_open(const Job *j) {
     rewind(csv);  // some systems begin to read at the end
     int begun = fgets(line, sizeof line, csv) != NULL, kept = 1;
     if (begun && strcmp(line, log_header) != 0) die(STATUS_DATA,
-        "%s is not a log of this program, which begins with other names: move it away", path);
+        "%s: not a log of this program, by its first line: move it away", path);
     for (long at = ftell(csv); kept && fgets(line, sizeof line, csv); at = ftell(csv)) {
         long row = strtol(line, &end, 10);
         int whole = end != line && *end == ',' && strchr(line, '\n');
@@ -2203,8 +2203,7 @@ static void check_numbers(const Model *m, int step, double loss, double drift) {
     if (m->has_teacher && !isfinite(mean_of(m, TEACHER_LOSS))) die(STATUS_NUMBERS,
         "step %d: the loss of the teacher, --distill %s, is not a finite number", step, opt.distill);
     if (!isfinite(loss))
-        die(STATUS_NUMBERS, step ? "step %d: the loss is not a finite number; what was saved before stays"
-                                 : "the loss is not a finite number: is the model whole?", step);
+        die(STATUS_NUMBERS, "step %d: the loss is not a finite number", step);
     if (m->net.grid && drift > 0) die(STATUS_NUMBERS, "step %d: the streams did not come back to where they "
         "began (off by %.2e of it); the memory or the program is faulty", step, drift);
 }
@@ -2386,9 +2385,9 @@ static void train_step(Job *j) {
 
 static void on_interrupt(int signal_number) {
     static const char notice[] = "\nfinishing this batch; once more ends at once\n";
-    (void)signal_number;
     signalled = 1;
-    signal(SIGINT, SIG_DFL);  // a second one ends at once; a terminal that closes may say so twice
+    if (signal_number == SIGHUP) return;  // a terminal that closes may say so twice, and nobody reads
+    signal(SIGINT, SIG_DFL);  // a second one of either kind ends at once
     signal(SIGTERM, SIG_DFL);
     (void)!write(1, notice, sizeof notice - 1);
 }
@@ -2665,7 +2664,7 @@ static void choose_ordinary(Config *net) {
     }
     const char *flag = opt.ordinary[0] ? "--ordinary " : "--stem";
     if (wrong || !ordinary_fits(net)) die(STATUS_USAGE,
-        "%s%s: %s of %d layers takes steps from 0 to %d%s, as a list like 0,4-5 or the first n by --stem",
+        "%s%s: %s of %d layers takes steps from 0 to %d%s, as a list like 0,2-3 or the first n by --stem",
         flag, opt.ordinary, mode_names[net->mode], net->L, smaller_of(net->L, MAX_ORDINARY) - 1,
         net->mode == RETROFIT ? ", 0 among them" : "");
 }
@@ -2861,12 +2860,14 @@ static void claim_directory(Job *j) {
     if (!claimed && errno == EWOULDBLOCK) die(STATUS_DATA, "%s is in use by another run", opt.out);
     if (!claimed) warn("-o: its file system has no locks, so nothing keeps a second run out of it");
     Checkpoints c = find_checkpoints(opt.out);
+    if (!opt.resume && c.models && !c.count)
+        die(STATUS_USAGE, "%s already holds models: choose another -o", opt.out);
     if (!opt.resume && (c.models || access(out_path("log.csv"), F_OK) == 0))
-        die(STATUS_USAGE, "%s already holds %s choose another -o", opt.out,
-            c.models && !c.count ? "models:" : "a run: -y 1 resumes it, or");
+        die(STATUS_USAGE, "%s already holds a run: -y 1 resumes it, or choose another -o", opt.out);
     if (c.last != j->from) die(STATUS_DATA, "%s was written to by another run just now", opt.out);
     if (c.last < 0 && c.models) die(STATUS_DATA, "%s holds models, but no state to resume from", opt.out);
-    if (c.half > c.last) printf("%s: of step %d there is a model or a state alone\n", opt.out, c.half);
+    if (opt.resume && c.half > c.last)
+        printf("%s: not resumed from step %d, whose model or state is alone\n", opt.out, c.half);
     if (c.last < 0 && opt.resume) printf("%s has no checkpoint: starting anew\n", opt.out);
     unlink(out_path(unfinished));  // what a killed run left
 }
@@ -3096,9 +3097,9 @@ size_t device_memory_bytes(void) {
 }
 
 // ---- streams
-// A loop over elements is cut at multiples of PIECE. If threads began anywhere, the compiler's vectors and
-// what is left over would be other elements for another number of threads, and it may contract multiply and
-// add in one but not in the other.
+// A loop over elements is cut at multiples of PIECE, itself one of 32. If threads began anywhere, the
+// compiler's vectors and what is left over would be other elements for another number of threads, and it may
+// contract multiply and add in one but not in the other.
 static int reached;
 int stream_take_reach(void) {
     int reach = reached;
@@ -3220,11 +3221,11 @@ void stream_step(stream_t *to, const stream_t *from, const stream_t *cur, const 
     for (size_t i = 0; i < count; i += PIECE) {
         const size_t n = smaller_size(PIECE, count - i);
         const stream_t *s = from + i, *p = cur + i;
-        const act_t *g = f + i, *g2 = f2 ? f2 + i : NULL;
-        if (!grid) step_float(to + i, s, p, g, g2, n, step, direction);
-        else if (r) reach |= step_remainders(to + i, s, p, g, g2, r + i, n, step, direction);
-        else if (step.shift == 0) reach |= step_unit(to + i, s, p, g, g2, n, step, direction);
-        else reach |= step_bits(to + i, s, p, g, g2, low ? low + i/32*step.shift : NULL, n, step, direction);
+        const act_t *a = f + i, *b = f2 ? f2 + i : NULL;
+        if (!grid) step_float(to + i, s, p, a, b, n, step, direction);
+        else if (r) reach |= step_remainders(to + i, s, p, a, b, r + i, n, step, direction);
+        else if (step.shift == 0) reach |= step_unit(to + i, s, p, a, b, n, step, direction);
+        else reach |= step_bits(to + i, s, p, a, b, low ? low + i/32*step.shift : NULL, n, step, direction);
     }
     reached |= reach;
 }
@@ -3415,8 +3416,8 @@ static inline vector_t multiply_add(vector_t sum, real_t a, vector_t b, int pair
     return sum + a * b;
 }
 
-// Makes tile (mr, NR) = panel a (K, MR) times panel b (K, NR). Sums lie in registers, since every loop over
-// them has a constant end, before this is inlined too, and mr is a constant where it is.
+// Makes the first mr rows of tile (MR, NR) = panel a (K, MR) times panel b (K, NR); the others become 0.
+// Loops over sums end at a constant: compilers unroll them before they know mr, and sums lie in registers.
 INLINE void multiply_panels(vector_t *tile, int mr, int K, const real_t *a, const real_t *b, int two) {
     vector_t sum[MR * NV] = {{0}};
     for (int k = 0; k < K; k++, a += MR, b += NR) {

@@ -3,10 +3,10 @@
 
 #ifndef REV_GPT2_OUTPUT
 #define REV_GPT2_OUTPUT
-// A signal ends the program where it next looks, and a second one at once.
+// A signal ends the program where it next looks, and a second one at once, unless a terminal closes.
 static void end_soon(int signal_number) {
-    (void)signal_number;
     signalled = 1;
+    if (signal_number == SIGHUP) return;
     signal(SIGINT, SIG_DFL);
     signal(SIGTERM, SIG_DFL);
 }

@@ -605,11 +605,12 @@ static void on_signal_in_meeting(int signal_number) {
     meeting_ends = 1;
 }
 static void heed_signals(int meeting) {
-    static const int numbers[] = {SIGINT, SIGTERM, SIGUSR1};
-    static void (*before[3])(int);
-    for (int i = 0; i < 3; i++)
+    static const int numbers[] = {SIGINT, SIGTERM, SIGUSR1, SIGHUP};
+    static void (*before[4])(int);
+    for (int i = 0; i < 4; i++)
         if (meeting) before[i] = signal(numbers[i], on_signal_in_meeting);
         else signal(numbers[i], before[i]);
+    if (before[3] == SIG_IGN) signal(SIGHUP, SIG_IGN);  // nohup
 }
 
 static void join_by_file(void) {

@@ -316,8 +316,8 @@ static void test_checkpoints(void) {
           "state_00000007.bin state_00000009.bin model_00000007.xyz model_00000009.bak model_0000000.bin "
           "model_00000005.bin.tmp");
     Checkpoints c = find_checkpoints("names");
-    check(c.count == 1 && c.first == 3 && c.last == 3 && c.models == 2, "%d pairs from %d to %d, %d models",
-          c.count, c.first, c.last, c.models);
+    check(c.count == 1 && c.first == 3 && c.last == 3 && c.models == 2 && c.half == 9,
+          "%d pairs from %d to %d, %d models, half a pair %d", c.count, c.first, c.last, c.models, c.half);
 }
 
 #ifndef TWIN
@@ -1013,12 +1013,13 @@ static void test_owed(void) {
 static void test_closing(void) {
     static const char flags[] = "-i train0.bin -j val.bin " TINY;
     check_ok(trainer("%s -o open", flags));
+    void (*before)(int) = signal(SIGHUP, SIG_DFL);
     setenv("CLOSE_AT_READ", "3", 1);
     int status = trainer("%s -o closed", flags);
     check(status == STATUS_INTERRUPTED && one_line("interrupted after step"), "closed: %d, %s", status, output);
     signal(SIGHUP, SIG_IGN);
     check_ok(trainer("%s -o nohup", flags));
-    signal(SIGHUP, SIG_DFL);
+    signal(SIGHUP, before);
     unsetenv("CLOSE_AT_READ");
     check_ok(trainer("%s -o closed -y 1", flags));
     check(same_logs("open/log.csv", "closed/log.csv") && same_logs("open/log.csv", "nohup/log.csv"),
@@ -1735,7 +1736,7 @@ static void test_changed_flags(void) {
     check(trainer("%s -o cut -y 1 --group 1", long_run) == STATUS_USAGE, "another --group on resuming");
     shell("rm %s", cut_model);  // half of a pair is named, and not taken
     check_ok(trainer("%s -o cut -y 1", long_run));
-    shell("grep -q 'a model or a state alone' stdout");
+    shell("grep -q 'whose model or state is alone' stdout");
     shell("rm %s %s", cut_model, cut_state);
     status = trainer("%s -o cut -y 1 --grid 18", long_run);
     check(status == 0 && !same_files(whole_model, cut_model), "another --grid on resuming: %d, %s", status, output);

@@ -4,9 +4,11 @@
 
 Needs Python and tqdm; what needs another package (tokenizers, sentencepiece, numpy, datasets, tiktoken) or tiktoken's gpt2 vocabulary is skipped where it cannot be had.
 """
+import bz2
 import fcntl
 import gzip
 import json
+import lzma
 import os
 import pty
 import random
@@ -792,7 +794,8 @@ def test_other_text(tmp):
     for what, other in ("source", [b]), ("source", [a, b]), ("val", [a, "--val", "first:2"]):
         bad(1, [f"{out} holds {TRAIN} of another run with another {what};", "--out"], *args, *other)
     bad(1, ["another tokenizer;"], *args, a, "--tokenizer", "gpt2")
-    bad(1, [a + ".gz is compressed"], *args, write(a + ".gz", gzip.compress(b"text")), "--out", os.path.join(tmp, "packed"))
+    for packed in gzip.compress(b"text"), bz2.compress(b"text"), lzma.compress(b"text"):
+        bad(1, [a + ".gz is compressed"], *args, write(a + ".gz", packed), "--out", os.path.join(tmp, "packed"))
     check_equal(good(*args, a), f"{out} is finished already\n" + printed, "stdout of a second run")
     check_files(made(out), files, "after what was refused")
     write(os.path.join(out, VAL), b"short")
