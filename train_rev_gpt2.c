@@ -1790,13 +1790,12 @@ static int vocabulary_suits(int of_tokens, int V) {
 }
 
 static void check_vocabulary(const char *path, int of_tokens, int V) {
-    if (!vocabulary_suits(of_tokens, V))
-        die(STATUS_DATA, "%s: its vocabulary has %d tokens, the model's %d", path, of_tokens, V);
+    if (!vocabulary_suits(of_tokens, V)) die(STATUS_DATA, "%s: its vocabulary has %d tokens (%d if its "
+        "header names none), the model's %d", path, of_tokens, GPT2_V, V);
 }
 
 static void data_check(const Data *d, const char *pattern, int V, int T) {
-    if (!vocabulary_suits(d->V, V)) die(STATUS_DATA, "%s: its vocabulary has %d tokens (%d if a header names "
-        "none), the model's %d", pattern, d->V, GPT2_V, V);
+    check_vocabulary(pattern, d->V, V);
     if (d->documents && d->documents != T) die(STATUS_DATA, "%s: its documents are cut to sequences of %d "
         "tokens, so -t %d is meant, not %d", pattern, d->documents, d->documents, T);
     if (sequences_of(d, T, 0) == 0)

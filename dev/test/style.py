@@ -12,9 +12,9 @@ import collections, re, statistics, sys
 
 # A limit that is no goal is what the part has now, with the goal behind it: who raises one says why in the commit.
 PARTS = {"I": ("reversal", 700), "II": ("memory", 375),  # 180
-         "III": ("conversions", 228), "IV": ("training", 1158),  # 800
+         "III": ("conversions", 228), "IV": ("training", 1157),  # 800
          "V": ("the command line", 536), "VI": ("layers for the CPU", 1031)}  # 420, 960
-LINES = 4024  # 3400
+LINES = 4023  # 3400
 WIDTH, STORY, FUNCTION, PARAMETERS, KNOW = 110, 45, 80, 7, 16
 TERNARIES_I, TERNARIES = 3, 5  # `?:` in 100 lines
 COMMENTS = 1 / 3               # lines that carry one, to a line of code
