@@ -1790,8 +1790,8 @@ static int vocabulary_suits(int of_tokens, int V) {
 }
 
 static void check_vocabulary(const char *path, int of_tokens, int V) {
-    if (!vocabulary_suits(of_tokens, V)) die(STATUS_DATA, "%s: its vocabulary has %d tokens (%d if its "
-        "header names none), the model's %d", path, of_tokens, GPT2_V, V);
+    if (!vocabulary_suits(of_tokens, V))
+        die(STATUS_DATA, "%s: its vocabulary has %d tokens, the model's %d", path, of_tokens, V);
 }
 
 static void data_check(const Data *d, const char *pattern, int V, int T) {
